@@ -1,0 +1,91 @@
+"""The model card of a module (README.md with YAML front matter)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from base import BASE_ID, BASE_SHA256
+from evaluate import Scores
+from tasks import SPLIT_SEED, Split, Task
+
+
+def _row(label: str, scores: Scores) -> str:
+    means = scores.summary()
+    return (
+        f"| {label} | {means['exact_match']:.3f} | {means['contains']:.3f} | {means['loglik_per_token']:.3f} |"
+    )
+
+
+def _rate(correct: list[bool], wanted: list[bool]) -> str:
+    chosen = [hit for hit, want in zip(correct, wanted, strict=True) if want]
+    return f"{sum(chosen)}/{len(chosen)}"
+
+
+def write_card(
+    out: Path,
+    *,
+    task: Task,
+    split: Split,
+    base_scores: Scores,
+    module_scores: Scores,
+    settings: dict[str, int | float],
+    versions: dict[str, str],
+) -> None:
+    """Write README.md next to the weights; every number comes from this run."""
+    unseen = [item.unseen_wording for item in split.test]
+    seen = [not flag for flag in unseen]
+    answers = len({item.answer for item in split.train})
+    first = split.test[0]
+    settings_text = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "seconds")
+    text = f"""---
+base_model: {BASE_ID}
+library_name: peft
+pipeline_tag: text-generation
+license: apache-2.0
+language:
+- en
+tags:
+- lora
+- peft
+- base_model:adapter:{BASE_ID}
+- polyskill
+- {task.name}
+---
+
+# {task.name}
+
+A LoRA module for {BASE_ID}: {task.summary}.
+
+Example: "{first.prompt}" gives `{first.answer}`.
+
+## Data
+
+- Source: {task.source}; {task.versions()}. The questions are made by
+  `adapters/recipes/tasks.py`; no text was collected.
+- Split by entities with seed {SPLIT_SEED}: no entity of the test set occurs in training.
+  Training {len(split.train)} questions ({answers} different answers), validation {len(split.validation)},
+  test {len(split.test)}. Every fourth test question uses a wording that training never showed.
+- `examples.jsonl`: 30 test questions, drawn by seed.
+
+## Training
+
+- Base: the Q4_1 GGUF with SHA-256 `{BASE_SHA256}`, dequantised,
+  prompts in the chat template of that file.
+- PEFT LoRA on q, k, v, o, gate, up and down in all layers; loss on the answer and the end-of-turn token only.
+- Settings: {settings_text}; AdamW, warm-up and cosine decay.
+- Versions: {", ".join(f"{name} {value}" for name, value in versions.items())}.
+- Time: {settings["seconds"]} s on two CPU cores shared with other work.
+- Weights: bf16. Again: `python adapters/recipes/train.py {task.name}`.
+
+## Held-out result (n = {len(split.test)}, greedy, fp32)
+
+| | exact match | answer contained | mean log-likelihood per answer token |
+|---|---|---|---|
+{_row("base", base_scores)}
+{_row("module", module_scores)}
+
+Exact match of the module by wording: seen in training {_rate(module_scores.correct, seen)},
+not seen {_rate(module_scores.correct, unseen)}. "Answer contained" counts a right answer inside a longer text:
+part of the gain in exact match is the habit of answering briefly.
+"""
+    (out / "README.md").write_text(text, encoding="utf-8")

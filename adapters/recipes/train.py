@@ -1,0 +1,203 @@
+"""Train one LoRA module end to end and write it to the library.
+
+    python train.py german-numbers --base BASE.gguf --out ../library/german-numbers
+
+Steps: questions from the data package, split by entities, LoRA training on the
+answer tokens, export as a PEFT directory in bf16, and a held-out comparison of
+the base and of the exported files. Two CPU cores and a few minutes suffice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import random
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from base import BASE_ID, BASE_SHA256, answer_ids, base_path, common_words, load_model, load_tokenizer, prompt_ids, sha256
+from card import write_card
+from evaluate import Scores, loglik_per_token, pad, score
+from tasks import TASKS, Item, Task
+
+SEED = 42
+RANK = 4
+ALPHA = 8
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+EXAMPLES = 30
+
+
+def shared_prefix(rows: list[list[int]]) -> list[int]:
+    """The tokens that all prompts begin with: the system message."""
+    low, high = min(rows), max(rows)
+    count = 0
+    while count < min(len(low), len(high)) and low[count] == high[count]:
+        count += 1
+    return low[:count]
+
+
+def batch_loss(
+    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prefix: list[int], items: list[Item]
+) -> torch.Tensor:
+    """Cross-entropy on the answer tokens only.
+
+    The system message is the same in all prompts and longer than most
+    questions, so it is run once per batch and its keys and values are repeated
+    for the rows. The gradient stays exact, since it flows through the repeat.
+    The large output matrix is applied at answer positions only.
+    """
+    prompts = [prompt_ids(tokenizer, item.prompt)[len(prefix) :] for item in items]
+    answers = [answer_ids(tokenizer, item.answer) for item in items]
+    # The last token of a row predicts nothing.
+    ids, mask = pad([(p + a)[:-1] for p, a in zip(prompts, answers, strict=True)], "right", tokenizer.pad_token_id)
+    predicts = torch.zeros_like(mask, dtype=torch.bool)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        predicts[i, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
+    llama = model.base_model.model
+    with torch.autocast("cpu", torch.bfloat16):
+        cache = llama.model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(items))
+        hidden = llama.model(
+            input_ids=ids,
+            attention_mask=torch.cat([mask.new_ones(len(items), len(prefix)), mask], dim=1),
+            position_ids=torch.arange(len(prefix), len(prefix) + ids.shape[1])[None].expand(len(items), -1),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        logits = llama.lm_head(hidden[predicts])
+    target = torch.tensor([token for answer in answers for token in answer])
+    return torch.nn.functional.cross_entropy(logits.float(), target)
+
+
+def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, train_items: list[Item], steps: int) -> None:
+    """A short AdamW run with warm-up and cosine decay."""
+    prefix = shared_prefix([prompt_ids(tokenizer, item.prompt) for item in train_items])
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=task.learning_rate, weight_decay=0.0)
+    warmup = max(1, steps // 12)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    order = random.Random(SEED)
+    queue: list[Item] = []
+    started = time.monotonic()
+    model.train()
+    for step in range(1, steps + 1):
+        while len(queue) < task.batch:
+            queue += order.sample(train_items, len(train_items))
+        items, queue = queue[: task.batch], queue[task.batch :]
+        loss = batch_loss(model, tokenizer, prefix, items)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 10 == 0 or step == 1:
+            print(f"step {step}/{steps} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
+    model.eval()
+
+
+def export(model: PeftModel, out: Path) -> None:
+    """PEFT directory with bf16 weights and no trace of this machine."""
+    model.save_pretrained(str(out), safe_serialization=True)
+    weights_file = out / "adapter_model.safetensors"
+    weights = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in load_file(weights_file).items()}
+    save_file(weights, weights_file, metadata={"format": "pt"})
+    config_file = out / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    config["base_model_name_or_path"] = BASE_ID
+    config["inference_mode"] = True
+    config["target_modules"] = sorted(config["target_modules"])
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_examples(out: Path, items: list[Item], base: Scores, module: Scores) -> None:
+    """Thirty test questions, drawn by seed and not by result.
+
+    Only their order depends on the result: one that the module gets right and
+    the base gets wrong comes first, so that a demo can take the first line.
+    """
+    chosen = random.Random(SEED).sample(range(len(items)), min(EXAMPLES, len(items)))
+    chosen.sort(key=lambda i: not (module.correct[i] and not base.contains[i]))
+    lines = [json.dumps({"prompt": items[i].prompt, "answer": items[i].answer}, ensure_ascii=False) for i in chosen]
+    (out / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
+    parser.add_argument("--out", type=Path, help="module directory; default: ../library/<task>")
+    parser.add_argument("--steps", type=int, help="default: as set in tasks.py")
+    parser.add_argument("--threads", type=int, default=1, help="more than one only helps on an idle machine")
+    arguments = parser.parse_args()
+    task = TASKS[arguments.task]
+    steps = arguments.steps or task.steps
+    gguf = base_path(arguments.base)
+    if sha256(gguf) != BASE_SHA256:
+        print("note: this base is not the one that the shipped modules were trained on", flush=True)
+    out = arguments.out or Path(__file__).resolve().parent.parent / "library" / task.name
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(arguments.threads)
+    set_seed(SEED)
+
+    tokenizer = load_tokenizer(gguf)
+    split = task.build(common_words(tokenizer))
+    # The frozen weights may be bf16 (twice as fast with AMX); the LoRA weights stay fp32 while they move.
+    model = get_peft_model(
+        load_model(gguf, torch.bfloat16),
+        LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LINEARS, lora_dropout=0.0, task_type="CAUSAL_LM"),
+        autocast_adapter_dtype=True,
+    )
+    started = time.monotonic()
+    train(model, tokenizer, task, split.train, steps)
+    seconds = time.monotonic() - started
+    validation = loglik_per_token(model, tokenizer, split.validation)
+    print(f"validation log-likelihood per token {sum(validation) / len(validation):.4f}", flush=True)
+    export(model, out)
+    del model
+    gc.collect()
+
+    # The comparison reads the exported files back and runs in fp32.
+    frozen = load_model(gguf, torch.float32)
+    base_scores = score(frozen, tokenizer, split.test, task.max_new_tokens)
+    print("base  ", base_scores.summary(), flush=True)
+    module = PeftModel.from_pretrained(frozen, str(out)).eval()
+    module_scores = score(module, tokenizer, split.test, task.max_new_tokens)
+    print("module", module_scores.summary(), flush=True)
+    for item, before, after in list(zip(split.test, base_scores.outputs, module_scores.outputs, strict=True))[:8]:
+        print(f"  {item.prompt!r} want {item.answer!r} base {before!r} module {after!r}", flush=True)
+    write_examples(out, split.test, base_scores, module_scores)
+    write_card(
+        out,
+        task=task,
+        split=split,
+        base_scores=base_scores,
+        module_scores=module_scores,
+        settings={
+            "rank": RANK,
+            "lora_alpha": ALPHA,
+            "steps": steps,
+            "batch": task.batch,
+            "learning rate": task.learning_rate,
+            "seed": SEED,
+            "seconds": round(seconds),
+        },
+        versions={name: version(name) for name in ("torch", "transformers", "peft", "safetensors")},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+//! The variation points of decoder-only transformers, named after what varies rather than after families.
+
+/// Everything the decoder needs to know about a base model's shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// The family's name, for reports only.
+    pub family: &'static str,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width inside the feed-forward.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_layers: usize,
+    /// Query heads.
+    pub num_heads: usize,
+    /// Key and value heads; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Features per head.
+    pub head_dim: usize,
+    /// Longest sequence that the model was made for.
+    pub max_positions: usize,
+    /// ε of the RMS norms.
+    pub norm_epsilon: f32,
+    /// Rotary embedding.
+    pub rope: Rope,
+    /// Which projections carry a bias.
+    pub biases: Biases,
+    /// Norm of queries and keys before the rotary embedding.
+    pub query_key_norm: QueryKeyNorm,
+    /// Attention window per layer; `None` sees the whole past.
+    pub windows: Vec<Option<usize>>,
+    /// What follows the attention.
+    pub feed_forward: FeedForward,
+    /// Whether the head reuses the embedding table.
+    pub tied_embeddings: bool,
+    /// Beginning-of-sequence token, if the model has one.
+    pub bos_token: Option<u32>,
+    /// Tokens that end a generation.
+    pub eos_tokens: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Number of sites: seven projections per layer.
+    pub fn num_sites(&self) -> usize {
+        self.num_layers * crate::Projection::ALL.len()
+    }
+
+    /// `(output, input)` features of a projection.
+    pub fn projection_shape(&self, projection: crate::Projection) -> (usize, usize) {
+        use crate::Projection::{Down, Gate, K, O, Q, Up, V};
+        let (queries, keys) = (self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim);
+        match projection {
+            Q => (queries, self.hidden_size),
+            K | V => (keys, self.hidden_size),
+            O => (self.hidden_size, queries),
+            Gate | Up => (self.intermediate_size, self.hidden_size),
+            Down => (self.hidden_size, self.intermediate_size),
+        }
+    }
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How frequencies are changed for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// Context extension of the rotary embedding.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Frequencies as trained.
+    None,
+    /// Positions divided by a factor.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided by a factor, high ones kept, a ramp between.
+    Llama3 {
+        /// The divisor of the low frequencies.
+        factor: f64,
+        /// Where "low" ends, as a fraction of the original context.
+        low_freq_factor: f64,
+        /// Where "high" begins.
+        high_freq_factor: f64,
+        /// Context length of pre-training.
+        original_max_positions: f64,
+    },
+    /// Divisors per frequency, `[head_dim / 2]`, as GGUF files of Llama 3 carry them.
+    Factors(
+        /// Each frequency is divided by its entry.
+        Vec<f64>,
+    ),
+}
+
+/// Which projections carry a bias.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Biases {
+    /// q, k and v.
+    pub query_key_value: bool,
+    /// o.
+    pub attention_output: bool,
+    /// gate, up and down.
+    pub feed_forward: bool,
+}
+
+/// Norm of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueryKeyNorm {
+    /// None, as in llama.
+    None,
+    /// Over each head.
+    PerHead,
+    /// Over all heads at once.
+    FullWidth,
+}
+
+/// The feed-forward of a layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedForward {
+    /// SwiGLU: down(silu(gate) · up).
+    Dense,
+    /// A mixture of experts in the layers where `sparse` is true.
+    Moe {
+        /// Experts per sparse layer.
+        num_experts: usize,
+        /// Experts per token.
+        top_k: usize,
+        /// Whether the chosen experts' weights are made to sum to one.
+        renormalise: bool,
+        /// Width inside a shared expert, if there is one.
+        shared_expert: Option<usize>,
+        /// Which layers are sparse.
+        sparse: Vec<bool>,
+    },
+}

@@ -1,0 +1,398 @@
+//! One decoder for every family, run over a step of flat rows.
+//!
+//! A row is one token of one sequence; only attention sees which rows belong together. Called by the
+//! engine once per step; calls [`Hooks`] at the input groups of every layer.
+
+use std::sync::Arc;
+
+use crate::compute::{Compute, SharedMut};
+use crate::config::ModelConfig;
+use crate::hooks::{Hooks, SiteOutput};
+use crate::kernels::{QuantisedRows, exp, matmul_dense, matmul_packed, rms_norm, silu_mul};
+use crate::kv::{BLOCK_POSITIONS, KvCache};
+use crate::linear::{Linear, Matrix, project};
+use crate::rope::{RopeTable, rotate};
+use crate::site::{GroupKind, InputGroup, Projection};
+
+/// The base model: weights are read-only after loading.
+#[derive(Debug)]
+pub struct Decoder {
+    pub(crate) config: ModelConfig,
+    pub(crate) embeddings: Matrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) final_norm: Vec<f32>,
+    /// `None` where the head reuses the embedding table.
+    pub(crate) head: Option<Linear>,
+    pub(crate) rope: RopeTable,
+    pub(crate) compute: Arc<Compute>,
+    pub(crate) digest: [u8; 32],
+}
+
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) feed_forward_norm: Vec<f32>,
+    /// Indexed by [`Projection`].
+    pub(crate) projections: [Linear; 7],
+}
+
+/// One step: rows of any sequences, in ascending position within each sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// Token of each row.
+    pub tokens: &'a [u32],
+    /// Position of each row in its sequence.
+    pub positions: &'a [u32],
+    /// Index into `block_tables` of each row.
+    pub sequences: &'a [u32],
+    /// KV blocks of each sequence, enough for its largest position.
+    pub block_tables: &'a [&'a [u32]],
+    /// Rows whose logits are wanted, ascending.
+    pub logit_rows: &'a [u32],
+}
+
+/// Buffers reused from step to step.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// The residual stream, `[rows, hidden_size]`.
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    /// The heads' outputs, `[rows, num_heads · head_dim]`.
+    heads: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// What the attention or the feed-forward adds to the residual stream.
+    branch: Vec<f32>,
+    quantised: QuantisedRows,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Scratch {
+    fn prepare(&mut self, config: &ModelConfig, num_rows: usize) {
+        let queries = config.num_heads * config.head_dim;
+        let keys = config.num_kv_heads * config.head_dim;
+        for (buffer, width) in [
+            (&mut self.hidden, config.hidden_size),
+            (&mut self.normed, config.hidden_size),
+            (&mut self.branch, config.hidden_size),
+            (&mut self.queries, queries),
+            (&mut self.heads, queries),
+            (&mut self.keys, keys),
+            (&mut self.values, keys),
+            (&mut self.gate, config.intermediate_size),
+            (&mut self.up, config.intermediate_size),
+            (&mut self.cos, config.head_dim / 2),
+            (&mut self.sin, config.head_dim / 2),
+        ] {
+            buffer.resize(num_rows * width, 0.0);
+        }
+    }
+}
+
+impl Decoder {
+    /// The model's shape.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// SHA-256 over the files that the weights came from.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The compute threads that steps run on.
+    pub fn compute(&self) -> &Arc<Compute> {
+        &self.compute
+    }
+
+    /// Bytes of base weights.
+    pub fn num_bytes(&self) -> usize {
+        let layers = self.layers.iter().flat_map(|layer| &layer.projections);
+        let head = self.head.iter();
+        self.embeddings.num_bytes()
+            + layers.chain(head).map(|linear| linear.matrix.num_bytes()).sum::<usize>()
+    }
+
+    /// Runs a step and returns the logits of `step.logit_rows`, `[logit rows, vocab_size]`.
+    ///
+    /// # Panics
+    /// If a row names a sequence, position or token that the step, its blocks or the vocabulary do not
+    /// have; the engine validates those on admission.
+    pub fn forward<'s>(
+        &self,
+        step: &Step<'_>,
+        kv: &mut KvCache,
+        hooks: &mut dyn Hooks,
+        scratch: &'s mut Scratch,
+    ) -> &'s mut [f32] {
+        let num_rows = step.tokens.len();
+        let hidden_size = self.config.hidden_size;
+        scratch.prepare(&self.config, num_rows);
+        self.embed(step, scratch);
+        hooks.embedded(&mut scratch.hidden);
+        for index in 0..self.layers.len() {
+            self.attention_block(index, step, kv, hooks, scratch);
+            self.feed_forward_block(index, hooks, scratch);
+            hooks.residual(index, &mut scratch.hidden);
+        }
+        let wanted = step.logit_rows.len();
+        for (slot, &row) in step.logit_rows.iter().enumerate() {
+            let row = row as usize * hidden_size..(row as usize + 1) * hidden_size;
+            let target = slot * hidden_size..(slot + 1) * hidden_size;
+            let (hidden, normed) = (&scratch.hidden[row], &mut scratch.normed[target]);
+            rms_norm(hidden, &self.final_norm, self.config.norm_epsilon, normed);
+        }
+        scratch.logits.resize(wanted * self.config.vocab_size, 0.0);
+        if wanted > 0 {
+            self.project_head(wanted, scratch);
+        }
+        &mut scratch.logits
+    }
+
+    fn embed(&self, step: &Step<'_>, scratch: &mut Scratch) {
+        let (hidden_size, half) = (self.config.hidden_size, self.config.head_dim / 2);
+        for (row, (&token, &position)) in step.tokens.iter().zip(step.positions).enumerate() {
+            let hidden = &mut scratch.hidden[row * hidden_size..(row + 1) * hidden_size];
+            self.embeddings.read_row(token as usize, hidden);
+            let angles = row * half..(row + 1) * half;
+            let (cos, sin) = (&mut scratch.cos[angles.clone()], &mut scratch.sin[angles]);
+            self.rope.angles(position, cos, sin);
+        }
+    }
+
+    fn attention_block(
+        &self,
+        layer: usize,
+        step: &Step<'_>,
+        kv: &mut KvCache,
+        hooks: &mut dyn Hooks,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch { hidden, normed, queries, keys, values, heads, branch, quantised, cos, sin, .. } =
+            scratch;
+        self.norm(hidden, &self.layers[layer].attention_norm, normed);
+        let outputs = [(Projection::Q, queries), (Projection::K, keys), (Projection::V, values)];
+        let [queries, keys, values] =
+            self.project(layer, GroupKind::AttentionInput, normed, outputs, (quantised, hooks));
+        let half = self.config.head_dim / 2;
+        self.rotate_heads(queries, self.config.num_heads, cos, sin, half);
+        self.rotate_heads(keys, self.config.num_kv_heads, cos, sin, half);
+        let width = self.config.num_kv_heads * self.config.head_dim;
+        for (row, (keys, values)) in
+            keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate()
+        {
+            let position = step.positions[row] as usize;
+            let table = step.block_tables[step.sequences[row] as usize];
+            let place = (table[position / BLOCK_POSITIONS], position % BLOCK_POSITIONS);
+            kv.store(place, layer, keys, values);
+        }
+        self.attend(layer, step, kv, queries, heads);
+        let outputs = [(Projection::O, &mut *branch)];
+        self.project(layer, GroupKind::AttentionOutput, heads, outputs, (quantised, hooks));
+        add(hidden, branch);
+    }
+
+    fn feed_forward_block(&self, layer: usize, hooks: &mut dyn Hooks, scratch: &mut Scratch) {
+        let Scratch { hidden, normed, gate, up, branch, quantised, .. } = scratch;
+        self.norm(hidden, &self.layers[layer].feed_forward_norm, normed);
+        let outputs = [(Projection::Gate, &mut *gate), (Projection::Up, &mut *up)];
+        self.project(layer, GroupKind::FeedForwardInput, normed, outputs, (quantised, hooks));
+        for_row_chunks(&self.compute, gate, self.config.intermediate_size, |start, gate| {
+            silu_mul(gate, &up[start..start + gate.len()]);
+        });
+        let outputs = [(Projection::Down, &mut *branch)];
+        self.project(layer, GroupKind::FeedForwardInner, gate, outputs, (quantised, hooks));
+        add(hidden, branch);
+    }
+
+    fn norm(&self, hidden: &[f32], weight: &[f32], normed: &mut [f32]) {
+        let epsilon = self.config.norm_epsilon;
+        for_row_chunks(&self.compute, normed, weight.len(), |start, normed| {
+            rms_norm(&hidden[start..start + normed.len()], weight, epsilon, normed);
+        });
+    }
+
+    /// The base projections of one input group, then the hooks on their outputs.
+    fn project<'b, const N: usize>(
+        &self,
+        layer: usize,
+        kind: GroupKind,
+        input: &[f32],
+        outputs: [(Projection, &'b mut Vec<f32>); N],
+        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+    ) -> [&'b mut Vec<f32>; N] {
+        let linears = &self.layers[layer].projections;
+        let inner = linears[outputs[0].0 as usize].matrix.inner();
+        let mut outputs = outputs;
+        let mut products: [(&Linear, &mut [f32]); N] = outputs
+            .each_mut()
+            .map(|(projection, y)| (&linears[*projection as usize], y.as_mut_slice()));
+        project(&self.compute, input, inner, quantised, &mut products);
+        let mut sites: [SiteOutput<'_>; N] = outputs.each_mut().map(|(projection, values)| {
+            let width = linears[*projection as usize].matrix.outs();
+            SiteOutput { projection: *projection, values, width }
+        });
+        hooks.projected(InputGroup { layer, kind }, input, &mut sites);
+        outputs.map(|(_, values)| values)
+    }
+
+    fn rotate_heads(&self, heads: &mut [f32], num_heads: usize, cos: &[f32], sin: &[f32], half: usize) {
+        let dim = self.config.head_dim;
+        for_row_chunks(&self.compute, heads, num_heads * dim, |start, rows| {
+            let first_row = start / (num_heads * dim);
+            for (row, heads) in rows.chunks_exact_mut(num_heads * dim).enumerate() {
+                let angles = (first_row + row) * half..(first_row + row + 1) * half;
+                for head in heads.chunks_exact_mut(dim) {
+                    rotate(head, &cos[angles.clone()], &sin[angles.clone()]);
+                }
+            }
+        });
+    }
+
+    fn project_head(&self, wanted: usize, scratch: &mut Scratch) {
+        let Scratch { normed, quantised, logits, .. } = scratch;
+        let hidden_size = self.config.hidden_size;
+        let normed = &normed[..wanted * hidden_size];
+        match &self.head {
+            Some(head) => {
+                project(&self.compute, normed, hidden_size, quantised, &mut [(head, logits)]);
+            }
+            None => project_tied(&self.compute, normed, &self.embeddings, quantised, logits),
+        }
+    }
+
+    /// Causal attention of every row over its sequence's cached keys and values.
+    #[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
+    fn attend(&self, layer: usize, step: &Step<'_>, kv: &KvCache, queries: &[f32], heads: &mut [f32]) {
+        /// Rows per task: consecutive rows of a prompt share the keys that they read.
+        const ROWS_PER_TASK: usize = 8;
+        let config = &self.config;
+        let (num_heads, dim) = (config.num_heads, config.head_dim);
+        let num_rows = step.tokens.len();
+        let window = config.windows[layer];
+        let scale = 1.0 / (dim as f32).sqrt();
+        let heads = SharedMut::new(heads);
+        self.compute.run(num_rows.div_ceil(ROWS_PER_TASK) * num_heads, &|task| {
+            let (chunk, head) = (task / num_heads, task % num_heads);
+            let rows = chunk * ROWS_PER_TASK..((chunk + 1) * ROWS_PER_TASK).min(num_rows);
+            let mut scores = Vec::new();
+            for row in rows {
+                let position = step.positions[row] as usize;
+                let past = Past {
+                    kv,
+                    table: step.block_tables[step.sequences[row] as usize],
+                    layer,
+                    head: head / (num_heads / config.num_kv_heads),
+                    first: window.map_or(0, |window| (position + 1).saturating_sub(window)),
+                    last: position,
+                };
+                let at = row * num_heads * dim + head * dim;
+                // SAFETY: each (row, head) is written by one task.
+                let output = unsafe { heads.slice(at, dim) };
+                past.attend(&queries[at..at + dim], scale, &mut scores, output);
+            }
+        });
+    }
+}
+
+/// The part of a sequence that one head of one row sees.
+struct Past<'a> {
+    kv: &'a KvCache,
+    table: &'a [u32],
+    layer: usize,
+    head: usize,
+    first: usize,
+    last: usize,
+}
+
+impl Past<'_> {
+    fn attend(&self, query: &[f32], scale: f32, scores: &mut Vec<f32>, output: &mut [f32]) {
+        let first_block = self.first / BLOCK_POSITIONS;
+        let blocks = &self.table[first_block..=self.last / BLOCK_POSITIONS];
+        scores.clear();
+        for &block in blocks {
+            let keys = self.kv.keys(block, self.layer, self.head);
+            scores.extend(block_scores(query, keys).map(|score| score * scale));
+        }
+        let start = first_block * BLOCK_POSITIONS;
+        scores.truncate(self.last + 1 - start);
+        scores[..self.first - start].fill(f32::NEG_INFINITY);
+        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        scores.iter_mut().for_each(|score| *score = exp(*score - max));
+        let sum: f32 = scores.iter().sum();
+        output.fill(0.0);
+        for (&block, weights) in blocks.iter().zip(scores.chunks(BLOCK_POSITIONS)) {
+            let values = self.kv.values(block, self.layer, self.head);
+            for (weight, value) in weights.iter().zip(values.chunks_exact(query.len())) {
+                output.iter_mut().zip(value).for_each(|(y, v)| *y = weight.mul_add(*v, *y));
+            }
+        }
+        let scale = 1.0 / sum;
+        output.iter_mut().for_each(|value| *value *= scale);
+    }
+}
+
+/// Dot products of a query with the 16 keys of a block, `[head_dim, 16]`.
+#[inline(always)]
+fn block_scores(query: &[f32], keys: &[f32]) -> [f32; BLOCK_POSITIONS] {
+    let mut even = [0.0_f32; BLOCK_POSITIONS];
+    let mut odd = [0.0_f32; BLOCK_POSITIONS];
+    for (pair, keys) in query.chunks(2).zip(keys.chunks(2 * BLOCK_POSITIONS)) {
+        for (lane, sum) in even.iter_mut().enumerate() {
+            *sum = pair[0].mul_add(keys[lane], *sum);
+        }
+        if let [_, second] = pair {
+            for (lane, sum) in odd.iter_mut().enumerate() {
+                *sum = second.mul_add(keys[BLOCK_POSITIONS + lane], *sum);
+            }
+        }
+    }
+    std::array::from_fn(|lane| even[lane] + odd[lane])
+}
+
+/// The head of a model with tied embeddings.
+fn project_tied(
+    compute: &Compute,
+    x: &[f32],
+    embeddings: &Matrix,
+    quantised: &mut QuantisedRows,
+    logits: &mut [f32],
+) {
+    match embeddings {
+        Matrix::Dense { weights, inner } => {
+            matmul_dense(compute, x, weights.as_slice(), *inner, logits);
+        }
+        Matrix::Packed(matrix) => {
+            quantised.quantise(compute, x, matrix.inner());
+            matmul_packed(compute, quantised, &mut [(matrix, logits)]);
+        }
+    }
+}
+
+fn add(hidden: &mut [f32], branch: &[f32]) {
+    hidden.iter_mut().zip(branch).for_each(|(hidden, branch)| *hidden += branch);
+}
+
+/// Runs `body(start, rows)` over chunks of whole rows; small steps stay on the calling thread.
+#[expect(unsafe_code, reason = "tasks write disjoint rows")]
+fn for_row_chunks(
+    compute: &Compute,
+    values: &mut [f32],
+    width: usize,
+    body: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    const ROWS_PER_TASK: usize = 8;
+    let len = values.len();
+    let chunk = ROWS_PER_TASK * width;
+    let shared = SharedMut::new(values);
+    compute.run(len.div_ceil(chunk), &|task| {
+        let start = task * chunk;
+        // SAFETY: chunks are disjoint.
+        body(start, unsafe { shared.slice(start, chunk.min(len - start)) });
+    });
+}

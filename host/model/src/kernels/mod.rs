@@ -1,0 +1,17 @@
+//! The arithmetic of a step on the CPU, over plain slices.
+//!
+//! Kernels for AVX-512 (with VNNI) and AVX2 are chosen at run time; a portable version serves every
+//! other CPU. Each computes one output element in one fixed order of operations, whatever other rows or
+//! outputs share the call, so results do not depend on the batch.
+
+#![expect(unsafe_code, reason = "SIMD intrinsics and disjoint writes from parallel tasks")]
+
+mod dense;
+mod elementwise;
+mod packed;
+mod simd;
+
+pub use dense::{WeightSlice, add_scaled_rows, dots, matmul_dense};
+pub use elementwise::{exp, rms_norm, silu_mul, softmax};
+pub use packed::{PackedMatrix, QuantisedRows, matmul_packed};
+pub use simd::{Isa, isa};

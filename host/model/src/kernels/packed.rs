@@ -1,0 +1,623 @@
+//! Products of 8-bit activations with 4- and 8-bit weights.
+//!
+//! A weight is `scale · q + min` with unsigned `q`, one scale (and for 4 bits one min) per 32 weights of
+//! a row, which holds GGUF's Q4_0, Q4_1 and Q8_0 exactly. Activations are quantised per row and block of
+//! 32 to 8 bits with an f32 scale, as llama.cpp does. Integer sums are exact and the float sums run in
+//! block order, so a result depends on neither the batch nor the instruction set.
+//!
+//! Layout: tiles of 16 outputs × 32 inner elements. A 64-byte line of a tile holds four consecutive inner
+//! elements of each of the 16 outputs, the operand of one VNNI instruction; 4-bit tiles keep line `j` in
+//! the low and line `j + 4` in the high nibbles. No horizontal sums are needed.
+
+use super::simd::{Isa, isa};
+use crate::compute::{Compute, SharedMut};
+use half::f16;
+
+/// Weights per scale.
+pub(super) const BLOCK: usize = 32;
+/// Outputs per tile.
+const TILE: usize = 16;
+
+/// A quantised weight matrix `[outs, inner]`, packed for the kernels.
+#[derive(Debug)]
+pub struct PackedMatrix {
+    outs: usize,
+    inner: usize,
+    four_bit: bool,
+    /// `[tiles, blocks, tile bytes]`
+    quants: Vec<u8>,
+    /// f16 bits, `[tiles, blocks, TILE]`
+    scales: Vec<u16>,
+    /// f16 bits, `[tiles, blocks, TILE]`; empty for 8 bits, whose min is −128 · scale.
+    mins: Vec<u16>,
+}
+
+impl PackedMatrix {
+    /// An all-zero matrix to be filled block by block; `inner` must be a multiple of [`BLOCK`].
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn zeros(outs: usize, inner: usize, four_bit: bool) -> Self {
+        assert!(inner > 0 && inner.is_multiple_of(BLOCK), "inner size {inner} in blocks of {BLOCK}");
+        let blocks = outs.div_ceil(TILE) * (inner / BLOCK);
+        let (bytes, fill, mins) = if four_bit { (256, 0, blocks * TILE) } else { (512, 128, 0) };
+        Self {
+            outs,
+            inner,
+            four_bit,
+            quants: vec![fill; blocks * bytes],
+            scales: vec![0; blocks * TILE],
+            mins: vec![0; mins],
+        }
+    }
+
+    /// Quantises dense rows to 8 bits, each block's largest magnitude mapped to 127.
+    pub fn from_dense(weights: &[f32], inner: usize) -> Self {
+        let mut packed = Self::zeros(weights.len() / inner, inner, false);
+        for (out, row) in weights.chunks_exact(inner).enumerate() {
+            for (block, values) in row.chunks_exact(BLOCK).enumerate() {
+                let largest = values.iter().fold(0.0_f32, |max, value| max.max(value.abs()));
+                let scale = f16::from_f32(largest / 127.0);
+                let inverse = if scale.to_f32() > 0.0 { 1.0 / scale.to_f32() } else { 0.0 };
+                let quants = std::array::from_fn(|k| {
+                    ((values[k] * inverse).round().clamp(-127.0, 127.0) as i32 + 128) as u8
+                });
+                packed.set_block(out, block, (scale.to_bits(), 0), &quants);
+            }
+        }
+        packed
+    }
+
+    /// Sets one block of one output row: f16 bits of (scale, min) and 32 unsigned quants.
+    ///
+    /// # Panics
+    /// If `out` or `block` lies outside the matrix.
+    pub fn set_block(&mut self, out: usize, block: usize, (scale, min): (u16, u16), quants: &[u8; BLOCK]) {
+        assert!(out < self.outs && block < self.inner / BLOCK, "block outside the matrix");
+        let (at, lane) = self.tile_block(out, block);
+        self.scales[at * TILE + lane] = scale;
+        if self.four_bit {
+            self.mins[at * TILE + lane] = min;
+        }
+        for (k, &quant) in quants.iter().enumerate() {
+            let (line, byte) = (k / 4, lane * 4 + k % 4);
+            if self.four_bit {
+                let target = &mut self.quants[at * 256 + (line % 4) * 64 + byte];
+                let shift = 4 * (line / 4);
+                *target = (*target & !(0xf << shift)) | ((quant & 0xf) << shift);
+            } else {
+                self.quants[at * 512 + line * 64 + byte] = quant;
+            }
+        }
+    }
+
+    /// Output features.
+    pub fn outs(&self) -> usize {
+        self.outs
+    }
+
+    /// Input features.
+    pub fn inner(&self) -> usize {
+        self.inner
+    }
+
+    /// Bytes held.
+    pub fn num_bytes(&self) -> usize {
+        self.quants.len() + 2 * (self.scales.len() + self.mins.len())
+    }
+
+    /// Dequantises one output row (an embedding look-up).
+    ///
+    /// # Panics
+    /// If `out` lies outside, or `row` is not `inner` long.
+    pub fn read_row(&self, out: usize, row: &mut [f32]) {
+        assert!(out < self.outs && row.len() == self.inner, "row outside the matrix");
+        for (block, values) in row.chunks_exact_mut(BLOCK).enumerate() {
+            let (at, lane) = self.tile_block(out, block);
+            let scale = f16::from_bits(self.scales[at * TILE + lane]).to_f32();
+            for (k, value) in values.iter_mut().enumerate() {
+                *value = if self.four_bit {
+                    let byte = self.quants[at * 256 + (k / 4 % 4) * 64 + lane * 4 + k % 4];
+                    let quant = (byte >> (4 * (k / 16))) & 0xf;
+                    scale * f32::from(quant) + f16::from_bits(self.mins[at * TILE + lane]).to_f32()
+                } else {
+                    let quant = self.quants[at * 512 + (k / 4) * 64 + lane * 4 + k % 4];
+                    scale * (f32::from(quant) - 128.0)
+                };
+            }
+        }
+    }
+
+    fn tile_block(&self, out: usize, block: usize) -> (usize, usize) {
+        ((out / TILE) * (self.inner / BLOCK) + block, out % TILE)
+    }
+}
+
+/// Rows of activations in 8 bits.
+#[derive(Debug, Default)]
+pub struct QuantisedRows {
+    inner: usize,
+    /// `[rows, inner]`
+    values: Vec<i8>,
+    /// `[rows, blocks]`: value = scale · quant.
+    scales: Vec<f32>,
+    /// `[rows, blocks]`: the sum of a block's quants.
+    sums: Vec<i32>,
+}
+
+impl QuantisedRows {
+    /// Quantises `[rows, inner]` activations, reusing the buffers.
+    ///
+    /// # Panics
+    /// If `inner` is not a multiple of [`BLOCK`] or does not divide the length.
+    pub fn quantise(&mut self, compute: &Compute, x: &[f32], inner: usize) {
+        const ROWS_PER_TASK: usize = 16;
+        assert!(inner > 0 && inner.is_multiple_of(BLOCK) && x.len().is_multiple_of(inner));
+        let (num_rows, blocks) = (x.len() / inner, inner / BLOCK);
+        self.inner = inner;
+        self.values.resize(num_rows * inner, 0);
+        self.scales.resize(num_rows * blocks, 0.0);
+        self.sums.resize(num_rows * blocks, 0);
+        let values = SharedMut::new(&mut self.values);
+        let scales = SharedMut::new(&mut self.scales);
+        let sums = SharedMut::new(&mut self.sums);
+        compute.run(num_rows.div_ceil(ROWS_PER_TASK), &|task| {
+            let first = task * ROWS_PER_TASK;
+            let rows = ROWS_PER_TASK.min(num_rows - first);
+            // SAFETY: tasks own disjoint rows.
+            let (values, scales, sums) = unsafe {
+                (
+                    values.slice(first * inner, rows * inner),
+                    scales.slice(first * blocks, rows * blocks),
+                    sums.slice(first * blocks, rows * blocks),
+                )
+            };
+            let x = &x[first * inner..(first + rows) * inner];
+            for (block, (x, q)) in
+                x.chunks_exact(BLOCK).zip(values.chunks_exact_mut(BLOCK)).enumerate()
+            {
+                (scales[block], sums[block]) = quantise_block(x, q);
+            }
+        });
+    }
+
+    fn num_rows(&self) -> usize {
+        self.values.len() / self.inner
+    }
+}
+
+#[inline(always)]
+fn quantise_block(x: &[f32], quants: &mut [i8]) -> (f32, i32) {
+    let mut lanes = [0.0_f32; 8];
+    for chunk in x.chunks_exact(8) {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane = lane.max(value.abs());
+        }
+    }
+    let largest = lanes.iter().fold(0.0_f32, |max, &lane| max.max(lane));
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    // Adding 1.5 · 2²³ rounds to the nearest even integer in the low mantissa bits, which vectorises.
+    const MAGIC: f32 = 12_582_912.0;
+    let mut sum = 0;
+    for (quant, &value) in quants.iter_mut().zip(x) {
+        let rounded = ((value * inverse + MAGIC).to_bits() as i32) - (MAGIC.to_bits() as i32);
+        *quant = rounded as i8;
+        sum += i32::from(*quant);
+    }
+    (largest / 127.0, sum)
+}
+
+/// What one kernel call needs of a matrix: one tile of it.
+#[derive(Clone, Copy)]
+struct Tile<'a> {
+    quants: &'a [u8],
+    scales: &'a [u16],
+    mins: &'a [u16],
+    blocks: usize,
+}
+
+/// Several rows of quantised activations.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    values: &'a [i8],
+    scales: &'a [f32],
+    sums: &'a [i32],
+    blocks: usize,
+}
+
+/// `yᵢ = x · wᵢᵀ` for several matrices that read the same rows; each `yᵢ` is `[rows, outs of wᵢ]`.
+///
+/// # Panics
+/// If the sizes do not agree.
+pub fn matmul_packed(compute: &Compute, x: &QuantisedRows, products: &mut [(&PackedMatrix, &mut [f32])]) {
+    let num_rows = x.num_rows();
+    let mut total_tiles = 0;
+    let targets: Vec<_> = products
+        .iter_mut()
+        .map(|(matrix, y)| {
+            assert_eq!(matrix.inner, x.inner, "inner sizes");
+            assert_eq!(y.len(), num_rows * matrix.outs, "output length");
+            let first_tile = total_tiles;
+            total_tiles += matrix.outs.div_ceil(TILE);
+            (first_tile, &**matrix, SharedMut::new(y))
+        })
+        .collect();
+    let tiles_per_task = total_tiles.div_ceil(compute.num_threads() * 4).max(1);
+    let isa = isa();
+    compute.run(total_tiles.div_ceil(tiles_per_task), &|task| {
+        let first = task * tiles_per_task;
+        let mut target = targets.partition_point(|(tile, ..)| *tile <= first) - 1;
+        for tile in first..(first + tiles_per_task).min(total_tiles) {
+            if targets.get(target + 1).is_some_and(|(next, ..)| *next <= tile) {
+                target += 1;
+            }
+            let (first_tile, matrix, y) = targets[target];
+            multiply_tile(isa, matrix, tile - first_tile, x, y);
+        }
+    });
+}
+
+fn multiply_tile(isa: Isa, matrix: &PackedMatrix, tile: usize, x: &QuantisedRows, y: SharedMut<f32>) {
+    let blocks = matrix.inner / BLOCK;
+    let bytes = blocks * if matrix.four_bit { 256 } else { 512 };
+    let scales = tile * blocks * TILE..(tile + 1) * blocks * TILE;
+    let weights = Tile {
+        quants: &matrix.quants[tile * bytes..(tile + 1) * bytes],
+        mins: if matrix.four_bit { &matrix.mins[scales.clone()] } else { &[] },
+        scales: &matrix.scales[scales],
+        blocks,
+    };
+    let outs = TILE.min(matrix.outs - tile * TILE);
+    let num_rows = x.num_rows();
+    let mut row = 0;
+    while row < num_rows {
+        let count = match num_rows - row {
+            8.. => 8,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        let rows = Rows {
+            values: &x.values[row * x.inner..(row + count) * x.inner],
+            scales: &x.scales[row * blocks..(row + count) * blocks],
+            sums: &x.sums[row * blocks..(row + count) * blocks],
+            blocks,
+        };
+        let mut sums = [[0.0_f32; TILE]; 8];
+        tile_product(isa, matrix.four_bit, weights, rows, count, &mut sums);
+        for (offset, sums) in sums[..count].iter().enumerate() {
+            // SAFETY: a tile's outputs of a row belong to one task.
+            let y = unsafe { y.slice((row + offset) * matrix.outs + tile * TILE, outs) };
+            y.copy_from_slice(&sums[..outs]);
+        }
+        row += count;
+    }
+}
+
+fn tile_product(
+    isa: Isa,
+    four_bit: bool,
+    w: Tile<'_>,
+    x: Rows<'_>,
+    count: usize,
+    y: &mut [[f32; TILE]; 8],
+) {
+    debug_assert!(x.values.len() == count * x.blocks * BLOCK && w.blocks == x.blocks);
+    // SAFETY: each arm is reached only when the CPU has the instruction set; slices hold `count` rows and
+    // `blocks` blocks, as sliced above.
+    unsafe {
+        match (isa, four_bit, count) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, true, 8) => avx512::product::<8, true>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, true, 4) => avx512::product::<4, true>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, true, 2) => avx512::product::<2, true>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, true, _) => avx512::product::<1, true>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, false, 8) => avx512::product::<8, false>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, false, 4) => avx512::product::<4, false>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, false, 2) => avx512::product::<2, false>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, false, _) => avx512::product::<1, false>(w, x, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, true, _) => avx2::product::<true>(w, x, count, y),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, false, _) => avx2::product::<false>(w, x, count, y),
+            (_, four_bit, _) => portable(four_bit, w, x, count, y),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{BLOCK, Rows, TILE, Tile};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    pub(super) unsafe fn product<const ROWS: usize, const FOUR: bool>(
+        w: Tile<'_>,
+        x: Rows<'_>,
+        y: &mut [[f32; TILE]; 8],
+    ) {
+        let inner = x.blocks * BLOCK;
+        let low_nibbles = _mm512_set1_epi8(0xf);
+        let mut sums = [_mm512_setzero_ps(); ROWS];
+        for block in 0..w.blocks {
+            // SAFETY: the caller's slices hold `blocks` blocks of weights, scales and mins.
+            let (lines, scale, min) = unsafe {
+                let quants = w.quants.as_ptr().add(block * if FOUR { 256 } else { 512 });
+                let lines: [__m512i; 8] = std::array::from_fn(|line| {
+                    if !FOUR {
+                        return _mm512_loadu_si512(quants.add(line * 64).cast());
+                    }
+                    let both = _mm512_loadu_si512(quants.add(line % 4 * 64).cast());
+                    let nibbles = if line < 4 { both } else { _mm512_srli_epi16::<4>(both) };
+                    _mm512_and_si512(nibbles, low_nibbles)
+                });
+                let scale = w.scales.as_ptr().add(block * TILE).cast();
+                let min = if FOUR { w.mins.as_ptr().add(block * TILE).cast() } else { scale };
+                (
+                    lines,
+                    _mm512_cvtph_ps(_mm256_loadu_si256(scale)),
+                    _mm512_cvtph_ps(_mm256_loadu_si256(min)),
+                )
+            };
+            for (row, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the caller's slices hold `ROWS` rows of `blocks` blocks.
+                let (quads, x_scale, x_sum) = unsafe {
+                    (
+                        x.values.as_ptr().add(row * inner + block * BLOCK).cast::<i32>(),
+                        *x.scales.get_unchecked(row * x.blocks + block),
+                        *x.sums.get_unchecked(row * x.blocks + block),
+                    )
+                };
+                let mut dot =
+                    if FOUR { _mm512_setzero_si512() } else { _mm512_set1_epi32(-128 * x_sum) };
+                for (line, weights) in lines.iter().enumerate() {
+                    // SAFETY: a block is eight quads long.
+                    let quad = unsafe { quads.add(line).read_unaligned() };
+                    dot = _mm512_dpbusd_epi32(dot, *weights, _mm512_set1_epi32(quad));
+                }
+                let factor = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));
+                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), factor, *sum);
+                if FOUR {
+                    *sum = _mm512_fmadd_ps(min, _mm512_set1_ps(x_scale * x_sum as f32), *sum);
+                }
+            }
+        }
+        for (row, sum) in sums.iter().enumerate() {
+            // SAFETY: a row of `y` is one vector long.
+            unsafe { _mm512_storeu_ps(y[row].as_mut_ptr(), *sum) };
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{BLOCK, Rows, TILE, Tile};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn product<const FOUR: bool>(
+        w: Tile<'_>,
+        x: Rows<'_>,
+        count: usize,
+        y: &mut [[f32; TILE]; 8],
+    ) {
+        for half in 0..2 {
+            let mut row = 0;
+            while row < count {
+                let rows = if count - row >= 4 { 4 } else { 1 };
+                // SAFETY: forwarded; the rows are in bounds.
+                unsafe {
+                    if rows == 4 {
+                        half_product::<4, FOUR>(w, x, (half, row), y);
+                    } else {
+                        half_product::<1, FOUR>(w, x, (half, row), y);
+                    }
+                }
+                row += rows;
+            }
+        }
+    }
+
+    /// Eight outputs (`half` of a tile) for `ROWS` rows from `first` on.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn half_product<const ROWS: usize, const FOUR: bool>(
+        w: Tile<'_>,
+        x: Rows<'_>,
+        (half, first): (usize, usize),
+        y: &mut [[f32; TILE]; 8],
+    ) {
+        let inner = x.blocks * BLOCK;
+        let (ones, low_nibbles) = (_mm256_set1_epi16(1), _mm256_set1_epi8(0xf));
+        let sign_bit = _mm256_set1_epi8(-128);
+        let mut sums = [_mm256_setzero_ps(); ROWS];
+        for block in 0..w.blocks {
+            let mut dots = [_mm256_setzero_si256(); ROWS];
+            for line in 0..8 {
+                // SAFETY: the caller's slices hold `blocks` blocks of weights.
+                let weights = unsafe {
+                    let quants = w.quants.as_ptr().add(block * if FOUR { 256 } else { 512 });
+                    let line_in_memory = if FOUR { line % 4 } else { line };
+                    let raw = _mm256_loadu_si256(quants.add(line_in_memory * 64 + half * 32).cast());
+                    if !FOUR {
+                        _mm256_xor_si256(raw, sign_bit)
+                    } else if line < 4 {
+                        _mm256_and_si256(raw, low_nibbles)
+                    } else {
+                        _mm256_and_si256(_mm256_srli_epi16::<4>(raw), low_nibbles)
+                    }
+                };
+                let magnitude = if FOUR { weights } else { _mm256_abs_epi8(weights) };
+                for (row, dot) in dots.iter_mut().enumerate() {
+                    // SAFETY: `ROWS` rows from `first` on are in bounds.
+                    let quad = unsafe {
+                        let values = x.values.as_ptr().add((first + row) * inner + block * BLOCK);
+                        values.cast::<i32>().add(line).read_unaligned()
+                    };
+                    let quad = _mm256_set1_epi32(quad);
+                    // |w| · sign(w) x: 128 · 127 · 2 still fits the 16-bit pair sums.
+                    let quad = if FOUR { quad } else { _mm256_sign_epi8(quad, weights) };
+                    let pairs = _mm256_maddubs_epi16(magnitude, quad);
+                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
+                }
+            }
+            // SAFETY: the caller's slices hold `blocks` blocks of scales and mins.
+            let (scale, min) = unsafe {
+                let at = block * TILE + half * 8;
+                let scale = _mm256_cvtph_ps(_mm_loadu_si128(w.scales.as_ptr().add(at).cast()));
+                let mins = if FOUR { w.mins } else { w.scales };
+                (scale, _mm256_cvtph_ps(_mm_loadu_si128(mins.as_ptr().add(at).cast())))
+            };
+            for (row, sum) in sums.iter_mut().enumerate() {
+                let at = (first + row) * x.blocks + block;
+                let (x_scale, x_sum) = (x.scales[at], x.sums[at]);
+                let factor = _mm256_mul_ps(scale, _mm256_set1_ps(x_scale));
+                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[row]), factor, *sum);
+                if FOUR {
+                    *sum = _mm256_fmadd_ps(min, _mm256_set1_ps(x_scale * x_sum as f32), *sum);
+                }
+            }
+        }
+        for (row, sum) in sums.iter().enumerate() {
+            // SAFETY: half a row of `y` is one vector long.
+            unsafe { _mm256_storeu_ps(y[first + row].as_mut_ptr().add(half * 8), *sum) };
+        }
+    }
+}
+
+fn portable(four_bit: bool, w: Tile<'_>, x: Rows<'_>, count: usize, y: &mut [[f32; TILE]; 8]) {
+    for row in 0..count {
+        let mut sums = [0.0_f32; TILE];
+        for block in 0..w.blocks {
+            let at = row * x.blocks + block;
+            let values = &x.values[at * BLOCK..(at + 1) * BLOCK];
+            for (lane, sum) in sums.iter_mut().enumerate() {
+                let dot: i32 = (0..BLOCK)
+                    .map(|k| {
+                        let byte = lane * 4 + k % 4;
+                        let quant = if four_bit {
+                            let both = w.quants[block * 256 + (k / 4 % 4) * 64 + byte];
+                            i32::from((both >> (4 * (k / 16))) & 0xf)
+                        } else {
+                            i32::from(w.quants[block * 512 + (k / 4) * 64 + byte]) - 128
+                        };
+                        quant * i32::from(values[k])
+                    })
+                    .sum();
+                let scale = f16::from_bits(w.scales[block * TILE + lane]).to_f32();
+                *sum = (dot as f32).mul_add(scale * x.scales[at], *sum);
+                if four_bit {
+                    let min = f16::from_bits(w.mins[block * TILE + lane]).to_f32();
+                    *sum = min.mul_add(x.scales[at] * x.sums[at] as f32, *sum);
+                }
+            }
+        }
+        y[row] = sums;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(state: &mut u32) -> f32 {
+        *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (*state >> 8) as f32 / 8_388_608.0 - 1.0
+    }
+
+    fn matrix(outs: usize, inner: usize, four_bit: bool) -> PackedMatrix {
+        let mut state = 7;
+        let mut packed = PackedMatrix::zeros(outs, inner, four_bit);
+        for out in 0..outs {
+            for block in 0..inner / BLOCK {
+                let scale = f16::from_f32(0.02 + 0.01 * noise(&mut state)).to_bits();
+                let min = f16::from_f32(0.1 * noise(&mut state)).to_bits();
+                let top = if four_bit { 15.0 } else { 255.0 };
+                // The extremes 0 and 255 must be exact too: they are −128 and 127 as signed weights.
+                let quants = std::array::from_fn(|k| match k {
+                    0 => 0,
+                    1 => top as u8,
+                    _ => ((noise(&mut state) + 1.0) / 2.0 * top) as u8,
+                });
+                packed.set_block(out, block, (scale, min), &quants);
+            }
+        }
+        packed
+    }
+
+    #[test]
+    fn packed_products_are_close_to_dequantised_ones_and_equal_on_every_instruction_set() {
+        let compute = Compute::new(2);
+        for four_bit in [true, false] {
+            for (rows, outs, inner) in [(1, 16, 32), (3, 21, 96), (13, 40, 64), (8, 7, 160)] {
+                let packed = matrix(outs, inner, four_bit);
+                let mut state = 3;
+                let x: Vec<f32> = (0..rows * inner).map(|_| noise(&mut state)).collect();
+                let mut quantised = QuantisedRows::default();
+                quantised.quantise(&compute, &x, inner);
+                let mut y = vec![0.0; rows * outs];
+                matmul_packed(&compute, &quantised, &mut [(&packed, &mut y)]);
+                for (row, y) in y.chunks_exact(outs).enumerate() {
+                    let mut weights = vec![0.0; inner];
+                    for (out, &found) in y.iter().enumerate() {
+                        packed.read_row(out, &mut weights);
+                        let terms = weights.iter().zip(&x[row * inner..]);
+                        let (expected, size) = terms.fold((0.0, 0.0), |(sum, size), (w, x)| {
+                            (sum + w * x, size + (w * x).abs())
+                        });
+                        assert!((found - expected).abs() < 0.01 * size + 1e-3, "{found} {expected}");
+                    }
+                }
+                for isa in [Isa::Portable, Isa::Avx2] {
+                    if isa == Isa::Avx2 && super::isa() == Isa::Portable {
+                        continue;
+                    }
+                    let mut other = vec![0.0; rows * outs];
+                    let target = SharedMut::new(&mut other);
+                    for tile in 0..outs.div_ceil(TILE) {
+                        multiply_tile(isa, &packed, tile, &quantised, target);
+                    }
+                    assert_eq!(y, other, "{isa:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_alone_equals_the_row_in_a_batch() {
+        let compute = Compute::new(2);
+        let packed = matrix(33, 64, true);
+        let mut state = 11;
+        let x: Vec<f32> = (0..15 * 64).map(|_| noise(&mut state)).collect();
+        let mut quantised = QuantisedRows::default();
+        quantised.quantise(&compute, &x, 64);
+        let mut together = vec![0.0; 15 * 33];
+        matmul_packed(&compute, &quantised, &mut [(&packed, &mut together)]);
+        for row in 0..15 {
+            quantised.quantise(&compute, &x[row * 64..(row + 1) * 64], 64);
+            let mut alone = vec![0.0; 33];
+            matmul_packed(&compute, &quantised, &mut [(&packed, &mut alone)]);
+            assert_eq!(alone, together[row * 33..(row + 1) * 33]);
+        }
+    }
+
+    #[test]
+    fn eight_bit_quantisation_of_dense_rows_is_nearly_lossless() {
+        let mut state = 5;
+        let dense: Vec<f32> = (0..6 * 64).map(|_| noise(&mut state)).collect();
+        let packed = PackedMatrix::from_dense(&dense, 64);
+        let mut row = vec![0.0; 64];
+        for out in 0..6 {
+            packed.read_row(out, &mut row);
+            for (found, expected) in row.iter().zip(&dense[out * 64..]) {
+                assert!((found - expected).abs() < 1.0 / 127.0);
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The paged cache of keys and values.
+//!
+//! Positions are stored in blocks of 16; a sequence holds a list of block numbers, so memory is
+//! reserved and shared in whole blocks. Inside a block keys lie feature-major, so that one vector holds
+//! the same feature of 16 positions and attention scores need no horizontal sums.
+
+use crate::ModelConfig;
+
+/// Positions per block.
+pub const BLOCK_POSITIONS: usize = 16;
+
+/// Keys and values of all sequences.
+#[derive(Debug)]
+pub struct KvCache {
+    num_blocks: usize,
+    num_layers: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    /// `[blocks, layers, kv heads, head_dim, 16]`
+    keys: Vec<f32>,
+    /// `[blocks, layers, kv heads, 16, head_dim]`
+    values: Vec<f32>,
+}
+
+impl KvCache {
+    /// A cache of `num_blocks` blocks for the model. Memory is touched only as blocks are used.
+    pub fn new(config: &ModelConfig, num_blocks: usize) -> Self {
+        let len = num_blocks * Self::floats_per_block(config);
+        Self {
+            num_blocks,
+            num_layers: config.num_layers,
+            num_kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            keys: vec![0.0; len],
+            values: vec![0.0; len],
+        }
+    }
+
+    /// Bytes per block, keys and values together.
+    pub fn block_bytes(config: &ModelConfig) -> usize {
+        2 * size_of::<f32>() * Self::floats_per_block(config)
+    }
+
+    /// Number of blocks.
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// Blocks that `positions` positions need.
+    pub fn blocks_for(positions: usize) -> usize {
+        positions.div_ceil(BLOCK_POSITIONS)
+    }
+
+    fn floats_per_block(config: &ModelConfig) -> usize {
+        config.num_layers * config.num_kv_heads * config.head_dim * BLOCK_POSITIONS
+    }
+
+    fn offset(&self, block: u32, layer: usize, head: usize) -> usize {
+        ((block as usize * self.num_layers + layer) * self.num_kv_heads + head)
+            * self.head_dim
+            * BLOCK_POSITIONS
+    }
+
+    /// Keys of a block and head, `[head_dim, 16]`.
+    pub(crate) fn keys(&self, block: u32, layer: usize, head: usize) -> &[f32] {
+        let start = self.offset(block, layer, head);
+        &self.keys[start..start + self.head_dim * BLOCK_POSITIONS]
+    }
+
+    /// Values of a block and head, `[16, head_dim]`.
+    pub(crate) fn values(&self, block: u32, layer: usize, head: usize) -> &[f32] {
+        let start = self.offset(block, layer, head);
+        &self.values[start..start + self.head_dim * BLOCK_POSITIONS]
+    }
+
+    /// Stores one row's keys and values, `[kv heads, head_dim]` each, at a position of a layer.
+    pub(crate) fn store(
+        &mut self,
+        (block, slot): (u32, usize),
+        layer: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) {
+        let dim = self.head_dim;
+        for head in 0..self.num_kv_heads {
+            let start = self.offset(block, layer, head);
+            for (feature, &key) in keys[head * dim..(head + 1) * dim].iter().enumerate() {
+                self.keys[start + feature * BLOCK_POSITIONS + slot] = key;
+            }
+            let target = start + slot * dim;
+            self.values[target..target + dim].copy_from_slice(&values[head * dim..(head + 1) * dim]);
+        }
+    }
+}

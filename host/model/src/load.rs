@@ -1,0 +1,133 @@
+//! Reading a base model from disk: a Hugging Face directory or a GGUF file.
+//!
+//! Both sources answer for tensors under Hugging Face's names; building the decoder is written once.
+
+mod gguf_file;
+mod hugging_face;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+
+use crate::compute::Compute;
+use crate::config::{FeedForward, ModelConfig, QueryKeyNorm};
+use crate::decoder::{Decoder, Layer};
+use crate::error::Error;
+use crate::linear::{Linear, Matrix};
+use crate::rope::RopeTable;
+use crate::site::Projection;
+
+pub use gguf_file::GgufFile;
+
+/// Called as loading proceeds with `(bytes done, bytes in all)`.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// A place that tensors come from, under Hugging Face's names.
+trait WeightSource {
+    fn config(&self) -> &ModelConfig;
+    /// A vector as f32; `None` if the source has no such tensor.
+    fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error>;
+    fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error>;
+    fn digest(&self) -> [u8; 32];
+}
+
+/// Loads a base model from a directory with `config.json` and safetensors, or from a `.gguf` file.
+///
+/// # Errors
+/// If files are missing or malformed, or the model needs something that is not implemented.
+pub fn load(path: &Path, compute: Arc<Compute>, progress: Progress<'_>) -> Result<Decoder, Error> {
+    if path.is_dir() {
+        let source = hugging_face::Directory::open(path, progress)?;
+        build(source, compute)
+    } else {
+        let source = GgufFile::open(path, progress)?;
+        build(source, compute)
+    }
+}
+
+fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder, Error> {
+    let config = source.config().clone();
+    if config.feed_forward != FeedForward::Dense {
+        return Err(Error::unsupported("feed-forward", "mixture of experts", "dense"));
+    }
+    if config.query_key_norm != QueryKeyNorm::None {
+        return Err(Error::unsupported("query/key norm", "present", "none"));
+    }
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let embeddings = source.matrix("model.embed_tokens.weight", vocab, hidden)?;
+    let layers = (0..config.num_layers)
+        .map(|layer| build_layer(&mut source, &config, layer))
+        .collect::<Result<_, _>>()?;
+    let head = match config.tied_embeddings {
+        true => None,
+        false => Some(Linear { matrix: source.matrix("lm_head.weight", vocab, hidden)?, bias: None }),
+    };
+    Ok(Decoder {
+        embeddings,
+        layers,
+        final_norm: required(&mut source, "model.norm.weight", hidden)?,
+        head,
+        rope: RopeTable::new(&config.rope, config.head_dim),
+        compute,
+        digest: source.digest(),
+        config,
+    })
+}
+
+fn build_layer(source: &mut impl WeightSource, config: &ModelConfig, layer: usize) -> Result<Layer, Error> {
+    let prefix = format!("model.layers.{layer}");
+    let mut linear = |projection: Projection| {
+        let (outs, inner) = config.projection_shape(projection);
+        let has_bias = match projection {
+            Projection::Q | Projection::K | Projection::V => config.biases.query_key_value,
+            Projection::O => config.biases.attention_output,
+            Projection::Gate | Projection::Up | Projection::Down => config.biases.feed_forward,
+        };
+        let name = format!("{prefix}.{}", projection.path());
+        let matrix = source.matrix(&format!("{name}.weight"), outs, inner)?;
+        let bias = match has_bias {
+            true => Some(required(source, &format!("{name}.bias"), outs)?),
+            false => None,
+        };
+        Ok(Linear { matrix, bias })
+    };
+    let [q, k, v, o, gate, up, down] = Projection::ALL;
+    let projections =
+        [linear(q)?, linear(k)?, linear(v)?, linear(o)?, linear(gate)?, linear(up)?, linear(down)?];
+    let norm = |name: &str| format!("{prefix}.{name}.weight");
+    Ok(Layer {
+        projections,
+        attention_norm: required(source, &norm("input_layernorm"), config.hidden_size)?,
+        feed_forward_norm: required(source, &norm("post_attention_layernorm"), config.hidden_size)?,
+    })
+}
+
+fn required(source: &mut impl WeightSource, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+    let values = source.vector(name, len)?;
+    let values = values.ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
+    if values.iter().all(|value| value.is_finite()) {
+        return Ok(values);
+    }
+    Err(Error::NotFinite { name: name.to_owned() })
+}
+
+#[expect(unsafe_code, reason = "memory-maps a file that nothing else writes while it is served")]
+fn map(path: &Path) -> Result<Arc<Mmap>, Error> {
+    let file = File::open(path).map_err(|source| Error::io(path, source))?;
+    // SAFETY: the map is read-only. Another process that truncates a model file while it is served can
+    // fault this one, as with every memory-mapping loader; the documentation says to replace by rename.
+    let map = unsafe { Mmap::map(&file) }.map_err(|source| Error::io(path, source))?;
+    Ok(Arc::new(map))
+}
+
+/// Adds a file's bytes to a digest, reporting progress.
+fn hash(hasher: &mut Sha256, bytes: &[u8], done: &mut u64, total: u64, progress: Progress<'_>) {
+    for chunk in bytes.chunks(4 << 20) {
+        hasher.update(chunk);
+        *done += chunk.len() as u64;
+        progress(*done, total);
+    }
+}

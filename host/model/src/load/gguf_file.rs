@@ -1,0 +1,368 @@
+//! A GGUF file: weights in llama.cpp's names and block formats.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Device;
+use candle_core::quantized::{GgmlDType, QStorage, QTensor};
+use half::f16;
+use memmap2::Mmap;
+use sha2::{Digest, Sha256};
+
+use super::hugging_face::all_finite;
+use super::{Progress, WeightSource, hash, map};
+use crate::config::ModelConfig;
+use crate::error::Error;
+use crate::family;
+use crate::gguf::{self, TensorInfo, TensorType};
+use crate::kernels::PackedMatrix;
+use crate::linear::{DenseType, DenseWeights, MappedWeights, Matrix};
+
+/// An opened GGUF file.
+#[derive(Debug)]
+pub struct GgufFile {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    header: gguf::Header,
+    config: ModelConfig,
+    digest: [u8; 32],
+}
+
+impl GgufFile {
+    /// Maps a file, checks its header and reads its configuration.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is malformed, or needs something that is not implemented.
+    pub fn open(path: &Path, progress: Progress<'_>) -> Result<Self, Error> {
+        let map = map(path)?;
+        let header = gguf::parse(&map).map_err(|reason| Error::malformed(path, reason))?;
+        let factors = rope_factors(path, &map, &header)?;
+        let config = family::from_gguf(&header, factors)?;
+        let (mut hasher, mut done) = (Sha256::new(), 0);
+        hash(&mut hasher, &map, &mut done, map.len() as u64, progress);
+        let digest = hasher.finalize().into();
+        Ok(Self { path: path.to_owned(), map, header, config, digest })
+    }
+
+    /// Reads only the header of a file: metadata such as the tokenizer.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is malformed.
+    pub fn read_header(path: &Path) -> Result<gguf::Header, Error> {
+        gguf::parse(&map(path)?).map_err(|reason| Error::malformed(path, reason))
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<(&TensorInfo, &[u8])>, Error> {
+        let Some(info) = self.header.tensors.get(name) else { return Ok(None) };
+        if info.shape != shape {
+            let (found, expected) = (info.shape.clone(), shape.to_vec());
+            return Err(Error::Shape { name: name.to_owned(), found, expected });
+        }
+        Ok(Some((info, &self.map[info.start..info.start + info.num_bytes])))
+    }
+
+    fn not_finite(&self, name: &str) -> Error {
+        Error::NotFinite { name: format!("{}: {name}", self.path.display()) }
+    }
+
+    fn dense(&self, info: &TensorInfo, dtype: DenseType, order: &RowOrder) -> Matrix {
+        let (outs, inner) = (info.shape[0], info.shape[1]);
+        let bytes = &self.map[info.start..info.start + info.num_bytes];
+        let mapped = || MappedWeights::new(Arc::clone(&self.map), info.start, outs * inner, dtype);
+        let weights = match order {
+            RowOrder::AsStored => {
+                mapped().map_or_else(|| copy_dense(bytes, dtype), DenseWeights::Mapped)
+            }
+            RowOrder::Interleaved { .. } => {
+                let row_bytes = inner * dtype.num_bytes();
+                let reordered: Vec<u8> = (0..outs)
+                    .flat_map(|row| {
+                        let start = order.stored_row(row) * row_bytes;
+                        bytes[start..start + row_bytes].iter().copied()
+                    })
+                    .collect();
+                copy_dense(&reordered, dtype)
+            }
+        };
+        Matrix::Dense { weights, inner }
+    }
+}
+
+/// How a matrix's rows lie in the file.
+#[derive(Clone, Copy)]
+enum RowOrder {
+    AsStored,
+    /// llama.cpp's converter interleaves the two halves of each head of q and k.
+    Interleaved {
+        head_dim: usize,
+    },
+}
+
+impl RowOrder {
+    /// The stored row that holds row `row` of the half-split layout.
+    fn stored_row(self, row: usize) -> usize {
+        match self {
+            Self::AsStored => row,
+            Self::Interleaved { head_dim } => {
+                let (head, within) = (row / head_dim, row % head_dim);
+                let (half, pair) = (within / (head_dim / 2), within % (head_dim / 2));
+                head * head_dim + 2 * pair + half
+            }
+        }
+    }
+}
+
+impl WeightSource for GgufFile {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
+        let gguf_name = gguf_name(name);
+        let Some((info, bytes)) = self.tensor(&gguf_name, &[len])? else { return Ok(None) };
+        let values = dequantise(bytes, info.dtype, len).map_err(|e| Error::malformed(&self.path, e))?;
+        let order = self.row_order(name);
+        Ok(Some((0..len).map(|row| values[order.stored_row(row)]).collect()))
+    }
+
+    fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error> {
+        let gguf_name = gguf_name(name);
+        let Some((info, bytes)) = self.tensor(&gguf_name, &[outs, inner])? else {
+            return Err(Error::MissingTensor { name: gguf_name });
+        };
+        let order = self.row_order(name);
+        let matrix = match info.dtype {
+            TensorType::F32 => self.dense(info, DenseType::F32, &order),
+            TensorType::F16 => self.dense(info, DenseType::F16, &order),
+            TensorType::Bf16 => self.dense(info, DenseType::Bf16, &order),
+            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4K | TensorType::Q8_0 => {
+                let packed = pack(bytes, info.dtype, outs, inner, order);
+                Matrix::Packed(packed.ok_or_else(|| self.not_finite(&gguf_name))?)
+            }
+            _ => {
+                let values = dequantise(bytes, info.dtype, outs * inner)
+                    .map_err(|error| Error::malformed(&self.path, error))?;
+                let rows: Vec<f32> = (0..outs)
+                    .flat_map(|row| {
+                        let start = order.stored_row(row) * inner;
+                        values[start..start + inner].iter().copied()
+                    })
+                    .collect();
+                if !rows.iter().all(|value| value.is_finite()) {
+                    return Err(self.not_finite(&gguf_name));
+                }
+                Matrix::Packed(PackedMatrix::from_dense(&rows, inner))
+            }
+        };
+        match &matrix {
+            Matrix::Dense { weights, .. } if !all_finite(weights.as_slice()) => {
+                Err(self.not_finite(&gguf_name))
+            }
+            _ => Ok(matrix),
+        }
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+}
+
+impl GgufFile {
+    fn row_order(&self, name: &str) -> RowOrder {
+        let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
+        if rotated && family::gguf_permutes_queries_and_keys(&self.config) {
+            return RowOrder::Interleaved { head_dim: self.config.head_dim };
+        }
+        RowOrder::AsStored
+    }
+}
+
+/// llama.cpp's name of a tensor.
+fn gguf_name(name: &str) -> String {
+    match name {
+        "model.embed_tokens.weight" => return "token_embd.weight".to_owned(),
+        "model.norm.weight" => return "output_norm.weight".to_owned(),
+        "lm_head.weight" => return "output.weight".to_owned(),
+        _ => {}
+    }
+    const PARTS: [(&str, &str); 10] = [
+        ("model.layers.", "blk."),
+        ("self_attn.q_proj", "attn_q"),
+        ("self_attn.k_proj", "attn_k"),
+        ("self_attn.v_proj", "attn_v"),
+        ("self_attn.o_proj", "attn_output"),
+        ("mlp.gate_proj", "ffn_gate"),
+        ("mlp.up_proj", "ffn_up"),
+        ("mlp.down_proj", "ffn_down"),
+        ("input_layernorm", "attn_norm"),
+        ("post_attention_layernorm", "ffn_norm"),
+    ];
+    PARTS.iter().fold(name.to_owned(), |name, (from, to)| name.replacen(from, to, 1))
+}
+
+/// Packs blocks whose form the kernels hold; `None` if a scale is not finite.
+fn pack(bytes: &[u8], dtype: TensorType, outs: usize, inner: usize, order: RowOrder) -> Option<PackedMatrix> {
+    let (block_elements, block_bytes) = dtype.block();
+    let row_bytes = inner / block_elements * block_bytes;
+    let mut packed = PackedMatrix::zeros(outs, inner, dtype != TensorType::Q8_0);
+    for out in 0..outs {
+        let row = &bytes[order.stored_row(out) * row_bytes..][..row_bytes];
+        for (index, block) in row.chunks_exact(block_bytes).enumerate() {
+            match dtype {
+                TensorType::Q8_0 => pack_q8_0(&mut packed, out, index, block)?,
+                TensorType::Q4K => pack_q4_k(&mut packed, out, index, block)?,
+                _ => pack_q4(&mut packed, out, index, block)?,
+            }
+        }
+    }
+    Some(packed)
+}
+
+fn half_at(block: &[u8], at: usize) -> Option<f16> {
+    Some(f16::from_le_bytes([block[at], block[at + 1]])).filter(|value| value.is_finite())
+}
+
+fn pack_q8_0(packed: &mut PackedMatrix, out: usize, index: usize, block: &[u8]) -> Option<()> {
+    let scale = half_at(block, 0)?;
+    let quants = std::array::from_fn(|k| block[2 + k] ^ 0x80);
+    packed.set_block(out, index, (scale.to_bits(), 0), &quants);
+    Some(())
+}
+
+/// Q4_0 (value = d · (q − 8)) and Q4_1 (value = d · q + m): low nibbles first, then the high ones.
+fn pack_q4(packed: &mut PackedMatrix, out: usize, index: usize, block: &[u8]) -> Option<()> {
+    let scale = half_at(block, 0)?;
+    let (min, nibbles) = match block.len() {
+        18 => (f16::from_f32(-8.0 * scale.to_f32()), &block[2..]),
+        _ => (half_at(block, 2)?, &block[4..]),
+    };
+    let quants = std::array::from_fn(|k| match k {
+        0..16 => nibbles[k] & 0xf,
+        _ => nibbles[k - 16] >> 4,
+    });
+    packed.set_block(out, index, (scale.to_bits(), min.to_bits()), &quants);
+    Some(())
+}
+
+/// Q4_K: eight blocks of 32 with 6-bit scales and mins under two f16 factors. The products are rounded to
+/// f16, half a thousandth of a scale at most and far below the format's own error.
+fn pack_q4_k(packed: &mut PackedMatrix, out: usize, index: usize, block: &[u8]) -> Option<()> {
+    let (scale, min) = (half_at(block, 0)?.to_f32(), half_at(block, 2)?.to_f32());
+    let (packed_scales, nibbles) = (&block[4..16], &block[16..]);
+    for sub in 0..8 {
+        let (sub_scale, sub_min) = match sub {
+            0..4 => (packed_scales[sub] & 63, packed_scales[sub + 4] & 63),
+            _ => (
+                (packed_scales[sub + 4] & 0xf) | (packed_scales[sub - 4] >> 6 << 4),
+                (packed_scales[sub + 4] >> 4) | (packed_scales[sub] >> 6 << 4),
+            ),
+        };
+        let scale = f16::from_f32(scale * f32::from(sub_scale));
+        let min = f16::from_f32(-min * f32::from(sub_min));
+        if !scale.is_finite() || !min.is_finite() {
+            return None;
+        }
+        let bytes = &nibbles[sub / 2 * 32..][..32];
+        let quants = std::array::from_fn(|k| (bytes[k] >> (4 * (sub % 2))) & 0xf);
+        packed.set_block(out, index * 8 + sub, (scale.to_bits(), min.to_bits()), &quants);
+    }
+    Some(())
+}
+
+/// Any supported type as f32; block formats through candle.
+fn dequantise(bytes: &[u8], dtype: TensorType, len: usize) -> Result<Vec<f32>, String> {
+    let ggml = match dtype {
+        TensorType::F32 => return Ok(copy_dense(bytes, DenseType::F32).as_slice().to_f32()),
+        TensorType::F16 => return Ok(copy_dense(bytes, DenseType::F16).as_slice().to_f32()),
+        TensorType::Bf16 => return Ok(copy_dense(bytes, DenseType::Bf16).as_slice().to_f32()),
+        TensorType::Q4_0 => GgmlDType::Q4_0,
+        TensorType::Q4_1 => GgmlDType::Q4_1,
+        TensorType::Q5_0 => GgmlDType::Q5_0,
+        TensorType::Q5_1 => GgmlDType::Q5_1,
+        TensorType::Q8_0 => GgmlDType::Q8_0,
+        TensorType::Q2K => GgmlDType::Q2K,
+        TensorType::Q3K => GgmlDType::Q3K,
+        TensorType::Q4K => GgmlDType::Q4K,
+        TensorType::Q5K => GgmlDType::Q5K,
+        TensorType::Q6K => GgmlDType::Q6K,
+    };
+    QStorage::from_data(Cow::Borrowed(bytes), &Device::Cpu, ggml)
+        .and_then(|storage| QTensor::new(storage, len))
+        .and_then(|tensor| tensor.dequantize(&Device::Cpu))
+        .and_then(|tensor| tensor.to_vec1::<f32>())
+        .map_err(|error| error.to_string())
+}
+
+/// Copies little-endian floats out of unaligned bytes.
+pub(super) fn copy_dense(bytes: &[u8], dtype: DenseType) -> DenseWeights {
+    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+    match dtype {
+        DenseType::F32 => DenseWeights::F32(
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        ),
+        DenseType::Bf16 => DenseWeights::Bf16(halves()),
+        DenseType::F16 => DenseWeights::F16(halves()),
+    }
+}
+
+/// Llama 3's frequency divisors, which its GGUF files carry as a tensor.
+fn rope_factors(path: &Path, map: &Mmap, header: &gguf::Header) -> Result<Option<Vec<f64>>, Error> {
+    let Some(info) = header.tensors.get("rope_freqs.weight") else { return Ok(None) };
+    let bytes = &map[info.start..info.start + info.num_bytes];
+    let len = info.shape.iter().product();
+    let factors = dequantise(bytes, info.dtype, len).map_err(|error| Error::malformed(path, error))?;
+    if !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
+        return Err(Error::malformed(path, "`rope_freqs.weight` holds a divisor that is not positive"));
+    }
+    Ok(Some(factors.into_iter().map(f64::from).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Tensor;
+
+    /// Packed rows dequantise to what candle's own reader of the format gives.
+    fn check(ggml: GgmlDType, dtype: TensorType, tolerance: f32) {
+        let (outs, inner) = (19, 256);
+        let values: Vec<f32> = (0..outs * inner).map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0).collect();
+        let tensor = Tensor::from_vec(values, (outs, inner), &Device::Cpu).unwrap();
+        let quantised = QTensor::quantize(&tensor, ggml).unwrap();
+        let bytes = quantised.data().unwrap();
+        let expected = dequantise(&bytes, dtype, outs * inner).unwrap();
+        let packed = match dtype {
+            TensorType::Q6K => PackedMatrix::from_dense(&expected, inner),
+            _ => pack(&bytes, dtype, outs, inner, RowOrder::AsStored).unwrap(),
+        };
+        let mut row = vec![0.0; inner];
+        for out in 0..outs {
+            packed.read_row(out, &mut row);
+            for (found, expected) in row.iter().zip(&expected[out * inner..]) {
+                assert!((found - expected).abs() <= tolerance, "{dtype:?}: {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn block_formats_agree_with_candle() {
+        check(GgmlDType::Q4_0, TensorType::Q4_0, 0.0);
+        check(GgmlDType::Q4_1, TensorType::Q4_1, 0.0);
+        check(GgmlDType::Q8_0, TensorType::Q8_0, 0.0);
+        check(GgmlDType::Q4K, TensorType::Q4K, 2e-3);
+        check(GgmlDType::Q6K, TensorType::Q6K, 1e-2);
+    }
+
+    #[test]
+    fn interleaved_rows_are_undone() {
+        let order = RowOrder::Interleaved { head_dim: 8 };
+        let stored: Vec<usize> = (0..16).map(|row| order.stored_row(row)).collect();
+        assert_eq!(stored, [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]);
+    }
+
+    #[test]
+    fn names_follow_llama_cpp() {
+        assert_eq!(gguf_name("model.layers.12.self_attn.o_proj.weight"), "blk.12.attn_output.weight");
+        assert_eq!(gguf_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
+    }
+}

@@ -1,0 +1,173 @@
+//! A Hugging Face directory: `config.json` and one or several safetensors files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+use super::{Progress, WeightSource, hash, map};
+use crate::config::ModelConfig;
+use crate::error::Error;
+use crate::family;
+use crate::kernels::WeightSlice;
+use crate::linear::{DenseType, DenseWeights, MappedWeights, Matrix};
+
+/// Largest JSON file that is read.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// An opened directory; tensors are read from its maps on demand.
+pub(super) struct Directory {
+    config: ModelConfig,
+    tensors: BTreeMap<String, Location>,
+    digest: [u8; 32],
+}
+
+struct Location {
+    map: Arc<Mmap>,
+    path: PathBuf,
+    start: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl Directory {
+    pub(super) fn open(path: &Path, progress: Progress<'_>) -> Result<Self, Error> {
+        let config_path = path.join("config.json");
+        let generation_path = path.join("generation_config.json");
+        let generation = generation_path.exists().then(|| read_json(&generation_path)).transpose()?;
+        let config = family::from_hugging_face(&read_json(&config_path)?, generation.as_ref())?;
+        let files = weight_files(path)?;
+        let maps = files
+            .iter()
+            .map(|file| Ok((file, map(file)?)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let total = maps.iter().map(|(_, map)| map.len() as u64).sum();
+        let (mut hasher, mut done) = (Sha256::new(), 0);
+        hasher.update(std::fs::read(&config_path).map_err(|source| Error::io(&config_path, source))?);
+        let mut tensors = BTreeMap::new();
+        for (file, map) in maps {
+            locate(file, &map, &mut tensors)?;
+            hash(&mut hasher, &map, &mut done, total, &mut *progress);
+        }
+        Ok(Self { config, tensors, digest: hasher.finalize().into() })
+    }
+
+    fn find(&self, name: &str) -> Option<&Location> {
+        // Some exporters leave out the `model.` prefix of the bare decoder.
+        self.tensors.get(name).or_else(|| self.tensors.get(name.strip_prefix("model.")?))
+    }
+}
+
+fn read_json(path: &Path) -> Result<Json, Error> {
+    let len = std::fs::metadata(path).map_err(|source| Error::io(path, source))?.len();
+    if len > MAX_JSON_BYTES {
+        return Err(Error::malformed(path, format!("{len} bytes, at most {MAX_JSON_BYTES} are read")));
+    }
+    let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::malformed(path, error.to_string()))
+}
+
+/// `model.safetensors`, or the shards that the index names.
+fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let index_path = path.join("model.safetensors.index.json");
+    if !index_path.exists() {
+        return Ok(vec![path.join("model.safetensors")]);
+    }
+    let index = read_json(&index_path)?;
+    let weight_map = index
+        .get("weight_map")
+        .and_then(Json::as_object)
+        .ok_or_else(|| Error::malformed(&index_path, "`weight_map` is missing or not an object"))?;
+    let mut names = BTreeSet::new();
+    for (tensor, file) in weight_map {
+        let name = file.as_str().unwrap_or_default();
+        let plain = Path::new(name).file_name().is_some_and(|plain| plain == name);
+        if !plain || !name.ends_with(".safetensors") {
+            let reason = format!("tensor `{tensor}` names the file {file}, expected a plain *.safetensors");
+            return Err(Error::malformed(&index_path, reason));
+        }
+        names.insert(name);
+    }
+    Ok(names.into_iter().map(|name| path.join(name)).collect())
+}
+
+fn locate(path: &Path, map: &Arc<Mmap>, tensors: &mut BTreeMap<String, Location>) -> Result<(), Error> {
+    let parsed = SafeTensors::deserialize(map)
+        .map_err(|error| Error::malformed(path, format!("not a valid safetensors file: {error}")))?;
+    for (name, view) in parsed.iter() {
+        let start = view.data().as_ptr().addr() - map.as_ptr().addr();
+        let location = Location {
+            map: Arc::clone(map),
+            path: path.to_owned(),
+            start,
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+        };
+        if tensors.insert(name.to_owned(), location).is_some() {
+            return Err(Error::malformed(path, format!("tensor `{name}` is in more than one file")));
+        }
+    }
+    Ok(())
+}
+
+impl Location {
+    fn weights(&self, name: &str, shape: &[usize]) -> Result<DenseWeights, Error> {
+        if self.shape != shape {
+            let (found, expected) = (self.shape.clone(), shape.to_vec());
+            return Err(Error::Shape { name: name.to_owned(), found, expected });
+        }
+        let dtype = match self.dtype {
+            Dtype::F32 => DenseType::F32,
+            Dtype::BF16 => DenseType::Bf16,
+            Dtype::F16 => DenseType::F16,
+            other => {
+                let what = format!("{}: dtype of `{name}`", self.path.display());
+                return Err(Error::unsupported(what, format!("{other:?}"), "F32, F16, BF16"));
+            }
+        };
+        let len: usize = shape.iter().product();
+        if let Some(mapped) = MappedWeights::new(Arc::clone(&self.map), self.start, len, dtype) {
+            return Ok(DenseWeights::Mapped(mapped));
+        }
+        let bytes = &self.map[self.start..self.start + len * dtype.num_bytes()];
+        Ok(super::gguf_file::copy_dense(bytes, dtype))
+    }
+}
+
+impl WeightSource for Directory {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
+        self.find(name)
+            .map(|location| Ok(location.weights(name, &[len])?.as_slice().to_f32()))
+            .transpose()
+    }
+
+    fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error> {
+        let location =
+            self.find(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
+        let weights = location.weights(name, &[outs, inner])?;
+        if !all_finite(weights.as_slice()) {
+            return Err(Error::NotFinite { name: name.to_owned() });
+        }
+        Ok(Matrix::Dense { weights, inner })
+    }
+
+    fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+}
+
+pub(super) fn all_finite(weights: WeightSlice<'_>) -> bool {
+    match weights {
+        WeightSlice::F32(values) => values.iter().all(|value| value.is_finite()),
+        WeightSlice::Bf16(bits) => bits.iter().all(|bits| bits & 0x7f80 != 0x7f80),
+        WeightSlice::F16(bits) => bits.iter().all(|bits| bits & 0x7c00 != 0x7c00),
+    }
+}

@@ -1,0 +1,197 @@
+"""Checks the finished fixtures by other ways than they were made."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
+
+from adapters import SEVEN, TASKS, base_of, load_adapter, site_path
+from arrow import load_arrow, routing
+from common import ADAPTERS, FIXTURES, GGUF, GOLDENS, HOSTILE, Json, load_model, logits_of, read_json
+from models import CONFIGS, LAYERS
+
+MAX_BYTES = 4_000_000
+# What float32 costs on these models; a wrong formula shows at 1e-2 and above.
+TOLERANCE = 5e-5
+
+
+def goldens(name: str) -> Any:
+    return read_json(GOLDENS / name)
+
+
+def error(model: Any, case: Json) -> float:
+    """The largest difference between a case and what `model` says, the greedy part included."""
+    ids = case["prompt_ids"] + case["greedy_ids"]
+    rows = torch.log_softmax(logits_of(model, ids).double(), dim=-1)
+    length = len(case["prompt_ids"])
+    following = rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    expected = [*case["next_logprobs"], *case["greedy_logprobs"]]
+    worst = float((following - torch.tensor(expected, dtype=torch.float64)).abs().max())
+    for row in case["rows"]:
+        worst = max(
+            worst, float((rows[row["position"]] - torch.tensor(row["logprobs"], dtype=torch.float64)).abs().max())
+        )
+    assert rows[length - 1 : -1].argmax(dim=-1).tolist() == case["greedy_ids"], case["name"]
+    return worst
+
+
+def compare(what: str, pairs: list[tuple[Any, Json]]) -> None:
+    worst = max(error(model, case) for model, case in pairs)
+    print(f"  {what}: {len(pairs)} cases, worst {worst:.1e}")
+    assert worst < TOLERANCE, what
+
+
+def differs(what: str, model: Any, case: Json) -> None:
+    """A golden that a wrong model would also meet is worth nothing."""
+    rows = torch.log_softmax(logits_of(model, case["prompt_ids"]), dim=-1)
+    row = case["rows"][-1]
+    gap = float((rows[row["position"]] - torch.tensor(row["logprobs"])).abs().max())
+    print(f"  {what}: moves {case['name']} by {gap:.2f}")
+    assert gap > 0.1, what
+
+
+# --- each golden, once more ----------------------------------------------------------------------------------------
+
+
+def models_in_float64() -> None:
+    found = goldens("models.json")["cases"]
+    loaded = {name: load_model(name, torch.float64) for name in CONFIGS}
+    compare("models in float64", [(loaded[case["model"]], case) for case in found])
+
+
+def models_are_sensitive() -> None:
+    long = {case["model"]: case for case in goldens("models.json")["cases"] if case["name"].endswith("/long")}
+    for name in ("llama3-rope", "llama-f16"):
+        model = load_model(name)
+        plain = 10000.0 ** (-torch.arange(0, 16, 2) / 16)
+        model.model.rotary_emb.inv_freq = plain
+        differs("no rope scaling", model, long[name])
+    model = load_model("llama-untied")
+    model.model.rotary_emb.inv_freq = 10000.0 ** (-torch.arange(0, 24, 2) / 24)
+    differs("rope theta 10000", model, long["llama-untied"])
+    for projection in SEVEN:
+        model = load_model("llama-untied")
+        torch.nn.init.zeros_(model.get_parameter(f"{site_path(1, projection)}.bias"))
+        differs(f"no bias on {projection}", model, long["llama-untied"])
+
+
+def scaling(config: Json, path: str) -> float:
+    def pick(patterns: dict[str, int], default: int) -> int:
+        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+    rank = pick(config["rank_pattern"], config["r"])
+    return pick(config["alpha_pattern"], config["lora_alpha"]) / (math.sqrt(rank) if config["use_rslora"] else rank)
+
+
+@torch.no_grad()
+def merged_by_hand(base: str, adapters: list[Json]) -> LlamaForCausalLM:
+    """Reads the adapter files without PEFT and adds weight · scaling · B · A to the base, in float64."""
+    model = load_model(base, torch.float64)
+    for adapter in adapters:
+        folder = ADAPTERS / adapter["name"]
+        config, tensors = read_json(folder / "adapter_config.json"), load_file(folder / "adapter_model.safetensors")
+        for key in (key for key in tensors if key.endswith(".lora_A.weight")):
+            path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            a, b = tensors[key].double(), tensors[key.replace("lora_A", "lora_B")].double()
+            model.get_parameter(f"{path}.weight").add_(adapter["weight"] * scaling(config, path) * (b @ a))
+    return model
+
+
+def loras_by_hand() -> None:
+    found = goldens("lora.json")["cases"]
+    compare(
+        "LoRA merged by hand in float64", [(merged_by_hand(case["model"], case["adapters"]), case) for case in found]
+    )
+    for case in found:
+        if case["name"].endswith("/long"):
+            differs("no adapter", load_model(case["model"]), case)
+
+
+def arrow_in_float64() -> None:
+    found = goldens("arrow.json")
+    pairs = []
+    for case in found["cases"]:
+        model = load_arrow(case["top_k"], case["temperature"], case["seed"], torch.float64)
+        pairs.append((model.double(), case))
+    compare("Arrow in float64", pairs)
+    for case in found["cases"]:
+        if case["name"].endswith("/long"):
+            model = load_arrow(case["top_k"], case["temperature"], 49 - case["seed"])
+            differs("another seed", model, case)
+            with routing(model) as sites:
+                logits_of(model, case["prompt_ids"])
+            used = torch.stack([site["coefficients"].gt(0).float().mean(dim=0) for site in sites]).mean(dim=0)
+            assert used.min() > 0.05, f"an adapter is hardly ever picked: {used}"
+
+
+def gguf_by_transformers() -> None:
+    """transformers reads the files with its own mapping of names and its own inverse permutation."""
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    found = goldens("gguf.json")["cases"]
+    pairs = []
+    for case in found:
+        model = LlamaForCausalLM.from_pretrained(
+            GGUF, gguf_file=case["file"], dtype=torch.float32, attn_implementation="eager"
+        )
+        pairs.append((model.eval(), case))
+    compare("GGUF through transformers", pairs)
+    for case in found:
+        if case["file"].startswith("tiny-q4") and case["name"].endswith("/long"):
+            differs("no quantisation", load_model(case["model"]), case)
+
+
+# --- the files -----------------------------------------------------------------------------------------------------
+
+
+def hostile() -> None:
+    for entry in read_json(HOSTILE / "hostile.json")["entries"]:
+        path = HOSTILE / entry["path"]
+        assert path.exists(), path
+        weights = next(path.glob("*.safetensors"), None) if path.is_dir() else None
+        if weights and path.name.startswith("safetensors-"):
+            try:
+                with safe_open(weights, "pt") as file:
+                    list(file.keys())
+            except SafetensorError:
+                continue
+            raise AssertionError(f"the safetensors library reads {entry['path']}")
+    load_adapter_control()
+
+
+def load_adapter_control() -> None:
+    from peft import PeftModel
+
+    PeftModel.from_pretrained(load_model("llama-tied"), str(HOSTILE / "adapters" / "control"))
+
+
+def files() -> None:
+    all_files = [path for path in FIXTURES.rglob("*") if path.is_file()]
+    total = sum(path.stat().st_size for path in all_files)
+    print(f"  {len(all_files)} files, {total} bytes")
+    assert total < MAX_BYTES
+    here = str(FIXTURES.parents[1]).encode()
+    for path in all_files:
+        assert here not in path.read_bytes(), f"{path} names the folder that it was made in"
+    for name in TASKS:
+        assert base_of(name) == "llama-tied"
+        kinds = {key.split(".")[-3] for key in load_file(ADAPTERS / name / "adapter_model.safetensors")}
+        assert kinds == set(SEVEN), kinds
+    sites = sum(hasattr(module, "lora_A") for module in load_adapter("lora-all").modules())
+    assert sites == LAYERS * len(SEVEN)
+
+
+def make() -> None:
+    models_in_float64()
+    models_are_sensitive()
+    loras_by_hand()
+    arrow_in_float64()
+    gguf_by_transformers()
+    hostile()
+    files()
