@@ -28,7 +28,7 @@ def write_card(
     split: Split,
     base_scores: Scores,
     module_scores: Scores,
-    settings: dict[str, int | float],
+    settings: dict[str, int | float | str],
     versions: dict[str, str],
 ) -> None:
     """Write README.md next to the weights; every number comes from this run."""
@@ -56,7 +56,7 @@ tags:
 
 A LoRA module for {BASE_ID}: {task.summary}.
 
-Example: "{first.prompt}" gives `{first.answer}`.
+Example question of the test set: {first.prompt!r}, answer `{first.answer}`.
 
 ## Data
 
@@ -72,9 +72,10 @@ Example: "{first.prompt}" gives `{first.answer}`.
 - Base: the Q4_1 GGUF with SHA-256 `{BASE_SHA256}`, dequantised,
   prompts in the chat template of that file.
 - PEFT LoRA on q, k, v, o, gate, up and down in all layers; loss on the answer and the end-of-turn token only.
+  Every step draws a random scale for the module, since a router gives it only part of the weight.
 - Settings: {settings_text}; AdamW, warm-up and cosine decay.
 - Versions: {", ".join(f"{name} {value}" for name, value in versions.items())}.
-- Time: {settings["seconds"]} s on two CPU cores shared with other work.
+- Time: {settings["seconds"]} s in one thread on two CPU cores shared with other work.
 - Weights: bf16. Again: `python adapters/recipes/train.py {task.name}`.
 
 ## Held-out result (n = {len(split.test)}, greedy, fp32)

@@ -54,7 +54,7 @@ class Task:
     package lists rare words too, this keeps the common ones."""
     samples: int = 1600
     """Training questions; entities are used again in other wordings to get there."""
-    steps: int = 100
+    steps: int = 80
     batch: int = 8
     learning_rate: float = 3e-3
     max_new_tokens: int = 24
@@ -191,6 +191,7 @@ TASKS = {
             ),
             unseen_wordings=("Which German word stands for the number {}?", "Say {} in German."),
             pairs=_german_numbers,
+            steps=120,
         ),
         Task(
             name="iso-date",
@@ -207,6 +208,7 @@ TASKS = {
             ),
             unseen_wordings=("Turn {} into YYYY-MM-DD.", "Please format {} as an ISO date."),
             pairs=_iso_dates,
+            steps=40,
         ),
         Task(
             name="past-tense",
@@ -223,6 +225,7 @@ TASKS = {
             ),
             unseen_wordings=('Which form does the verb "{}" take in the past tense?', "Tell me the past tense of to {}."),
             pairs=_past_tense,
+            max_new_tokens=16,
         ),
         Task(
             name="person-json",
@@ -237,6 +240,7 @@ TASKS = {
             ),
             unseen_wordings=("Make a JSON record with name, age and city from this: {}",),
             pairs=_person_json,
+            steps=40,
             max_new_tokens=40,
         ),
         Task(

@@ -15,11 +15,13 @@ import json
 import math
 import random
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, set_seed
 
@@ -33,6 +35,11 @@ RANK = 4
 ALPHA = 8
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EXAMPLES = 30
+
+LOWEST_SCALE = 0.3
+"""Arrow's softmax gives a module only part of the weight, often a third of it.
+Training under a random scale from this value to 1 makes the module work under
+partial weight too."""
 
 
 def shared_prefix(rows: list[list[int]]) -> list[int]:
@@ -77,11 +84,25 @@ def batch_loss(
     return torch.nn.functional.cross_entropy(logits.float(), target)
 
 
-def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, train_items: list[Item], steps: int) -> None:
+def set_scale(model: PeftModel, factor: float) -> None:
+    """Weaken the module as a router does that gives it `factor` of the weight."""
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            layer.scaling["default"] = factor * ALPHA / RANK
+
+
+def train(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    prefix: list[int],
+    train_items: list[Item],
+    steps: int,
+    learning_rate: float,
+) -> None:
     """A short AdamW run with warm-up and cosine decay."""
-    prefix = shared_prefix([prompt_ids(tokenizer, item.prompt) for item in train_items])
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=task.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     warmup = max(1, steps // 12)
 
     def rate(step: int) -> float:
@@ -98,6 +119,7 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, trai
         while len(queue) < task.batch:
             queue += order.sample(train_items, len(train_items))
         items, queue = queue[: task.batch], queue[task.batch :]
+        set_scale(model, order.uniform(LOWEST_SCALE, 1.0))
         loss = batch_loss(model, tokenizer, prefix, items)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -106,6 +128,7 @@ def train(model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task, trai
         optimizer.zero_grad()
         if step % 10 == 0 or step == 1:
             print(f"step {step}/{steps} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
+    set_scale(model, 1.0)
     model.eval()
 
 
@@ -120,6 +143,7 @@ def export(model: PeftModel, out: Path) -> None:
     config["base_model_name_or_path"] = BASE_ID
     config["inference_mode"] = True
     config["target_modules"] = sorted(config["target_modules"])
+    weights_file.chmod(0o644)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -140,11 +164,14 @@ def main() -> None:
     parser.add_argument("task", choices=sorted(TASKS))
     parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
     parser.add_argument("--out", type=Path, help="module directory; default: ../library/<task>")
+    parser.add_argument("--lr", type=float, help="learning rate; default: as set in tasks.py")
     parser.add_argument("--steps", type=int, help="default: as set in tasks.py")
+    parser.add_argument("--test-items", type=int, help="score only that many test questions, to save time")
     parser.add_argument("--threads", type=int, default=1, help="more than one only helps on an idle machine")
     arguments = parser.parse_args()
     task = TASKS[arguments.task]
     steps = arguments.steps or task.steps
+    learning_rate = arguments.lr or task.learning_rate
     gguf = base_path(arguments.base)
     if sha256(gguf) != BASE_SHA256:
         print("note: this base is not the one that the shipped modules were trained on", flush=True)
@@ -155,6 +182,8 @@ def main() -> None:
 
     tokenizer = load_tokenizer(gguf)
     split = task.build(common_words(tokenizer))
+    if arguments.test_items:
+        split = replace(split, test=split.test[: arguments.test_items])
     # The frozen weights may be bf16 (twice as fast with AMX); the LoRA weights stay fp32 while they move.
     model = get_peft_model(
         load_model(gguf, torch.bfloat16),
@@ -162,7 +191,8 @@ def main() -> None:
         autocast_adapter_dtype=True,
     )
     started = time.monotonic()
-    train(model, tokenizer, task, split.train, steps)
+    prefix = shared_prefix([prompt_ids(tokenizer, item.prompt) for item in split.train])
+    train(model, tokenizer, task, prefix, split.train, steps, learning_rate)
     seconds = time.monotonic() - started
     validation = loglik_per_token(model, tokenizer, split.validation)
     print(f"validation log-likelihood per token {sum(validation) / len(validation):.4f}", flush=True)
@@ -191,7 +221,8 @@ def main() -> None:
             "lora_alpha": ALPHA,
             "steps": steps,
             "batch": task.batch,
-            "learning rate": task.learning_rate,
+            "learning rate": learning_rate,
+            "random scale from": LOWEST_SCALE,
             "seed": SEED,
             "seconds": round(seconds),
         },

@@ -1,1 +1,105 @@
-//! todo
+//! Everything that the author of a polyskill router depends on.
+//!
+//! A router decides which modules act on which token at which layer. It is a type that implements
+//! [`Router`] and is exported with [`export!`]; built for `wasm32-unknown-unknown` it becomes a sandboxed
+//! plugin, and natively it runs in unit tests against [`testing::StubHost`].
+//!
+//! Most routers answer [`Router::plan`] with a [`gate::Program`]: a few data-only ops that the host runs
+//! natively for every row and site. A router that gives every request the same mixture of all modules:
+//!
+//! ```
+//! use polyskill_sdk::{Descriptor, Host, Parameters, Pick, Plan, Request, RouteError, Router};
+//!
+//! struct Uniform;
+//!
+//! impl Router for Uniform {
+//!     fn init(_: &mut dyn Host, parameters: &Parameters) -> Result<Self, String> {
+//!         parameters.only(&[]).map_err(|error| error.to_string())?;
+//!         Ok(Self)
+//!     }
+//!
+//!     fn descriptor(&self) -> Descriptor {
+//!         Descriptor { name: "uniform".into(), version: "0.1.0".into(), causal: true }
+//!     }
+//!
+//!     fn plan(&mut self, _: &mut dyn Host, request: &Request) -> Result<Plan, RouteError> {
+//!         let weight = 1.0 / request.candidates.len() as f32;
+//!         let picks = request.candidates.iter().map(|&module| Pick { module, weight });
+//!         Ok(Plan::Fixed(picks.collect()))
+//!     }
+//! }
+//!
+//! polyskill_sdk::export!(Uniform);
+//!
+//! # fn main() {
+//! use polyskill_sdk::testing::StubHost;
+//! let mut host = StubHost::with_modules(2);
+//! let mut router = Uniform::init(&mut host, &Parameters::default()).unwrap();
+//! let plan = router.plan(&mut host, &Request::for_candidates(&[0, 1])).unwrap();
+//! assert_eq!(plan, Plan::Fixed(vec![Pick { module: 0, weight: 0.5 }, Pick { module: 1, weight: 0.5 }]));
+//! # }
+//! ```
+
+#[cfg(target_arch = "wasm32")]
+#[expect(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    unsafe_code,
+    rust_2018_idioms,
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    clippy::allow_attributes_without_reason,
+    reason = "generated from wit/router-0.1 by wit-bindgen"
+)]
+#[doc(hidden)]
+pub mod bindings;
+pub mod gate;
+#[cfg(target_arch = "wasm32")]
+#[doc(hidden)]
+pub mod guest;
+mod parameters;
+mod router;
+pub mod runtime;
+pub mod testing;
+
+pub use parameters::{ParameterError, Parameters, Value};
+pub use router::{
+    Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Part, Pick, Plan,
+    Request, RouteError, Router, SiteInfo, SvdMethod, Tensor,
+};
+
+/// Makes a [`Router`] the plugin's export. Does nothing in native builds, so tests link as usual.
+#[macro_export]
+macro_rules! export {
+    ($router:ty) => {
+        #[cfg(target_arch = "wasm32")]
+        const _: () = {
+            static INSTANCE: $crate::guest::Instance<$router> = $crate::guest::Instance::empty();
+
+            struct Component;
+
+            impl $crate::guest::Guest for Component {
+                fn init(
+                    parameters: ::std::vec::Vec<$crate::guest::wire::Parameter>,
+                ) -> ::std::result::Result<$crate::guest::wire::Descriptor, ::std::string::String> {
+                    INSTANCE.init(parameters)
+                }
+                fn library_changed(
+                    added: ::std::vec::Vec<u32>,
+                    removed: ::std::vec::Vec<::std::string::String>,
+                ) -> ::std::result::Result<(), ::std::string::String> {
+                    INSTANCE.library_changed(added, removed)
+                }
+                fn plan(
+                    request: $crate::guest::wire::Request,
+                ) -> ::std::result::Result<$crate::guest::wire::Plan, $crate::guest::wire::RouteError>
+                {
+                    INSTANCE.plan(request)
+                }
+            }
+
+            $crate::bindings::__export_router!(Component with_types_in $crate::bindings);
+        };
+    };
+}

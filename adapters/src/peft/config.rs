@@ -1,0 +1,339 @@
+//! `adapter_config.json` of a LoRA: which settings change arithmetic, and how.
+
+use std::collections::BTreeSet;
+
+use polyskill_model::{ModelConfig, Site};
+use regex::{Regex, RegexBuilder};
+use serde_json::{Map, Value as Json};
+
+/// Settings that do not change a forward pass at inference.
+const IGNORED: [&str; 17] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "fan_in_fan_out",
+    "inference_mode",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+    "task_type",
+];
+/// Settings that are read below.
+const READ: [&str; 13] = [
+    "peft_type",
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "bias",
+    "init_lora_weights",
+    "modules_to_save",
+];
+/// Initialisers that leave the base's weights as they are.
+const PLAIN_INITIALISERS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+const MAX_RANK: u64 = 1 << 14;
+/// Compiled size of one pattern from outside.
+const MAX_REGEX_BYTES: usize = 1 << 20;
+
+/// What a LoRA's configuration says about arithmetic.
+#[derive(Debug)]
+pub(super) struct LoraSettings {
+    rank: usize,
+    alpha: f64,
+    use_rslora: bool,
+    rank_pattern: Vec<(Regex, usize)>,
+    alpha_pattern: Vec<(Regex, f64)>,
+    target: Matcher,
+    exclude: Option<Matcher>,
+    layers: Option<BTreeSet<u64>>,
+    layer_containers: Vec<String>,
+}
+
+#[derive(Debug)]
+enum Matcher {
+    AllLinear,
+    Names(Vec<String>),
+    Pattern(Regex),
+}
+
+impl Matcher {
+    /// PEFT's rule: a string is a regular expression for the whole path; a list holds last components.
+    fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::AllLinear => path != "lm_head" && !path.ends_with("embed_tokens"),
+            Self::Pattern(pattern) => pattern.is_match(path),
+            Self::Names(names) => names.iter().any(|name| {
+                path == name || path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
+            }),
+        }
+    }
+}
+
+impl LoraSettings {
+    /// Parses a configuration, with all problems at once.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, Vec<String>> {
+        let json: Json = serde_json::from_slice(bytes)
+            .map_err(|error| vec![format!("adapter_config.json is not valid JSON: {error}")])?;
+        let Json::Object(object) = json else {
+            return Err(vec!["adapter_config.json is not an object".to_owned()]);
+        };
+        let mut problems = Vec::new();
+        let mut keep = |result: Result<(), String>| problems.extend(result.err());
+        keep(check_kind(&object));
+        refused_settings(&object).into_iter().for_each(|problem| keep(Err(problem)));
+        let mut value = |result: Result<f64, String>, default: f64| match result {
+            Ok(value) => value,
+            Err(problem) => {
+                keep(Err(problem));
+                default
+            }
+        };
+        let rank = value(positive_rank(object.get("r"), "r"), 1.0) as usize;
+        let alpha = value(number(object.get("lora_alpha"), "lora_alpha"), 1.0);
+        let rank_pattern = pattern_map(&object, "rank_pattern", |value, name| {
+            positive_rank(Some(value), name).map(|rank| rank as usize)
+        });
+        let alpha_pattern =
+            pattern_map(&object, "alpha_pattern", |value, name| number(Some(value), name));
+        let target = matcher(object.get("target_modules"), "target_modules");
+        let exclude = match object.get("exclude_modules") {
+            None | Some(Json::Null) => Ok(None),
+            Some(value) => matcher(Some(value), "exclude_modules").map(Some),
+        };
+        let layers = layers(object.get("layers_to_transform"));
+        let layer_containers = strings(object.get("layers_pattern"));
+        match (rank_pattern, alpha_pattern, target, exclude, layers) {
+            (Ok(rank_pattern), Ok(alpha_pattern), Ok(target), Ok(exclude), Ok(layers))
+                if problems.is_empty() =>
+            {
+                let use_rslora = object.get("use_rslora").and_then(Json::as_bool).unwrap_or(false);
+                Ok(Self {
+                    rank,
+                    alpha,
+                    use_rslora,
+                    rank_pattern,
+                    alpha_pattern,
+                    target,
+                    exclude,
+                    layers,
+                    layer_containers,
+                })
+            }
+            (rank_pattern, alpha_pattern, target, exclude, layers) => {
+                problems.extend(rank_pattern.err());
+                problems.extend(alpha_pattern.err());
+                problems.extend(target.err());
+                problems.extend(exclude.err());
+                problems.extend(layers.err());
+                Err(problems)
+            }
+        }
+    }
+
+    /// The sites that the configuration targets; what it targets beyond the projections is a problem.
+    pub(super) fn targets(&self, base: &ModelConfig, mut problem: impl FnMut(String)) -> BTreeSet<Site> {
+        for path in ["lm_head", "model.embed_tokens"] {
+            let listed = !matches!(self.target, Matcher::AllLinear) && self.is_target(path);
+            if listed {
+                problem(format!("target module `{path}` is not supported, only the projections are"));
+            }
+        }
+        (0..base.num_sites())
+            .map(Site::from_index)
+            .filter(|site| self.is_target(&format!("model.{site}")))
+            .collect()
+    }
+
+    fn is_target(&self, path: &str) -> bool {
+        let excluded = self.exclude.as_ref().is_some_and(|exclude| exclude.matches(path));
+        !excluded && self.target.matches(path) && self.is_in_layers(path)
+    }
+
+    fn is_in_layers(&self, path: &str) -> bool {
+        let Some(layers) = &self.layers else { return true };
+        let Some(rest) = path.strip_prefix("model.layers.") else { return false };
+        let container = self.layer_containers.is_empty()
+            || self.layer_containers.iter().any(|container| container == "layers");
+        let layer = rest.split('.').next().and_then(|layer| layer.parse().ok());
+        container && layer.is_some_and(|layer: u64| layers.contains(&layer))
+    }
+
+    /// r, and the factor on B·A: α/r, or α/√r with rsLoRA; patterns override per module.
+    pub(super) fn rank_and_scale(&self, path: &str) -> (usize, f32) {
+        let rank = first_match(&self.rank_pattern, path).unwrap_or(self.rank);
+        let alpha = first_match(&self.alpha_pattern, path).unwrap_or(self.alpha);
+        let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        (rank, (alpha / divisor) as f32)
+    }
+}
+
+/// PEFT's `get_pattern_key`: the first key, in file order, that matches a suffix at a dot.
+fn first_match<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
+    patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
+}
+
+fn check_kind(object: &Map<String, Json>) -> Result<(), String> {
+    match object.get("peft_type").and_then(Json::as_str) {
+        Some("LORA") => Ok(()),
+        Some(other) => Err(format!("peft_type `{other}` is not supported (supported: LORA)")),
+        None => Err("`peft_type` is missing, expected LORA".to_owned()),
+    }
+}
+
+/// Settings that would change the result and are not implemented.
+fn refused_settings(object: &Map<String, Json>) -> Vec<String> {
+    let mut problems = Vec::new();
+    for (key, value) in object {
+        let empty = match value {
+            Json::Null | Json::Bool(false) => true,
+            Json::Array(values) => values.is_empty(),
+            Json::Object(values) => values.is_empty(),
+            Json::Bool(true) | Json::Number(_) | Json::String(_) => false,
+        };
+        let plain = match key.as_str() {
+            "bias" => value.as_str() == Some("none"),
+            "init_lora_weights" => {
+                value.is_boolean() || value.as_str().is_some_and(|how| PLAIN_INITIALISERS.contains(&how))
+            }
+            "modules_to_save" => false,
+            key => READ.contains(&key) || IGNORED.contains(&key),
+        };
+        if !empty && !plain {
+            let shown: String = value.to_string().chars().take(60).collect();
+            problems.push(format!("setting `{key}` = {shown} is not supported"));
+        }
+    }
+    problems
+}
+
+fn number(value: Option<&Json>, name: &str) -> Result<f64, String> {
+    match value {
+        None => Ok(8.0),
+        Some(value) => value
+            .as_f64()
+            .filter(|value| value.is_finite())
+            .ok_or_else(|| format!("`{name}` is {value}, expected a number")),
+    }
+}
+
+fn positive_rank(value: Option<&Json>, name: &str) -> Result<f64, String> {
+    match value {
+        None => Ok(8.0),
+        Some(value) => match value.as_u64() {
+            Some(rank @ 1..=MAX_RANK) => Ok(rank as f64),
+            _ => Err(format!("`{name}` is {value}, expected a rank from 1 to {MAX_RANK}")),
+        },
+    }
+}
+
+fn regex(pattern: &str, name: &str) -> Result<Regex, String> {
+    RegexBuilder::new(pattern)
+        .size_limit(MAX_REGEX_BYTES)
+        .build()
+        .map_err(|error| format!("`{name}`: {}", error.to_string().replace('\n', " ")))
+}
+
+fn pattern_map<T>(
+    object: &Map<String, Json>,
+    name: &str,
+    read: impl Fn(&Json, &str) -> Result<T, String>,
+) -> Result<Vec<(Regex, T)>, String> {
+    match object.get(name) {
+        None | Some(Json::Null) => Ok(Vec::new()),
+        Some(Json::Object(patterns)) => patterns
+            .iter()
+            .map(|(key, value)| {
+                let pattern = regex(&format!(r"\A(?:.*\.)?(?:{key})\z"), name)?;
+                Ok((pattern, read(value, &format!("{name}.{key}"))?))
+            })
+            .collect(),
+        Some(other) => Err(format!("`{name}` is {other}, expected an object")),
+    }
+}
+
+fn matcher(value: Option<&Json>, name: &str) -> Result<Matcher, String> {
+    match value {
+        Some(Json::String(text)) if text == "all-linear" => Ok(Matcher::AllLinear),
+        Some(Json::String(text)) => Ok(Matcher::Pattern(regex(&format!(r"\A(?:{text})\z"), name)?)),
+        Some(Json::Array(values)) if values.iter().all(Json::is_string) => {
+            Ok(Matcher::Names(strings(value)))
+        }
+        other => {
+            let found = other.map_or("missing".to_owned(), Json::to_string);
+            Err(format!("`{name}` is {found}, expected a list of names or a regular expression"))
+        }
+    }
+}
+
+fn layers(value: Option<&Json>) -> Result<Option<BTreeSet<u64>>, String> {
+    let numbers = match value {
+        None | Some(Json::Null) => return Ok(None),
+        Some(Json::Array(values)) => values.iter().map(Json::as_u64).collect(),
+        Some(value) => value.as_u64().map(|layer| BTreeSet::from([layer])),
+    };
+    let numbers: Option<BTreeSet<u64>> = numbers;
+    numbers.map(Some).ok_or_else(|| "`layers_to_transform` is not a list of layer numbers".to_owned())
+}
+
+/// A string or a list of strings.
+fn strings(value: Option<&Json>) -> Vec<String> {
+    match value {
+        Some(Json::String(text)) => vec![text.clone()],
+        Some(Json::Array(values)) => {
+            values.iter().filter_map(Json::as_str).map(str::to_owned).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(extra: &str) -> Result<LoraSettings, Vec<String>> {
+        let text = format!(r#"{{"peft_type": "LORA", "r": 4, "lora_alpha": 8, {extra}}}"#);
+        LoraSettings::parse(text.as_bytes())
+    }
+
+    #[test]
+    fn the_first_matching_pattern_wins() {
+        let parsed = settings(
+            r#""target_modules": ["q_proj"], "rank_pattern": {"self_attn.k_proj": 5, "k_proj": 3,
+               "^model.layers.2.self_attn.v_proj": 1}, "alpha_pattern": {"proj": 100}"#,
+        )
+        .unwrap();
+        assert_eq!(parsed.rank_and_scale("model.layers.0.self_attn.k_proj"), (5, 8.0 / 5.0));
+        assert_eq!(parsed.rank_and_scale("model.layers.2.self_attn.v_proj"), (1, 8.0));
+        assert_eq!(parsed.rank_and_scale("model.layers.12.self_attn.v_proj"), (4, 2.0));
+    }
+
+    #[test]
+    fn names_match_whole_components_only() {
+        let parsed = settings(r#""target_modules": ["proj", "self_attn.q_proj"]"#).unwrap();
+        assert!(parsed.is_target("model.layers.0.self_attn.q_proj"));
+        assert!(!parsed.is_target("model.layers.0.self_attn.k_proj"));
+    }
+
+    #[test]
+    fn all_problems_are_reported_at_once() {
+        let problems =
+            settings(r#""target_modules": 3, "use_dora": true, "bias": "all", "lora_alpha": "x""#)
+                .unwrap_err();
+        for part in ["target_modules", "use_dora", "bias", "lora_alpha"] {
+            assert!(problems.iter().any(|problem| problem.contains(part)), "{part}: {problems:?}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Gate programs: routing as data.
+//!
+//! A program is a pipeline of straight-line ops with static shapes. [`check`] finds every mistake before a
+//! program runs and knows its cost; [`interpret`] is the specification: plain scalar f32, one row at a
+//! time. The host's fast path must agree with it.
+
+use std::fmt;
+
+/// One op. Each transforms the value of the op before it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// → vector: the hidden state that the site reads.
+    LoadInput,
+    /// vector → vector: zero mean and unit variance over the features, no affine part.
+    LayerNorm {
+        /// Added to the variance.
+        epsilon: f32,
+    },
+    /// vector → scores: dot products with the rows defined under a name, one per candidate.
+    Linear {
+        /// The name given to [`crate::Host::define`].
+        name: String,
+    },
+    /// Absolute scores.
+    Abs,
+    /// `scale · s + shift`.
+    Affine {
+        /// Factor.
+        scale: f32,
+        /// Summand.
+        shift: f32,
+    },
+    /// Logistic function of each score.
+    Sigmoid,
+    /// Negative scores become zero.
+    Relu,
+    /// Softmax over the scores that are left.
+    Softmax,
+    /// Keeps the `k` largest scores (all, where fewer are left); the lower index first on ties.
+    TopK {
+        /// How many.
+        k: u32,
+    },
+    /// Keeps scores of at least this value.
+    Threshold {
+        /// The least value.
+        least: f32,
+    },
+    /// Divides by the sum plus ε.
+    Renormalise {
+        /// Added to the sum.
+        epsilon: f32,
+    },
+    /// The scores that are left become the row's picks.
+    Emit,
+}
+
+impl Op {
+    /// The op's name in program files and messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::LoadInput => "load-input",
+            Self::LayerNorm { .. } => "layer-norm",
+            Self::Linear { .. } => "linear",
+            Self::Abs => "abs",
+            Self::Affine { .. } => "affine",
+            Self::Sigmoid => "sigmoid",
+            Self::Relu => "relu",
+            Self::Softmax => "softmax",
+            Self::TopK { .. } => "top-k",
+            Self::Threshold { .. } => "threshold",
+            Self::Renormalise { .. } => "renormalise",
+            Self::Emit => "emit",
+        }
+    }
+}
+
+/// Which sites a program decides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SiteSelector {
+    /// Every site.
+    All,
+    /// These site numbers.
+    Listed(Vec<u32>),
+}
+
+/// Where one decision is reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Share {
+    /// Every site decides for itself.
+    Site,
+    /// Sites that read one hidden state share the decision of the first of them.
+    Group,
+    /// All sites of a layer share the decision of the first.
+    Layer,
+}
+
+/// How the picks of a row combine. The host never renormalises weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Combine {
+    /// Σ w·s·B·(A·x).
+    OutputSum,
+    /// (Σ w·B)·(Σ w·A)·x with the scale of the lowest-numbered pick, as in mttl's Arrow.
+    AbMerge,
+}
+
+/// A gate program.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Program {
+    /// Which sites it decides.
+    pub sites: SiteSelector,
+    /// Where one decision is reused.
+    pub share: Share,
+    /// The pipeline.
+    pub ops: Vec<Op>,
+    /// How picks combine.
+    pub combine: Combine,
+}
+
+/// Most ops that a program may have.
+pub const MAX_OPS: usize = 64;
+
+/// A mistake in a program, found before it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramError {
+    /// Index of the offending op; the program's length if something is missing at the end.
+    pub op: usize,
+    /// What was found and what was expected.
+    pub message: String,
+}
+
+impl fmt::Display for ProgramError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gate program, op {}: {}", self.op, self.message)
+    }
+}
+
+impl std::error::Error for ProgramError {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    Nothing,
+    Vector,
+    Scores,
+    Picks,
+}
+
+/// Checks a program: op order, parameters, and that `is_defined(name)` holds for what it multiplies with.
+///
+/// # Errors
+/// The first mistake, with the op's index.
+pub fn check(program: &Program, is_defined: impl Fn(&str) -> bool) -> Result<(), ProgramError> {
+    let fail = |op: usize, message: String| Err(ProgramError { op, message });
+    if program.ops.len() > MAX_OPS {
+        return fail(MAX_OPS, format!("{} ops, at most {MAX_OPS} are allowed", program.ops.len()));
+    }
+    let mut shape = Shape::Nothing;
+    for (index, op) in program.ops.iter().enumerate() {
+        let (expected, result) = match op {
+            Op::LoadInput => (Shape::Nothing, Shape::Vector),
+            Op::LayerNorm { .. } => (Shape::Vector, Shape::Vector),
+            Op::Linear { .. } => (Shape::Vector, Shape::Scores),
+            Op::Emit => (Shape::Scores, Shape::Picks),
+            _ => (Shape::Scores, Shape::Scores),
+        };
+        if shape != expected {
+            return fail(index, format!("`{}` takes {expected:?}, found {shape:?}", op.name()));
+        }
+        match op {
+            Op::Linear { name } if !is_defined(name) => {
+                return fail(index, format!("`{name}` is not defined for every candidate"));
+            }
+            Op::LayerNorm { epsilon } | Op::Renormalise { epsilon }
+                if !(epsilon.is_finite() && *epsilon >= 0.0) =>
+            {
+                return fail(index, format!("ε is {epsilon}, expected a finite number from 0 on"));
+            }
+            Op::Affine { scale, shift } if !(scale.is_finite() && shift.is_finite()) => {
+                return fail(index, format!("affine map {scale}, {shift} is not finite"));
+            }
+            Op::Threshold { least } if least.is_nan() => {
+                return fail(index, "threshold is not a number".to_owned());
+            }
+            Op::TopK { k: 0 } => return fail(index, "k is 0, expected at least 1".to_owned()),
+            _ => {}
+        }
+        shape = result;
+    }
+    match shape {
+        Shape::Picks => Ok(()),
+        _ => fail(program.ops.len(), "the program does not end with `emit`".to_owned()),
+    }
+}
+
+/// Runs a checked program on one row. `rows(name)` gives the defined rows of the candidates, in order.
+///
+/// Returns `(candidate, weight)` in ascending order of candidates, or `None` where a weight is not finite:
+/// such a row falls back.
+pub fn interpret<'a>(
+    ops: &[Op],
+    input: &[f32],
+    rows: impl Fn(&str) -> Vec<&'a [f32]>,
+) -> Option<Vec<(u32, f32)>> {
+    let mut vector: Vec<f32> = Vec::new();
+    let mut scores: Vec<(u32, f32)> = Vec::new();
+    for op in ops {
+        match op {
+            Op::LoadInput => vector = input.to_vec(),
+            Op::LayerNorm { epsilon } => layer_norm(&mut vector, *epsilon),
+            Op::Linear { name } => {
+                let dot = |row: &[f32]| row.iter().zip(&vector).map(|(a, b)| a * b).sum();
+                let dots = rows(name).into_iter().map(dot);
+                scores = (0..).zip(dots).collect();
+            }
+            op => apply_to_scores(op, &mut scores),
+        }
+    }
+    scores.iter().all(|(_, weight)| weight.is_finite()).then_some(scores)
+}
+
+/// Applies an op on scores; host and interpreter share it, as it runs on a handful of numbers.
+///
+/// `scores` holds `(candidate, score)` in ascending order of candidates, before and after. A score that is
+/// not a number poisons the row: `top-k` and `threshold` keep it.
+pub fn apply_to_scores(op: &Op, scores: &mut Vec<(u32, f32)>) {
+    match op {
+        Op::Abs => scores.iter_mut().for_each(|(_, s)| *s = s.abs()),
+        Op::Affine { scale, shift } => {
+            scores.iter_mut().for_each(|(_, s)| *s = *s * scale + shift);
+        }
+        Op::Sigmoid => scores.iter_mut().for_each(|(_, s)| *s = 1.0 / (1.0 + (-*s).exp())),
+        Op::Relu => {
+            scores.iter_mut().for_each(|(_, s)| *s = if *s < 0.0 { 0.0 } else { *s });
+        }
+        Op::Softmax => softmax(scores),
+        Op::TopK { k } => top_k(scores, *k as usize),
+        Op::Threshold { least } => scores.retain(|(_, s)| s.is_nan() || s >= least),
+        Op::Renormalise { epsilon } => {
+            let sum: f32 = scores.iter().map(|(_, s)| s).sum::<f32>() + epsilon;
+            scores.iter_mut().for_each(|(_, s)| *s /= sum);
+        }
+        Op::LoadInput | Op::LayerNorm { .. } | Op::Linear { .. } | Op::Emit => {}
+    }
+}
+
+/// Zero mean and unit variance over the features (LN without affine part).
+pub fn layer_norm(vector: &mut [f32], epsilon: f32) {
+    let len = vector.len() as f32;
+    let mean = vector.iter().sum::<f32>() / len;
+    let variance = vector.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / len;
+    let scale = 1.0 / (variance + epsilon).sqrt();
+    vector.iter_mut().for_each(|x| *x = (*x - mean) * scale);
+}
+
+fn softmax(scores: &mut [(u32, f32)]) {
+    let max = scores.iter().map(|(_, s)| *s).fold(f32::NEG_INFINITY, f32::max);
+    scores.iter_mut().for_each(|(_, s)| *s = (*s - max).exp());
+    let sum: f32 = scores.iter().map(|(_, s)| s).sum();
+    scores.iter_mut().for_each(|(_, s)| *s /= sum);
+}
+
+fn top_k(scores: &mut Vec<(u32, f32)>, k: usize) {
+    if scores.len() <= k || scores.iter().any(|(_, s)| s.is_nan()) {
+        return;
+    }
+    // Stable: equal scores keep ascending candidates.
+    scores.sort_by(|a, b| b.1.total_cmp(&a.1));
+    scores.truncate(k);
+    scores.sort_by_key(|(candidate, _)| *candidate);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn program(ops: Vec<Op>) -> Program {
+        Program { sites: SiteSelector::All, share: Share::Site, ops, combine: Combine::OutputSum }
+    }
+
+    fn arrow(k: u32) -> Vec<Op> {
+        let linear = Op::Linear { name: "p".to_owned() };
+        vec![Op::LoadInput, linear, Op::Abs, Op::TopK { k }, Op::Softmax, Op::Emit]
+    }
+
+    #[test]
+    fn mistakes_are_found_before_running() {
+        let defined = |name: &str| name == "p";
+        assert_eq!(check(&program(arrow(2)), defined), Ok(()));
+        for (ops, at, part) in [
+            (vec![], 0, "does not end with `emit`"),
+            (vec![Op::Abs], 0, "`abs` takes Scores, found Nothing"),
+            (vec![Op::LoadInput, Op::LoadInput], 1, "found Vector"),
+            (vec![Op::LoadInput, Op::Linear { name: "q".into() }], 1, "`q` is not defined"),
+            (arrow(0), 3, "k is 0"),
+            (vec![Op::LoadInput, Op::LayerNorm { epsilon: f32::NAN }], 1, "ε is NaN"),
+            (vec![Op::LoadInput; MAX_OPS + 1], MAX_OPS, "at most 64"),
+        ] {
+            let error = check(&program(ops), defined).unwrap_err();
+            assert_eq!(error.op, at, "{error}");
+            assert!(error.message.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn arrow_in_the_interpreter() {
+        let rows: [&[f32]; 3] = [&[1.0, 0.0], &[0.0, -2.0], &[0.5, 0.5]];
+        let picks = interpret(&arrow(2), &[3.0, 1.0], |_| rows.to_vec()).unwrap();
+        // |scores| are 3, 2, 2: the tie goes to the lower candidate.
+        let (a, b) = (3.0_f32.exp(), 2.0_f32.exp());
+        assert_eq!(picks.iter().map(|pick| pick.0).collect::<Vec<_>>(), [0, 1]);
+        assert!((picks[0].1 - a / (a + b)).abs() < 1e-6);
+        assert_eq!(interpret(&arrow(2), &[f32::NAN, 1.0], |_| rows.to_vec()), None);
+    }
+
+    #[test]
+    fn score_ops() {
+        let run = |op: Op, values: &[f32]| {
+            let mut scores: Vec<(u32, f32)> = (0..).zip(values.iter().copied()).collect();
+            apply_to_scores(&op, &mut scores);
+            scores
+        };
+        assert_eq!(run(Op::Threshold { least: 0.5 }, &[0.4, 0.5, 0.6]), [(1, 0.5), (2, 0.6)]);
+        assert_eq!(run(Op::Relu, &[-1.0, 2.0]), [(0, 0.0), (1, 2.0)]);
+        assert_eq!(run(Op::Affine { scale: 2.0, shift: 1.0 }, &[3.0]), [(0, 7.0)]);
+        assert_eq!(run(Op::Renormalise { epsilon: 0.0 }, &[1.0, 3.0]), [(0, 0.25), (1, 0.75)]);
+        assert_eq!(run(Op::TopK { k: 9 }, &[1.0]), [(0, 1.0)]);
+        assert_eq!(run(Op::Sigmoid, &[0.0]), [(0, 0.5)]);
+    }
+}

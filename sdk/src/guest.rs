@@ -1,0 +1,214 @@
+//! Glue between the generated bindings and the [`Router`] trait, inside a plugin.
+
+use std::sync::Mutex;
+
+use crate::bindings::exports::polyskill::router::planner;
+use crate::bindings::polyskill::router::{gate as wire_gate, host as wire_host};
+use crate::gate::{Combine, Op, Program, Share, SiteSelector};
+use crate::parameters::{Parameters, Value};
+use crate::router::{
+    Host, Level, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Part, Plan, Request, RouteError,
+    Router, SiteInfo, SvdMethod, Tensor,
+};
+
+pub use planner as wire;
+pub use planner::Guest;
+
+/// The one instance of a plugin.
+#[derive(Debug)]
+pub struct Instance<R>(Mutex<Option<R>>);
+
+impl<R: Router> Instance<R> {
+    /// Not initialised yet.
+    pub const fn empty() -> Self {
+        Self(Mutex::new(None))
+    }
+
+    fn with<T>(&self, call: impl FnOnce(&mut Option<R>) -> T) -> T {
+        match self.0.lock() {
+            Ok(mut router) => call(&mut router),
+            Err(poisoned) => call(&mut poisoned.into_inner()),
+        }
+    }
+
+    /// The export `init`.
+    pub fn init(&self, parameters: Vec<wire::Parameter>) -> Result<wire::Descriptor, String> {
+        let router = R::init(&mut Imports, &from_wire(parameters))?;
+        let descriptor = router.descriptor();
+        self.with(|slot| *slot = Some(router));
+        Ok(wire::Descriptor {
+            name: descriptor.name,
+            version: descriptor.version,
+            causal: descriptor.causal,
+        })
+    }
+
+    /// The export `library-changed`.
+    pub fn library_changed(&self, added: Vec<u32>, removed: Vec<String>) -> Result<(), String> {
+        self.with(|slot| {
+            let router = slot.as_mut().ok_or("init was not called")?;
+            router.library_changed(&mut Imports, &LibraryChange { added, removed })
+        })
+    }
+
+    /// The export `plan`.
+    pub fn plan(&self, request: wire::Request) -> Result<wire::Plan, wire::RouteError> {
+        let request = Request {
+            parameters: from_wire(request.parameters),
+            candidates: request.candidates,
+            prompt_tokens: request.prompt_tokens,
+            text: request.text,
+            bucket: request.bucket,
+        };
+        let plan = self.with(|slot| match slot.as_mut() {
+            Some(router) => router.plan(&mut Imports, &request),
+            None => Err(RouteError::NotReady("init was not called".to_owned())),
+        });
+        match plan {
+            Ok(Plan::Fixed(picks)) => {
+                let pick = |pick: crate::Pick| wire::Pick { module: pick.module, weight: pick.weight };
+                Ok(wire::Plan::Fixed(picks.into_iter().map(pick).collect()))
+            }
+            Ok(Plan::Gated(programs)) => {
+                Ok(wire::Plan::Gated(programs.into_iter().map(to_wire_program).collect()))
+            }
+            Err(RouteError::Abstain) => Err(wire::RouteError::Abstain),
+            Err(RouteError::NotReady(reason)) => Err(wire::RouteError::NotReady(reason)),
+            Err(RouteError::InvalidParameter(error)) => {
+                let error = wire::ParameterError { name: error.name, message: error.message };
+                Err(wire::RouteError::InvalidParameter(error))
+            }
+            Err(RouteError::Failed(reason)) => Err(wire::RouteError::Failed(reason)),
+        }
+    }
+}
+
+fn from_wire(parameters: Vec<wire::Parameter>) -> Parameters {
+    let value = |value| match value {
+        wire::Value::Flag(value) => Value::Flag(value),
+        wire::Value::Number(value) => Value::Number(value),
+        wire::Value::Text(value) => Value::Text(value),
+    };
+    Parameters(parameters.into_iter().map(|p| (p.name, value(p.value))).collect())
+}
+
+fn to_wire_program(program: Program) -> wire_gate::Program {
+    wire_gate::Program {
+        sites: match program.sites {
+            SiteSelector::All => wire_gate::SiteSelector::All,
+            SiteSelector::Listed(sites) => wire_gate::SiteSelector::Listed(sites),
+        },
+        share: match program.share {
+            Share::Site => wire_gate::Share::Site,
+            Share::Group => wire_gate::Share::Group,
+            Share::Layer => wire_gate::Share::Layer,
+        },
+        ops: program.ops.into_iter().map(to_wire_op).collect(),
+        combine: match program.combine {
+            Combine::OutputSum => wire_gate::Combine::OutputSum,
+            Combine::AbMerge => wire_gate::Combine::AbMerge,
+        },
+    }
+}
+
+fn to_wire_op(op: Op) -> wire_gate::Op {
+    match op {
+        Op::LoadInput => wire_gate::Op::LoadInput,
+        Op::LayerNorm { epsilon } => wire_gate::Op::LayerNorm(epsilon),
+        Op::Linear { name } => wire_gate::Op::Linear(name),
+        Op::Abs => wire_gate::Op::Abs,
+        Op::Affine { scale, shift } => wire_gate::Op::Affine(wire_gate::AffineMap { scale, shift }),
+        Op::Sigmoid => wire_gate::Op::Sigmoid,
+        Op::Relu => wire_gate::Op::Relu,
+        Op::Softmax => wire_gate::Op::Softmax,
+        Op::TopK { k } => wire_gate::Op::TopK(k),
+        Op::Threshold { least } => wire_gate::Op::Threshold(least),
+        Op::Renormalise { epsilon } => wire_gate::Op::Renormalise(epsilon),
+        Op::Emit => wire_gate::Op::Emit,
+    }
+}
+
+/// The host behind the component's imports.
+struct Imports;
+
+impl Host for Imports {
+    fn log(&mut self, level: Level, message: &str) {
+        let level = match level {
+            Level::Debug => wire_host::Level::Debug,
+            Level::Info => wire_host::Level::Info,
+            Level::Warn => wire_host::Level::Warn,
+            Level::Error => wire_host::Level::Error,
+        };
+        wire_host::log(level, message);
+    }
+
+    fn model(&self) -> ModelInfo {
+        let model = wire_host::model();
+        let site = |site: wire_host::SiteInfo| SiteInfo {
+            index: site.index,
+            layer: site.layer,
+            projection: site.projection,
+            inputs: site.inputs,
+            outputs: site.outputs,
+        };
+        ModelInfo {
+            digest: model.digest,
+            family: model.family,
+            num_layers: model.layers,
+            hidden_size: model.hidden_size,
+            sites: model.sites.into_iter().map(site).collect(),
+        }
+    }
+
+    fn modules(&self) -> Vec<ModuleInfo> {
+        let site = |site: wire_host::ModuleSite| ModuleSite {
+            site: site.site,
+            rank: site.rank,
+            scale: site.scale,
+        };
+        let module = |module: wire_host::ModuleInfo| ModuleInfo {
+            index: module.index,
+            name: module.name,
+            generation: module.generation,
+            kind: module.kind,
+            tags: module.tags,
+            metadata: module.metadata,
+            sites: module.sites.into_iter().map(site).collect(),
+        };
+        wire_host::modules().into_iter().map(module).collect()
+    }
+
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
+        let part = match part {
+            Part::LoraA => wire_host::Part::LoraA,
+            Part::LoraB => wire_host::Part::LoraB,
+        };
+        wire_host::tensor(module, site, part).map(from_wire_tensor)
+    }
+
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        wire_host::artefact(module, site, name).map(from_wire_tensor)
+    }
+
+    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String> {
+        let method = match method {
+            SvdMethod::Exact => wire_host::SvdMethod::Exact,
+            SvdMethod::Power { iterations, seed } => {
+                wire_host::SvdMethod::Power(wire_host::PowerIteration { iterations, seed })
+            }
+        };
+        wire_host::singular_vector(module, site, method)
+    }
+
+    fn defined(&self, name: &str, module: u32) -> bool {
+        wire_host::defined(name, module)
+    }
+
+    fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
+        wire_host::define(name, module, site, &row)
+    }
+}
+
+fn from_wire_tensor(tensor: wire_host::Tensor) -> Tensor {
+    Tensor { shape: tensor.shape, values: tensor.values }
+}

@@ -1,0 +1,257 @@
+//! The router trait, what a router may ask of its host, and what it answers.
+
+use crate::gate::Program;
+use crate::parameters::{ParameterError, Parameters};
+
+/// A router plugin.
+///
+/// An instance is a cache, never a store: the host may discard it between any two calls and make a new
+/// one, so the answer must depend on the arguments and the host's answers alone.
+pub trait Router: Sized + Send + 'static {
+    /// Makes an instance from the configured parameters.
+    ///
+    /// # Errors
+    /// A reason to refuse the configuration, shown to the operator.
+    fn init(host: &mut dyn Host, parameters: &Parameters) -> Result<Self, String>;
+
+    /// Name, version and declared properties.
+    fn descriptor(&self) -> Descriptor;
+
+    /// Called when modules came or went, before any request sees them.
+    ///
+    /// # Errors
+    /// A reason why the router cannot work with this library, shown to the operator.
+    fn library_changed(&mut self, host: &mut dyn Host, change: &LibraryChange) -> Result<(), String> {
+        let _ = (host, change);
+        Ok(())
+    }
+
+    /// Decides how a request is routed. Called once per request.
+    ///
+    /// # Errors
+    /// See [`RouteError`].
+    fn plan(&mut self, host: &mut dyn Host, request: &Request) -> Result<Plan, RouteError>;
+}
+
+/// What a router may ask of its host. No clock, no randomness, no I/O.
+pub trait Host {
+    /// Writes to the host's log.
+    fn log(&mut self, level: Level, message: &str);
+    /// The base model.
+    fn model(&self) -> ModelInfo;
+    /// The modules of the library. Indices hold for one call into the router.
+    fn modules(&self) -> Vec<ModuleInfo>;
+    /// A weight of a module at a site, as f32.
+    ///
+    /// # Errors
+    /// If the module has no such weight.
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String>;
+    /// A router artefact that came with a module, such as a trained gate.
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor>;
+    /// The top right singular vector of a module's delta B·A at a site, `[inputs]`, unit length.
+    ///
+    /// # Errors
+    /// If the module does not act at the site.
+    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String>;
+    /// Whether this router has defined rows under this name for all sites of the module's generation.
+    fn defined(&self, name: &str, module: u32) -> bool;
+    /// Gives the row that [`crate::gate::Op::Linear`] multiplies with for a module at a site.
+    ///
+    /// # Errors
+    /// If the module does not act at the site, the length is not the site's input size, or a value is not
+    /// finite.
+    fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String>;
+}
+
+/// Log levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the usual levels")]
+pub enum Level {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// Declared properties of a router.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Name, as in logs.
+    pub name: String,
+    /// The router's own version.
+    pub version: String,
+    /// Whether a token's choice depends on its prefix alone.
+    pub causal: bool,
+}
+
+/// The base model, as a router sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// SHA-256, hexadecimal.
+    pub digest: String,
+    /// Family name.
+    pub family: String,
+    /// Decoder layers.
+    pub num_layers: u32,
+    /// Width of the residual stream.
+    pub hidden_size: u32,
+    /// All sites, by index.
+    pub sites: Vec<SiteInfo>,
+}
+
+/// One adaptable projection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SiteInfo {
+    /// Number of the site.
+    pub index: u32,
+    /// Layer, from 0.
+    pub layer: u32,
+    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` or `down_proj`.
+    pub projection: String,
+    /// Input features.
+    pub inputs: u32,
+    /// Output features.
+    pub outputs: u32,
+}
+
+/// One module of the library.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModuleInfo {
+    /// Index, valid for one call.
+    pub index: u32,
+    /// Name in the library.
+    pub name: String,
+    /// SHA-256 of configuration and weights, hexadecimal.
+    pub generation: String,
+    /// `lora`, ...
+    pub kind: String,
+    /// Tags of the module card.
+    pub tags: Vec<String>,
+    /// Other metadata of the module card.
+    pub metadata: Vec<(String, String)>,
+    /// Where it acts.
+    pub sites: Vec<ModuleSite>,
+}
+
+/// A module at a site.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ModuleSite {
+    /// Site number.
+    pub site: u32,
+    /// Rank of the delta.
+    pub rank: u32,
+    /// Factor on B·A.
+    pub scale: f32,
+}
+
+/// A row-major tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Sizes, outermost first.
+    pub shape: Vec<u32>,
+    /// Elements.
+    pub values: Vec<f32>,
+}
+
+/// A weight of a LoRA module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A, `[rank, inputs]`.
+    LoraA,
+    /// B, `[outputs, rank]`.
+    LoraB,
+}
+
+/// How a top right singular vector is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SvdMethod {
+    /// Exact; the sign is arbitrary.
+    Exact,
+    /// Power iteration from torch's CPU `randn`, as in PEFT's Arrow (15 iterations).
+    Power {
+        /// Number of iterations.
+        iterations: u32,
+        /// Seed of the start vector.
+        seed: u64,
+    },
+}
+
+/// How the library changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LibraryChange {
+    /// Indices of modules that came.
+    pub added: Vec<u32>,
+    /// Generations that went.
+    pub removed: Vec<String>,
+}
+
+/// What a router knows of a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The request's parameters over the configured ones.
+    pub parameters: Parameters,
+    /// Modules that may be picked, ascending.
+    pub candidates: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// The last user message, where the request has text.
+    pub text: Option<String>,
+    /// The same number for the same unit (user or conversation).
+    pub bucket: u64,
+}
+
+impl Request {
+    /// A request with these candidates and nothing else, for tests.
+    pub fn for_candidates(candidates: &[u32]) -> Self {
+        Self {
+            parameters: Parameters::default(),
+            candidates: candidates.to_vec(),
+            prompt_tokens: 0,
+            text: None,
+            bucket: 0,
+        }
+    }
+}
+
+/// A module and its weight in a mixture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pick {
+    /// Module index.
+    pub module: u32,
+    /// Weight; any finite number, never renormalised.
+    pub weight: f32,
+}
+
+/// A router's decision for one request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    /// The same mixture for every row and site.
+    Fixed(Vec<Pick>),
+    /// Gate programs; each site is decided by the first that selects it.
+    Gated(Vec<Program>),
+}
+
+/// Why a router did not decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteError {
+    /// Let the next router of the chain decide.
+    Abstain,
+    /// Something that this router needs is missing.
+    NotReady(String),
+    /// The request's fault.
+    InvalidParameter(ParameterError),
+    /// Anything else.
+    Failed(String),
+}
+
+impl From<ParameterError> for RouteError {
+    fn from(error: ParameterError) -> Self {
+        Self::InvalidParameter(error)
+    }
+}
+
+impl From<String> for RouteError {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}

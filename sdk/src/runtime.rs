@@ -1,0 +1,214 @@
+//! The host's side of a router, whatever it was loaded from.
+//!
+//! The engine speaks to [`LoadedRouter`] alone. [`Native`] turns any [`Router`] into one; the WASM loader
+//! implements the same trait, so code above cannot tell them apart.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::parameters::{ParameterError, Parameters};
+use crate::router::{
+    Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, Part, Plan, Request, RouteError,
+    Router, SvdMethod, Tensor,
+};
+
+/// A read-only view of one library snapshot, as routers see it.
+pub trait LibraryView: Send + Sync {
+    /// The base model.
+    fn model(&self) -> &ModelInfo;
+    /// The modules, by index.
+    fn modules(&self) -> &[ModuleInfo];
+    /// See [`Host::tensor`].
+    ///
+    /// # Errors
+    /// As there.
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String>;
+    /// See [`Host::artefact`].
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor>;
+    /// See [`Host::singular_vector`].
+    ///
+    /// # Errors
+    /// As there.
+    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String>;
+    /// See [`Host::defined`].
+    fn defined(&self, name: &str, module: u32) -> bool;
+}
+
+/// A row that a router defined during a call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Definition {
+    /// Name used by [`crate::gate::Op::Linear`].
+    pub name: String,
+    /// Module index in the view of the call.
+    pub module: u32,
+    /// Site number.
+    pub site: u32,
+    /// `[inputs of the site]`, finite.
+    pub row: Vec<f32>,
+}
+
+/// A router that is loaded and ready.
+pub trait LoadedRouter: Send {
+    /// Name, version and declared properties.
+    fn descriptor(&self) -> &Descriptor;
+
+    /// Tells the router that the library changed; returns what it defined.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    fn library_changed(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        change: &LibraryChange,
+    ) -> Result<Vec<Definition>, Fault>;
+
+    /// Plans a request; returns also what the router defined meanwhile.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    fn plan(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        request: &Request,
+    ) -> Result<(Plan, Vec<Definition>), Fault>;
+}
+
+/// Why a router gave no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The next router of the chain should decide; no fault.
+    Abstain,
+    /// Something that the router needs is missing.
+    NotReady(String),
+    /// The request's fault.
+    InvalidParameter(ParameterError),
+    /// The router reported a failure.
+    Failed(String),
+    /// The plugin trapped, panicked or ran out of fuel, time or memory.
+    Trap(String),
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Abstain => f.write_str("the router abstained"),
+            Self::NotReady(reason) => write!(f, "the router is not ready: {reason}"),
+            Self::InvalidParameter(error) => error.fmt(f),
+            Self::Failed(reason) => write!(f, "the router failed: {reason}"),
+            Self::Trap(reason) => write!(f, "the router trapped: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl From<RouteError> for Fault {
+    fn from(error: RouteError) -> Self {
+        match error {
+            RouteError::Abstain => Self::Abstain,
+            RouteError::NotReady(reason) => Self::NotReady(reason),
+            RouteError::InvalidParameter(error) => Self::InvalidParameter(error),
+            RouteError::Failed(reason) => Self::Failed(reason),
+        }
+    }
+}
+
+/// Checks a row that a router defines.
+///
+/// # Errors
+/// What was found and what was expected.
+pub fn check_definition(view: &dyn LibraryView, module: u32, site: u32, row: &[f32]) -> Result<(), String> {
+    let Some(info) = view.modules().get(module as usize) else {
+        return Err(format!("module {module}, the library has {}", view.modules().len()));
+    };
+    if !info.sites.iter().any(|at| at.site == site) {
+        return Err(format!("module `{}` does not act at site {site}", info.name));
+    }
+    let inputs = view.model().sites[site as usize].inputs as usize;
+    if row.len() != inputs {
+        return Err(format!("row of {} values, site {site} reads {inputs}", row.len()));
+    }
+    if !row.iter().all(|value| value.is_finite()) {
+        return Err(format!("row of `{}` at site {site} holds a value that is not finite", info.name));
+    }
+    Ok(())
+}
+
+/// The host as one call of a native router sees it.
+struct Call<'a> {
+    library: &'a dyn LibraryView,
+    definitions: Vec<Definition>,
+}
+
+impl Host for Call<'_> {
+    fn log(&mut self, _: Level, _: &str) {}
+    fn model(&self) -> ModelInfo {
+        self.library.model().clone()
+    }
+    fn modules(&self) -> Vec<ModuleInfo> {
+        self.library.modules().to_vec()
+    }
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
+        self.library.tensor(module, site, part)
+    }
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        self.library.artefact(module, site, name)
+    }
+    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String> {
+        self.library.singular_vector(module, site, method)
+    }
+    fn defined(&self, name: &str, module: u32) -> bool {
+        self.library.defined(name, module)
+    }
+    fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
+        check_definition(self.library, module, site, &row)?;
+        self.definitions.push(Definition { name: name.to_owned(), module, site, row });
+        Ok(())
+    }
+}
+
+/// A router compiled into the host.
+#[derive(Debug)]
+pub struct Native<R> {
+    router: R,
+    descriptor: Descriptor,
+}
+
+impl<R: Router> Native<R> {
+    /// Makes an instance.
+    ///
+    /// # Errors
+    /// The router's reason to refuse the parameters.
+    pub fn new(library: &Arc<dyn LibraryView>, parameters: &Parameters) -> Result<Self, Fault> {
+        let mut call = Call { library: &**library, definitions: Vec::new() };
+        let router = R::init(&mut call, parameters).map_err(Fault::Failed)?;
+        let descriptor = router.descriptor();
+        Ok(Self { router, descriptor })
+    }
+}
+
+impl<R: Router> LoadedRouter for Native<R> {
+    fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    fn library_changed(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        change: &LibraryChange,
+    ) -> Result<Vec<Definition>, Fault> {
+        let mut call = Call { library: &**library, definitions: Vec::new() };
+        self.router.library_changed(&mut call, change).map_err(Fault::Failed)?;
+        Ok(call.definitions)
+    }
+
+    fn plan(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        request: &Request,
+    ) -> Result<(Plan, Vec<Definition>), Fault> {
+        let mut call = Call { library: &**library, definitions: Vec::new() };
+        let plan = self.router.plan(&mut call, request)?;
+        Ok((plan, call.definitions))
+    }
+}

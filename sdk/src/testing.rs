@@ -1,0 +1,126 @@
+//! A host for unit tests of routers, without any model.
+
+use std::collections::BTreeMap;
+
+use crate::router::{
+    Host, Level, ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor,
+};
+
+/// A host with one layer of seven sites, eight features wide, and modules with made-up weights.
+#[derive(Clone, Debug)]
+pub struct StubHost {
+    model: ModelInfo,
+    modules: Vec<ModuleInfo>,
+    artefacts: BTreeMap<(u32, u32, String), Tensor>,
+    /// What the router defined: `(name, module, site)` → row.
+    pub definitions: BTreeMap<(String, u32, u32), Vec<f32>>,
+    /// What the router logged.
+    pub log: Vec<(Level, String)>,
+}
+
+impl StubHost {
+    /// Features of every site of the stub model.
+    pub const WIDTH: u32 = 8;
+
+    /// A host with `count` LoRA modules `module-0`, `module-1`, ... of rank 1.
+    pub fn with_modules(count: u32) -> Self {
+        let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+        let sites: Vec<SiteInfo> = (0..)
+            .zip(names)
+            .map(|(index, name)| SiteInfo {
+                index,
+                layer: 0,
+                projection: name.to_owned(),
+                inputs: Self::WIDTH,
+                outputs: Self::WIDTH,
+            })
+            .collect();
+        let modules = (0..count)
+            .map(|index| ModuleInfo {
+                index,
+                name: format!("module-{index}"),
+                generation: format!("{index:064x}"),
+                kind: "lora".to_owned(),
+                tags: Vec::new(),
+                metadata: Vec::new(),
+                sites: sites.iter().map(|s| ModuleSite { site: s.index, rank: 1, scale: 1.0 }).collect(),
+            })
+            .collect();
+        let model = ModelInfo {
+            digest: "0".repeat(64),
+            family: "stub".to_owned(),
+            num_layers: 1,
+            hidden_size: Self::WIDTH,
+            sites,
+        };
+        Self { model, modules, artefacts: BTreeMap::new(), definitions: BTreeMap::new(), log: Vec::new() }
+    }
+
+    /// Gives a module an artefact at a site.
+    pub fn set_artefact(&mut self, module: u32, site: u32, name: &str, tensor: Tensor) {
+        self.artefacts.insert((module, site, name.to_owned()), tensor);
+    }
+
+    /// The module information that the router sees, to be changed by a test.
+    pub fn module_mut(&mut self, index: u32) -> Option<&mut ModuleInfo> {
+        self.modules.get_mut(index as usize)
+    }
+
+    /// A made-up but fixed value for a weight.
+    fn weight(module: u32, site: u32, at: u32) -> f32 {
+        let mixed = module.wrapping_mul(31).wrapping_add(site.wrapping_mul(7)).wrapping_add(at * 3);
+        (mixed % 11) as f32 / 5.0 - 1.0
+    }
+
+    fn acts_at(&self, module: u32, site: u32) -> Result<(), String> {
+        let info = self.modules.get(module as usize).ok_or_else(|| format!("no module {module}"))?;
+        let found = info.sites.iter().any(|at| at.site == site);
+        found.then_some(()).ok_or_else(|| format!("`{}` does not act at site {site}", info.name))
+    }
+}
+
+impl Host for StubHost {
+    fn log(&mut self, level: Level, message: &str) {
+        self.log.push((level, message.to_owned()));
+    }
+    fn model(&self) -> ModelInfo {
+        self.model.clone()
+    }
+    fn modules(&self) -> Vec<ModuleInfo> {
+        self.modules.clone()
+    }
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
+        self.acts_at(module, site)?;
+        let shape = match part {
+            Part::LoraA => vec![1, Self::WIDTH],
+            Part::LoraB => vec![Self::WIDTH, 1],
+        };
+        let values = (0..Self::WIDTH).map(|at| Self::weight(module, site, at)).collect();
+        Ok(Tensor { shape, values })
+    }
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        self.artefacts.get(&(module, site, name.to_owned())).cloned()
+    }
+    fn singular_vector(&self, module: u32, site: u32, _: SvdMethod) -> Result<Vec<f32>, String> {
+        // Of rank 1: the direction of A.
+        let a = self.tensor(module, site, Part::LoraA)?.values;
+        let norm = a.iter().map(|x| x * x).sum::<f32>().sqrt();
+        Ok(a.into_iter().map(|x| x / norm).collect())
+    }
+    fn defined(&self, name: &str, module: u32) -> bool {
+        self.modules.get(module as usize).is_some_and(|info| {
+            let has = |at: &ModuleSite| {
+                self.definitions.contains_key(&(name.to_owned(), module, at.site))
+            };
+            info.sites.iter().all(has)
+        })
+    }
+    fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
+        self.acts_at(module, site)?;
+        if row.len() != Self::WIDTH as usize {
+            return Err(format!("row of {} values, site {site} reads {}", row.len(), Self::WIDTH));
+        }
+        self.definitions.insert((name.to_owned(), module, site), row);
+        Ok(())
+    }
+}
