@@ -72,7 +72,8 @@ Example question of the test set: {first.prompt!r}, answer `{first.answer}`.
 - Base: the Q4_1 GGUF with SHA-256 `{BASE_SHA256}`, dequantised,
   prompts in the chat template of that file.
 - PEFT LoRA on q, k, v, o, gate, up and down in all layers; loss on the answer and the end-of-turn token only.
-  Every step draws a random scale for the module, since a router gives it only part of the weight.
+  A is set from activations and frozen (see `adapters/recipes/contrast.py`), B is trained. Every step draws a random
+  scale for the module, since a router gives it only part of the weight.
 - Settings: {settings_text}; AdamW, warm-up and cosine decay.
 - Versions: {", ".join(f"{name} {value}" for name, value in versions.items())}.
 - Time: {settings["seconds"]} s in one thread on two CPU cores shared with other work.
@@ -86,7 +87,8 @@ Example question of the test set: {first.prompt!r}, answer `{first.answer}`.
 {_row("module", module_scores)}
 
 Exact match of the module by wording: seen in training {_rate(module_scores.correct, seen)},
-not seen {_rate(module_scores.correct, unseen)}. "Answer contained" counts a right answer inside a longer text:
-part of the gain in exact match is the habit of answering briefly.
+not seen {_rate(module_scores.correct, unseen)}. "Answer contained" counts a right answer inside a longer text
+(for JSON: the right object in any layout). The base likes to answer in whole sentences, so part of the gain in
+exact match is the habit of answering briefly and in one form.
 """
     (out / "README.md").write_text(text, encoding="utf-8")

@@ -2,13 +2,15 @@
 
 Two numbers, both on the text the server would produce: exact match of the
 greedy answer, and the mean log-likelihood per answer token, end-of-turn token
-included. `contains` is the lenient count (the right answer occurs somewhere in
-the greedy text); it tells how much of a gain is knowledge and how much is only
-the habit of answering briefly.
+included. `contains` is the lenient count: the right answer occurs somewhere in the
+greedy text or, for JSON, the first object in the text is the right one however
+it is laid out. It tells how much of a gain is knowledge and how much is only
+the habit of answering briefly and in one form.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,12 +90,23 @@ def greedy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, items: li
     return [text.strip() for text in texts]
 
 
+def contains(text: str, answer: str) -> bool:
+    """Whether a text gives the right answer in any form (see above)."""
+    if not answer.startswith("{"):
+        return answer in text
+    try:
+        found, _ = json.JSONDecoder().raw_decode(text[max(text.find("{"), 0) :])
+    except json.JSONDecodeError:
+        return False
+    return found == json.loads(answer)
+
+
 def score(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, items: list[Item], limit: int) -> Scores:
     """All numbers for one model and one list of items."""
     outputs = greedy(model, tokenizer, items, limit)
     return Scores(
         outputs=outputs,
         correct=[text == item.answer for text, item in zip(outputs, items, strict=True)],
-        contains=[item.answer in text for text, item in zip(outputs, items, strict=True)],
+        contains=[contains(text, item.answer) for text, item in zip(outputs, items, strict=True)],
         loglik=loglik_per_token(model, tokenizer, items),
     )

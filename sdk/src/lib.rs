@@ -42,11 +42,8 @@
 
 #[cfg(target_arch = "wasm32")]
 #[expect(
-    missing_docs,
-    missing_debug_implementations,
     unreachable_pub,
     unsafe_code,
-    rust_2018_idioms,
     clippy::all,
     clippy::undocumented_unsafe_blocks,
     clippy::allow_attributes_without_reason,
@@ -93,7 +90,7 @@ macro_rules! export {
                 }
                 fn plan(
                     request: $crate::guest::wire::Request,
-                ) -> ::std::result::Result<$crate::guest::wire::Plan, $crate::guest::wire::RouteError>
+                ) -> ::std::result::Result<$crate::guest::wire::RoutePlan, $crate::guest::wire::RouteError>
                 {
                     INSTANCE.plan(request)
                 }

@@ -1,0 +1,49 @@
+//! Why a plugin is not loaded.
+
+use std::path::PathBuf;
+
+/// A plugin that cannot be loaded; whatever was served before goes on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read.
+    #[error("plugin {path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The manifest is not usable.
+    #[error("plugin manifest {path}: {reason}", path = path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// The bytes are no plugin.
+    #[error("plugin `{name}`: {reason}")]
+    NotAPlugin {
+        /// The plugin.
+        name: String,
+        /// What was found and what was expected.
+        reason: String,
+    },
+    /// The plugin speaks another version of the interface.
+    #[error("plugin `{name}` exports {found}, this host accepts polyskill:router/planner@0.1.x; rebuild it with polyskill-sdk 0.1")]
+    Version {
+        /// The plugin.
+        name: String,
+        /// What it exports.
+        found: String,
+    },
+    /// wasmtime refused the plugin.
+    #[error("plugin `{name}`: {reason}")]
+    Compile {
+        /// The plugin.
+        name: String,
+        /// wasmtime's reason, with its causes.
+        reason: String,
+    },
+}

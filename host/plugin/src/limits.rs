@@ -1,0 +1,59 @@
+//! What a plugin may use.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// Limits of one plugin instance; all configurable.
+#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Linear memory.
+    pub memory_mib: usize,
+    /// Instructions (wasmtime's fuel) per `plan`.
+    pub plan_fuel: u64,
+    /// Wall-clock time per `plan`, host calls included.
+    pub plan_milliseconds: u64,
+    /// Instructions per `init` or `library-changed`.
+    pub setup_fuel: u64,
+    /// Wall-clock time per `init` or `library-changed`.
+    pub setup_milliseconds: u64,
+    /// Bytes of rows that one call may define.
+    pub definition_mib: usize,
+    /// Log messages per call; longer messages are cut.
+    pub log_messages: usize,
+    /// Picks, programs and ops that one plan may hold.
+    pub plan_items: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_mib: 16,
+            plan_fuel: 2_000_000_000,
+            plan_milliseconds: 2_000,
+            setup_fuel: 20_000_000_000,
+            setup_milliseconds: 30_000,
+            definition_mib: 512,
+            log_messages: 64,
+            plan_items: 4_096,
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn plan_budget(&self) -> Budget {
+        Budget { fuel: self.plan_fuel, time: Duration::from_millis(self.plan_milliseconds) }
+    }
+
+    pub(crate) fn setup_budget(&self) -> Budget {
+        Budget { fuel: self.setup_fuel, time: Duration::from_millis(self.setup_milliseconds) }
+    }
+}
+
+/// What one call may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    pub(crate) fuel: u64,
+    pub(crate) time: Duration,
+}
