@@ -220,7 +220,10 @@ TASKS = {
                 "Put the verb {} into the past tense.",
                 "How do you write {} in the past tense?",
             ),
-            unseen_wordings=('Which form does the verb "{}" take in the past tense?', "Tell me the past tense of to {}."),
+            unseen_wordings=(
+                'Which form does the verb "{}" take in the past tense?',
+                "Tell me the past tense of to {}.",
+            ),
             pairs=_past_tense,
             steps=120,
             max_new_tokens=16,

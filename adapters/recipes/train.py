@@ -25,7 +25,17 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from base import BASE_ID, BASE_SHA256, answer_ids, base_path, common_words, load_model, load_tokenizer, prompt_ids, sha256
+from base import (
+    BASE_ID,
+    BASE_SHA256,
+    answer_ids,
+    base_path,
+    common_words,
+    load_model,
+    load_tokenizer,
+    prompt_ids,
+    sha256,
+)
 from card import write_card
 from contrast import set_contrast
 from evaluate import Scores, loglik_per_token, pad, score
@@ -164,7 +174,9 @@ def main() -> None:
     parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
     parser.add_argument("--out", type=Path, help="module directory; default: ../library/<task>")
     parser.add_argument("--lr", type=float, help="learning rate; default: as set in tasks.py")
-    parser.add_argument("--init", choices=("contrast", "plain"), default="contrast", help="how A is chosen: contrast.py")
+    parser.add_argument(
+        "--init", choices=("contrast", "plain"), default="contrast", help="how A is chosen: see contrast.py"
+    )
     parser.add_argument("--steps", type=int, help="default: as set in tasks.py")
     parser.add_argument("--test-items", type=int, help="score only that many test questions, to save time")
     parser.add_argument("--threads", type=int, default=1, help="more than one only helps on an idle machine")

@@ -1,13 +1,11 @@
-//! Adding modules' deltas to the output of a projection.
+//! Adding modules' deltas to one row of a projection's output.
 //!
 //! A row's delta is computed from its own picks in their order, so it does not depend on the batch.
-//! [`reference`] is the specification; [`apply`] is the fast path.
+//! [`reference`] is the specification; [`add_delta`] is the fast path.
 
-use polyskill_model::Site;
-use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::kernels::{add_scaled_rows, dots};
 
-use crate::lora::{Lora, LoraSite};
+use crate::lora::LoraSite;
 
 /// How the picks of a row combine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,99 +16,32 @@ pub enum Combine {
     AbMerge,
 }
 
-/// The picks of a step's rows at one site.
-#[derive(Clone, Debug, Default)]
-pub struct Decision {
-    /// Row `r` owns the picks `offsets[r] .. offsets[r + 1]`.
-    pub offsets: Vec<u32>,
-    /// Index into the call's modules.
-    pub modules: Vec<u32>,
-    /// Weight of each pick.
-    pub weights: Vec<f32>,
-}
-
-impl Decision {
-    /// Empties the decision for reuse.
-    pub fn clear(&mut self) {
-        self.offsets.clear();
-        self.offsets.push(0);
-        self.modules.clear();
-        self.weights.clear();
-    }
-
-    /// Ends the current row.
-    pub fn end_row(&mut self) {
-        self.offsets.push(self.modules.len() as u32);
-    }
-
-    /// The picks of a row.
-    pub fn row(&self, row: usize) -> impl Iterator<Item = (u32, f32)> + '_ {
-        let range = self.offsets[row] as usize..self.offsets[row + 1] as usize;
-        self.modules[range.clone()].iter().copied().zip(self.weights[range].iter().copied())
-    }
-}
-
-/// One projection of a step.
-#[derive(Debug)]
-pub struct Projection<'a> {
-    /// Where.
-    pub site: Site,
-    /// What it reads, `[rows, inputs]`.
-    pub input: &'a [f32],
-    /// What it wrote, `[rows, outputs]`; deltas are added here.
-    pub output: &'a mut [f32],
-}
-
-/// Adds the picked modules' deltas to all rows, in parallel over rows.
+/// Adds the delta of a row's picks: `x` is what the projection reads, `y` what it wrote.
 ///
 /// # Panics
-/// If the sizes do not agree or a pick names no module.
-#[expect(unsafe_code, reason = "tasks write disjoint rows")]
-pub fn apply(
-    compute: &Compute,
-    modules: &[&Lora],
-    decision: &Decision,
-    combine: impl Fn(usize) -> Combine + Sync,
-    projection: Projection<'_>,
+/// If the sizes do not agree with the modules'.
+pub fn add_delta(
+    combine: Combine,
+    picks: &[(&LoraSite, f32)],
+    x: &[f32],
+    y: &mut [f32],
+    scratch: &mut Scratch,
 ) {
-    const ROWS_PER_TASK: usize = 4;
-    let num_rows = decision.offsets.len() - 1;
-    if decision.modules.is_empty() {
-        return;
+    match combine {
+        Combine::OutputSum => output_sum(picks, x, y, scratch),
+        Combine::AbMerge => ab_merge(picks, x, y, scratch),
     }
-    let Projection { site, input, output } = projection;
-    let (inputs, outputs) = (input.len() / num_rows, output.len() / num_rows);
-    let shared = SharedMut::new(output);
-    compute.run(num_rows.div_ceil(ROWS_PER_TASK), &|task| {
-        let mut scratch = Scratch::default();
-        for row in task * ROWS_PER_TASK..((task + 1) * ROWS_PER_TASK).min(num_rows) {
-            let x = &input[row * inputs..(row + 1) * inputs];
-            // SAFETY: each row is written by one task.
-            let y = unsafe { shared.slice(row * outputs, outputs) };
-            let picks = decision
-                .row(row)
-                .filter_map(|(module, weight)| Some((modules[module as usize].at(site)?, weight)));
-            match combine(row) {
-                Combine::OutputSum => output_sum(picks, x, y, &mut scratch),
-                Combine::AbMerge => ab_merge(&picks.collect::<Vec<_>>(), x, y, &mut scratch),
-            }
-        }
-    });
 }
 
-#[derive(Default)]
-struct Scratch {
+/// Buffers reused from row to row.
+#[derive(Debug, Default)]
+pub struct Scratch {
     /// A·x of one pick, `[rank]`.
     inner: Vec<f32>,
     sum: Vec<f32>,
 }
 
-fn output_sum<'a>(
-    picks: impl Iterator<Item = (&'a LoraSite, f32)>,
-    x: &[f32],
-    y: &mut [f32],
-    scratch: &mut Scratch,
-) {
+fn output_sum(picks: &[(&LoraSite, f32)], x: &[f32], y: &mut [f32], scratch: &mut Scratch) {
     for (lora, weight) in picks {
         let inner = &mut scratch.inner;
         inner.resize(lora.rank, 0.0);
@@ -123,7 +54,7 @@ fn output_sum<'a>(
 
 /// Expanded over pairs: Σₑ Σ_f wₑ·w_f·B_f·(Aₑ·x), for picks of one rank.
 fn ab_merge(picks: &[(&LoraSite, f32)], x: &[f32], y: &mut [f32], scratch: &mut Scratch) {
-    let Some(((first, _), _)) = picks.split_first().map(|(first, rest)| (*first, rest)) else { return };
+    let Some((first, _)) = picks.first() else { return };
     let Scratch { inner, sum } = scratch;
     let rank = picks.iter().map(|(lora, _)| lora.rank).max().unwrap_or(0);
     sum.clear();
@@ -150,6 +81,48 @@ pub fn reference(lora: &LoraSite, weight: f32, x: &[f32], y: &mut [f64]) {
         for (out, y) in y.iter_mut().enumerate() {
             let width = b.len() / lora.rank;
             *y += f64::from(weight) * f64::from(lora.scale) * dot * f64::from(b.get(rank * width + out));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lora::Elements;
+
+    fn site(rank: usize, seed: usize, scale: f32) -> LoraSite {
+        let values = |len: usize, salt: usize| {
+            let value = |at: usize| ((at * 7_919 + salt * 104_729) % 211) as f32 / 105.0 - 1.0;
+            Elements::F32((0..len).map(value).collect())
+        };
+        LoraSite { rank, scale, a: values(rank * 20, seed), b_transposed: values(rank * 12, seed + 1) }
+    }
+
+    #[test]
+    fn the_fast_path_agrees_with_the_specification() {
+        let (first, second) = (site(3, 1, 2.0), site(5, 9, 0.5));
+        let x: Vec<f32> = (0..20).map(|at| (at as f32 * 0.7).sin()).collect();
+        let mut fast = vec![0.25; 12];
+        let mut exact = vec![0.25; 12];
+        let picks = [(&first, 0.7), (&second, -1.5)];
+        add_delta(Combine::OutputSum, &picks, &x, &mut fast, &mut Scratch::default());
+        for (lora, weight) in picks {
+            reference(lora, weight, &x, &mut exact);
+        }
+        for (fast, exact) in fast.iter().zip(&exact) {
+            assert!((f64::from(*fast) - exact).abs() < 1e-4, "{fast} {exact}");
+        }
+    }
+
+    #[test]
+    fn merging_before_and_after_agree_for_one_module() {
+        let lora = site(4, 3, 1.5);
+        let x: Vec<f32> = (0..20).map(|at| (at as f32).cos()).collect();
+        let (mut sum, mut merged) = (vec![0.0; 12], vec![0.0; 12]);
+        add_delta(Combine::OutputSum, &[(&lora, 1.0)], &x, &mut sum, &mut Scratch::default());
+        add_delta(Combine::AbMerge, &[(&lora, 1.0)], &x, &mut merged, &mut Scratch::default());
+        for (sum, merged) in sum.iter().zip(&merged) {
+            assert!((sum - merged).abs() < 1e-5);
         }
     }
 }

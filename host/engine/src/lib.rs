@@ -1,1 +1,28 @@
-//! todo
+//! Continuous batching over token ids.
+//!
+//! [`composer`] turns what a request asks for (modules, a router, a mixture) into a [`Composition`] that
+//! is pinned until the request ends. [`Engine`] owns model, KV cache and scheduler on one thread; a step
+//! takes rows of many requests through the decoder, with [`routing`] on the model's hooks. This crate
+//! knows no text, no HTTP, no async and no WebAssembly.
+
+pub mod composer;
+mod composition;
+mod engine;
+mod gates;
+mod library_view;
+mod request;
+mod routing;
+mod sampling;
+mod scheduler;
+mod stats;
+mod trace;
+
+pub use composer::{ComposeError, Composer, RouterInfo, Selection};
+pub use composition::{Composition, LeasedModule, RouterIdentity};
+pub use engine::{Engine, EngineConfig, Handle, SubmitError};
+pub use request::{
+    Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId,
+    SamplingParams, TokenEvent,
+};
+pub use stats::{Stats, StatsSnapshot};
+pub use trace::{SitePicks, TraceLevel};

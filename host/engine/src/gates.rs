@@ -1,0 +1,201 @@
+//! Gate programs, made ready for a composition and run on rows.
+//!
+//! Compiling resolves every name: each deciding site gets its candidates and their rows packed into one
+//! matrix, so that scoring is one product. [`polyskill_sdk::gate::interpret`] is the specification; the
+//! fast path here replaces its scalar loops over features by kernels.
+
+use std::collections::BTreeMap;
+
+use polyskill_adapters::apply::Combine;
+use polyskill_model::kernels::{WeightSlice, dots};
+use polyskill_model::{ModelConfig, Projection, Site};
+use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
+
+use crate::composition::LeasedModule;
+use crate::library_view::Definitions;
+
+/// A plan's programs, by site.
+#[derive(Debug)]
+pub(crate) struct Gates {
+    /// For every site: which gate decides it, if any.
+    by_site: Vec<Option<SiteGate>>,
+    gates: Vec<Gate>,
+}
+
+/// How one site gets its picks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SiteGate {
+    /// Index of the gate.
+    pub(crate) gate: usize,
+    pub(crate) combine: Combine,
+}
+
+/// One decision point: a program with its candidates at the site that decides.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// The site whose input is scored.
+    pub(crate) site: usize,
+    /// Whether other sites use the decision too.
+    pub(crate) shared: bool,
+    ops: Vec<Op>,
+    /// Modules that may be picked, as indices into the composition.
+    candidates: Vec<u32>,
+    /// `[candidates, inputs]` per name.
+    matrices: BTreeMap<String, Vec<f32>>,
+}
+
+impl Gates {
+    /// Makes programs ready.
+    pub(crate) fn compile(
+        programs: &[Program],
+        modules: &[LeasedModule],
+        definitions: &Definitions,
+        config: &ModelConfig,
+    ) -> Result<Self, String> {
+        let mut compiled = Self { by_site: vec![None; config.num_sites()], gates: Vec::new() };
+        for (index, program) in programs.iter().enumerate() {
+            let scope = |site: usize| scope(program.share, site);
+            let mut deciding: BTreeMap<usize, Option<usize>> = BTreeMap::new();
+            for site in selected(program, config)? {
+                if compiled.by_site[site].is_some() || !acts_at(modules, site) {
+                    continue;
+                }
+                let gate = match deciding.get(&scope(site)) {
+                    Some(gate) => *gate,
+                    None => {
+                        let gate = Gate::compile(program, site, modules, definitions)
+                            .map_err(|reason| format!("program {index}: {reason}"))?;
+                        compiled.gates.push(gate);
+                        let gate = Some(compiled.gates.len() - 1);
+                        deciding.insert(scope(site), gate);
+                        gate
+                    }
+                };
+                if let Some(gate) = gate {
+                    compiled.gates[gate].shared |= compiled.gates[gate].site != site;
+                    let combine = match program.combine {
+                        gate::Combine::OutputSum => Combine::OutputSum,
+                        gate::Combine::AbMerge => Combine::AbMerge,
+                    };
+                    compiled.by_site[site] = Some(SiteGate { gate, combine });
+                }
+            }
+        }
+        Ok(compiled)
+    }
+
+    /// Who decides a site.
+    pub(crate) fn at(&self, site: usize) -> Option<SiteGate> {
+        self.by_site[site]
+    }
+
+    pub(crate) fn gate(&self, index: usize) -> &Gate {
+        &self.gates[index]
+    }
+
+    /// Gates whose decision is used by later sites and that score this site's input.
+    pub(crate) fn shared_at(&self, site: usize) -> Option<usize> {
+        let gate = self.by_site[site]?.gate;
+        (self.gates[gate].shared && self.gates[gate].site == site).then_some(gate)
+    }
+}
+
+/// Sites with the same scope share a decision.
+fn scope(share: Share, site: usize) -> usize {
+    let parts = Site::from_index(site);
+    match share {
+        Share::Site => site,
+        Share::Layer => parts.layer,
+        Share::Group => parts.layer * Projection::ALL.len() + parts.projection.group() as usize,
+    }
+}
+
+fn acts_at(modules: &[LeasedModule], site: usize) -> bool {
+    modules.iter().any(|lease| lease.module.weights().at(Site::from_index(site)).is_some())
+}
+
+fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, String> {
+    let num_sites = config.num_sites();
+    match &program.sites {
+        SiteSelector::All => Ok((0..num_sites).collect()),
+        SiteSelector::Listed(sites) => {
+            let mut listed: Vec<usize> = sites.iter().map(|&site| site as usize).collect();
+            listed.sort_unstable();
+            listed.dedup();
+            match listed.last() {
+                Some(&last) if last >= num_sites => Err(format!("site {last} of {num_sites}")),
+                _ => Ok(listed),
+            }
+        }
+    }
+}
+
+impl Gate {
+    fn compile(
+        program: &Program,
+        site: usize,
+        modules: &[LeasedModule],
+        definitions: &Definitions,
+    ) -> Result<Self, String> {
+        let acts = |lease: &&LeasedModule| lease.module.weights().at(Site::from_index(site)).is_some();
+        let candidates: Vec<u32> = (0..)
+            .zip(modules)
+            .filter(|(_, lease)| acts(lease))
+            .map(|(index, _)| index)
+            .collect();
+        let row = |name: &str, index: u32| {
+            definitions.row(modules[index as usize].module.generation(), name, site)
+        };
+        gate::check(program, |name| candidates.iter().all(|&index| row(name, index).is_some()))
+            .map_err(|error| error.to_string())?;
+        let names = program.ops.iter().filter_map(|op| match op {
+            Op::Linear { name } => Some(name.clone()),
+            _ => None,
+        });
+        let matrices = names
+            .map(|name| {
+                let rows = candidates.iter().filter_map(|&index| row(&name, index));
+                let matrix = rows.flat_map(|row| row.to_vec()).collect();
+                (name, matrix)
+            })
+            .collect();
+        Ok(Self { site, shared: false, ops: program.ops.clone(), candidates, matrices })
+    }
+
+    /// Picks for one row as `(module, weight)`; `false` if a weight is not finite, so that the row must
+    /// fall back. `input` is what the deciding site reads.
+    pub(crate) fn run(&self, input: &[f32], buffers: &mut GateBuffers, picks: &mut Vec<(u32, f32)>) -> bool {
+        picks.clear();
+        let mut normed = false;
+        for op in &self.ops {
+            match op {
+                Op::LayerNorm { epsilon } => {
+                    if !normed {
+                        buffers.vector.clear();
+                        buffers.vector.extend_from_slice(input);
+                        normed = true;
+                    }
+                    gate::layer_norm(&mut buffers.vector, *epsilon);
+                }
+                Op::Linear { name } => {
+                    let vector = if normed { &buffers.vector } else { input };
+                    let matrix = self.matrices.get(name).map_or(&[][..], Vec::as_slice);
+                    buffers.dots.resize(self.candidates.len(), 0.0);
+                    dots(vector, WeightSlice::F32(matrix), &mut buffers.dots);
+                    picks.extend((0..).zip(buffers.dots.iter().copied()));
+                }
+                op => gate::apply_to_scores(op, picks),
+            }
+        }
+        let finite = picks.iter().all(|(_, weight)| weight.is_finite());
+        picks.iter_mut().for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
+        finite
+    }
+}
+
+/// Buffers reused from row to row.
+#[derive(Debug, Default)]
+pub(crate) struct GateBuffers {
+    vector: Vec<f32>,
+    dots: Vec<f32>,
+}

@@ -1,0 +1,226 @@
+//! Modules and routers on the model's hooks: score, pick and apply, per input group.
+//!
+//! One parallel region per input group does all three, over tasks of (rows × site). Nothing here locks or
+//! waits; what tasks record goes to slots of their own.
+
+#![expect(unsafe_code, reason = "tasks write disjoint rows and slots")]
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+use polyskill_adapters::apply::{Combine, Scratch, add_delta};
+use polyskill_model::compute::{Compute, SharedMut};
+use polyskill_model::{Hooks, InputGroup, Site, SiteOutput};
+
+use crate::composition::{Composition, Plan};
+use crate::gates::GateBuffers;
+use crate::trace::SitePicks;
+
+/// Rows per task where several modules act: enough to amortise a task, few enough to balance threads.
+const ROWS_PER_TASK: usize = 8;
+
+/// Consecutive rows of a step that share a composition.
+#[derive(Debug)]
+pub(crate) struct RowSpan {
+    pub(crate) rows: Range<usize>,
+    pub(crate) composition: Arc<Composition>,
+    /// Whether picks of these rows are recorded, and from which row on.
+    pub(crate) trace_from: Option<usize>,
+}
+
+/// What a row's picks were, where they are recorded.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) row: usize,
+    pub(crate) picks: SitePicks,
+}
+
+/// The hooks of one step.
+pub(crate) struct Routing<'a> {
+    compute: &'a Compute,
+    spans: &'a [RowSpan],
+    chunks: Vec<Chunk>,
+    /// Decisions that later sites of a layer reuse: (span, gate) → picks per row of the span.
+    shared: Vec<SharedDecision>,
+    pub(crate) recorded: Vec<Recorded>,
+    /// Rows, once per site, where the router's answer was not usable.
+    pub(crate) fallback_rows: Vec<usize>,
+}
+
+/// Some rows of one span.
+struct Chunk {
+    span: usize,
+    rows: Range<usize>,
+}
+
+struct SharedDecision {
+    span: usize,
+    gate: usize,
+    /// `None` for rows that fall back.
+    picks: Vec<Option<Vec<(u32, f32)>>>,
+}
+
+/// What one task leaves behind.
+#[derive(Default)]
+struct TaskOutcome {
+    recorded: Vec<Recorded>,
+    fallback_rows: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Buffers {
+    gate: GateBuffers,
+    apply: Scratch,
+    picks: Vec<(u32, f32)>,
+}
+
+thread_local! {
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+impl<'a> Routing<'a> {
+    pub(crate) fn new(compute: &'a Compute, spans: &'a [RowSpan]) -> Self {
+        let mut chunks = Vec::new();
+        for (span, RowSpan { rows, composition, .. }) in spans.iter().enumerate() {
+            if matches!(composition.plan, Plan::Base) {
+                continue;
+            }
+            for start in rows.clone().step_by(ROWS_PER_TASK) {
+                chunks.push(Chunk { span, rows: start..rows.end.min(start + ROWS_PER_TASK) });
+            }
+        }
+        Self { compute, spans, chunks, shared: Vec::new(), recorded: Vec::new(), fallback_rows: Vec::new() }
+    }
+
+    /// Decides for sites of this group whose decision later sites reuse.
+    fn decide_shared(&mut self, layer_start: bool, sites: &[usize], input: &[f32], inputs: usize) {
+        if layer_start {
+            self.shared.clear();
+        }
+        for (index, span) in self.spans.iter().enumerate() {
+            let Plan::Gated(gates) = &span.composition.plan else { continue };
+            for gate in sites.iter().filter_map(|&site| gates.shared_at(site)) {
+                let rows = span.rows.clone();
+                let mut picks = vec![None; rows.len()];
+                let slots = SharedMut::new(&mut picks);
+                self.compute.run(rows.len(), &|offset| {
+                    let row = rows.start + offset;
+                    let x = &input[row * inputs..(row + 1) * inputs];
+                    BUFFERS.with_borrow_mut(|buffers| {
+                        let mut row_picks = Vec::new();
+                        let usable = gates.gate(gate).run(x, &mut buffers.gate, &mut row_picks);
+                        // SAFETY: each row has its slot.
+                        let slot = &mut unsafe { slots.slice(offset, 1) }[0];
+                        *slot = usable.then_some(row_picks);
+                    });
+                });
+                self.shared.push(SharedDecision { span: index, gate, picks });
+            }
+        }
+    }
+
+    /// Picks of a row at a site into `picks`, with how they combine; `None` where nothing acts.
+    fn decide(
+        &self,
+        span: usize,
+        site: usize,
+        row: usize,
+        x: &[f32],
+        buffers: &mut GateBuffers,
+        picks: &mut Vec<(u32, f32)>,
+    ) -> Option<(Combine, bool)> {
+        match &self.spans[span].composition.plan {
+            Plan::Base => None,
+            Plan::Fixed(fixed) => {
+                picks.clear();
+                picks.extend_from_slice(fixed);
+                Some((Combine::OutputSum, true))
+            }
+            Plan::Gated(gates) => {
+                let site_gate = gates.at(site)?;
+                let gate = gates.gate(site_gate.gate);
+                if !gate.shared {
+                    return Some((site_gate.combine, gate.run(x, buffers, picks)));
+                }
+                let shared = self
+                    .shared
+                    .iter()
+                    .find(|shared| shared.span == span && shared.gate == site_gate.gate)?;
+                let decided = &shared.picks[row - self.spans[span].rows.start];
+                picks.clear();
+                picks.extend(decided.iter().flatten());
+                Some((site_gate.combine, decided.is_some()))
+            }
+        }
+    }
+
+    /// One row at one site: decide, apply, record.
+    fn act(
+        &self,
+        (span, site, row): (usize, usize, usize),
+        x: &[f32],
+        y: &mut [f32],
+        buffers: &mut Buffers,
+        outcome: &mut TaskOutcome,
+    ) {
+        let Buffers { gate, apply, picks } = buffers;
+        let Some((combine, usable)) = self.decide(span, site, row, x, gate, picks) else { return };
+        if !usable {
+            outcome.fallback_rows.push(row);
+            return;
+        }
+        let RowSpan { composition, trace_from, .. } = &self.spans[span];
+        let site_key = Site::from_index(site);
+        let acting = picks.iter().filter_map(|&(module, weight)| {
+            let lease = composition.modules.get(module as usize)?;
+            Some((lease.module.weights().at(site_key)?, weight))
+        });
+        let acting: Vec<_> = acting.collect();
+        add_delta(combine, &acting, x, y, apply);
+        if trace_from.is_some_and(|from| row >= from) {
+            let picks = SitePicks { site: site as u32, picks: picks.clone() };
+            outcome.recorded.push(Recorded { row, picks });
+        }
+    }
+}
+
+impl Hooks for Routing<'_> {
+    fn projected(&mut self, group: InputGroup, input: &[f32], outputs: &mut [SiteOutput<'_>]) {
+        if self.chunks.is_empty() {
+            return;
+        }
+        let num_rows = outputs[0].values.len() / outputs[0].width;
+        let inputs = input.len() / num_rows;
+        let site_of = |projection| Site { layer: group.layer, projection }.index();
+        let sites: Vec<usize> = outputs.iter().map(|output| site_of(output.projection)).collect();
+        self.decide_shared(sites[0].is_multiple_of(7), &sites, input, inputs);
+        let targets: Vec<_> = outputs
+            .iter_mut()
+            .map(|output| (output.width, SharedMut::new(output.values)))
+            .collect();
+        let num_tasks = self.chunks.len() * sites.len();
+        let mut outcomes: Vec<TaskOutcome> = Vec::new();
+        outcomes.resize_with(num_tasks, TaskOutcome::default);
+        let slots = SharedMut::new(&mut outcomes);
+        let this = &*self;
+        self.compute.run(num_tasks, &|task| {
+            let (chunk, target) = (&this.chunks[task / sites.len()], task % sites.len());
+            let (width, values) = targets[target];
+            // SAFETY: each task has its slot.
+            let outcome = &mut unsafe { slots.slice(task, 1) }[0];
+            BUFFERS.with_borrow_mut(|buffers| {
+                for row in chunk.rows.clone() {
+                    let x = &input[row * inputs..(row + 1) * inputs];
+                    // SAFETY: a (row, site) belongs to one task.
+                    let y = unsafe { values.slice(row * width, width) };
+                    this.act((chunk.span, sites[target], row), x, y, buffers, outcome);
+                }
+            });
+        });
+        for outcome in outcomes {
+            self.fallback_rows.extend(outcome.fallback_rows);
+            self.recorded.extend(outcome.recorded);
+        }
+    }
+}

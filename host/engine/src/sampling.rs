@@ -1,0 +1,239 @@
+//! From logits to a token.
+
+use std::collections::BTreeMap;
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::request::{Logprob, SamplingParams};
+
+/// Candidates looked at first when the vocabulary must be cut; doubled until the mass suffices.
+const FIRST_CANDIDATES: usize = 256;
+
+/// The random stream and the token counts of one request.
+#[derive(Debug)]
+pub(crate) struct Sampler {
+    params: SamplingParams,
+    random: ChaCha8Rng,
+    /// Tokens of the prompt, for the repetition penalty.
+    prompt: BTreeMap<u32, u32>,
+    output: BTreeMap<u32, u32>,
+}
+
+impl Sampler {
+    pub(crate) fn new(params: SamplingParams, prompt: &[u32]) -> Self {
+        let mut counts = BTreeMap::new();
+        if params.repetition_penalty != 1.0 {
+            prompt.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
+        }
+        let random = ChaCha8Rng::seed_from_u64(params.seed);
+        Self { params, random, prompt: counts, output: BTreeMap::new() }
+    }
+
+    /// Chooses a token; changes `logits`.
+    pub(crate) fn sample(&mut self, logits: &mut [f32]) -> (u32, Option<Logprob>) {
+        let logprobs = self.params.logprobs.map(|top| Logprobs::new(logits, top));
+        self.adjust(logits);
+        let token = if self.params.temperature <= 0.0 { argmax(logits) } else { self.draw(logits) };
+        *self.output.entry(token).or_default() += 1;
+        (token, logprobs.map(|logprobs| logprobs.of(token)))
+    }
+
+    /// Bias, penalties, and stop tokens that may not come yet.
+    fn adjust(&self, logits: &mut [f32]) {
+        let params = &self.params;
+        let mut at = |token: u32, change: &dyn Fn(f32) -> f32| {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = change(*logit);
+            }
+        };
+        params.logit_bias.iter().for_each(|&(token, bias)| at(token, &|logit| logit + bias));
+        if params.repetition_penalty != 1.0 {
+            let penalty = params.repetition_penalty;
+            let new = self.output.keys().filter(|token| !self.prompt.contains_key(token));
+            for &token in self.prompt.keys().chain(new) {
+                at(token, &|logit| if logit > 0.0 { logit / penalty } else { logit * penalty });
+            }
+        }
+        for (&token, &count) in &self.output {
+            let penalty = params.presence_penalty + params.frequency_penalty * count as f32;
+            at(token, &|logit| logit - penalty);
+        }
+        let generated: u32 = self.output.values().sum();
+        if (generated as usize) < params.min_tokens {
+            params.stop_tokens.iter().for_each(|&token| at(token, &|_| f32::NEG_INFINITY));
+        }
+    }
+
+    /// Draws from softmax(logits / temperature) cut by top-k, min-p and top-p, in this order.
+    fn draw(&mut self, logits: &mut [f32]) -> u32 {
+        let params = &self.params;
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let inverse = 1.0 / params.temperature;
+        let weight = |logit: f32| ((logit - max) * inverse).exp();
+        let whole = params.top_k == 0 && params.top_p >= 1.0 && params.min_p <= 0.0;
+        if whole || !max.is_finite() {
+            let total: f32 = logits.iter().map(|&logit| weight(logit)).sum();
+            let point = self.random.random::<f32>() * total;
+            let weights = (0..).zip(logits.iter().map(|&logit| weight(logit)));
+            return pick(point, weights).unwrap_or_else(|| argmax(logits));
+        }
+        let mut kept = self.cut(logits, weight);
+        let total: f32 = kept.iter().map(|(_, weight)| weight).sum();
+        let point = self.random.random::<f32>() * total;
+        let last = kept.pop();
+        pick(point, kept.into_iter().chain(last)).unwrap_or_else(|| argmax(logits))
+    }
+
+    /// The tokens that survive the cuts, most likely first, with their weights.
+    fn cut(&self, logits: &[f32], weight: impl Fn(f32) -> f32) -> Vec<(u32, f32)> {
+        let params = &self.params;
+        let total: f32 = logits.iter().map(|&logit| weight(logit)).sum();
+        let limit = if params.top_k == 0 { logits.len() } else { params.top_k.min(logits.len()) };
+        let mut count = FIRST_CANDIDATES.min(limit);
+        loop {
+            let mut kept: Vec<(u32, f32)> =
+                best(logits, count).into_iter().map(|(token, logit)| (token, weight(logit))).collect();
+            kept.retain(|(_, weight)| *weight >= params.min_p);
+            let cut_by_min_p = kept.len() < count;
+            let base = if params.top_k == 0 && params.min_p <= 0.0 {
+                total
+            } else if count == limit || cut_by_min_p {
+                kept.iter().map(|(_, weight)| weight).sum()
+            } else {
+                f32::INFINITY
+            };
+            let mut mass = 0.0;
+            let enough = kept.iter().position(|(_, weight)| {
+                mass += weight;
+                mass >= params.top_p * base
+            });
+            if let Some(position) = enough {
+                kept.truncate(position + 1);
+                return kept;
+            }
+            if count == limit || cut_by_min_p {
+                return kept;
+            }
+            count = (count * 4).min(limit);
+        }
+    }
+}
+
+/// The `count` largest logits, best first; the lower token first on ties.
+fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
+    let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+    if count < all.len() && count > 0 {
+        all.select_nth_unstable_by(count - 1, order);
+    }
+    all.truncate(count);
+    all.sort_unstable_by(order);
+    all
+}
+
+fn pick(point: f32, weights: impl Iterator<Item = (u32, f32)>) -> Option<u32> {
+    let mut sum = 0.0;
+    let mut last = None;
+    for (token, weight) in weights {
+        sum += weight;
+        if weight > 0.0 {
+            last = Some(token);
+            if sum > point {
+                break;
+            }
+        }
+    }
+    last
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
+}
+
+/// Log-probabilities of one row of logits.
+pub(crate) struct Logprobs<'a> {
+    logits: std::borrow::Cow<'a, [f32]>,
+    normaliser: f32,
+    top: Vec<(u32, f32)>,
+}
+
+impl Logprobs<'static> {
+    /// Keeps a copy, as sampling changes the logits.
+    pub(crate) fn new(logits: &[f32], top: usize) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+        let normaliser = max + sum.ln() as f32;
+        let top = best(logits, top).into_iter().map(|(t, logit)| (t, logit - normaliser)).collect();
+        Self { logits: logits.to_vec().into(), normaliser, top }
+    }
+
+    pub(crate) fn of(self, token: u32) -> Logprob {
+        Logprob { value: self.logits[token as usize] - self.normaliser, top: self.top }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draw(params: SamplingParams, logits: &[f32]) -> Vec<u32> {
+        let mut sampler = Sampler::new(SamplingParams { seed: 7, ..params }, &[]);
+        let mut tokens: Vec<u32> =
+            (0..400).map(|_| sampler.sample(&mut logits.to_vec()).0).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
+        tokens
+    }
+
+    #[test]
+    fn cuts_keep_exactly_the_right_tokens() {
+        // Probabilities 0.5, 0.25, 0.125, 0.0625, 0.0625.
+        let logits: Vec<f32> = [0.5_f32, 0.25, 0.125, 0.0625, 0.0625].map(f32::ln).to_vec();
+        let plain = SamplingParams::default();
+        assert_eq!(draw(plain.clone(), &logits), [0, 1, 2, 3, 4]);
+        assert_eq!(draw(SamplingParams { top_k: 2, ..plain.clone() }, &logits), [0, 1]);
+        assert_eq!(draw(SamplingParams { top_p: 0.7, ..plain.clone() }, &logits), [0, 1]);
+        assert_eq!(draw(SamplingParams { min_p: 0.2, ..plain.clone() }, &logits), [0, 1, 2]);
+        assert_eq!(draw(SamplingParams { temperature: 0.0, ..plain.clone() }, &logits), [0]);
+        // Of the top three, 0.875 in all, top-p 0.6 keeps 0.525: the first token has 0.5, so two stay.
+        assert_eq!(draw(SamplingParams { top_k: 3, top_p: 0.6, ..plain.clone() }, &logits), [0, 1]);
+        let biased = SamplingParams { logit_bias: vec![(4, 100.0)], ..plain };
+        assert_eq!(draw(biased, &logits), [4]);
+    }
+
+    #[test]
+    fn frequencies_follow_the_probabilities() {
+        let logits: Vec<f32> = [0.5_f32, 0.3, 0.2].map(f32::ln).to_vec();
+        let mut sampler = Sampler::new(SamplingParams::default(), &[]);
+        let mut counts = [0_u32; 3];
+        for _ in 0..20_000 {
+            counts[sampler.sample(&mut logits.clone()).0 as usize] += 1;
+        }
+        for (count, expected) in counts.iter().zip([0.5, 0.3, 0.2]) {
+            assert!((f64::from(*count) / 20_000.0 - expected).abs() < 0.02);
+        }
+    }
+
+    #[test]
+    fn penalties_discourage_repeats() {
+        let params = SamplingParams {
+            temperature: 0.0,
+            repetition_penalty: 2.0,
+            frequency_penalty: 0.5,
+            ..SamplingParams::default()
+        };
+        let mut sampler = Sampler::new(params, &[0]);
+        assert_eq!(sampler.sample(&mut [3.0, 2.0, 0.0]).0, 1);
+        assert_eq!(sampler.sample(&mut [3.0, 2.0, 0.0]).0, 0);
+    }
+
+    #[test]
+    fn logprobs_are_normalised() {
+        let logprob = Logprobs::new(&[1.0, 2.0, 3.0], 2).of(0);
+        let sum: f32 = [1.0_f32, 2.0, 3.0].iter().map(|logit| logit.exp()).sum();
+        assert!((logprob.value - (1.0 - sum.ln())).abs() < 1e-6);
+        assert_eq!(logprob.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [2, 1]);
+    }
+}

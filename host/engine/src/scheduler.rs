@@ -1,0 +1,127 @@
+//! Which rows go into the next step.
+//!
+//! Every running request that decodes gets its row; what is left of the budget goes to prompts, oldest
+//! first, in chunks. KV blocks for a request's whole length are reserved at admission, so a running
+//! request never waits for memory and nothing is preempted.
+
+use std::ops::Range;
+
+use polyskill_model::KvCache;
+
+/// Free KV blocks.
+#[derive(Debug)]
+pub(crate) struct Blocks {
+    free: Vec<u32>,
+    total: usize,
+}
+
+impl Blocks {
+    pub(crate) fn new(total: usize) -> Self {
+        Self { free: (0..total as u32).rev().collect(), total }
+    }
+
+    pub(crate) fn total(&self) -> usize {
+        self.total
+    }
+
+    pub(crate) fn used(&self) -> usize {
+        self.total - self.free.len()
+    }
+
+    /// Blocks for `positions` positions, or nothing.
+    pub(crate) fn reserve(&mut self, positions: usize) -> Option<Vec<u32>> {
+        let count = KvCache::blocks_for(positions);
+        let start = self.free.len().checked_sub(count)?;
+        Some(self.free.split_off(start))
+    }
+
+    pub(crate) fn release(&mut self, blocks: Vec<u32>) {
+        self.free.extend(blocks);
+        debug_assert!(self.free.len() <= self.total, "blocks were released twice");
+    }
+}
+
+/// How far a running sequence is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Progress {
+    /// Positions whose keys and values are stored.
+    pub(crate) computed: usize,
+    /// Tokens known so far: the prompt and what was generated.
+    pub(crate) known: usize,
+    /// Whether the prompt is done.
+    pub(crate) decoding: bool,
+}
+
+/// Rows per step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    /// Rows of any kind.
+    pub(crate) rows: usize,
+    /// Rows of prompts while others decode, so that their next token is not held up.
+    pub(crate) prompt_rows_while_decoding: usize,
+}
+
+/// The positions of each running sequence that the next step computes, in the order of `running`.
+pub(crate) fn plan(running: &[Progress], budget: Budget) -> Vec<Range<usize>> {
+    let decoding = running.iter().filter(|progress| progress.decoding).count();
+    let mut prompt_rows = budget.rows.saturating_sub(decoding);
+    if decoding > 0 {
+        prompt_rows = prompt_rows.min(budget.prompt_rows_while_decoding);
+    }
+    // With more decoders than the budget the oldest would starve the rest; admission prevents that.
+    running
+        .iter()
+        .map(|progress| {
+            let left = progress.known - progress.computed;
+            let rows = if progress.decoding { left } else { left.min(prompt_rows) };
+            if !progress.decoding {
+                prompt_rows -= rows;
+            }
+            progress.computed..progress.computed + rows
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn blocks_balance() {
+        let mut blocks = Blocks::new(4);
+        let held = blocks.reserve(33).unwrap();
+        assert_eq!((held.len(), blocks.used()), (3, 3));
+        assert!(blocks.reserve(17).is_none());
+        blocks.release(held);
+        assert_eq!(blocks.used(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn budgets_hold_and_nobody_starves(
+            running in proptest::collection::vec((0..50_usize, 1..300_usize, any::<bool>()), 1..20),
+            rows in 20..200_usize,
+        ) {
+            let running: Vec<Progress> = running
+                .into_iter()
+                .map(|(computed, left, decoding)| Progress {
+                    computed,
+                    known: computed + if decoding { 1 } else { left },
+                    decoding,
+                })
+                .collect();
+            let budget = Budget { rows, prompt_rows_while_decoding: rows / 2 };
+            let plan = plan(&running, budget);
+            prop_assert!(plan.iter().map(|range| range.len()).sum::<usize>() <= rows);
+            for (progress, range) in running.iter().zip(&plan) {
+                prop_assert_eq!(range.start, progress.computed);
+                prop_assert!(range.end <= progress.known);
+                prop_assert!(!progress.decoding || range.len() == 1);
+            }
+            if let Some(first) = running.iter().position(|progress| !progress.decoding) {
+                prop_assert!(!plan[first].is_empty(), "the oldest prompt advances");
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! What is recorded of a request's routing.
+
+use std::collections::BTreeMap;
+
+/// How much is recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TraceLevel {
+    /// Nothing.
+    #[default]
+    None,
+    /// The share of each module over generated tokens and sites.
+    Summary,
+    /// The picks of every generated token at every site.
+    Full,
+}
+
+/// The picks of one row at one site: indices into the composition's modules, with weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SitePicks {
+    /// Site number.
+    pub site: u32,
+    /// Picks in the order in which they act.
+    pub picks: Vec<(u32, f32)>,
+}
+
+/// Adds up a request's picks.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tally {
+    weights: BTreeMap<u32, f64>,
+    decisions: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, sites: &[SitePicks]) {
+        for site in sites {
+            self.decisions += 1;
+            for &(module, weight) in &site.picks {
+                *self.weights.entry(module).or_default() += f64::from(weight);
+            }
+        }
+    }
+
+    /// Mean weight per decision of each module that was ever picked.
+    pub(crate) fn shares(&self) -> Vec<(u32, f64)> {
+        let decisions = self.decisions.max(1) as f64;
+        self.weights.iter().map(|(&module, weight)| (module, weight / decisions)).collect()
+    }
+}
