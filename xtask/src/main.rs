@@ -1,1 +1,74 @@
-fn main(){}
+//! Development tasks of the workspace, run as `cargo xtask <task>`; without a task they are listed.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a task runner: its output is for the person at the terminal"
+)]
+
+mod demo;
+mod http;
+mod json;
+mod plugins;
+mod provision;
+mod server;
+mod step;
+mod suite;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use demo::Options;
+use step::{Failure, Outcome};
+use workspace::Workspace;
+
+const HELP: &str = "\
+cargo xtask <task>
+
+  plugins      build every crate in plugins/ to WASM and bundle it in target/plugins
+  toolchain    find or provision the compiler for WASM, and say which one it is
+  model        fetch the demo's base model
+  demo         plugins, model and server; asks one question per adapter in adapters/library
+                 --listen ADDR   where the server listens (default 127.0.0.1:8080)
+                 --check         on a free port; stop afterwards, fail if an answer is missing
+  test         plugins, model and `cargo test --workspace --release`
+  help         this list
+
+POLYSKILL_CACHE (else $XDG_CACHE_HOME/polyskill, else ~/.cache/polyskill) holds the WASM compiler
+where rustup has none; CARGO_TARGET_DIR moves everything that is built, plugin bundles included.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match dispatch(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Outcome<()> {
+    let (task, rest) = match arguments.split_first() {
+        Some((task, rest)) => (task.as_str(), rest),
+        None => ("help", arguments),
+    };
+    if matches!(task, "help" | "-h" | "--help") {
+        println!("{HELP}");
+        return Ok(());
+    }
+    if task != "demo"
+        && let Some(extra) = rest.first()
+    {
+        return Err(Failure::usage(format!("`{task}` takes no argument `{extra}`")));
+    }
+    match task {
+        "plugins" => plugins::build(&Workspace::find()?).map(|_| ()),
+        "toolchain" => toolchain::show(&Workspace::find()?),
+        "model" => demo::pull_model(&Workspace::find()?),
+        "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),
+        "test" => suite::test(&Workspace::find()?),
+        other => Err(Failure::usage(format!("no task `{other}`; `cargo xtask help` lists them"))),
+    }
+}

@@ -1,1 +1,13 @@
-//! todo
+//! The polyskill server: one frozen base model, many modules, routed per token and per site by plugins.
+//!
+//! A request goes [`api`] → [`service::Service`] (names → composition) → engine → [`text`] → client.
+
+pub mod api;
+pub mod bench;
+pub mod cli;
+pub mod config;
+pub mod generate;
+pub mod metrics;
+pub mod pull;
+pub mod service;
+pub mod text;

@@ -1,1 +1,5 @@
-fn main(){}
+//! The `polyskill` program.
+
+fn main() -> std::process::ExitCode {
+    polyskill::cli::main()
+}

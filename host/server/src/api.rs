@@ -1,0 +1,87 @@
+//! The HTTP surface: OpenAI's routes, vLLM's module routes, health and metrics.
+
+mod admin;
+mod chat;
+mod completions;
+mod error;
+mod generation;
+mod models;
+mod params;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+use crate::service::Service;
+pub use error::ApiError;
+
+/// Largest request body, unless configured.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+/// All routes.
+pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
+    let open = Router::new()
+        .route("/health", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
+        .route("/version", get(|| async { axum::Json(serde_json::json!({"version": env!("CARGO_PKG_VERSION")})) }));
+    let keyed = Router::new()
+        .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/metrics", get(metrics))
+        .route_layer(from_fn_with_state(Arc::clone(&service), require_api_key));
+    let admin = Router::new()
+        .route("/v1/load_lora_adapter", post(admin::load))
+        .route("/v1/unload_lora_adapter", post(admin::unload))
+        .route("/admin/modules", get(admin::modules))
+        .route("/admin/routers", get(admin::routers))
+        .route("/admin/status", get(admin::status))
+        .route_layer(from_fn_with_state(Arc::clone(&service), require_admin_key));
+    open.merge(keyed)
+        .merge(admin)
+        .fallback(|| async { ApiError::not_found("this route does not exist", None) })
+        .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        .layer(DefaultBodyLimit::max(max_body_bytes.unwrap_or(MAX_BODY_BYTES)))
+        .with_state(service)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+async fn require_api_key(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    match &service.api_key {
+        Some(key) if bearer(request.headers()) != Some(key.as_str()) => {
+            ApiError::unauthorized().into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+/// Without a configured key the admin routes do not exist: they are never open by default.
+async fn require_admin_key(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+    match &service.admin_key {
+        None => ApiError::not_found("the admin routes are off; set `admin_key` to turn them on", None)
+            .into_response(),
+        Some(key) if bearer(request.headers()) != Some(key.as_str()) => {
+            ApiError::unauthorized().into_response()
+        }
+        Some(_) => next.run(request).await,
+    }
+}
+
+async fn metrics(State(service): State<Arc<Service>>) -> Response {
+    let snapshot = service.composer.library().snapshot();
+    let names: Vec<String> = snapshot.iter().map(|(name, _)| name.to_owned()).collect();
+    let faults = service.composer.routers().iter().map(|router| router.faults).sum();
+    let stats = service.engine.handle().stats().snapshot();
+    let bytes = service.composer.library().resident_bytes();
+    let text = service.metrics.render(stats, &names, bytes, faults);
+    ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
+        .into_response()
+}

@@ -1,0 +1,100 @@
+//! Errors as clients see them: OpenAI's shape, vLLM's codes.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use polyskill_engine::{ComposeError, SubmitError};
+use serde_json::json;
+
+/// An error reply.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+    param: Option<String>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>, param: Option<&str>) -> Self {
+        Self { status, kind, message: message.into(), param: param.map(str::to_owned) }
+    }
+
+    /// 400: the request is wrong.
+    pub fn bad_request(message: impl Into<String>, param: Option<&str>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequestError", message, param)
+    }
+
+    /// 404.
+    pub fn not_found(message: impl Into<String>, param: Option<&str>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFoundError", message, param)
+    }
+
+    /// 404 for a model name.
+    pub fn unknown_model(name: &str) -> Self {
+        Self::not_found(format!("The model `{name}` does not exist."), Some("model"))
+    }
+
+    /// 401.
+    pub fn unauthorized() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "AuthenticationError", "missing or wrong bearer key", None)
+    }
+
+    /// 405.
+    pub fn method_not_allowed() -> Self {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        Self::new(status, "BadRequestError", "this route does not take that method", None)
+    }
+
+    /// 409.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "ConflictError", message, None)
+    }
+
+    /// 500; the detail is in the log.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", message, None)
+    }
+
+    /// The body as JSON, also used inside streams.
+    pub fn body(&self) -> serde_json::Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param,
+                         "code": self.status.as_u16()}})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.body())).into_response()
+    }
+}
+
+impl From<ComposeError> for ApiError {
+    fn from(error: ComposeError) -> Self {
+        let message = error.to_string();
+        match error {
+            ComposeError::UnknownModule { .. } => Self::not_found(message, Some("adapters")),
+            ComposeError::UnknownRouter { .. } => Self::not_found(message, Some("router")),
+            ComposeError::Parameter(parameter) => {
+                Self::bad_request(message, Some(&format!("router.params.{}", parameter.name)))
+            }
+            ComposeError::BadWeight { .. } => Self::bad_request(message, Some("adapters")),
+            _ => Self::bad_request(message, Some("router.modules")),
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::QueueFull { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message, None)
+            }
+            SubmitError::ShuttingDown => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", message, None)
+            }
+            _ => Self::bad_request(message, Some("prompt")),
+        }
+    }
+}

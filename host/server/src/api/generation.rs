@@ -1,0 +1,192 @@
+//! One generation: submit to the engine, turn its events into text.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use polyskill_engine::{
+    Composition, Event, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId,
+    SamplingParams, TokenEvent, TraceLevel,
+};
+use serde_json::{Value as Json, json};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::error::ApiError;
+use crate::service::Service;
+use crate::text::TextStream;
+
+/// A piece of a generation.
+#[derive(Debug, Default)]
+pub(crate) struct Delta {
+    /// Text that is certain now.
+    pub(crate) text: String,
+    /// The tokens behind it, with log-probabilities where asked for.
+    pub(crate) tokens: Vec<(u32, Option<Logprob>)>,
+    /// The prompt's log-probabilities, in the first delta.
+    pub(crate) prompt: Option<Vec<PromptLogprob>>,
+    /// Set in the last delta.
+    pub(crate) finished: Option<(String, Finished)>,
+}
+
+/// A running generation. Dropping it cancels the request.
+pub(crate) struct Generation {
+    service: Arc<Service>,
+    composition: Arc<Composition>,
+    id: RequestId,
+    /// Bounded by the request's own tokens: the engine sends at most `max_tokens` + 2 events.
+    events: UnboundedReceiver<Event>,
+    text: TextStream,
+    stop_tokens: Vec<u32>,
+    trace: Vec<Json>,
+    started: Instant,
+    done: bool,
+    /// Set when a stop string ended the text before the engine did.
+    stopped: bool,
+}
+
+impl Generation {
+    pub(crate) fn start(
+        service: Arc<Service>,
+        prompt: Vec<u32>,
+        sampling: SamplingParams,
+        composition: Arc<Composition>,
+        trace: TraceLevel,
+        (stops, include_stop): (Vec<String>, bool),
+    ) -> Result<Self, ApiError> {
+        let (sender, events) = unbounded_channel();
+        let sink = Box::new(move |event| sender.send(event).is_ok());
+        let stop_tokens = sampling.stop_tokens.clone();
+        // Shares feed the module metrics too, so a routed request is always tallied.
+        let level = if composition.modules().is_empty() { trace } else { trace.max(TraceLevel::Summary) };
+        let request = Request { prompt, sampling, composition: Arc::clone(&composition), trace: level, sink };
+        let id = service.engine.handle().submit(request)?;
+        Ok(Self {
+            service,
+            composition,
+            id,
+            events,
+            text: TextStream::new(stops, include_stop),
+            stop_tokens,
+            trace: Vec::new(),
+            started: Instant::now(),
+            done: false,
+            stopped: false,
+        })
+    }
+
+    pub(crate) fn composition(&self) -> &Arc<Composition> {
+        &self.composition
+    }
+
+    /// The routing of each token so far, for full traces.
+    pub(crate) fn take_trace(&mut self) -> Vec<Json> {
+        std::mem::take(&mut self.trace)
+    }
+
+    /// The next piece; `None` after the last.
+    pub(crate) async fn next(&mut self) -> Option<Delta> {
+        while !self.done {
+            let event = self.events.recv().await;
+            let delta = self.take(event);
+            if !delta.text.is_empty()
+                || !delta.tokens.is_empty()
+                || delta.prompt.is_some()
+                || delta.finished.is_some()
+            {
+                return Some(delta);
+            }
+        }
+        None
+    }
+
+    fn take(&mut self, event: Option<Event>) -> Delta {
+        match event {
+            Some(Event::Prompt(prompt)) => Delta { prompt: Some(prompt), ..Delta::default() },
+            // After a stop string only the end of the request matters.
+            Some(Event::Token(_)) if self.stopped => Delta::default(),
+            Some(Event::Token(token)) => self.token(token),
+            Some(Event::Finished(finished)) => self.finish(finished),
+            None => {
+                self.done = true;
+                Delta::default()
+            }
+        }
+    }
+
+    fn token(&mut self, event: TokenEvent) -> Delta {
+        let TokenEvent { token, logprob, routing } = event;
+        if !routing.is_empty() {
+            let sites: Vec<Json> = routing
+                .iter()
+                .map(|at| {
+                    let site = polyskill_model::Site::from_index(at.site as usize);
+                    json!({"layer": site.layer, "site": site.projection.name(), "picks": at.picks})
+                })
+                .collect();
+            let text = self.service.text.token_text(token);
+            self.trace.push(json!({"token": token, "text": text, "sites": sites}));
+        }
+        if self.stop_tokens.contains(&token) {
+            return Delta { tokens: vec![(token, logprob)], ..Delta::default() };
+        }
+        let (text, stopped) = self.text.push(&self.service.text, token);
+        if stopped {
+            self.stopped = true;
+            self.service.engine.handle().cancel(self.id);
+        }
+        Delta { text, tokens: vec![(token, logprob)], ..Delta::default() }
+    }
+
+    fn finish(&mut self, finished: Finished) -> Delta {
+        self.done = true;
+        let text = if self.stopped { String::new() } else { self.text.finish(&self.service.text) };
+        let reason = match (&finished.reason, self.stopped) {
+            (_, true) | (FinishReason::Stop, _) => "stop",
+            (FinishReason::Length, _) => "length",
+            (FinishReason::Cancelled, _) => "cancelled",
+            (FinishReason::Error(_), _) => "error",
+        };
+        let modules: Vec<String> =
+            self.composition.modules().iter().map(|lease| lease.name.clone()).collect();
+        let seconds = self.started.elapsed().as_secs_f64();
+        self.service.metrics.finished(&finished, reason, &modules, seconds);
+        Delta { text, finished: Some((reason.to_owned(), finished)), ..Delta::default() }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.done {
+            self.service.engine.handle().cancel(self.id);
+        }
+    }
+}
+
+/// A whole generation, collected.
+pub(crate) struct Collected {
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<(u32, Option<Logprob>)>,
+    pub(crate) prompt: Vec<PromptLogprob>,
+    pub(crate) reason: String,
+    pub(crate) finished: Finished,
+    pub(crate) trace: Vec<Json>,
+}
+
+impl Generation {
+    /// Runs to the end.
+    pub(crate) async fn collect(mut self) -> Result<Collected, ApiError> {
+        let (mut text, mut tokens, mut prompt) = (String::new(), Vec::new(), Vec::new());
+        while let Some(delta) = self.next().await {
+            text.push_str(&delta.text);
+            tokens.extend(delta.tokens);
+            prompt.extend(delta.prompt.into_iter().flatten());
+            if let Some((reason, finished)) = delta.finished {
+                if let FinishReason::Error(message) = &finished.reason {
+                    return Err(ApiError::internal(message.clone()));
+                }
+                let trace = self.take_trace();
+                return Ok(Collected { text, tokens, prompt, reason, finished, trace });
+            }
+        }
+        Err(ApiError::internal("the engine ended the request without a result"))
+    }
+}

@@ -1,0 +1,39 @@
+//! `GET /v1/models`: the base, its modules and the skill sets.
+
+use std::sync::Arc;
+
+use axum::Json as JsonReply;
+use axum::extract::{Path, State};
+use serde_json::{Value as Json, json};
+
+use super::error::ApiError;
+use crate::service::Service;
+
+fn cards(service: &Service) -> Vec<Json> {
+    let base = service.base_name.as_str();
+    let context = service.engine.handle().max_tokens();
+    let card = |id: &str, parent: Option<&str>, kind: &str, generation: Option<String>| {
+        json!({"id": id, "object": "model", "created": service.started, "owned_by": "polyskill",
+               "root": id, "parent": parent, "max_model_len": context, "permission": [],
+               "kind": kind, "adapter_generation": generation, "status": "ready"})
+    };
+    let mut cards = vec![card(base, None, "base", None)];
+    cards.extend(service.skill_sets.iter().map(|set| card(&set.id, Some(base), "skill_set", None)));
+    let snapshot = service.composer.library().snapshot();
+    cards.extend(snapshot.iter().map(|(name, module)| {
+        card(name, Some(base), module.kind(), Some(module.generation().to_string()))
+    }));
+    cards
+}
+
+pub(super) async fn list(State(service): State<Arc<Service>>) -> JsonReply<Json> {
+    JsonReply(json!({"object": "list", "data": cards(&service)}))
+}
+
+pub(super) async fn one(
+    State(service): State<Arc<Service>>,
+    Path(id): Path<String>,
+) -> Result<JsonReply<Json>, ApiError> {
+    let card = cards(&service).into_iter().find(|card| card["id"] == id.as_str());
+    card.map(JsonReply).ok_or_else(|| ApiError::unknown_model(&id))
+}

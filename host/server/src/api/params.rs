@@ -1,0 +1,306 @@
+//! Request fields that chat and completions share, and polyskill's own extras.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use polyskill_engine::{Composition, Finished, SamplingParams, Selection, TraceLevel};
+use polyskill_sdk::{Parameters, Value};
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+
+use super::error::ApiError;
+use crate::service::Service;
+
+/// Fields of both request kinds. Unknown fields are accepted, as clients send many.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct CommonParams {
+    pub(crate) model: Option<String>,
+    pub(crate) temperature: Option<f32>,
+    pub(crate) top_p: Option<f32>,
+    pub(crate) top_k: Option<i64>,
+    pub(crate) min_p: Option<f32>,
+    pub(crate) n: Option<usize>,
+    pub(crate) seed: Option<i64>,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) frequency_penalty: Option<f32>,
+    pub(crate) presence_penalty: Option<f32>,
+    pub(crate) repetition_penalty: Option<f32>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) stream: Option<bool>,
+    pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) user: Option<String>,
+    pub(crate) stop_token_ids: Option<Vec<u32>>,
+    pub(crate) min_tokens: Option<usize>,
+    pub(crate) ignore_eos: Option<bool>,
+    pub(crate) include_stop_str_in_output: Option<bool>,
+    pub(crate) router: Option<RouterChoice>,
+    pub(crate) adapters: Option<Vec<AdapterWeight>>,
+    pub(crate) unit: Option<String>,
+    pub(crate) trace: Option<String>,
+    // Recognised and not supported: refused rather than ignored.
+    pub(crate) tools: Option<Vec<Json>>,
+    pub(crate) response_format: Option<Json>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Stop {
+    One(String),
+    Several(Vec<String>),
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct StreamOptions {
+    pub(crate) include_usage: Option<bool>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum RouterChoice {
+    Name(String),
+    Full(RouterSpec),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RouterSpec {
+    name: String,
+    #[serde(default)]
+    params: BTreeMap<String, Json>,
+    #[serde(default)]
+    modules: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AdapterWeight {
+    name: String,
+    #[serde(default = "one")]
+    weight: f32,
+}
+
+fn one() -> f32 {
+    1.0
+}
+
+impl CommonParams {
+    pub(crate) fn model_name<'a>(&'a self, service: &'a Service) -> &'a str {
+        self.model.as_deref().filter(|model| !model.is_empty()).unwrap_or(&service.base_name)
+    }
+
+    pub(crate) fn streams(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    pub(crate) fn includes_usage(&self) -> bool {
+        self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
+    }
+
+    pub(crate) fn stops(&self) -> Vec<String> {
+        match &self.stop {
+            None => Vec::new(),
+            Some(Stop::One(stop)) => vec![stop.clone()],
+            Some(Stop::Several(stops)) => stops.clone(),
+        }
+    }
+
+    pub(crate) fn trace_level(&self) -> Result<TraceLevel, ApiError> {
+        match self.trace.as_deref() {
+            None | Some("none") => Ok(TraceLevel::None),
+            Some("summary") => Ok(TraceLevel::Summary),
+            Some("full") => Ok(TraceLevel::Full),
+            Some(other) => {
+                let message = format!("`trace` is `{other}`, expected none, summary or full");
+                Err(ApiError::bad_request(message, Some("trace")))
+            }
+        }
+    }
+
+    /// What answers: the model name, overridden by `router` and `adapters`.
+    pub(crate) fn selection(
+        &self,
+        service: &Service,
+        prompt_tokens: usize,
+        text: Option<String>,
+    ) -> Result<Selection, ApiError> {
+        let name = self.model_name(service);
+        let named = service.selection(name).ok_or_else(|| ApiError::unknown_model(name))?;
+        let (router, adapters) = (self.router.as_ref(), self.adapters.as_ref());
+        let selection = match (router, adapters) {
+            (Some(_), Some(_)) => {
+                let message = "`router` and `adapters` exclude each other; `router.modules` names candidates";
+                return Err(ApiError::bad_request(message, Some("router")));
+            }
+            (Some(RouterChoice::Name(name)), None) if name == "none" => Selection::Base,
+            (Some(choice), None) => routed(choice)?,
+            (None, Some(adapters)) => Selection::Weighted(
+                adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight)).collect(),
+            ),
+            (None, None) => named,
+        };
+        Ok(match selection {
+            Selection::Routed { router, parameters, modules, .. } => {
+                let bucket = self.bucket();
+                Selection::Routed { router, parameters, modules, prompt_tokens, text, bucket }
+            }
+            other => other,
+        })
+    }
+
+    /// The same number for the same unit (`unit`, else `user`).
+    fn bucket(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.unit.as_ref().or(self.user.as_ref()).hash(&mut hasher);
+        hasher.finish()
+    }
+
+    /// Checks and translates the sampling fields.
+    pub(crate) fn sampling(
+        &self,
+        service: &Service,
+        max_tokens: usize,
+        choice: usize,
+    ) -> Result<SamplingParams, ApiError> {
+        self.refuse_unsupported()?;
+        let range = |name: &str, value: Option<f32>, default: f32, low: f32, high: f32| match value {
+            None => Ok(default),
+            Some(value) if (low..=high).contains(&value) => Ok(value),
+            Some(value) => {
+                let message = format!("`{name}` is {value}, expected {low} to {high}");
+                Err(ApiError::bad_request(message, Some(name)))
+            }
+        };
+        let top_k = match self.top_k {
+            None | Some(-1 | 0) => 0,
+            Some(k) => usize::try_from(k).map_err(|_| {
+                ApiError::bad_request(format!("`top_k` is {k}, expected -1 or more"), Some("top_k"))
+            })?,
+        };
+        let mut stop_tokens = self.stop_token_ids.clone().unwrap_or_default();
+        if !self.ignore_eos.unwrap_or(false) {
+            stop_tokens.extend(&service.model.config().eos_tokens);
+        }
+        let seed = self.seed.map_or_else(random_seed, |seed| seed as u64);
+        Ok(SamplingParams {
+            max_tokens,
+            temperature: range("temperature", self.temperature, 1.0, 0.0, 100.0)?,
+            top_p: range("top_p", self.top_p, 1.0, f32::MIN_POSITIVE, 1.0)?,
+            top_k,
+            min_p: range("min_p", self.min_p, 0.0, 0.0, 1.0)?,
+            repetition_penalty: range("repetition_penalty", self.repetition_penalty, 1.0, 0.01, 10.0)?,
+            presence_penalty: range("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)?,
+            frequency_penalty: range("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
+            logit_bias: self.biases()?,
+            stop_tokens,
+            min_tokens: self.min_tokens.unwrap_or(0),
+            seed: seed.wrapping_add(choice as u64),
+            logprobs: None,
+            prompt_logprobs: None,
+        })
+    }
+
+    fn biases(&self) -> Result<Vec<(u32, f32)>, ApiError> {
+        let parse = |(token, bias): (&String, &f32)| match token.parse() {
+            Ok(token) if bias.is_finite() => Ok((token, bias.clamp(-100.0, 100.0))),
+            _ => {
+                let message = format!("`logit_bias` maps `{token}` to {bias}, expected token ids and numbers");
+                Err(ApiError::bad_request(message, Some("logit_bias")))
+            }
+        };
+        self.logit_bias.iter().flatten().map(parse).collect()
+    }
+
+    fn refuse_unsupported(&self) -> Result<(), ApiError> {
+        if self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
+            return Err(ApiError::bad_request("`tools` is not supported", Some("tools")));
+        }
+        let format = self.response_format.as_ref().and_then(|format| format.get("type")?.as_str());
+        match format {
+            None | Some("text") => Ok(()),
+            Some(other) => {
+                let message = format!("`response_format` `{other}` is not supported");
+                Err(ApiError::bad_request(message, Some("response_format")))
+            }
+        }
+    }
+
+    /// Number of choices.
+    pub(crate) fn choices(&self) -> Result<usize, ApiError> {
+        match self.n {
+            None => Ok(1),
+            Some(n @ 1..=16) => Ok(n),
+            Some(n) => Err(ApiError::bad_request(format!("`n` is {n}, expected 1 to 16"), Some("n"))),
+        }
+    }
+}
+
+fn random_seed() -> u64 {
+    // The hasher's keys are random per process and differ per instance.
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0)
+}
+
+fn routed(choice: &RouterChoice) -> Result<Selection, ApiError> {
+    let (router, params, modules) = match choice {
+        RouterChoice::Name(name) => (name, None, Vec::new()),
+        RouterChoice::Full(spec) => (&spec.name, Some(&spec.params), spec.modules.clone()),
+    };
+    let scalar = |(name, value): (&String, &Json)| {
+        let value = match value {
+            Json::Bool(value) => Value::Flag(*value),
+            Json::Number(value) => Value::Number(value.as_f64().unwrap_or(f64::NAN)),
+            Json::String(value) => Value::Text(value.clone()),
+            other => {
+                let message = format!("router parameter `{name}` is {other}, expected a scalar");
+                return Err(ApiError::bad_request(message, Some("router.params")));
+            }
+        };
+        Ok((name.clone(), value))
+    };
+    let parameters = params.into_iter().flatten().map(scalar).collect::<Result<_, _>>()?;
+    Ok(Selection::Routed {
+        router: router.clone(),
+        parameters: Parameters(parameters),
+        modules,
+        prompt_tokens: 0,
+        text: None,
+        bucket: 0,
+    })
+}
+
+/// The response extra `polyskill`.
+pub(crate) fn routing_report(
+    composition: &Composition,
+    finished: Option<&Finished>,
+    trace: TraceLevel,
+    tokens: Vec<Json>,
+) -> Json {
+    let modules: Vec<Json> = composition
+        .modules()
+        .iter()
+        .map(|lease| json!({"name": lease.name, "generation": lease.module.generation().to_string()}))
+        .collect();
+    let router = composition.router().map(|router| json!({"name": router.name, "digest": router.digest}));
+    let mut report = json!({
+        "composition": composition.digest().to_string(),
+        "router": router,
+        "modules": modules,
+        "served": if composition.fallback().is_some() { "fallback" } else { "assigned" },
+    });
+    if let Some(reason) = composition.fallback() {
+        report["fallback_reason"] = json!(reason);
+    }
+    let Some(finished) = finished.filter(|_| trace != TraceLevel::None) else { return report };
+    let name = |index: u32| composition.modules().get(index as usize).map(|lease| lease.name.clone());
+    let share: BTreeMap<String, f64> = finished
+        .module_share
+        .iter()
+        .filter_map(|&(module, share)| Some((name(module)?, (share * 1e4).round() / 1e4)))
+        .collect();
+    report["routing"] = json!({"share": share, "fallback_rows": finished.fallback_rows});
+    if trace == TraceLevel::Full {
+        report["routing"]["tokens"] = json!(tokens);
+    }
+    report
+}

@@ -1,0 +1,306 @@
+//! The command line.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the terminal is this program's output")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use polyskill_engine::Selection;
+use polyskill_sdk::{Parameters, Value};
+
+use crate::config::Config;
+use crate::service::Service;
+use crate::{api, bench, generate, pull};
+
+/// One frozen base model, many modules, routed per token and per layer.
+#[derive(Debug, Parser)]
+#[command(name = "polyskill", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve OpenAI's HTTP API.
+    Serve(ServeArgs),
+    /// Answer one prompt on the terminal.
+    Generate(GenerateArgs),
+    /// Fetch a base model into the cache and print its path.
+    Pull {
+        /// A known name (`smollm2-135m-instruct`), `owner/name`, or `owner/name/file.gguf`.
+        model: String,
+    },
+    /// Measure prefill and decode of base, one LoRA, and a router.
+    Bench(ServeArgs),
+    /// Print the effective configuration.
+    CheckConfig(ServeArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+struct ServeArgs {
+    /// Configuration file (TOML).
+    #[arg(long, env = "POLYSKILL_CONFIG")]
+    config: Option<PathBuf>,
+    /// Base model: a known name, a hub repository, a directory or a GGUF file.
+    #[arg(long, env = "POLYSKILL_MODEL")]
+    model: Option<String>,
+    /// Name under which the base is served.
+    #[arg(long, env = "POLYSKILL_SERVED_MODEL_NAME")]
+    served_model_name: Option<String>,
+    /// Directory whose folders are modules (PEFT).
+    #[arg(long, env = "POLYSKILL_ADAPTERS")]
+    adapters: Vec<PathBuf>,
+    /// Directory whose folders are router plugins.
+    #[arg(long, env = "POLYSKILL_PLUGINS")]
+    plugins: Vec<PathBuf>,
+    /// Address to listen on.
+    #[arg(long, env = "POLYSKILL_LISTEN")]
+    listen: Option<String>,
+    /// Bearer key that requests must carry.
+    #[arg(long, env = "POLYSKILL_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Bearer key that turns the admin routes on.
+    #[arg(long, env = "POLYSKILL_ADMIN_KEY", hide_env_values = true)]
+    admin_key: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+struct GenerateArgs {
+    /// The user's message.
+    prompt: String,
+    /// Route with this router over all modules.
+    #[arg(long)]
+    router: Option<String>,
+    /// Router parameter, `name=value`; repeatable.
+    #[arg(long = "param")]
+    params: Vec<String>,
+    /// Use this module; repeatable, `name` or `name=weight`.
+    #[arg(long = "adapter")]
+    adapter: Vec<String>,
+    /// Show each token's modules in colour.
+    #[arg(long)]
+    trace: bool,
+    /// Tokens at most.
+    #[arg(long, default_value_t = 128)]
+    max_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Start of the random stream.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,polyskill=info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Serve(args) => serve(&args),
+        Command::Generate(args) => generate_one(args),
+        Command::Pull { model } => pull_model(&model),
+        Command::Bench(args) => run_bench(&args),
+        Command::CheckConfig(args) => check_config(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("polyskill: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl ServeArgs {
+    /// File, then flags and variables, then what lies in the working directory.
+    fn config(&self) -> Result<Config, String> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path).map_err(|error| error.to_string())?,
+            None => Config::default(),
+        };
+        let flags = self.clone();
+        config.model = flags.model.or(config.model);
+        config.served_model_name = flags.served_model_name.or(config.served_model_name);
+        config.listen = flags.listen.or(config.listen);
+        config.api_key = flags.api_key.or(config.api_key);
+        config.admin_key = flags.admin_key.or(config.admin_key);
+        if !flags.adapters.is_empty() {
+            config.adapters = flags.adapters;
+        }
+        if !flags.plugins.is_empty() {
+            config.plugins = flags.plugins;
+        }
+        let shipped = |path: &str| Some(PathBuf::from(path)).filter(|path| path.is_dir());
+        if config.adapters.is_empty() && config.model.is_none() {
+            config.adapters.extend(shipped("adapters/library"));
+        }
+        if config.plugins.is_empty() {
+            config.plugins.extend(shipped("target/plugins"));
+        }
+        Ok(config)
+    }
+}
+
+/// A spinner that shows each stage of a long start.
+fn start_service(config: &Config) -> Result<Service, String> {
+    let spinner = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    let service = Service::start(config, &mut |message| {
+        spinner.set_message(message.to_owned());
+        if message.starts_with("left out") {
+            spinner.suspend(|| eprintln!("polyskill: {message}"));
+        }
+    });
+    spinner.finish_and_clear();
+    service.map_err(|error| error.to_string())
+}
+
+fn serve(args: &ServeArgs) -> Result<(), String> {
+    let config = args.config()?;
+    let service = Arc::new(start_service(&config)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    let listen = config.listen.clone().unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(&listen)
+            .await
+            .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
+        let address = listener.local_addr().map_err(|error| error.to_string())?;
+        let modules = service.composer.library().snapshot().len();
+        let routers: Vec<String> =
+            service.composer.routers().into_iter().map(|router| router.name).collect();
+        let names: Vec<&str> = service.skill_sets.iter().map(|set| set.id.as_str()).collect();
+        eprintln!(
+            "polyskill: serving {} with {modules} modules, routers [{}], skill sets [{}] on http://{address}",
+            service.base_name,
+            routers.join(", "),
+            names.join(", "),
+        );
+        let app = api::router(Arc::clone(&service), config.max_body_bytes);
+        axum::serve(listener, app)
+            .with_graceful_shutdown(shutdown_signal())
+            .await
+            .map_err(|error| error.to_string())
+    })?;
+    eprintln!("polyskill: finishing running requests");
+    service.engine.drain();
+    Ok(())
+}
+
+async fn shutdown_signal() {
+    let interrupt = async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    {
+        let terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate());
+        if let Ok(mut terminate) = terminate {
+            tokio::select! {
+                () = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    interrupt.await;
+}
+
+fn generate_one(args: GenerateArgs) -> Result<(), String> {
+    let selection = match (&args.router, args.adapter.is_empty()) {
+        (Some(_), false) => return Err("--router and --adapter exclude each other".to_owned()),
+        (Some(router), true) => routed(router.clone(), &args.params)?,
+        (None, true) => Selection::Base,
+        (None, false) => Selection::Weighted(
+            args.adapter.iter().map(|text| weighted(text)).collect::<Result<_, _>>()?,
+        ),
+    };
+    let service = start_service(&args.serve.config()?)?;
+    let options = generate::Options {
+        prompt: args.prompt,
+        selection,
+        trace: args.trace,
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        seed: args.seed,
+    };
+    generate::run(&service, options)
+}
+
+fn routed(router: String, params: &[String]) -> Result<Selection, String> {
+    let parse = |text: &String| {
+        let (name, value) =
+            text.split_once('=').ok_or_else(|| format!("--param `{text}`, expected name=value"))?;
+        let value = match (value.parse::<f64>(), value.parse::<bool>()) {
+            (Ok(number), _) => Value::Number(number),
+            (_, Ok(flag)) => Value::Flag(flag),
+            _ => Value::Text(value.to_owned()),
+        };
+        Ok::<_, String>((name.to_owned(), value))
+    };
+    Ok(Selection::Routed {
+        router,
+        parameters: Parameters(params.iter().map(parse).collect::<Result<_, _>>()?),
+        modules: Vec::new(),
+        prompt_tokens: 0,
+        text: None,
+        bucket: 0,
+    })
+}
+
+fn weighted(text: &str) -> Result<(String, f32), String> {
+    match text.split_once('=') {
+        None => Ok((text.to_owned(), 1.0)),
+        Some((name, weight)) => {
+            let weight = weight.parse().map_err(|_| format!("--adapter `{text}`: `{weight}` is no number"))?;
+            Ok((name.to_owned(), weight))
+        }
+    }
+}
+
+fn pull_model(model: &str) -> Result<(), String> {
+    let path = pull::resolve(model, &mut |message| eprintln!("polyskill: {message}"))
+        .map_err(|error| error.to_string())?;
+    println!("{}", path.display());
+    Ok(())
+}
+
+fn run_bench(args: &ServeArgs) -> Result<(), String> {
+    let service = start_service(&args.config()?)?;
+    let mut cases = vec![bench::Case { name: "base".to_owned(), selection: Selection::Base }];
+    let snapshot = service.composer.library().snapshot();
+    if let Some((name, _)) = snapshot.iter().next() {
+        let selection = Selection::Weighted(vec![(name.to_owned(), 1.0)]);
+        cases.push(bench::Case { name: "one LoRA".to_owned(), selection });
+    }
+    if service.composer.routers().iter().any(|router| router.name == "arrow") && !snapshot.is_empty() {
+        let selection = routed("arrow".to_owned(), &["top_k=3".to_owned()])?;
+        cases.push(bench::Case { name: "arrow top-3".to_owned(), selection });
+    }
+    bench::run(&service, &cases)
+}
+
+fn check_config(args: &ServeArgs) -> Result<(), String> {
+    let mut config = args.config()?;
+    // Keys are secrets; whether they are set is not.
+    for key in [&mut config.api_key, &mut config.admin_key].into_iter().flatten() {
+        *key = "(set)".to_owned();
+    }
+    print!("{}", toml::to_string_pretty(&config).map_err(|error| error.to_string())?);
+    Ok(())
+}

@@ -1,0 +1,160 @@
+//! Prometheus metrics, under vLLM's names where it has them, so that its dashboards and gateways work.
+
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+
+use polyskill_engine::{Finished, StatsSnapshot};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+type Float = Gauge<f64, AtomicU64>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reason {
+    finished_reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ModuleLabel {
+    adapter_name: String,
+}
+
+/// The metrics of a server.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    waiting: Gauge,
+    running: Gauge,
+    kv_usage: Float,
+    prompt_tokens: Counter,
+    generation_tokens: Counter,
+    finished: Family<Reason, Counter>,
+    first_token: Histogram,
+    inter_token: Histogram,
+    whole_request: Histogram,
+    queue_time: Histogram,
+    module_tokens: Family<ModuleLabel, Counter<f64, AtomicU64>>,
+    fallback_rows: Counter,
+    router_faults: Gauge,
+    modules_loaded: Gauge,
+    module_bytes: Gauge,
+    steps: Gauge,
+    rows: Gauge,
+}
+
+/// Upper bounds of the latency histograms, in seconds.
+const SECONDS: [f64; 16] =
+    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+
+impl Metrics {
+    /// Registers all metrics for a base model.
+    pub fn new(base_name: &str) -> Self {
+        let histogram = || Histogram::new(SECONDS);
+        let metrics = Self {
+            registry: Mutex::default(),
+            waiting: Gauge::default(),
+            running: Gauge::default(),
+            kv_usage: Float::default(),
+            prompt_tokens: Counter::default(),
+            generation_tokens: Counter::default(),
+            finished: Family::default(),
+            first_token: histogram(),
+            inter_token: histogram(),
+            whole_request: histogram(),
+            queue_time: histogram(),
+            module_tokens: Family::default(),
+            fallback_rows: Counter::default(),
+            router_faults: Gauge::default(),
+            modules_loaded: Gauge::default(),
+            module_bytes: Gauge::default(),
+            steps: Gauge::default(),
+            rows: Gauge::default(),
+        };
+        let label = |name: &'static str, value: &str| (name.into(), value.to_owned().into());
+        let labels = [label("model_name", base_name), label("engine", "0")];
+        let mut registry = Registry::with_labels(labels.into_iter());
+        metrics.register(&mut registry);
+        *metrics.registry.lock().unwrap_or_else(PoisonError::into_inner) = registry;
+        metrics
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("vllm:num_requests_waiting", "Requests in the queue", self.waiting.clone());
+        registry.register("vllm:num_requests_running", "Requests in execution", self.running.clone());
+        registry.register("vllm:kv_cache_usage_perc", "Used share of the KV cache, 0 to 1", self.kv_usage.clone());
+        registry.register("vllm:prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
+        registry.register("vllm:generation_tokens", "Generated tokens", self.generation_tokens.clone());
+        registry.register("vllm:request_success", "Finished requests", self.finished.clone());
+        registry.register("vllm:time_to_first_token_seconds", "Time to first token", self.first_token.clone());
+        registry.register("vllm:inter_token_latency_seconds", "Time between tokens", self.inter_token.clone());
+        registry.register("vllm:e2e_request_latency_seconds", "Whole request", self.whole_request.clone());
+        registry.register("vllm:request_queue_time_seconds", "Time in the queue", self.queue_time.clone());
+        let name = "polyskill:module_weighted_tokens";
+        registry.register(name, "Generated tokens, weighted by each module's share", self.module_tokens.clone());
+        let name = "polyskill:router_fallback_rows";
+        registry.register(name, "Rows and sites where the base ran alone", self.fallback_rows.clone());
+        registry.register("polyskill:router_faults", "Plans that were not usable", self.router_faults.clone());
+        registry.register("polyskill:modules_loaded", "Modules in the library", self.modules_loaded.clone());
+        registry.register("polyskill:module_bytes", "Bytes of loaded or leased modules", self.module_bytes.clone());
+        registry.register("polyskill:engine_steps", "Steps run", self.steps.clone());
+        registry.register("polyskill:engine_rows", "Rows computed", self.rows.clone());
+    }
+
+    /// Counts a finished request. `modules` names the composition's modules.
+    pub fn finished(&self, finished: &Finished, reason: &str, modules: &[String], seconds: f64) {
+        self.finished.get_or_create(&Reason { finished_reason: reason.to_owned() }).inc();
+        self.prompt_tokens.inc_by(finished.prompt_tokens as u64);
+        self.generation_tokens.inc_by(finished.completion_tokens as u64);
+        self.whole_request.observe(seconds);
+        self.queue_time.observe(finished.queue_time.as_secs_f64());
+        self.fallback_rows.inc_by(finished.fallback_rows);
+        if let Some(first) = finished.time_to_first_token {
+            self.first_token.observe(first.as_secs_f64());
+            let rest = finished.completion_tokens.saturating_sub(1);
+            if rest > 0 {
+                self.inter_token.observe((seconds - first.as_secs_f64()).max(0.0) / rest as f64);
+            }
+        }
+        for &(module, share) in &finished.module_share {
+            if let Some(adapter_name) = modules.get(module as usize).cloned() {
+                let tokens = self.module_tokens.get_or_create_owned(&ModuleLabel { adapter_name });
+                tokens.inc_by((share * finished.completion_tokens as f64).max(0.0));
+            }
+        }
+    }
+
+    /// The exposition text, with the gauges brought up to date.
+    pub fn render(&self, engine: StatsSnapshot, modules: &[String], module_bytes: usize, faults: u64) -> String {
+        self.waiting.set(engine.waiting as i64);
+        self.running.set(engine.running as i64);
+        self.kv_usage.set(engine.kv_blocks_used as f64 / engine.kv_blocks.max(1) as f64);
+        self.router_faults.set(faults as i64);
+        self.modules_loaded.set(modules.len() as i64);
+        self.module_bytes.set(module_bytes as i64);
+        self.steps.set(engine.steps as i64);
+        self.rows.set(engine.rows as i64);
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let encoded = encode(&mut text, &registry);
+        debug_assert!(encoded.is_ok(), "writing to a string cannot fail");
+        // One series only, made anew at each scrape: readers take the largest value of several.
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = since_epoch.map_or(0.0, |since| since.as_secs_f64());
+        let (names, end) = (modules.join(","), text.len() - if text.ends_with("# EOF\n") { 6 } else { 0 });
+        text.truncate(end);
+        let _ = writeln!(
+            text,
+            "# TYPE vllm:lora_requests_info gauge\nvllm:lora_requests_info{{max_lora=\"{}\",running_lora_adapters=\"{names}\",waiting_lora_adapters=\"\"}} {now}\n# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{block_size=\"16\",num_gpu_blocks=\"{}\"}} 1\n# EOF",
+            modules.len().max(1),
+            engine.kv_blocks,
+        );
+        text
+    }
+}

@@ -1,0 +1,214 @@
+//! The served whole: model, text, library, routers and engine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use polyskill_adapters::library::Expected;
+use polyskill_adapters::{Library, peft};
+use polyskill_engine::{Composer, Engine, Selection};
+use polyskill_model::{Compute, Decoder, load};
+use polyskill_plugin::Loader;
+use polyskill_sdk::Parameters;
+
+use crate::config::{Config, SkillSet, parameters};
+use crate::metrics::Metrics;
+use crate::pull;
+use crate::text::TextModel;
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(String);
+
+fn start_error(what: impl std::fmt::Display) -> StartError {
+    StartError(what.to_string())
+}
+
+/// Everything that requests need.
+#[derive(Debug)]
+pub struct Service {
+    /// Name of the base model.
+    pub base_name: String,
+    /// Tokenizer and chat template.
+    pub text: TextModel,
+    /// Makes compositions.
+    pub composer: Composer,
+    /// Runs them.
+    pub engine: Engine,
+    /// The base model.
+    pub model: Arc<Decoder>,
+    /// Named compositions.
+    pub skill_sets: Vec<SkillSet>,
+    /// Prometheus metrics.
+    pub metrics: Metrics,
+    /// Roots that modules may be loaded from at run time.
+    pub adapter_roots: Vec<PathBuf>,
+    /// Bearer key of requests.
+    pub api_key: Option<String>,
+    /// Bearer key of the admin routes.
+    pub admin_key: Option<String>,
+    /// Seconds since the epoch, for `created`.
+    pub started: u64,
+}
+
+impl Service {
+    /// Loads everything that the configuration names. `report` hears of each stage.
+    ///
+    /// # Errors
+    /// If the model cannot be served, or a configured skill set names what is not there. A module or
+    /// plugin that cannot be loaded is reported and left out.
+    pub fn start(config: &Config, report: &mut dyn FnMut(&str)) -> Result<Self, StartError> {
+        let name = config.model.clone().unwrap_or_else(|| pull::SMOLLM2.name.to_owned());
+        let path = pull::resolve(&name, report).map_err(start_error)?;
+        let compute = Arc::new(match config.engine.threads {
+            0 => Compute::for_this_machine(),
+            threads => Compute::new(threads),
+        });
+        report(&format!("loading {}", path.display()));
+        let model = Arc::new(load::load(&path, compute, &mut |_, _| {}).map_err(start_error)?);
+        let text = TextModel::load(&path).map_err(start_error)?;
+        let library = Arc::new(Library::default());
+        for directory in &config.adapters {
+            load_modules(&library, directory, &model, report)?;
+        }
+        let composer = Composer::new(&model, library);
+        let loader = Loader::new(config.limits.clone()).map_err(start_error)?;
+        for directory in &config.plugins {
+            load_routers(&composer, &loader, directory, config, report)?;
+        }
+        let skill_sets = skill_sets(config, &composer)?;
+        let engine = Engine::start(Arc::clone(&model), config.engine.to_engine()).map_err(start_error)?;
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let base_name = config.served_model_name.clone().unwrap_or_else(|| base_name(&name, &path));
+        Ok(Self {
+            metrics: Metrics::new(&base_name),
+            base_name,
+            text,
+            composer,
+            engine,
+            model,
+            skill_sets,
+            adapter_roots: config.adapters.clone(),
+            api_key: config.api_key.clone(),
+            admin_key: config.admin_key.clone(),
+            started: since_epoch.map_or(0, |since| since.as_secs()),
+        })
+    }
+
+    /// What a model name stands for; `None` if nothing has this name.
+    pub fn selection(&self, model: &str) -> Option<Selection> {
+        if model == self.base_name {
+            return Some(Selection::Base);
+        }
+        if let Some(set) = self.skill_sets.iter().find(|set| set.id == model) {
+            return Some(Selection::Routed {
+                router: set.router.clone(),
+                parameters: parameters(&set.params).unwrap_or_default(),
+                modules: set.modules.clone(),
+                prompt_tokens: 0,
+                text: None,
+                bucket: 0,
+            });
+        }
+        let module = match model.split_once(':') {
+            Some((base, module)) if base == self.base_name => module,
+            Some(_) => return None,
+            None => model,
+        };
+        let snapshot = self.composer.library().snapshot();
+        snapshot.get(module).map(|_| Selection::Weighted(vec![(module.to_owned(), 1.0)]))
+    }
+}
+
+/// The model's name, or what its path is called.
+fn base_name(name: &str, path: &Path) -> String {
+    if !Path::new(name).exists() {
+        return name.to_owned();
+    }
+    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    stem.map_or_else(|| "base".to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+fn load_modules(
+    library: &Library,
+    directory: &Path,
+    model: &Decoder,
+    report: &mut dyn FnMut(&str),
+) -> Result<(), StartError> {
+    let fail = |error| start_error(format!("--adapters {}: {error}", directory.display()));
+    let entries = std::fs::read_dir(directory).map_err(fail)?;
+    let mut folders: Vec<PathBuf> =
+        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| peft::is_module_directory(path)).collect();
+    folders.sort();
+    for folder in folders {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let loaded = peft::load(&name, &folder, directory, model.config())
+            .and_then(|module| library.publish(&name, module, Expected::Any));
+        match loaded {
+            Ok(module) => report(&format!("module {name} ({} KiB)", module.num_bytes() >> 10)),
+            Err(error) => report(&format!("left out: {error}")),
+        }
+    }
+    Ok(())
+}
+
+fn load_routers(
+    composer: &Composer,
+    loader: &Loader,
+    directory: &Path,
+    config: &Config,
+    report: &mut dyn FnMut(&str),
+) -> Result<(), StartError> {
+    for path in Loader::find(directory).map_err(start_error)? {
+        let plugin = match loader.load(&path) {
+            Ok(plugin) => plugin,
+            Err(error) => {
+                report(&format!("left out: {error}"));
+                continue;
+            }
+        };
+        let (name, digest) = (plugin.name().to_owned(), plugin.digest().to_owned());
+        let settings = config.router.iter().find(|router| router.name == name);
+        let parameters = match settings {
+            Some(settings) => parameters(&settings.params).map_err(start_error)?,
+            None => Parameters::default(),
+        };
+        let added = plugin
+            .start(&composer.view(), parameters.clone())
+            .and_then(|router| composer.add_router(&name, digest, router, parameters));
+        match added {
+            Ok(()) => report(&format!("router {name}")),
+            Err(fault) => report(&format!("left out: plugin `{name}`: {fault}")),
+        }
+    }
+    Ok(())
+}
+
+/// The configured skill sets; without any, `skills` over all modules where Arrow is loaded.
+fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, StartError> {
+    let routers = composer.routers();
+    for set in &config.skill_set {
+        if !routers.iter().any(|router| router.name == set.router) {
+            let found: Vec<_> = routers.iter().map(|router| router.name.as_str()).collect();
+            let (id, router) = (&set.id, &set.router);
+            return Err(start_error(format!(
+                "skill set `{id}` names the router `{router}`, loaded are: {}",
+                found.join(", ")
+            )));
+        }
+        parameters(&set.params).map_err(start_error)?;
+    }
+    if !config.skill_set.is_empty() {
+        return Ok(config.skill_set.clone());
+    }
+    let default = routers.iter().find(|router| router.name == "arrow").or(routers.first());
+    Ok(default
+        .map(|router| SkillSet {
+            id: "skills".to_owned(),
+            router: router.name.clone(),
+            modules: vec!["*".to_owned()],
+            params: toml::Table::new(),
+        })
+        .into_iter()
+        .collect())
+}

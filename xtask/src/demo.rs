@@ -1,0 +1,178 @@
+//! The task `demo`: a served model that answers one question for each adapter in the library.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::json::{Value, quoted};
+use crate::plugins;
+use crate::server::{Server, first_line, free_address};
+use crate::step::{Context as _, Failure, Outcome, run, step};
+use crate::workspace::Workspace;
+
+/// The base model that the library's adapters belong to.
+const MODEL: &str = "smollm2-135m-instruct";
+const CHAT: &str = "/v1/chat/completions";
+
+/// What the command line of `demo` says.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Options {
+    check: bool,
+    listen: Option<String>,
+}
+
+impl Options {
+    pub(crate) fn parse(arguments: &[String]) -> Outcome<Self> {
+        let mut options = Self { check: false, listen: None };
+        let mut rest = arguments.iter();
+        while let Some(argument) = rest.next() {
+            match argument.as_str() {
+                "--check" => options.check = true,
+                "--listen" => {
+                    let address = rest.next();
+                    let address = address.ok_or_else(|| Failure::usage("--listen needs ADDR"))?;
+                    options.listen = Some(address.clone());
+                }
+                other => return Err(Failure::usage(format!("`demo` has no option `{other}`"))),
+            }
+        }
+        Ok(options)
+    }
+
+    fn address(&self) -> Outcome<String> {
+        match &self.listen {
+            Some(address) => Ok(address.clone()),
+            None if self.check => free_address(),
+            None => Ok("127.0.0.1:8080".to_owned()),
+        }
+    }
+}
+
+/// The task `model`.
+pub(crate) fn pull_model(workspace: &Workspace) -> Outcome<()> {
+    let arguments = ["run", "--release", "--quiet", "--bin", "polyskill", "--", "pull", MODEL];
+    step(&format!("model {MODEL}"), || run(workspace.cargo().args(arguments)))
+}
+
+/// The task `demo`.
+pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
+    let adapters = adapters(&workspace.root.join("adapters/library"))?;
+    plugins::build(workspace)?;
+    step("polyskill", || {
+        run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
+    })?;
+    pull_model(workspace)?;
+    let listen = options.address()?;
+    let server = step("start the server", || Server::start(workspace, &listen))?;
+    let complete = step("one question per adapter", || {
+        adapters.iter().try_fold(true, |complete, adapter| Ok(ask(&server, adapter)? && complete))
+    })?;
+    if options.check {
+        drop(server);
+        let failure = || Failure::new("an answer was empty or named no module");
+        return complete.then_some(()).ok_or_else(failure);
+    }
+    let body = body("What is the past tense of sing?");
+    println!("\nThe server runs until Ctrl-C; talk to it:\n");
+    println!("  curl http://{}{CHAT} -H 'Content-Type: application/json' \\", server.address);
+    println!("    -d '{body}'\n");
+    server.wait()
+}
+
+/// The library's folders, sorted.
+fn adapters(library: &Path) -> Outcome<Vec<PathBuf>> {
+    let entries = fs::read_dir(library).context(|| format!("cannot read {}", library.display()))?;
+    let mut found: Vec<_> =
+        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|p| p.is_dir()).collect();
+    found.sort();
+    if found.is_empty() {
+        return Err(Failure::new(format!("there is no adapter in {}", library.display())));
+    }
+    Ok(found)
+}
+
+/// Asks an adapter's first example and prints what came back; false if something is missing in it.
+fn ask(server: &Server, adapter: &Path) -> Outcome<bool> {
+    let file = adapter.join("examples.jsonl");
+    let example = first_line(&file)?;
+    let example = Value::parse(&example).context(|| format!("first line of {}", file.display()))?;
+    let (Some(prompt), Some(expected)) = (example.text("prompt"), example.text("answer")) else {
+        return Err(Failure::new(format!("{} lacks prompt or answer", file.display())));
+    };
+    let reply = server.post(CHAT, &body(prompt))?;
+    let answer = answer(&reply).unwrap_or_default().trim();
+    let shares = shares(&reply);
+    let mark = if answer == expected.trim() { "✓ right" } else { "✗ wrong" };
+    let name = adapter.file_name().unwrap_or_default().to_string_lossy();
+    println!("\n  [{name}]");
+    println!("  prompt    {prompt}");
+    println!("  answer    {answer}");
+    println!("  expected  {expected}  {mark}");
+    let shown: Vec<String> =
+        shares.iter().map(|(module, share)| format!("{module} {:.0} %", share * 100.0)).collect();
+    println!("  modules   {}", if shown.is_empty() { "none".to_owned() } else { shown.join(", ") });
+    Ok(!answer.is_empty() && !shares.is_empty())
+}
+
+fn body(prompt: &str) -> String {
+    format!(
+        "{{\"model\":\"skills\",\"messages\":[{{\"role\":\"user\",\"content\":{}}}],\
+         \"max_tokens\":48,\"temperature\":0,\"trace\":\"summary\"}}",
+        quoted(prompt)
+    )
+}
+
+fn answer(reply: &Value) -> Option<&str> {
+    reply.list("choices").first()?.get("message")?.text("content")
+}
+
+/// Modules with their shares of the routing, largest first.
+fn shares(reply: &Value) -> Vec<(&str, f64)> {
+    let share = reply
+        .get("polyskill")
+        .and_then(|extension| extension.get("routing"))
+        .and_then(|routing| routing.get("share"));
+    let mut shares: Vec<(&str, f64)> = share
+        .map_or(&[][..], Value::members)
+        .iter()
+        .filter_map(|(module, share)| match share {
+            Value::Number(share) => Some((module.as_str(), *share)),
+            _ => None,
+        })
+        .collect();
+    shares.sort_by(|left, right| right.1.total_cmp(&left.1));
+    shares
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Options, Value, answer, body, shares};
+
+    #[test]
+    fn reads_the_command_line() {
+        let parse = |line: &str| {
+            Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        };
+        let options = parse("--check --listen 127.0.0.1:1").unwrap();
+        assert_eq!(options, Options { check: true, listen: Some("127.0.0.1:1".to_owned()) });
+        assert!(parse("--listen").is_err());
+        assert!(parse("--chekc").is_err());
+    }
+
+    #[test]
+    fn the_request_is_json() {
+        let body = Value::parse(&body("a \"b\"\n")).unwrap();
+        assert_eq!(body.list("messages")[0].text("content"), Some("a \"b\"\n"));
+    }
+
+    #[test]
+    fn reads_answer_and_shares() {
+        let reply = Value::parse(
+            r#"{"choices": [{"message": {"content": "sang"}}],
+                "polyskill": {"routing": {"share": {"a": 0.2, "b": 0.8}}}}"#,
+        );
+        let reply = reply.unwrap();
+        assert_eq!(answer(&reply), Some("sang"));
+        assert_eq!(shares(&reply), [("b", 0.8), ("a", 0.2)]);
+        assert!(shares(&Value::Null).is_empty());
+    }
+}

@@ -1,0 +1,89 @@
+//! Builds the plugins in `plugins/` to WASM and bundles each with its manifest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::step::{Context as _, Failure, Outcome, run, step};
+use crate::toolchain::{Toolchain, WASM};
+use crate::workspace::{PluginCrate, Workspace};
+
+/// The plugin interface's version, as bundles state it.
+const ABI: &str = "0.1";
+
+/// Builds and bundles every plugin; returns the folder of the bundles.
+pub(crate) fn build(workspace: &Workspace) -> Outcome<PathBuf> {
+    if workspace.plugins.is_empty() {
+        return Err(Failure::new("there is no crate in plugins/"));
+    }
+    let toolchain = Toolchain::find(workspace)?;
+    // Its own target directory, because the compiler may differ from the host's.
+    let target = workspace.target.join("wasm");
+    toolchain.claim(&target)?;
+    for plugin in &workspace.plugins {
+        step(&format!("plugin {}", plugin.name), || {
+            bundle(workspace, &toolchain, &target, plugin)
+        })?;
+    }
+    Ok(workspace.bundles())
+}
+
+fn bundle(
+    workspace: &Workspace,
+    toolchain: &Toolchain,
+    target: &Path,
+    plugin: &PluginCrate,
+) -> Outcome<()> {
+    let mut cargo = workspace.cargo();
+    toolchain.apply(&mut cargo);
+    cargo.args(["build", "--release", "--target", WASM, "-p", &plugin.package]);
+    run(cargo.arg("--target-dir").arg(target))?;
+    let library = target
+        .join(WASM)
+        .join("release")
+        .join(plugin.package.replace('-', "_"))
+        .with_extension("wasm");
+    let code = fs::read(&library).context(|| {
+        let library = library.display();
+        format!("{} built no {library} (is its crate-type `cdylib`?)", plugin.package)
+    })?;
+    let folder = workspace.bundles().join(&plugin.name);
+    fs::create_dir_all(&folder).context(|| format!("cannot create {}", folder.display()))?;
+    replace(&folder, &format!("{}.wasm", plugin.name), &code)?;
+    replace(&folder, "plugin.toml", manifest(plugin).as_bytes())?;
+    println!("    {} ({} KiB)", folder.display(), code.len() / 1024);
+    Ok(())
+}
+
+fn manifest(plugin: &PluginCrate) -> String {
+    let PluginCrate { name, version, .. } = plugin;
+    format!("name = \"{name}\"\nversion = \"{version}\"\nabi = \"{ABI}\"\nfile = \"{name}.wasm\"\n")
+}
+
+/// Replaces a file in one go, and only if it changes: a running server may be watching it.
+fn replace(folder: &Path, name: &str, content: &[u8]) -> Outcome<()> {
+    let path = folder.join(name);
+    if fs::read(&path).is_ok_and(|old| old == content) {
+        return Ok(());
+    }
+    let fresh = folder.join(format!(".{name}.new"));
+    fs::write(&fresh, content)
+        .and_then(|()| fs::rename(&fresh, &path))
+        .context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PluginCrate, manifest};
+
+    #[test]
+    fn manifest_has_the_bundle_format() {
+        let plugin = PluginCrate {
+            name: "arrow".to_owned(),
+            package: "polyskill-router-arrow".to_owned(),
+            version: "0.1.0".to_owned(),
+        };
+        let expected =
+            "name = \"arrow\"\nversion = \"0.1.0\"\nabi = \"0.1\"\nfile = \"arrow.wasm\"\n";
+        assert_eq!(manifest(&plugin), expected);
+    }
+}

@@ -1,0 +1,148 @@
+//! The demo's server: a child process that is awaited, watched and always stopped.
+
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::http;
+use crate::json::Value;
+use crate::step::{Context as _, Failure, Outcome};
+use crate::workspace::Workspace;
+
+/// How long loading may take.
+const START: Duration = Duration::from_secs(120);
+/// How long it may take to finish after SIGTERM.
+const STOP: Duration = Duration::from_secs(10);
+/// How long one answer may take.
+const ANSWER: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_millis(100);
+
+/// A running server; stopped when dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    child: Child,
+    log: PathBuf,
+    /// Where it can be reached.
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    /// Starts the release build and waits until it is healthy.
+    pub(crate) fn start(workspace: &Workspace, listen: &str) -> Outcome<Self> {
+        let wanted = format!("`{listen}` is no address to listen on (an example: 127.0.0.1:8080)");
+        let mut address = listen
+            .to_socket_addrs()
+            .context(|| wanted.clone())?
+            .next()
+            .ok_or_else(|| Failure::new(wanted))?;
+        // A server that is there already would be mistaken for the child.
+        drop(TcpListener::bind(address).context(|| {
+            format!("cannot listen on {address}; choose another address with --listen")
+        })?);
+        if address.ip().is_unspecified() {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        let log = workspace.target.join("demo.log");
+        let describe = || format!("cannot write {}", log.display());
+        let out = File::create(&log).context(describe)?;
+        let errors = out.try_clone().context(describe)?;
+        let child = Command::new(workspace.target.join("release/polyskill"))
+            .args(["serve", "--listen", listen, "--adapters", "adapters/library", "--plugins"])
+            .arg(workspace.bundles())
+            .current_dir(&workspace.root)
+            .stdout(out)
+            .stderr(errors)
+            .spawn()
+            .context(|| "cannot start the server".to_owned())?;
+        let mut server = Self { child, log, address };
+        server.wait_until_healthy()?;
+        Ok(server)
+    }
+
+    fn wait_until_healthy(&mut self) -> Outcome<()> {
+        let start = Instant::now();
+        while start.elapsed() < START {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(self.failure(&format!("the server stopped early ({status})")));
+            }
+            let patience = Duration::from_secs(2);
+            match http::request(self.address, "GET", "/health", "", patience) {
+                Ok(response) if response.status == 200 => return Ok(()),
+                _ => sleep(POLL),
+            }
+        }
+        Err(self.failure(&format!("the server was not healthy after {} s", START.as_secs())))
+    }
+
+    /// Posts JSON and reads JSON.
+    pub(crate) fn post(&self, path: &str, body: &str) -> Outcome<Value> {
+        let response = http::request(self.address, "POST", path, body, ANSWER)
+            .map_err(|error| self.failure(&format!("POST {path}: {error}")))?;
+        if response.status != 200 {
+            let message = format!("POST {path} answered {}: {}", response.status, response.body);
+            return Err(self.failure(&message));
+        }
+        Value::parse(&response.body).context(|| format!("answer to POST {path}"))
+    }
+
+    /// Waits until the server ends by itself: Ctrl-C reaches it too.
+    pub(crate) fn wait(mut self) -> Outcome<()> {
+        let status = self.child.wait().context(|| "cannot wait for the server".to_owned())?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failure(&format!("the server stopped ({status})")))
+    }
+
+    fn failure(&self, message: &str) -> Failure {
+        Failure::new(format!("{message}; {} ends with\n{}", self.log.display(), tail(&self.log)))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let ended = |child: &mut Child| !matches!(child.try_wait(), Ok(None));
+        if ended(&mut self.child) {
+            return;
+        }
+        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status();
+        let start = Instant::now();
+        while asked.is_ok() && start.elapsed() < STOP {
+            if ended(&mut self.child) {
+                return;
+            }
+            sleep(POLL);
+        }
+        // Nothing more can be done about a child that cannot be killed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A free port of this machine, as an address.
+pub(crate) fn free_address() -> Outcome<String> {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.to_string())
+        .context(|| "no free port".to_owned())
+}
+
+/// The first line of a file.
+pub(crate) fn first_line(path: &Path) -> Outcome<String> {
+    let mut line = String::new();
+    File::open(path)
+        .and_then(|file| BufReader::new(file).read_line(&mut line))
+        .context(|| format!("cannot read {}", path.display()))?;
+    Ok(line)
+}
+
+fn tail(log: &Path) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(15)..].join("\n")
+}

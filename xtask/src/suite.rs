@@ -1,0 +1,28 @@
+//! The task `test`: everything the tests need, then the tests of the whole workspace.
+
+use std::time::Instant;
+
+use crate::step::{Outcome, run, step};
+use crate::workspace::Workspace;
+use crate::{demo, plugins};
+
+/// Builds the plugins, fetches the model if that is possible, and runs every test.
+fn prepare_and_test(workspace: &Workspace) -> Outcome<()> {
+    let bundles = plugins::build(workspace)?;
+    if let Err(failure) = demo::pull_model(workspace) {
+        println!("    going on without the model: {}", failure.message);
+    }
+    step("cargo test --workspace --release", || {
+        let mut cargo = workspace.cargo();
+        run(cargo.args(["test", "--workspace", "--release"]).env("POLYSKILL_PLUGINS", &bundles))
+    })
+}
+
+/// The task itself, with its total time.
+pub(crate) fn test(workspace: &Workspace) -> Outcome<()> {
+    let start = Instant::now();
+    let outcome = prepare_and_test(workspace);
+    let word = if outcome.is_ok() { "passed" } else { "FAILED" };
+    println!("tests {word}, {:.0} s in total", start.elapsed().as_secs_f64());
+    outcome
+}

@@ -1,0 +1,171 @@
+//! Chooses the compiler for WASM: the installed one, else a private one, else one provisioned now.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::SystemTime;
+
+use crate::provision;
+use crate::step::{Context as _, Failure, Outcome, output};
+use crate::workspace::Workspace;
+
+/// The target plugins are compiled for.
+pub(crate) const WASM: &str = "wasm32-unknown-unknown";
+/// What a private toolchain's folder begins with; the package's version follows.
+pub(crate) const PREFIX: &str = "wasm-toolchain-";
+const MEND: &str = "run `rustup target add wasm32-unknown-unknown`";
+
+/// A compiler that can build for WASM.
+#[derive(Debug)]
+pub(crate) enum Toolchain {
+    /// The host's own compiler has the target.
+    Installed { library: PathBuf },
+    /// A private compiler in the cache, with the host's linker.
+    Private { rustc: PathBuf, linker: PathBuf, library: PathBuf },
+}
+
+impl Toolchain {
+    /// Finds a toolchain, or provisions one where that is possible.
+    pub(crate) fn find(workspace: &Workspace) -> Outcome<Self> {
+        let (sysroot, triple) = host(workspace)?;
+        let library = wasm_library(&sysroot);
+        if has_std(&library) {
+            return Ok(Self::Installed { library });
+        }
+        if !provision::possible() {
+            return Err(Failure::new(format!("no compiler for WASM; {MEND}")));
+        }
+        let linker = sysroot.join("lib/rustlib").join(triple).join("bin/rust-lld");
+        if !linker.is_file() {
+            return Err(Failure::new(format!("no rust-lld in the host's toolchain; {MEND}")));
+        }
+        let cache = cache()?;
+        let folder = match existing(&cache) {
+            Some(folder) => folder,
+            None => provision::provision(&cache).map_err(|failure| {
+                Failure::new(format!(
+                    "cannot provision a compiler for WASM: {}\ninstead, {MEND}",
+                    failure.message
+                ))
+            })?,
+        };
+        let library = wasm_library(&folder.join("usr"));
+        Ok(Self::Private { rustc: folder.join("rustc"), linker, library })
+    }
+
+    /// Makes a cargo command build with this toolchain, free of the host's flags.
+    pub(crate) fn apply(&self, cargo: &mut Command) {
+        without_flags(cargo);
+        if let Self::Private { rustc, linker, .. } = self {
+            cargo.env("RUSTC", rustc).env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
+        }
+    }
+
+    /// Empties a target directory that another toolchain has built in: cargo tells compilers apart, but
+    /// not standard libraries built by the same compiler, and crates built against another one are useless.
+    pub(crate) fn claim(&self, target: &Path) -> Outcome<()> {
+        let (Self::Installed { library } | Self::Private { library, .. }) = self;
+        let stamp = target.join("toolchain.stamp");
+        let identity = identity(library)?;
+        if fs::read_to_string(&stamp).is_ok_and(|found| found == identity) {
+            return Ok(());
+        }
+        if target.exists() {
+            fs::remove_dir_all(target).context(|| format!("cannot empty {}", target.display()))?;
+        }
+        fs::create_dir_all(target)
+            .and_then(|()| fs::write(&stamp, identity))
+            .context(|| format!("cannot write {}", stamp.display()))
+    }
+
+    fn describe(&self) -> String {
+        match self {
+            Self::Installed { library } => format!("installed target: {}", library.display()),
+            Self::Private { rustc, linker, .. } => {
+                format!("private compiler: {}\nlinker: {}", rustc.display(), linker.display())
+            }
+        }
+    }
+}
+
+/// The task `toolchain`.
+pub(crate) fn show(workspace: &Workspace) -> Outcome<()> {
+    println!("{}", Toolchain::find(workspace)?.describe());
+    Ok(())
+}
+
+/// Flags meant for the host (a CPU, a linker) would break or slow down a build for WASM.
+pub(crate) fn without_flags(cargo: &mut Command) {
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {
+        cargo.env_remove(name);
+    }
+}
+
+/// The newest complete private toolchain that still runs.
+pub(crate) fn existing(cache: &Path) -> Option<PathBuf> {
+    let mut found: Vec<(SystemTime, PathBuf)> = fs::read_dir(cache)
+        .ok()?
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(PREFIX))
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    found.sort();
+    found.into_iter().rev().map(|(_, folder)| folder).find(|folder| {
+        has_std(&wasm_library(&folder.join("usr")))
+            && output(Command::new(folder.join("rustc")).arg("--version")).is_ok()
+    })
+}
+
+/// Where a sysroot keeps the standard library for WASM.
+pub(crate) fn wasm_library(sysroot: &Path) -> PathBuf {
+    sysroot.join("lib/rustlib").join(WASM).join("lib")
+}
+
+/// Whether a library folder holds a standard library.
+pub(crate) fn has_std(library: &Path) -> bool {
+    std_file(library).is_some()
+}
+
+fn std_file(library: &Path) -> Option<PathBuf> {
+    fs::read_dir(library).ok()?.filter_map(Result::ok).map(|entry| entry.path()).find(|path| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libstd-"))
+            && path.extension() == Some(OsStr::new("rlib"))
+    })
+}
+
+/// Differs between any two builds of the standard library.
+fn identity(library: &Path) -> Outcome<String> {
+    let file = std_file(library).ok_or_else(|| Failure::new("no standard library for WASM"))?;
+    let built = fs::metadata(&file)
+        .and_then(|entry| entry.modified())
+        .context(|| format!("cannot read {}", file.display()))?;
+    let built = built.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("{}\n{}\n", file.display(), built.as_nanos()))
+}
+
+/// The host compiler's sysroot and triple.
+fn host(workspace: &Workspace) -> Outcome<(PathBuf, String)> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let ask = |argument: &[&str]| {
+        output(Command::new(&rustc).args(argument).current_dir(&workspace.root))
+    };
+    let sysroot = ask(&["--print", "sysroot"])?;
+    let version = ask(&["-vV"])?;
+    let triple = version
+        .lines()
+        .find_map(|line| line.strip_prefix("host: "))
+        .ok_or_else(|| Failure::new("`rustc -vV` names no host"))?;
+    Ok((PathBuf::from(sysroot.trim_end()), triple.to_owned()))
+}
+
+/// The project's cache folder, absolute.
+fn cache() -> Outcome<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let folder = variable("POLYSKILL_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| variable("XDG_CACHE_HOME").map(|base| Path::new(&base).join("polyskill")))
+        .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".cache/polyskill")))
+        .ok_or_else(|| Failure::new("no cache folder; set POLYSKILL_CACHE or HOME"))?;
+    std::path::absolute(&folder).context(|| format!("cache folder {}", folder.display()))
+}

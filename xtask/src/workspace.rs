@@ -1,0 +1,89 @@
+//! Where the workspace and its build output lie, and which plugin crates it has, as cargo sees them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::json::Value;
+use crate::step::{Context as _, Failure, Outcome, output};
+
+/// The workspace this program belongs to.
+#[derive(Debug)]
+pub(crate) struct Workspace {
+    /// The folder of the workspace's `Cargo.toml`.
+    pub(crate) root: PathBuf,
+    /// Cargo's target directory (`CARGO_TARGET_DIR` included), absolute.
+    pub(crate) target: PathBuf,
+    /// The crates in `plugins/`, sorted by name.
+    pub(crate) plugins: Vec<PluginCrate>,
+}
+
+/// A plugin written in Rust.
+#[derive(Debug)]
+pub(crate) struct PluginCrate {
+    /// The folder's name: what the plugin is called.
+    pub(crate) name: String,
+    pub(crate) package: String,
+    pub(crate) version: String,
+}
+
+impl Workspace {
+    pub(crate) fn find() -> Outcome<Self> {
+        let root = find_root()?;
+        // In the person's folder, so that a relative CARGO_TARGET_DIR means what it says.
+        let text = output(
+            Command::new(cargo_program())
+                .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
+                .arg(root.join("Cargo.toml")),
+        )?;
+        let metadata = Value::parse(&text).context(|| "`cargo metadata`".to_owned())?;
+        let target = metadata
+            .text("target_directory")
+            .ok_or_else(|| Failure::new("`cargo metadata` names no target directory"))?;
+        let mut plugins: Vec<_> = metadata
+            .list("packages")
+            .iter()
+            .filter_map(|package| plugin_crate(package, &root.join("plugins")))
+            .collect();
+        plugins.sort_by(|left, right| left.name.cmp(&right.name));
+        Ok(Self { target: PathBuf::from(target), root, plugins })
+    }
+
+    /// Cargo in the workspace's root, with the target directory found before.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = Command::new(cargo_program());
+        command.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target);
+        command
+    }
+
+    /// Where the plugin bundles go.
+    pub(crate) fn bundles(&self) -> PathBuf {
+        self.target.join("plugins")
+    }
+}
+
+fn plugin_crate(package: &Value, folder: &Path) -> Option<PluginCrate> {
+    let crate_root = Path::new(package.text("manifest_path")?).parent()?;
+    (crate_root.parent()? == folder).then_some(())?;
+    Some(PluginCrate {
+        name: crate_root.file_name()?.to_str()?.to_owned(),
+        package: package.text("name")?.to_owned(),
+        version: package.text("version")?.to_owned(),
+    })
+}
+
+/// Cargo sets `CARGO` and `CARGO_MANIFEST_DIR` for what it runs.
+pub(crate) fn cargo_program() -> PathBuf {
+    std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
+}
+
+fn find_root() -> Outcome<PathBuf> {
+    let start = match std::env::var_os("CARGO_MANIFEST_DIR") {
+        Some(folder) => PathBuf::from(folder),
+        None => std::env::current_dir().context(|| "current folder".to_owned())?,
+    };
+    start
+        .ancestors()
+        .find(|folder| folder.join("xtask/Cargo.toml").is_file())
+        .map(Path::to_path_buf)
+        .ok_or_else(|| Failure::new("not inside the workspace; run it as `cargo xtask <task>`"))
+}
