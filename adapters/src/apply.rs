@@ -75,12 +75,14 @@ fn ab_merge(picks: &[(&LoraSite, f32)], x: &[f32], y: &mut [f32], scratch: &mut 
 pub fn reference(lora: &LoraSite, weight: f32, x: &[f32], y: &mut [f64]) {
     let (a, b) = (lora.a.as_slice(), lora.b_transposed.as_slice());
     for rank in 0..lora.rank {
-        let dot: f64 = (0..x.len())
-            .map(|at| f64::from(a.get(rank * x.len() + at)) * f64::from(x[at]))
-            .sum();
+        let dot: f64 =
+            (0..x.len()).map(|at| f64::from(a.get(rank * x.len() + at)) * f64::from(x[at])).sum();
         for (out, y) in y.iter_mut().enumerate() {
             let width = b.len() / lora.rank;
-            *y += f64::from(weight) * f64::from(lora.scale) * dot * f64::from(b.get(rank * width + out));
+            *y += f64::from(weight)
+                * f64::from(lora.scale)
+                * dot
+                * f64::from(b.get(rank * width + out));
         }
     }
 }
@@ -95,7 +97,12 @@ mod tests {
             let value = |at: usize| ((at * 7_919 + salt * 104_729) % 211) as f32 / 105.0 - 1.0;
             Elements::F32((0..len).map(value).collect())
         };
-        LoraSite { rank, scale, a: values(rank * 20, seed), b_transposed: values(rank * 12, seed + 1) }
+        LoraSite {
+            rank,
+            scale,
+            a: values(rank * 20, seed),
+            b_transposed: values(rank * 12, seed + 1),
+        }
     }
 
     #[test]

@@ -119,7 +119,12 @@ impl Library {
     ///
     /// # Errors
     /// If the name is not acceptable or what stands under it is not `expected`.
-    pub fn publish(&self, name: &str, module: Module, expected: Expected) -> Result<Arc<Module>, Error> {
+    pub fn publish(
+        &self,
+        name: &str,
+        module: Module,
+        expected: Expected,
+    ) -> Result<Arc<Module>, Error> {
         check_name(name)?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot();
@@ -174,7 +179,11 @@ impl Library {
     }
 }
 
-fn check_expected(name: &str, found: Option<&Arc<Module>>, expected: Expected) -> Result<(), Error> {
+fn check_expected(
+    name: &str,
+    found: Option<&Arc<Module>>,
+    expected: Expected,
+) -> Result<(), Error> {
     match (expected, found) {
         (Expected::Any, _) | (Expected::Absent, None) => Ok(()),
         (Expected::Absent, Some(_)) => Err(Error::AlreadyLoaded { name: name.to_owned() }),

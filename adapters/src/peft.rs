@@ -35,20 +35,34 @@ pub fn is_module_directory(path: &Path) -> bool {
 ///
 /// # Errors
 /// If a file cannot be read, or with every reason why PEFT's result could not be reproduced.
-pub fn load(name: &str, directory: &Path, root: &Path, base: &ModelConfig) -> Result<Module, Error> {
+pub fn load(
+    name: &str,
+    directory: &Path,
+    root: &Path,
+    base: &ModelConfig,
+) -> Result<Module, Error> {
     let files = Files { name, directory, root };
     let config_bytes = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
     if !directory.join(WEIGHTS_FILE).exists() {
         let pickle = directory.join("adapter_model.bin").exists();
-        let found = if pickle { "only adapter_model.bin, a pickle, which is never read" } else { "no weights" };
+        let found = if pickle {
+            "only adapter_model.bin, a pickle, which is never read"
+        } else {
+            "no weights"
+        };
         return Err(Error::refused(name, vec![format!("found {found}; expected {WEIGHTS_FILE}")]));
     }
-    let settings = LoraSettings::parse(&config_bytes).map_err(|problems| Error::refused(name, problems))?;
+    let settings =
+        LoraSettings::parse(&config_bytes).map_err(|problems| Error::refused(name, problems))?;
     let weight_bytes = files.read(WEIGHTS_FILE, MAX_WEIGHT_BYTES)?;
     let tensors = SafeTensors::deserialize(&weight_bytes).map_err(|error| {
-        Error::refused(name, vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")])
+        Error::refused(
+            name,
+            vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")],
+        )
     })?;
-    let lora = assemble(&settings, &tensors, base).map_err(|problems| Error::refused(name, problems))?;
+    let lora =
+        assemble(&settings, &tensors, base).map_err(|problems| Error::refused(name, problems))?;
     let generation = Generation::of(&[b"lora", &config_bytes, &weight_bytes]);
     let tags = match directory.join(CARD_FILE).exists() {
         true => card_tags(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?),
@@ -76,7 +90,8 @@ impl Files<'_> {
         }
         let metadata = std::fs::metadata(&resolved).map_err(io)?;
         if !metadata.is_file() || metadata.len() > max_bytes {
-            let problem = format!("{file} is {} bytes, at most {max_bytes} are read", metadata.len());
+            let problem =
+                format!("{file} is {} bytes, at most {max_bytes} are read", metadata.len());
             return Err(Error::refused(self.name, vec![problem]));
         }
         std::fs::read(&resolved).map_err(io)
@@ -108,9 +123,14 @@ impl Problems {
 }
 
 /// Maps every tensor to a site and every targeted site to its tensors.
-fn assemble(settings: &LoraSettings, tensors: &SafeTensors<'_>, base: &ModelConfig) -> Result<Lora, Vec<String>> {
+fn assemble(
+    settings: &LoraSettings,
+    tensors: &SafeTensors<'_>,
+    base: &ModelConfig,
+) -> Result<Lora, Vec<String>> {
     let mut problems = Problems::default();
-    let mut pairs: BTreeMap<Site, (Option<TensorView<'_>>, Option<TensorView<'_>>)> = BTreeMap::new();
+    let mut pairs: BTreeMap<Site, (Option<TensorView<'_>>, Option<TensorView<'_>>)> =
+        BTreeMap::new();
     let targets = settings.targets(base, |problem| problems.add(problem));
     for name in tensors.names() {
         let Ok(view) = tensors.tensor(name) else { continue };
@@ -121,7 +141,9 @@ fn assemble(settings: &LoraSettings, tensors: &SafeTensors<'_>, base: &ModelConf
             }
             Some((site, false)) => pairs.entry(site).or_default().0 = Some(view),
             Some((site, true)) => pairs.entry(site).or_default().1 = Some(view),
-            None => problems.add(format!("tensor `{name}` belongs to no projection of the base model")),
+            None => {
+                problems.add(format!("tensor `{name}` belongs to no projection of the base model"))
+            }
         }
     }
     let mut lora = Lora::new(base.num_sites());
@@ -173,7 +195,10 @@ fn build_site(
     let mut problems = Vec::new();
     for (name, view, expected) in [("lora_A", a, [rank, inputs]), ("lora_B", b, [outputs, rank])] {
         if view.shape() != expected {
-            problems.push(format!("`{name}` of {site} has shape {:?}, expected {expected:?}", view.shape()));
+            problems.push(format!(
+                "`{name}` of {site} has shape {:?}, expected {expected:?}",
+                view.shape()
+            ));
         }
     }
     let mut read = |name: &str, view: &TensorView<'_>| match elements(view) {

@@ -74,7 +74,8 @@ fn gram(m: &[f64], rank: usize) -> Vec<f64> {
 
 /// Eigenvalues and eigenvectors (columns) of a symmetric matrix, by cyclic Jacobi rotations.
 fn symmetric_eigen(mut m: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
-    let mut vectors: Vec<f64> = (0..n * n).map(|at| f64::from(u8::from(at / n == at % n))).collect();
+    let mut vectors: Vec<f64> =
+        (0..n * n).map(|at| f64::from(u8::from(at / n == at % n))).collect();
     for _ in 0..64 {
         let off: f64 = (0..n * n).filter(|at| at / n != at % n).map(|at| m[at] * m[at]).sum();
         let diagonal: f64 = (0..n).map(|i| m[i * n + i] * m[i * n + i]).sum();

@@ -76,7 +76,8 @@ impl Matcher {
             Self::AllLinear => path != "lm_head" && !path.ends_with("embed_tokens"),
             Self::Pattern(pattern) => pattern.is_match(path),
             Self::Names(names) => names.iter().any(|name| {
-                path == name || path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
+                path == name
+                    || path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
             }),
         }
     }
@@ -144,11 +145,17 @@ impl LoraSettings {
     }
 
     /// The sites that the configuration targets; what it targets beyond the projections is a problem.
-    pub(super) fn targets(&self, base: &ModelConfig, mut problem: impl FnMut(String)) -> BTreeSet<Site> {
+    pub(super) fn targets(
+        &self,
+        base: &ModelConfig,
+        mut problem: impl FnMut(String),
+    ) -> BTreeSet<Site> {
         for path in ["lm_head", "model.embed_tokens"] {
             let listed = !matches!(self.target, Matcher::AllLinear) && self.is_target(path);
             if listed {
-                problem(format!("target module `{path}` is not supported, only the projections are"));
+                problem(format!(
+                    "target module `{path}` is not supported, only the projections are"
+                ));
             }
         }
         (0..base.num_sites())
@@ -206,7 +213,8 @@ fn refused_settings(object: &Map<String, Json>) -> Vec<String> {
         let plain = match key.as_str() {
             "bias" => value.as_str() == Some("none"),
             "init_lora_weights" => {
-                value.is_boolean() || value.as_str().is_some_and(|how| PLAIN_INITIALISERS.contains(&how))
+                value.is_boolean()
+                    || value.as_str().is_some_and(|how| PLAIN_INITIALISERS.contains(&how))
             }
             "modules_to_save" => false,
             key => READ.contains(&key) || IGNORED.contains(&key),
@@ -285,7 +293,9 @@ fn layers(value: Option<&Json>) -> Result<Option<BTreeSet<u64>>, String> {
         Some(value) => value.as_u64().map(|layer| BTreeSet::from([layer])),
     };
     let numbers: Option<BTreeSet<u64>> = numbers;
-    numbers.map(Some).ok_or_else(|| "`layers_to_transform` is not a list of layer numbers".to_owned())
+    numbers
+        .map(Some)
+        .ok_or_else(|| "`layers_to_transform` is not a list of layer numbers".to_owned())
 }
 
 /// A string or a list of strings.

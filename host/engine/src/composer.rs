@@ -207,10 +207,11 @@ impl Composer {
             Selection::Weighted(weights) => self.weighted(&snapshot, weights),
             Selection::Routed { router, .. } => {
                 let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
-                let slot = routers.get(router).cloned().ok_or_else(|| ComposeError::UnknownRouter {
-                    name: router.clone(),
-                    loaded: routers.keys().cloned().collect(),
-                })?;
+                let slot =
+                    routers.get(router).cloned().ok_or_else(|| ComposeError::UnknownRouter {
+                        name: router.clone(),
+                        loaded: routers.keys().cloned().collect(),
+                    })?;
                 drop(routers);
                 self.routed(&snapshot, &slot, selection)
             }
@@ -234,7 +235,8 @@ impl Composer {
                 return Err(ComposeError::BadWeight { name: name.clone(), weight: *weight });
             }
             let module = snapshot.get(name).cloned();
-            let module = module.ok_or_else(|| ComposeError::UnknownModule { name: name.clone() })?;
+            let module =
+                module.ok_or_else(|| ComposeError::UnknownModule { name: name.clone() })?;
             picks.push((modules.len() as u32, *weight));
             modules.push(LeasedModule { name: name.clone(), module });
         }
@@ -269,7 +271,11 @@ impl Composer {
             Ok(plan) => self.compile(snapshot, slot, plan, &candidates, &identity),
         };
         Ok(composed.unwrap_or_else(|reason| {
-            tracing::warn!(router = slot.name, reason, "the router gave no usable plan; the base answers");
+            tracing::warn!(
+                router = slot.name,
+                reason,
+                "the router gave no usable plan; the base answers"
+            );
             slot.count_fault(&reason);
             self.base(Some(identity), Some(reason))
         }))
@@ -303,13 +309,26 @@ impl Composer {
             }
         };
         let router = Some(identity.clone());
-        Ok(self.shared(digest, || Composition { digest, modules: leases, plan, router, fallback: None }))
+        Ok(self.shared(digest, || Composition {
+            digest,
+            modules: leases,
+            plan,
+            router,
+            fallback: None,
+        }))
     }
 
-    fn digest(&self, modules: &[LeasedModule], router: Option<&RouterIdentity>, plan: &str) -> Generation {
+    fn digest(
+        &self,
+        modules: &[LeasedModule],
+        router: Option<&RouterIdentity>,
+        plan: &str,
+    ) -> Generation {
         let router = router.map_or("", |router| &router.digest);
-        let mut parts: Vec<&[u8]> = vec![self.model.digest.as_bytes(), router.as_bytes(), plan.as_bytes()];
-        let generations: Vec<Generation> = modules.iter().map(|lease| lease.module.generation()).collect();
+        let mut parts: Vec<&[u8]> =
+            vec![self.model.digest.as_bytes(), router.as_bytes(), plan.as_bytes()];
+        let generations: Vec<Generation> =
+            modules.iter().map(|lease| lease.module.generation()).collect();
         parts.extend(generations.iter().map(|generation| generation.0.as_slice()));
         // Names too: traces and responses carry them.
         parts.extend(modules.iter().map(|lease| lease.name.as_bytes()));
@@ -346,7 +365,8 @@ impl RouterSlot {
         if state.version == Some(snapshot.version()) {
             return Ok(view);
         }
-        let generations: Vec<Generation> = snapshot.iter().map(|(_, module)| module.generation()).collect();
+        let generations: Vec<Generation> =
+            snapshot.iter().map(|(_, module)| module.generation()).collect();
         let change = LibraryChange {
             added: (0..)
                 .zip(&generations)

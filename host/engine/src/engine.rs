@@ -60,7 +60,9 @@ pub enum SubmitError {
         waiting: usize,
     },
     /// The prompt and the tokens to generate do not fit the context.
-    #[error("the prompt has {prompt} tokens and up to {max_tokens} are to be generated, but the context holds {limit}")]
+    #[error(
+        "the prompt has {prompt} tokens and up to {max_tokens} are to be generated, but the context holds {limit}"
+    )]
     TooLong {
         /// Tokens of the prompt.
         prompt: usize,
@@ -118,7 +120,9 @@ impl Handle {
         if prompt == 0 {
             return Err(SubmitError::EmptyPrompt);
         }
-        if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= self.vocab_size) {
+        if let Some(&token) =
+            request.prompt.iter().find(|&&token| token as usize >= self.vocab_size)
+        {
             return Err(SubmitError::BadToken { token, vocab_size: self.vocab_size });
         }
         if prompt.saturating_add(max_tokens) > self.max_tokens {
@@ -284,7 +288,11 @@ impl State {
     /// Takes what is there; waits where there is nothing else to do.
     fn take_commands(&mut self, commands: &Receiver<Command>) {
         let idle = self.running.is_empty() && self.waiting.is_empty() && !self.draining;
-        let first = if idle { commands.recv().map_err(|_| TryRecvError::Disconnected) } else { commands.try_recv() };
+        let first = if idle {
+            commands.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            commands.try_recv()
+        };
         let mut next = first;
         loop {
             match next {
@@ -304,19 +312,18 @@ impl State {
         if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
             running.ended = Some(FinishReason::Cancelled);
         }
-        if let Some(position) = self.waiting.iter().position(|waiting| waiting.id == id) {
-            if let Some(mut waiting) = self.waiting.remove(position) {
-                self.stats.waiting.fetch_sub(1, Relaxed);
-                (waiting.request.sink)(Event::Finished(Finished {
-                    reason: FinishReason::Cancelled,
-                    prompt_tokens: waiting.request.prompt.len(),
-                    completion_tokens: 0,
-                    module_share: Vec::new(),
-                    fallback_rows: 0,
-                    time_to_first_token: None,
-                    queue_time: waiting.submitted.elapsed(),
-                }));
-            }
+        let position = self.waiting.iter().position(|waiting| waiting.id == id);
+        if let Some(mut waiting) = position.and_then(|position| self.waiting.remove(position)) {
+            self.stats.waiting.fetch_sub(1, Relaxed);
+            (waiting.request.sink)(Event::Finished(Finished {
+                reason: FinishReason::Cancelled,
+                prompt_tokens: waiting.request.prompt.len(),
+                completion_tokens: 0,
+                module_share: Vec::new(),
+                fallback_rows: 0,
+                time_to_first_token: None,
+                queue_time: waiting.submitted.elapsed(),
+            }));
         }
         self.retire();
     }
@@ -363,7 +370,8 @@ impl State {
         };
         let ranges = plan(&progress, budget);
         let layout = Layout::new(&self.running, &ranges);
-        let tables: Vec<&[u32]> = self.running.iter().map(|running| running.blocks.as_slice()).collect();
+        let tables: Vec<&[u32]> =
+            self.running.iter().map(|running| running.blocks.as_slice()).collect();
         let step = Step {
             tokens: &layout.tokens,
             positions: &layout.positions,

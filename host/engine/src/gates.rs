@@ -137,12 +137,10 @@ impl Gate {
         modules: &[LeasedModule],
         definitions: &Definitions,
     ) -> Result<Self, String> {
-        let acts = |lease: &&LeasedModule| lease.module.weights().at(Site::from_index(site)).is_some();
-        let candidates: Vec<u32> = (0..)
-            .zip(modules)
-            .filter(|(_, lease)| acts(lease))
-            .map(|(index, _)| index)
-            .collect();
+        let acts =
+            |lease: &&LeasedModule| lease.module.weights().at(Site::from_index(site)).is_some();
+        let candidates: Vec<u32> =
+            (0..).zip(modules).filter(|(_, lease)| acts(lease)).map(|(index, _)| index).collect();
         let row = |name: &str, index: u32| {
             definitions.row(modules[index as usize].module.generation(), name, site)
         };
@@ -164,7 +162,12 @@ impl Gate {
 
     /// Picks for one row as `(module, weight)`; `false` if a weight is not finite, so that the row must
     /// fall back. `input` is what the deciding site reads.
-    pub(crate) fn run(&self, input: &[f32], buffers: &mut GateBuffers, picks: &mut Vec<(u32, f32)>) -> bool {
+    pub(crate) fn run(
+        &self,
+        input: &[f32],
+        buffers: &mut GateBuffers,
+        picks: &mut Vec<(u32, f32)>,
+    ) -> bool {
         picks.clear();
         let mut normed = false;
         for op in &self.ops {
@@ -188,7 +191,9 @@ impl Gate {
             }
         }
         let finite = picks.iter().all(|(_, weight)| weight.is_finite());
-        picks.iter_mut().for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
+        picks
+            .iter_mut()
+            .for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
         finite
     }
 }

@@ -14,10 +14,17 @@ const MAX_ITERATIONS: u32 = 10_000;
 
 /// Rows that one router defined: (generation, name) → site → row.
 #[derive(Debug, Default)]
-pub(crate) struct Definitions(DashMap<(Generation, String), BTreeMap<u32, Arc<[f32]>>>);
+pub(crate) struct Definitions(DashMap<(Generation, String), SiteRows>);
+
+type SiteRows = BTreeMap<u32, Arc<[f32]>>;
 
 impl Definitions {
-    pub(crate) fn row(&self, generation: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
+    pub(crate) fn row(
+        &self,
+        generation: Generation,
+        name: &str,
+        site: usize,
+    ) -> Option<Arc<[f32]>> {
         let rows = self.0.get(&(generation, name.to_owned()))?;
         rows.get(&(site as u32)).cloned()
     }
@@ -74,7 +81,11 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub(crate) fn new(model: Arc<ModelInfo>, snapshot: &Snapshot, definitions: Arc<Definitions>) -> Self {
+    pub(crate) fn new(
+        model: Arc<ModelInfo>,
+        snapshot: &Snapshot,
+        definitions: Arc<Definitions>,
+    ) -> Self {
         let modules = snapshot.iter().enumerate().map(|(index, (name, module))| ModuleInfo {
             index: index as u32,
             name: name.to_owned(),
@@ -102,7 +113,8 @@ impl View {
 
     fn site(&self, module: u32, site: u32) -> Result<&polyskill_adapters::lora::LoraSite, String> {
         let lease = self.leases.get(module as usize);
-        let lease = lease.ok_or_else(|| format!("module {module}, the library has {}", self.leases.len()))?;
+        let lease = lease
+            .ok_or_else(|| format!("module {module}, the library has {}", self.leases.len()))?;
         let weights = lease.weights().at(Site::from_index(site as usize));
         weights.ok_or_else(|| format!("module {module} does not act at site {site}"))
     }
@@ -136,7 +148,12 @@ impl LibraryView for View {
         None
     }
 
-    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String> {
+    fn singular_vector(
+        &self,
+        module: u32,
+        site: u32,
+        method: SvdMethod,
+    ) -> Result<Vec<f32>, String> {
         let weights = self.site(module, site)?;
         match method {
             SvdMethod::Exact => Ok(prototypes::exact(weights)),

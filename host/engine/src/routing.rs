@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_model::compute::{Compute, SharedMut};
+use polyskill_model::kernels::prefetch;
 use polyskill_model::{Hooks, InputGroup, Site, SiteOutput};
 
 use crate::composition::{Composition, Plan};
@@ -90,7 +91,14 @@ impl<'a> Routing<'a> {
                 chunks.push(Chunk { span, rows: start..rows.end.min(start + ROWS_PER_TASK) });
             }
         }
-        Self { compute, spans, chunks, shared: Vec::new(), recorded: Vec::new(), fallback_rows: Vec::new() }
+        Self {
+            compute,
+            spans,
+            chunks,
+            shared: Vec::new(),
+            recorded: Vec::new(),
+            fallback_rows: Vec::new(),
+        }
     }
 
     /// Decides for sites of this group whose decision later sites reuse.
@@ -123,9 +131,7 @@ impl<'a> Routing<'a> {
     /// Picks of a row at a site into `picks`, with how they combine; `None` where nothing acts.
     fn decide(
         &self,
-        span: usize,
-        site: usize,
-        row: usize,
+        (span, site, row): (usize, usize, usize),
         x: &[f32],
         buffers: &mut GateBuffers,
         picks: &mut Vec<(u32, f32)>,
@@ -165,7 +171,9 @@ impl<'a> Routing<'a> {
         outcome: &mut TaskOutcome,
     ) {
         let Buffers { gate, apply, picks } = buffers;
-        let Some((combine, usable)) = self.decide(span, site, row, x, gate, picks) else { return };
+        let Some((combine, usable)) = self.decide((span, site, row), x, gate, picks) else {
+            return;
+        };
         if !usable {
             outcome.fallback_rows.push(row);
             return;
@@ -177,6 +185,10 @@ impl<'a> Routing<'a> {
             Some((lease.module.weights().at(site_key)?, weight))
         });
         let acting: Vec<_> = acting.collect();
+        for (weights, _) in &acting {
+            prefetch(weights.a.as_slice());
+            prefetch(weights.b_transposed.as_slice());
+        }
         add_delta(combine, &acting, x, y, apply);
         if trace_from.is_some_and(|from| row >= from) {
             let picks = SitePicks { site: site as u32, picks: picks.clone() };

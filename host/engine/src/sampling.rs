@@ -92,8 +92,10 @@ impl Sampler {
         let limit = if params.top_k == 0 { logits.len() } else { params.top_k.min(logits.len()) };
         let mut count = FIRST_CANDIDATES.min(limit);
         loop {
-            let mut kept: Vec<(u32, f32)> =
-                best(logits, count).into_iter().map(|(token, logit)| (token, weight(logit))).collect();
+            let mut kept: Vec<(u32, f32)> = best(logits, count)
+                .into_iter()
+                .map(|(token, logit)| (token, weight(logit)))
+                .collect();
             kept.retain(|(_, weight)| *weight >= params.min_p);
             let cut_by_min_p = kept.len() < count;
             let base = if params.top_k == 0 && params.min_p <= 0.0 {

@@ -105,7 +105,7 @@ impl Compute {
             *shared.job.get() = Some((task, num_tasks));
         }
         shared.next.store(0, Ordering::Relaxed);
-        shared.state.store(generation * GENERATION | OPEN, Ordering::SeqCst);
+        shared.state.store((generation * GENERATION) | OPEN, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
             self.threads.iter().for_each(Thread::unpark);
         }
@@ -259,7 +259,8 @@ mod tests {
             let compute = Compute::new(threads);
             for num_tasks in [0, 1, 2, 7, 100] {
                 for _ in 0..200 {
-                    let counts: Vec<AtomicUsize> = (0..num_tasks).map(|_| AtomicUsize::new(0)).collect();
+                    let counts: Vec<AtomicUsize> =
+                        (0..num_tasks).map(|_| AtomicUsize::new(0)).collect();
                     compute.run(num_tasks, &|index| {
                         counts[index].fetch_add(1, Ordering::Relaxed);
                     });

@@ -173,8 +173,19 @@ impl Decoder {
         hooks: &mut dyn Hooks,
         scratch: &mut Scratch,
     ) {
-        let Scratch { hidden, normed, queries, keys, values, heads, branch, quantised, cos, sin, .. } =
-            scratch;
+        let Scratch {
+            hidden,
+            normed,
+            queries,
+            keys,
+            values,
+            heads,
+            branch,
+            quantised,
+            cos,
+            sin,
+            ..
+        } = scratch;
         self.norm(hidden, &self.layers[layer].attention_norm, normed);
         let outputs = [(Projection::Q, queries), (Projection::K, keys), (Projection::V, values)];
         let [queries, keys, values] =
@@ -241,7 +252,14 @@ impl Decoder {
         outputs.map(|(_, values)| values)
     }
 
-    fn rotate_heads(&self, heads: &mut [f32], num_heads: usize, cos: &[f32], sin: &[f32], half: usize) {
+    fn rotate_heads(
+        &self,
+        heads: &mut [f32],
+        num_heads: usize,
+        cos: &[f32],
+        sin: &[f32],
+        half: usize,
+    ) {
         let dim = self.config.head_dim;
         for_row_chunks(&self.compute, heads, num_heads * dim, |start, rows| {
             let first_row = start / (num_heads * dim);
@@ -268,7 +286,14 @@ impl Decoder {
 
     /// Causal attention of every row over its sequence's cached keys and values.
     #[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
-    fn attend(&self, layer: usize, step: &Step<'_>, kv: &KvCache, queries: &[f32], heads: &mut [f32]) {
+    fn attend(
+        &self,
+        layer: usize,
+        step: &Step<'_>,
+        kv: &KvCache,
+        queries: &[f32],
+        heads: &mut [f32],
+    ) {
         /// Rows per task: consecutive rows of a prompt share the keys that they read.
         const ROWS_PER_TASK: usize = 8;
         let config = &self.config;

@@ -14,7 +14,10 @@ const SUPPORTED: &str = "llama";
 const MAX_SIZE: u64 = 1 << 24;
 
 /// Reads a Hugging Face `config.json`, with `generation_config.json` for the end tokens where it exists.
-pub(crate) fn from_hugging_face(config: &Json, generation: Option<&Json>) -> Result<ModelConfig, Error> {
+pub(crate) fn from_hugging_face(
+    config: &Json,
+    generation: Option<&Json>,
+) -> Result<ModelConfig, Error> {
     let keys = Keys(config);
     let family = config.get("model_type").and_then(Json::as_str).unwrap_or("missing");
     match family {
@@ -63,13 +66,17 @@ fn llama(keys: &Keys<'_>, generation: Option<&Json>) -> Result<ModelConfig, Erro
 }
 
 /// Reads GGUF metadata. `factors` are the divisors of the tensor `rope_freqs.weight`, if there is one.
-pub(crate) fn from_gguf(header: &gguf::Header, factors: Option<Vec<f64>>) -> Result<ModelConfig, Error> {
+pub(crate) fn from_gguf(
+    header: &gguf::Header,
+    factors: Option<Vec<f64>>,
+) -> Result<ModelConfig, Error> {
     let text = |key: &str| header.metadata.get(key).and_then(gguf::Value::as_str);
     let architecture = text("general.architecture").unwrap_or("missing");
     if architecture != "llama" {
         return Err(Error::unsupported("general.architecture", architecture, SUPPORTED));
     }
-    let number = |key: &str| header.metadata.get(&format!("llama.{key}")).and_then(gguf::Value::as_f64);
+    let number =
+        |key: &str| header.metadata.get(&format!("llama.{key}")).and_then(gguf::Value::as_f64);
     let size = |key: &str, default: Option<usize>| {
         let found = number(key).map(|value| value as u64).or(default.map(|value| value as u64));
         checked_size(&format!("llama.{key}"), found)
@@ -93,7 +100,11 @@ pub(crate) fn from_gguf(header: &gguf::Header, factors: Option<Vec<f64>>) -> Res
     let head_dim = size("attention.key_length", Some(hidden_size / num_heads))?;
     let rotated = size("rope.dimension_count", Some(head_dim))?;
     if rotated != head_dim {
-        return Err(Error::unsupported("llama.rope.dimension_count", rotated.to_string(), head_dim.to_string()));
+        return Err(Error::unsupported(
+            "llama.rope.dimension_count",
+            rotated.to_string(),
+            head_dim.to_string(),
+        ));
     }
     let vocab_size = match header.tensors.get("token_embd.weight") {
         Some(tensor) => tensor.shape[0],
@@ -146,7 +157,11 @@ fn check(config: ModelConfig) -> Result<ModelConfig, Error> {
         return Err(Error::unsupported("head_dim", dim.to_string(), "even numbers"));
     }
     if !(config.rope.theta.is_finite() && config.rope.theta > 0.0) {
-        return Err(Error::unsupported("rope_theta", config.rope.theta.to_string(), "positive numbers"));
+        return Err(Error::unsupported(
+            "rope_theta",
+            config.rope.theta.to_string(),
+            "positive numbers",
+        ));
     }
     Ok(config)
 }
@@ -209,12 +224,14 @@ impl Keys<'_> {
         let kind = parameters.and_then(|parameters| {
             parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Json::as_str)
         });
-        let partial = number("partial_rotary_factor").or_else(|| self.number("partial_rotary_factor"));
+        let partial =
+            number("partial_rotary_factor").or_else(|| self.number("partial_rotary_factor"));
         if let Some(partial) = partial.filter(|&partial| partial != 1.0) {
             return Err(Error::unsupported("partial_rotary_factor", partial.to_string(), "1"));
         }
         let need = |key: &str| {
-            number(key).ok_or_else(|| Error::unsupported(format!("rope {key}"), "missing", "a number"))
+            number(key)
+                .ok_or_else(|| Error::unsupported(format!("rope {key}"), "missing", "a number"))
         };
         let scaling = match kind.unwrap_or("default") {
             "default" => RopeScaling::None,

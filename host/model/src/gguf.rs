@@ -32,7 +32,7 @@ pub enum Value {
     /// UTF-8 text.
     Text(String),
     /// A list of scalars or texts.
-    List(Vec<Value>),
+    List(Vec<Self>),
 }
 
 impl Value {
@@ -170,7 +170,8 @@ pub fn parse(bytes: &[u8]) -> Result<Header, String> {
     for _ in 0..num_pairs {
         let key = reader.name("metadata key")?;
         let type_id = reader.u32()?;
-        let value = reader.value(type_id, true).map_err(|reason| format!("key `{key}`: {reason}"))?;
+        let value =
+            reader.value(type_id, true).map_err(|reason| format!("key `{key}`: {reason}"))?;
         if metadata.insert(key.clone(), value).is_some() {
             return Err(format!("key `{key}` appears twice"));
         }
@@ -182,7 +183,9 @@ pub fn parse(bytes: &[u8]) -> Result<Header, String> {
     let alignment = match metadata.get("general.alignment") {
         None => 32,
         Some(value) => match value.as_u64() {
-            Some(alignment) if alignment.is_power_of_two() && alignment <= 1 << 20 => alignment as usize,
+            Some(alignment) if alignment.is_power_of_two() && alignment <= 1 << 20 => {
+                alignment as usize
+            }
             _ => return Err("`general.alignment` is not a power of two up to 2²⁰".to_owned()),
         },
     };
@@ -206,7 +209,10 @@ fn place(
     file_len: usize,
 ) -> Result<usize, String> {
     if !info.start.is_multiple_of(alignment) {
-        return Err(format!("tensor `{name}`: offset {} is not aligned to {alignment}", info.start));
+        return Err(format!(
+            "tensor `{name}`: offset {} is not aligned to {alignment}",
+            info.start
+        ));
     }
     let start = data_start.checked_add(info.start);
     let end = start.and_then(|start| start.checked_add(info.num_bytes));
@@ -308,12 +314,16 @@ impl<'a> Reader<'a> {
         let fail = |reason: String| format!("tensor `{name}`: {reason}");
         let num_dimensions = self.u32()? as usize;
         if !(1..=MAX_DIMENSIONS).contains(&num_dimensions) {
-            return Err(fail(format!("{num_dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}")));
+            return Err(fail(format!(
+                "{num_dimensions} dimensions, expected 1 to {MAX_DIMENSIONS}"
+            )));
         }
         let mut shape = Vec::with_capacity(num_dimensions);
         for _ in 0..num_dimensions {
             let dimension = self.u64()?;
-            shape.push(usize::try_from(dimension).map_err(|_| fail(format!("dimension {dimension}")))?);
+            shape.push(
+                usize::try_from(dimension).map_err(|_| fail(format!("dimension {dimension}")))?,
+            );
         }
         shape.reverse();
         let type_id = self.u32()?;
@@ -325,7 +335,9 @@ impl<'a> Reader<'a> {
         let (block_elements, block_bytes) = dtype.block();
         let inner = shape.last().copied().unwrap_or(0);
         if inner == 0 || !inner.is_multiple_of(block_elements) {
-            return Err(fail(format!("rows of {inner} elements, {dtype:?} needs multiples of {block_elements}")));
+            return Err(fail(format!(
+                "rows of {inner} elements, {dtype:?} needs multiples of {block_elements}"
+            )));
         }
         let num_bytes = elements
             .and_then(|elements| (elements / block_elements).checked_mul(block_bytes))

@@ -88,7 +88,8 @@ impl KvCache {
                 self.keys[start + feature * BLOCK_POSITIONS + slot] = key;
             }
             let target = start + slot * dim;
-            self.values[target..target + dim].copy_from_slice(&values[head * dim..(head + 1) * dim]);
+            self.values[target..target + dim]
+                .copy_from_slice(&values[head * dim..(head + 1) * dim]);
         }
     }
 }

@@ -174,7 +174,9 @@ pub(crate) fn project(
     let mut packed: Vec<(&PackedMatrix, &mut [f32])> = Vec::with_capacity(products.len());
     for (linear, y) in products.iter_mut() {
         match &linear.matrix {
-            Matrix::Dense { weights, inner } => matmul_dense(compute, x, weights.as_slice(), *inner, y),
+            Matrix::Dense { weights, inner } => {
+                matmul_dense(compute, x, weights.as_slice(), *inner, y)
+            }
             Matrix::Packed(matrix) => packed.push((matrix, y)),
         }
     }

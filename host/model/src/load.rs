@@ -63,7 +63,9 @@ fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder
         .collect::<Result<_, _>>()?;
     let head = match config.tied_embeddings {
         true => None,
-        false => Some(Linear { matrix: source.matrix("lm_head.weight", vocab, hidden)?, bias: None }),
+        false => {
+            Some(Linear { matrix: source.matrix("lm_head.weight", vocab, hidden)?, bias: None })
+        }
     };
     Ok(Decoder {
         embeddings,
@@ -77,7 +79,11 @@ fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder
     })
 }
 
-fn build_layer(source: &mut impl WeightSource, config: &ModelConfig, layer: usize) -> Result<Layer, Error> {
+fn build_layer(
+    source: &mut impl WeightSource,
+    config: &ModelConfig,
+    layer: usize,
+) -> Result<Layer, Error> {
     let prefix = format!("model.layers.{layer}");
     let mut linear = |projection: Projection| {
         let (outs, inner) = config.projection_shape(projection);

@@ -34,7 +34,12 @@ fn scale(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Factors(factors) => frequency / factors.get(pair).copied().unwrap_or(1.0),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_positions,
+        } => {
             let wavelength = std::f64::consts::TAU / frequency;
             if wavelength < original_max_positions / high_freq_factor {
                 frequency

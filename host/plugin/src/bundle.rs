@@ -38,15 +38,21 @@ impl Bundle {
             let manifest_path = path.join(MANIFEST_FILE);
             let text = String::from_utf8(read_limited(&manifest_path)?)
                 .map_err(|_| manifest_error(&manifest_path, "not UTF-8"))?;
-            let manifest: Manifest =
-                toml::from_str(&text).map_err(|error| manifest_error(&manifest_path, &error.to_string()))?;
-            let plain = Path::new(&manifest.file).file_name().is_some_and(|plain| plain == manifest.file.as_str());
+            let manifest: Manifest = toml::from_str(&text)
+                .map_err(|error| manifest_error(&manifest_path, &error.to_string()))?;
+            let plain = Path::new(&manifest.file)
+                .file_name()
+                .is_some_and(|plain| plain == manifest.file.as_str());
             if !plain {
-                let reason = format!("file `{}`, expected a plain name beside the manifest", manifest.file);
+                let reason =
+                    format!("file `{}`, expected a plain name beside the manifest", manifest.file);
                 return Err(manifest_error(&manifest_path, &reason));
             }
             if manifest.abi != "0.1" {
-                return Err(Error::Version { name: manifest.name, found: format!("abi {}", manifest.abi) });
+                return Err(Error::Version {
+                    name: manifest.name,
+                    found: format!("abi {}", manifest.abi),
+                });
             }
             (manifest.name, text, path.join(manifest.file))
         } else {

@@ -31,7 +31,9 @@ pub enum Error {
         reason: String,
     },
     /// The plugin speaks another version of the interface.
-    #[error("plugin `{name}` exports {found}, this host accepts polyskill:router/planner@0.1.x; rebuild it with polyskill-sdk 0.1")]
+    #[error(
+        "plugin `{name}` exports {found}, this host accepts polyskill:router/planner@0.1.x; rebuild it with polyskill-sdk 0.1"
+    )]
     Version {
         /// The plugin.
         name: String,

@@ -151,7 +151,13 @@ impl wire_host::Host for State {
         self.library.defined(&name, module)
     }
 
-    fn define(&mut self, name: String, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
+    fn define(
+        &mut self,
+        name: String,
+        module: u32,
+        site: u32,
+        row: Vec<f32>,
+    ) -> Result<(), String> {
         check_definition(&*self.library, module, site, &row)?;
         let bytes = name.len() + size_of_val(&*row);
         self.definition_bytes_left = self
@@ -205,7 +211,9 @@ pub(crate) fn from_wire_plan(plan: wire::RoutePlan, max_items: usize) -> Result<
         Fault::Failed(format!("a plan with {count} {what}, at most {max_items} are allowed"))
     };
     match plan {
-        wire::RoutePlan::Fixed(picks) if picks.len() > max_items => Err(too_many(picks.len(), "picks")),
+        wire::RoutePlan::Fixed(picks) if picks.len() > max_items => {
+            Err(too_many(picks.len(), "picks"))
+        }
         wire::RoutePlan::Fixed(picks) => {
             let pick = |pick: wire::Pick| Pick { module: pick.module, weight: pick.weight };
             Ok(Plan::Fixed(picks.into_iter().map(pick).collect()))

@@ -109,7 +109,8 @@ impl Loader {
             Some(magic) if magic == COMPONENT_MAGIC => bytes,
             Some(magic) if magic == CORE_MAGIC => wrap_core(&bytes).map_err(not_a_plugin)?,
             _ => {
-                let reason = "not WebAssembly: expected a component, or a core module built with the SDK";
+                let reason =
+                    "not WebAssembly: expected a component, or a core module built with the SDK";
                 return Err(not_a_plugin(reason.to_owned()));
             }
         };
@@ -131,9 +132,8 @@ fn compile_error(name: &str, error: &wasmtime::Error) -> Error {
 
 /// Makes a component of a core module that carries a component-type section.
 fn wrap_core(bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let encode = || {
-        wit_component::ComponentEncoder::default().module(bytes)?.validate(true).encode()
-    };
+    let encode =
+        || wit_component::ComponentEncoder::default().module(bytes)?.validate(true).encode();
     encode().map_err(|error| {
         format!("this core module is not a router built with the SDK's export! macro: {error:#}")
     })
@@ -202,7 +202,8 @@ impl Plugin {
         let mut store = Store::new(self.pre.engine(), state);
         store.limiter(|state| &mut state.store_limits);
         set_budget(&mut store, self.limits.setup_budget())?;
-        let router = self.pre.instantiate(&mut store).map_err(|error| trap("instantiate", &error))?;
+        let router =
+            self.pre.instantiate(&mut store).map_err(|error| trap("instantiate", &error))?;
         let wire_parameters = to_wire_parameters(parameters);
         let descriptor = router
             .polyskill_router_planner()

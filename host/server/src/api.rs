@@ -27,7 +27,10 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
     let open = Router::new()
         .route("/health", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
-        .route("/version", get(|| async { axum::Json(serde_json::json!({"version": env!("CARGO_PKG_VERSION")})) }));
+        .route(
+            "/version",
+            get(|| async { axum::Json(serde_json::json!({"version": env!("CARGO_PKG_VERSION")})) }),
+        );
     let keyed = Router::new()
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::completions))
@@ -54,7 +57,11 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
-async fn require_api_key(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+async fn require_api_key(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Response {
     match &service.api_key {
         Some(key) if bearer(request.headers()) != Some(key.as_str()) => {
             ApiError::unauthorized().into_response()
@@ -64,10 +71,16 @@ async fn require_api_key(State(service): State<Arc<Service>>, request: Request, 
 }
 
 /// Without a configured key the admin routes do not exist: they are never open by default.
-async fn require_admin_key(State(service): State<Arc<Service>>, request: Request, next: Next) -> Response {
+async fn require_admin_key(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Response {
     match &service.admin_key {
-        None => ApiError::not_found("the admin routes are off; set `admin_key` to turn them on", None)
-            .into_response(),
+        None => {
+            ApiError::not_found("the admin routes are off; set `admin_key` to turn them on", None)
+                .into_response()
+        }
         Some(key) if bearer(request.headers()) != Some(key.as_str()) => {
             ApiError::unauthorized().into_response()
         }

@@ -62,14 +62,21 @@ pub fn run(service: &Service, cases: &[Case]) -> Result<(), String> {
     Ok(())
 }
 
-fn print_table(service: &Service, cases: &[Case], compositions: &[Arc<Composition>], figures: &[Figures]) {
+fn print_table(
+    service: &Service,
+    cases: &[Case],
+    compositions: &[Arc<Composition>],
+    figures: &[Figures],
+) {
     let modules = service.composer.library().snapshot().len();
     println!(
         "base {}, {modules} modules in the library, {} threads; medians of {ROUNDS} rounds in turns",
         service.base_name,
         service.model.compute().num_threads()
     );
-    println!("| case | candidates | prefill {PROMPT_TOKENS} tok/s | decode 1 row tok/s | p99 ms | tax | decode 8 rows tok/s | p99 ms | tax |");
+    println!(
+        "| case | candidates | prefill {PROMPT_TOKENS} tok/s | decode 1 row tok/s | p99 ms | tax | decode 8 rows tok/s | p99 ms | tax |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|");
     let base: Vec<f64> = (0..2).map(|slot| quantile(&figures[0].steps[slot], 0.5)).collect();
     for ((case, composition), figures) in cases.iter().zip(compositions).zip(figures) {
@@ -81,7 +88,12 @@ fn print_table(service: &Service, cases: &[Case], compositions: &[Arc<Compositio
         };
         let prefill = median(&figures.prefill);
         let candidates = composition.modules().len();
-        println!("| {} | {candidates} | {prefill:.0} | {} | {} |", case.name, cell(0, 1.0), cell(1, 8.0));
+        println!(
+            "| {} | {candidates} | {prefill:.0} | {} | {} |",
+            case.name,
+            cell(0, 1.0),
+            cell(1, 8.0)
+        );
     }
 }
 
@@ -122,7 +134,11 @@ fn measure_prefill(service: &Service, composition: &Arc<Composition>) -> Result<
 }
 
 /// Seconds between tokens with `rows` requests decoding together.
-fn measure_decode(service: &Service, composition: &Arc<Composition>, rows: usize) -> Result<Vec<f64>, String> {
+fn measure_decode(
+    service: &Service,
+    composition: &Arc<Composition>,
+    rows: usize,
+) -> Result<Vec<f64>, String> {
     let receivers = (0..rows)
         .map(|_| submit(service, composition, 32, DECODE_TOKENS))
         .collect::<Result<Vec<_>, _>>()?;

@@ -1,6 +1,10 @@
 //! The command line.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the terminal is this program's output")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the terminal is this program's output"
+)]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -239,7 +243,7 @@ fn generate_one(args: GenerateArgs) -> Result<(), String> {
         temperature: args.temperature,
         seed: args.seed,
     };
-    generate::run(&service, options)
+    generate::run(&service, &options)
 }
 
 fn routed(router: String, params: &[String]) -> Result<Selection, String> {
@@ -267,7 +271,9 @@ fn weighted(text: &str) -> Result<(String, f32), String> {
     match text.split_once('=') {
         None => Ok((text.to_owned(), 1.0)),
         Some((name, weight)) => {
-            let weight = weight.parse().map_err(|_| format!("--adapter `{text}`: `{weight}` is no number"))?;
+            let weight = weight
+                .parse()
+                .map_err(|_| format!("--adapter `{text}`: `{weight}` is no number"))?;
             Ok((name.to_owned(), weight))
         }
     }
@@ -288,7 +294,9 @@ fn run_bench(args: &ServeArgs) -> Result<(), String> {
         let selection = Selection::Weighted(vec![(name.to_owned(), 1.0)]);
         cases.push(bench::Case { name: "one LoRA".to_owned(), selection });
     }
-    if service.composer.routers().iter().any(|router| router.name == "arrow") && !snapshot.is_empty() {
+    if service.composer.routers().iter().any(|router| router.name == "arrow")
+        && !snapshot.is_empty()
+    {
         let selection = routed("arrow".to_owned(), &["top_k=3".to_owned()])?;
         cases.push(bench::Case { name: "arrow top-3".to_owned(), selection });
     }

@@ -157,7 +157,12 @@ pub fn parameters(table: &toml::Table) -> Result<Parameters, String> {
             toml::Value::Integer(value) => Value::Number(*value as f64),
             toml::Value::Float(value) => Value::Number(*value),
             toml::Value::String(value) => Value::Text(value.clone()),
-            other => return Err(format!("parameter `{name}` is a {}, expected a scalar", other.type_str())),
+            other => {
+                return Err(format!(
+                    "parameter `{name}` is a {}, expected a scalar",
+                    other.type_str()
+                ));
+            }
         };
         Ok((name.clone(), value))
     };

@@ -37,10 +37,11 @@ const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 ///
 /// # Errors
 /// A message for the user.
-pub fn run(service: &Service, options: Options) -> Result<(), String> {
+pub fn run(service: &Service, options: &Options) -> Result<(), String> {
     let messages = json!([{"role": "user", "content": options.prompt}]);
     let prompt = service.text.encode_chat(&messages, true).map_err(|error| error.to_string())?;
-    let composition = service.composer.compose(&options.selection).map_err(|error| error.to_string())?;
+    let composition =
+        service.composer.compose(&options.selection).map_err(|error| error.to_string())?;
     let (sender, events) = std::sync::mpsc::channel();
     let sampling = SamplingParams {
         max_tokens: options.max_tokens,

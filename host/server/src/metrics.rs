@@ -50,8 +50,9 @@ pub struct Metrics {
 }
 
 /// Upper bounds of the latency histograms, in seconds.
-const SECONDS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+const SECONDS: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,
+];
 
 impl Metrics {
     /// Registers all metrics for a base model.
@@ -86,23 +87,83 @@ impl Metrics {
     }
 
     fn register(&self, registry: &mut Registry) {
-        registry.register("vllm:num_requests_waiting", "Requests in the queue", self.waiting.clone());
-        registry.register("vllm:num_requests_running", "Requests in execution", self.running.clone());
-        registry.register("vllm:kv_cache_usage_perc", "Used share of the KV cache, 0 to 1", self.kv_usage.clone());
+        self.register_vllm(registry);
+        self.register_own(registry);
+    }
+
+    fn register_vllm(&self, registry: &mut Registry) {
+        registry.register(
+            "vllm:num_requests_waiting",
+            "Requests in the queue",
+            self.waiting.clone(),
+        );
+        registry.register(
+            "vllm:num_requests_running",
+            "Requests in execution",
+            self.running.clone(),
+        );
+        registry.register(
+            "vllm:kv_cache_usage_perc",
+            "Used share of the KV cache, 0 to 1",
+            self.kv_usage.clone(),
+        );
         registry.register("vllm:prompt_tokens", "Tokens of prompts", self.prompt_tokens.clone());
-        registry.register("vllm:generation_tokens", "Generated tokens", self.generation_tokens.clone());
+        registry.register(
+            "vllm:generation_tokens",
+            "Generated tokens",
+            self.generation_tokens.clone(),
+        );
         registry.register("vllm:request_success", "Finished requests", self.finished.clone());
-        registry.register("vllm:time_to_first_token_seconds", "Time to first token", self.first_token.clone());
-        registry.register("vllm:inter_token_latency_seconds", "Time between tokens", self.inter_token.clone());
-        registry.register("vllm:e2e_request_latency_seconds", "Whole request", self.whole_request.clone());
-        registry.register("vllm:request_queue_time_seconds", "Time in the queue", self.queue_time.clone());
+        registry.register(
+            "vllm:time_to_first_token_seconds",
+            "Time to first token",
+            self.first_token.clone(),
+        );
+        registry.register(
+            "vllm:inter_token_latency_seconds",
+            "Time between tokens",
+            self.inter_token.clone(),
+        );
+        registry.register(
+            "vllm:e2e_request_latency_seconds",
+            "Whole request",
+            self.whole_request.clone(),
+        );
+        registry.register(
+            "vllm:request_queue_time_seconds",
+            "Time in the queue",
+            self.queue_time.clone(),
+        );
+    }
+
+    fn register_own(&self, registry: &mut Registry) {
         let name = "polyskill:module_weighted_tokens";
-        registry.register(name, "Generated tokens, weighted by each module's share", self.module_tokens.clone());
+        registry.register(
+            name,
+            "Generated tokens, weighted by each module's share",
+            self.module_tokens.clone(),
+        );
         let name = "polyskill:router_fallback_rows";
-        registry.register(name, "Rows and sites where the base ran alone", self.fallback_rows.clone());
-        registry.register("polyskill:router_faults", "Plans that were not usable", self.router_faults.clone());
-        registry.register("polyskill:modules_loaded", "Modules in the library", self.modules_loaded.clone());
-        registry.register("polyskill:module_bytes", "Bytes of loaded or leased modules", self.module_bytes.clone());
+        registry.register(
+            name,
+            "Rows and sites where the base ran alone",
+            self.fallback_rows.clone(),
+        );
+        registry.register(
+            "polyskill:router_faults",
+            "Plans that were not usable",
+            self.router_faults.clone(),
+        );
+        registry.register(
+            "polyskill:modules_loaded",
+            "Modules in the library",
+            self.modules_loaded.clone(),
+        );
+        registry.register(
+            "polyskill:module_bytes",
+            "Bytes of loaded or leased modules",
+            self.module_bytes.clone(),
+        );
         registry.register("polyskill:engine_steps", "Steps run", self.steps.clone());
         registry.register("polyskill:engine_rows", "Rows computed", self.rows.clone());
     }
@@ -131,7 +192,13 @@ impl Metrics {
     }
 
     /// The exposition text, with the gauges brought up to date.
-    pub fn render(&self, engine: StatsSnapshot, modules: &[String], module_bytes: usize, faults: u64) -> String {
+    pub fn render(
+        &self,
+        engine: StatsSnapshot,
+        modules: &[String],
+        module_bytes: usize,
+        faults: u64,
+    ) -> String {
         self.waiting.set(engine.waiting as i64);
         self.running.set(engine.running as i64);
         self.kv_usage.set(engine.kv_blocks_used as f64 / engine.kv_blocks.max(1) as f64);
@@ -147,7 +214,8 @@ impl Metrics {
         // One series only, made anew at each scrape: readers take the largest value of several.
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let now = since_epoch.map_or(0.0, |since| since.as_secs_f64());
-        let (names, end) = (modules.join(","), text.len() - if text.ends_with("# EOF\n") { 6 } else { 0 });
+        let (names, end) =
+            (modules.join(","), text.len() - if text.ends_with("# EOF\n") { 6 } else { 0 });
         text.truncate(end);
         let _ = writeln!(
             text,

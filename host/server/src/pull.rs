@@ -84,8 +84,9 @@ pub fn resolve(model: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Pul
         [owner, name] => pull_repository((owner, name), report),
         [owner, name, file] if file.ends_with(".gguf") => {
             let directory = cache_directory().join("hub").join(format!("{owner}--{name}"));
-            from_hub((owner, name), file, &directory, report)
-                .map_err(|reason| PullError::NoSource { model: model.to_owned(), tried: vec![reason] })
+            from_hub((owner, name), file, &directory, report).map_err(|reason| {
+                PullError::NoSource { model: model.to_owned(), tried: vec![reason] }
+            })
         }
         _ => Err(PullError::NoSource {
             model: model.to_owned(),
@@ -127,7 +128,7 @@ fn pull_known(model: &KnownModel, report: &mut dyn FnMut(&str)) -> Result<PathBu
         };
         match fetched {
             Err(reason) => {
-                report(&format!("{reason}"));
+                report(&reason);
                 tried.push(reason);
             }
             Ok(file) => {
@@ -138,7 +139,10 @@ fn pull_known(model: &KnownModel, report: &mut dyn FnMut(&str)) -> Result<PathBu
                     report(&format!("sha256 {found} verified"));
                     return Ok(target);
                 }
-                tried.push(format!("{source:?} gave a file with sha256 {found}, expected {}", model.sha256));
+                tried.push(format!(
+                    "{source:?} gave a file with sha256 {found}, expected {}",
+                    model.sha256
+                ));
             }
         }
     }
@@ -193,8 +197,13 @@ fn pull_repository(
     report: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, PullError> {
     let directory = cache_directory().join("hub").join(format!("{owner}--{name}"));
-    let fail = |reason| PullError::NoSource { model: format!("{owner}/{name}"), tried: vec![reason] };
-    let mut files = vec!["config.json".to_owned(), "tokenizer.json".to_owned(), "tokenizer_config.json".to_owned()];
+    let fail =
+        |reason| PullError::NoSource { model: format!("{owner}/{name}"), tried: vec![reason] };
+    let mut files = vec![
+        "config.json".to_owned(),
+        "tokenizer.json".to_owned(),
+        "tokenizer_config.json".to_owned(),
+    ];
     let fetch = |file: &str, report: &mut dyn FnMut(&str)| {
         from_hub((owner, name), file, &directory, report)
     };

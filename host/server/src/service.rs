@@ -77,7 +77,8 @@ impl Service {
             load_routers(&composer, &loader, directory, config, report)?;
         }
         let skill_sets = skill_sets(config, &composer)?;
-        let engine = Engine::start(Arc::clone(&model), config.engine.to_engine()).map_err(start_error)?;
+        let engine =
+            Engine::start(Arc::clone(&model), config.engine.to_engine()).map_err(start_error)?;
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let base_name = config.served_model_name.clone().unwrap_or_else(|| base_name(&name, &path));
         Ok(Self {
@@ -137,8 +138,10 @@ fn load_modules(
 ) -> Result<(), StartError> {
     let fail = |error| start_error(format!("--adapters {}: {error}", directory.display()));
     let entries = std::fs::read_dir(directory).map_err(fail)?;
-    let mut folders: Vec<PathBuf> =
-        entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| peft::is_module_directory(path)).collect();
+    let mut folders: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| peft::is_module_directory(path))
+        .collect();
     folders.sort();
     for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();

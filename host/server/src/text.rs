@@ -35,7 +35,9 @@ pub struct TextModel {
 
 impl std::fmt::Debug for TextModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TextModel").field("template", &self.template.is_some()).finish_non_exhaustive()
+        f.debug_struct("TextModel")
+            .field("template", &self.template.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -65,7 +67,13 @@ impl TextModel {
         };
         let inline = config.get("chat_template").and_then(Json::as_str).map(str::to_owned);
         let template = read("chat_template.jinja").or(inline);
-        Ok(Self { tokenizer, template, bos: token("bos_token"), eos: token("eos_token"), add_bos: None })
+        Ok(Self {
+            tokenizer,
+            template,
+            bos: token("bos_token"),
+            eos: token("eos_token"),
+            add_bos: None,
+        })
     }
 
     fn from_gguf(path: &Path) -> Result<Self, TextError> {
@@ -75,7 +83,10 @@ impl TextModel {
         let tokenizer = gguf_tokenizer(&header, &tokens)?;
         let id = |key: &str| get(key).and_then(gguf::Value::as_u64);
         let text = |key: &str| {
-            id(key).and_then(|id| tokens.get(id as usize)).map(|text| (*text).to_owned()).unwrap_or_default()
+            id(key)
+                .and_then(|id| tokens.get(id as usize))
+                .map(|text| (*text).to_owned())
+                .unwrap_or_default()
         };
         let wants_bos = get("ggml.add_bos_token").and_then(gguf::Value::as_bool).unwrap_or(false);
         let bos_id = id("ggml.bos_token_id").and_then(|id| u32::try_from(id).ok());
@@ -102,24 +113,38 @@ impl TextModel {
     ///
     /// # Errors
     /// If there is no template or it refuses the messages.
-    pub fn encode_chat(&self, messages: &Json, add_generation_prompt: bool) -> Result<Vec<u32>, TextError> {
+    pub fn encode_chat(
+        &self,
+        messages: &Json,
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>, TextError> {
         let text = self.render_chat(messages, add_generation_prompt)?;
         let encoding = self.tokenizer.encode(text, false).map_err(unusable)?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    fn render_chat(&self, messages: &Json, add_generation_prompt: bool) -> Result<String, TextError> {
+    fn render_chat(
+        &self,
+        messages: &Json,
+        add_generation_prompt: bool,
+    ) -> Result<String, TextError> {
         let Some(source) = &self.template else {
-            return Err(TextError::Template("this model has no chat template; use /v1/completions".into()));
+            return Err(TextError::Template(
+                "this model has no chat template; use /v1/completions".into(),
+            ));
         };
         let mut environment = Environment::new();
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(5_000_000));
-        environment.add_function("raise_exception", |message: String| -> Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+            },
+        );
         let template = |error: minijinja::Error| TextError::Template(error.to_string());
         environment.add_template("chat", source).map_err(template)?;
         let rendered = environment.get_template("chat").map_err(template)?;
@@ -152,19 +177,20 @@ fn texts<'a>(value: Option<&'a gguf::Value>, key: &str) -> Result<Vec<&'a str>, 
 
 /// Builds a byte-level BPE from GGUF metadata, in the form of a `tokenizer.json`.
 fn gguf_tokenizer(header: &gguf::Header, tokens: &[&str]) -> Result<Tokenizer, TextError> {
-    const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+    const GPT2: &str =
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
     const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let get = |key: &str| header.metadata.get(&format!("tokenizer.ggml.{key}"));
     match get("model").and_then(gguf::Value::as_str) {
         Some("gpt2") => {}
         other => {
             let found = other.unwrap_or("missing");
-            return Err(unusable(format!("tokenizer.ggml.model `{found}` is not supported (supported: gpt2)")));
+            return Err(unusable(format!(
+                "tokenizer.ggml.model `{found}` is not supported (supported: gpt2)"
+            )));
         }
     }
-    let split = |pattern: &str| {
-        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false})
-    };
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let splits = match get("pre").and_then(gguf::Value::as_str).unwrap_or("default") {
         "smollm" => vec![json!({"type": "Digits", "individual_digits": true}), split(GPT2), bytes],
@@ -172,11 +198,14 @@ fn gguf_tokenizer(header: &gguf::Header, tokens: &[&str]) -> Result<Tokenizer, T
         "llama-bpe" | "llama3" => vec![split(LLAMA3), bytes],
         other => {
             let supported = "smollm, gpt-2, llama-bpe";
-            return Err(unusable(format!("tokenizer.ggml.pre `{other}` is not supported (supported: {supported})")));
+            return Err(unusable(format!(
+                "tokenizer.ggml.pre `{other}` is not supported (supported: {supported})"
+            )));
         }
     };
     let merges = texts(get("merges"), "tokenizer.ggml.merges")?;
-    let merges: Vec<(&str, &str)> = merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
+    let merges: Vec<(&str, &str)> =
+        merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
     let types = get("token_type").and_then(gguf::Value::as_list).unwrap_or_default();
     let added: Vec<Json> = tokens
         .iter()
@@ -204,7 +233,8 @@ fn gguf_tokenizer(header: &gguf::Header, tokens: &[&str]) -> Result<Tokenizer, T
                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
                   "ignore_merges": false, "vocab": vocab, "merges": merges},
     });
-    Tokenizer::from_bytes(tokenizer.to_string()).map_err(|error| unusable(format!("tokenizer: {error}")))
+    Tokenizer::from_bytes(tokenizer.to_string())
+        .map_err(|error| unusable(format!("tokenizer: {error}")))
 }
 
 /// Turns tokens into text as they come, holding back partial characters and possible stop strings.
@@ -248,7 +278,8 @@ impl TextStream {
 
     fn release(&mut self) -> (String, bool) {
         let found = self.stops.iter().filter(|stop| !stop.is_empty());
-        let found = found.filter_map(|stop| Some((self.held.find(stop.as_str())?, stop.len()))).min();
+        let found =
+            found.filter_map(|stop| Some((self.held.find(stop.as_str())?, stop.len()))).min();
         if let Some((at, len)) = found {
             let end = if self.include_stop { at + len } else { at };
             let text = self.held[..end].to_owned();

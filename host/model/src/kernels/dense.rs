@@ -3,9 +3,9 @@
 //! Every dot product keeps one vector accumulator per (row, output) and walks the inner axis in order:
 //! tiles only change how many of them are in flight.
 
-use super::simd::{Isa, Portable, Simd, isa};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
+use super::simd::{Isa, Portable, Simd, isa};
 use crate::compute::{Compute, SharedMut};
 
 /// Dense weights, row-major, read-only.
@@ -37,7 +37,7 @@ impl<'a> WeightSlice<'a> {
     ///
     /// # Panics
     /// If the range lies outside.
-    pub fn slice(self, start: usize, len: usize) -> WeightSlice<'a> {
+    pub fn slice(self, start: usize, len: usize) -> Self {
         match self {
             Self::F32(values) => Self::F32(&values[start..start + len]),
             Self::Bf16(values) => Self::Bf16(&values[start..start + len]),
@@ -126,11 +126,12 @@ unsafe fn dot_tile<S: Simd, E: Element, const ROWS: usize, const OUTS: usize>(
         let whole = inner - inner % S::LANES;
         let mut at = 0;
         while at < whole {
-            let weights: [S::V; OUTS] = std::array::from_fn(|out| E::load::<S>(w.add(out * inner + at)));
-            for row in 0..ROWS {
+            let weights: [S::V; OUTS] =
+                std::array::from_fn(|out| E::load::<S>(w.add(out * inner + at)));
+            for (row, sums) in sums.iter_mut().enumerate() {
                 let value = S::load(x.add(row * inner + at));
-                for out in 0..OUTS {
-                    sums[row][out] = S::mul_add(value, weights[out], sums[row][out]);
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = S::mul_add(value, weights, *sum);
                 }
             }
             at += S::LANES;
@@ -140,7 +141,8 @@ unsafe fn dot_tile<S: Simd, E: Element, const ROWS: usize, const OUTS: usize>(
             for out in 0..OUTS {
                 let mut sum = S::sum(sums[row][out]);
                 for tail in whole..inner {
-                    sum = (*x.add(row * inner + tail)).mul_add((*w.add(out * inner + tail)).one(), sum);
+                    sum = (*x.add(row * inner + tail))
+                        .mul_add((*w.add(out * inner + tail)).one(), sum);
                 }
                 result[row][out] = sum;
             }
@@ -349,6 +351,26 @@ pub fn dots(x: &[f32], w: WeightSlice<'_>, y: &mut [f32]) {
     }
 }
 
+/// Asks the CPU to bring weights into its second-level cache; a hint without effect on results.
+pub fn prefetch(weights: WeightSlice<'_>) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let (start, bytes) = match weights {
+            WeightSlice::F32(values) => (values.as_ptr().cast::<i8>(), 4 * values.len()),
+            WeightSlice::Bf16(values) | WeightSlice::F16(values) => {
+                (values.as_ptr().cast::<i8>(), 2 * values.len())
+            }
+        };
+        for offset in (0..bytes).step_by(64) {
+            // SAFETY: in bounds; a prefetch reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.add(offset)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = weights;
+}
+
 /// `y += Σ_j coefficients[j] · rows[j]` on the calling thread, rows of `y.len()` elements.
 ///
 /// # Panics
@@ -406,7 +428,8 @@ mod tests {
             if isa == Isa::Avx2 && super::isa() == Isa::Portable {
                 continue;
             }
-            for (rows, outs, inner) in [(1, 1, 1), (1, 9, 16), (5, 6, 33), (9, 13, 70), (4, 4, 64)] {
+            for (rows, outs, inner) in [(1, 1, 1), (1, 9, 16), (5, 6, 33), (9, 13, 70), (4, 4, 64)]
+            {
                 check(isa, rows, outs, inner);
             }
         }

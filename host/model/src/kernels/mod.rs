@@ -11,7 +11,7 @@ mod elementwise;
 mod packed;
 mod simd;
 
-pub use dense::{WeightSlice, add_scaled_rows, dots, matmul_dense};
+pub use dense::{WeightSlice, add_scaled_rows, dots, matmul_dense, prefetch};
 pub use elementwise::{exp, rms_norm, silu_mul, softmax};
 pub use packed::{PackedMatrix, QuantisedRows, matmul_packed};
 pub use simd::{Isa, isa};

@@ -38,7 +38,10 @@ impl PackedMatrix {
     /// # Panics
     /// If it is not.
     pub fn zeros(outs: usize, inner: usize, four_bit: bool) -> Self {
-        assert!(inner > 0 && inner.is_multiple_of(BLOCK), "inner size {inner} in blocks of {BLOCK}");
+        assert!(
+            inner > 0 && inner.is_multiple_of(BLOCK),
+            "inner size {inner} in blocks of {BLOCK}"
+        );
         let blocks = outs.div_ceil(TILE) * (inner / BLOCK);
         let (bytes, fill, mins) = if four_bit { (256, 0, blocks * TILE) } else { (512, 128, 0) };
         Self {
@@ -72,7 +75,13 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// If `out` or `block` lies outside the matrix.
-    pub fn set_block(&mut self, out: usize, block: usize, (scale, min): (u16, u16), quants: &[u8; BLOCK]) {
+    pub fn set_block(
+        &mut self,
+        out: usize,
+        block: usize,
+        (scale, min): (u16, u16),
+        quants: &[u8; BLOCK],
+    ) {
         assert!(out < self.outs && block < self.inner / BLOCK, "block outside the matrix");
         let (at, lane) = self.tile_block(out, block);
         self.scales[at * TILE + lane] = scale;
@@ -229,7 +238,11 @@ struct Rows<'a> {
 ///
 /// # Panics
 /// If the sizes do not agree.
-pub fn matmul_packed(compute: &Compute, x: &QuantisedRows, products: &mut [(&PackedMatrix, &mut [f32])]) {
+pub fn matmul_packed(
+    compute: &Compute,
+    x: &QuantisedRows,
+    products: &mut [(&PackedMatrix, &mut [f32])],
+) {
     let num_rows = x.num_rows();
     let mut total_tiles = 0;
     let targets: Vec<_> = products
@@ -257,7 +270,13 @@ pub fn matmul_packed(compute: &Compute, x: &QuantisedRows, products: &mut [(&Pac
     });
 }
 
-fn multiply_tile(isa: Isa, matrix: &PackedMatrix, tile: usize, x: &QuantisedRows, y: SharedMut<f32>) {
+fn multiply_tile(
+    isa: Isa,
+    matrix: &PackedMatrix,
+    tile: usize,
+    x: &QuantisedRows,
+    y: SharedMut<f32>,
+) {
     let blocks = matrix.inner / BLOCK;
     let bytes = blocks * if matrix.four_bit { 256 } else { 512 };
     let scales = tile * blocks * TILE..(tile + 1) * blocks * TILE;
@@ -444,7 +463,8 @@ mod avx2 {
                 let weights = unsafe {
                     let quants = w.quants.as_ptr().add(block * if FOUR { 256 } else { 512 });
                     let line_in_memory = if FOUR { line % 4 } else { line };
-                    let raw = _mm256_loadu_si256(quants.add(line_in_memory * 64 + half * 32).cast());
+                    let raw =
+                        _mm256_loadu_si256(quants.add(line_in_memory * 64 + half * 32).cast());
                     if !FOUR {
                         _mm256_xor_si256(raw, sign_bit)
                     } else if line < 4 {
@@ -492,7 +512,7 @@ mod avx2 {
 }
 
 fn portable(four_bit: bool, w: Tile<'_>, x: Rows<'_>, count: usize, y: &mut [[f32; TILE]; 8]) {
-    for row in 0..count {
+    for (row, y) in y[..count].iter_mut().enumerate() {
         let mut sums = [0.0_f32; TILE];
         for block in 0..w.blocks {
             let at = row * x.blocks + block;
@@ -518,7 +538,7 @@ fn portable(four_bit: bool, w: Tile<'_>, x: Rows<'_>, count: usize, y: &mut [[f3
                 }
             }
         }
-        y[row] = sums;
+        *y = sums;
     }
 }
 
@@ -571,7 +591,10 @@ mod tests {
                         let (expected, size) = terms.fold((0.0, 0.0), |(sum, size), (w, x)| {
                             (sum + w * x, size + (w * x).abs())
                         });
-                        assert!((found - expected).abs() < 0.01 * size + 1e-3, "{found} {expected}");
+                        assert!(
+                            (found - expected).abs() < 0.01 * size + 1e-3,
+                            "{found} {expected}"
+                        );
                     }
                 }
                 for isa in [Isa::Portable, Isa::Avx2] {

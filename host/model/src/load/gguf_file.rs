@@ -121,7 +121,8 @@ impl WeightSource for GgufFile {
     fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
         let gguf_name = gguf_name(name);
         let Some((info, bytes)) = self.tensor(&gguf_name, &[len])? else { return Ok(None) };
-        let values = dequantise(bytes, info.dtype, len).map_err(|e| Error::malformed(&self.path, e))?;
+        let values =
+            dequantise(bytes, info.dtype, len).map_err(|e| Error::malformed(&self.path, e))?;
         let order = self.row_order(name);
         Ok(Some((0..len).map(|row| values[order.stored_row(row)]).collect()))
     }
@@ -202,7 +203,13 @@ fn gguf_name(name: &str) -> String {
 }
 
 /// Packs blocks whose form the kernels hold; `None` if a scale is not finite.
-fn pack(bytes: &[u8], dtype: TensorType, outs: usize, inner: usize, order: RowOrder) -> Option<PackedMatrix> {
+fn pack(
+    bytes: &[u8],
+    dtype: TensorType,
+    outs: usize,
+    inner: usize,
+    order: RowOrder,
+) -> Option<PackedMatrix> {
     let (block_elements, block_bytes) = dtype.block();
     let row_bytes = inner / block_elements * block_bytes;
     let mut packed = PackedMatrix::zeros(outs, inner, dtype != TensorType::Q8_0);
@@ -311,9 +318,13 @@ fn rope_factors(path: &Path, map: &Mmap, header: &gguf::Header) -> Result<Option
     let Some(info) = header.tensors.get("rope_freqs.weight") else { return Ok(None) };
     let bytes = &map[info.start..info.start + info.num_bytes];
     let len = info.shape.iter().product();
-    let factors = dequantise(bytes, info.dtype, len).map_err(|error| Error::malformed(path, error))?;
+    let factors =
+        dequantise(bytes, info.dtype, len).map_err(|error| Error::malformed(path, error))?;
     if !factors.iter().all(|factor| factor.is_finite() && *factor > 0.0) {
-        return Err(Error::malformed(path, "`rope_freqs.weight` holds a divisor that is not positive"));
+        return Err(Error::malformed(
+            path,
+            "`rope_freqs.weight` holds a divisor that is not positive",
+        ));
     }
     Ok(Some(factors.into_iter().map(f64::from).collect()))
 }
@@ -326,7 +337,8 @@ mod tests {
     /// Packed rows dequantise to what candle's own reader of the format gives.
     fn check(ggml: GgmlDType, dtype: TensorType, tolerance: f32) {
         let (outs, inner) = (19, 256);
-        let values: Vec<f32> = (0..outs * inner).map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0).collect();
+        let values: Vec<f32> =
+            (0..outs * inner).map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0).collect();
         let tensor = Tensor::from_vec(values, (outs, inner), &Device::Cpu).unwrap();
         let quantised = QTensor::quantize(&tensor, ggml).unwrap();
         let bytes = quantised.data().unwrap();
@@ -362,7 +374,13 @@ mod tests {
 
     #[test]
     fn names_follow_llama_cpp() {
-        assert_eq!(gguf_name("model.layers.12.self_attn.o_proj.weight"), "blk.12.attn_output.weight");
-        assert_eq!(gguf_name("model.layers.0.post_attention_layernorm.weight"), "blk.0.ffn_norm.weight");
+        assert_eq!(
+            gguf_name("model.layers.12.self_attn.o_proj.weight"),
+            "blk.12.attn_output.weight"
+        );
+        assert_eq!(
+            gguf_name("model.layers.0.post_attention_layernorm.weight"),
+            "blk.0.ffn_norm.weight"
+        );
     }
 }

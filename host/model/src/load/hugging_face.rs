@@ -38,16 +38,16 @@ impl Directory {
     pub(super) fn open(path: &Path, progress: Progress<'_>) -> Result<Self, Error> {
         let config_path = path.join("config.json");
         let generation_path = path.join("generation_config.json");
-        let generation = generation_path.exists().then(|| read_json(&generation_path)).transpose()?;
+        let generation =
+            generation_path.exists().then(|| read_json(&generation_path)).transpose()?;
         let config = family::from_hugging_face(&read_json(&config_path)?, generation.as_ref())?;
         let files = weight_files(path)?;
-        let maps = files
-            .iter()
-            .map(|file| Ok((file, map(file)?)))
-            .collect::<Result<Vec<_>, Error>>()?;
+        let maps =
+            files.iter().map(|file| Ok((file, map(file)?))).collect::<Result<Vec<_>, Error>>()?;
         let total = maps.iter().map(|(_, map)| map.len() as u64).sum();
         let (mut hasher, mut done) = (Sha256::new(), 0);
-        hasher.update(std::fs::read(&config_path).map_err(|source| Error::io(&config_path, source))?);
+        hasher
+            .update(std::fs::read(&config_path).map_err(|source| Error::io(&config_path, source))?);
         let mut tensors = BTreeMap::new();
         for (file, map) in maps {
             locate(file, &map, &mut tensors)?;
@@ -65,7 +65,10 @@ impl Directory {
 fn read_json(path: &Path) -> Result<Json, Error> {
     let len = std::fs::metadata(path).map_err(|source| Error::io(path, source))?.len();
     if len > MAX_JSON_BYTES {
-        return Err(Error::malformed(path, format!("{len} bytes, at most {MAX_JSON_BYTES} are read")));
+        return Err(Error::malformed(
+            path,
+            format!("{len} bytes, at most {MAX_JSON_BYTES} are read"),
+        ));
     }
     let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
     serde_json::from_slice(&bytes).map_err(|error| Error::malformed(path, error.to_string()))
@@ -87,7 +90,8 @@ fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
         let name = file.as_str().unwrap_or_default();
         let plain = Path::new(name).file_name().is_some_and(|plain| plain == name);
         if !plain || !name.ends_with(".safetensors") {
-            let reason = format!("tensor `{tensor}` names the file {file}, expected a plain *.safetensors");
+            let reason =
+                format!("tensor `{tensor}` names the file {file}, expected a plain *.safetensors");
             return Err(Error::malformed(&index_path, reason));
         }
         names.insert(name);
@@ -95,9 +99,14 @@ fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(names.into_iter().map(|name| path.join(name)).collect())
 }
 
-fn locate(path: &Path, map: &Arc<Mmap>, tensors: &mut BTreeMap<String, Location>) -> Result<(), Error> {
-    let parsed = SafeTensors::deserialize(map)
-        .map_err(|error| Error::malformed(path, format!("not a valid safetensors file: {error}")))?;
+fn locate(
+    path: &Path,
+    map: &Arc<Mmap>,
+    tensors: &mut BTreeMap<String, Location>,
+) -> Result<(), Error> {
+    let parsed = SafeTensors::deserialize(map).map_err(|error| {
+        Error::malformed(path, format!("not a valid safetensors file: {error}"))
+    })?;
     for (name, view) in parsed.iter() {
         let start = view.data().as_ptr().addr() - map.as_ptr().addr();
         let location = Location {
@@ -108,7 +117,10 @@ fn locate(path: &Path, map: &Arc<Mmap>, tensors: &mut BTreeMap<String, Location>
             shape: view.shape().to_vec(),
         };
         if tensors.insert(name.to_owned(), location).is_some() {
-            return Err(Error::malformed(path, format!("tensor `{name}` is in more than one file")));
+            return Err(Error::malformed(
+                path,
+                format!("tensor `{name}` is in more than one file"),
+            ));
         }
     }
     Ok(())

@@ -27,11 +27,16 @@ fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
     value.ok_or_else(|| ApiError::bad_request(format!("`{name}` is required"), Some(name)))
 }
 
-pub(super) async fn load(State(service): State<Arc<Service>>, body: Bytes) -> Result<String, ApiError> {
+pub(super) async fn load(
+    State(service): State<Arc<Service>>,
+    body: Bytes,
+) -> Result<String, ApiError> {
     let request: LoadRequest = parse(&body)?;
     let name = required(request.lora_name, "lora_name")?;
     let path = required(request.lora_path, "lora_path")?;
-    if service.selection(&name).is_some() && service.composer.library().snapshot().get(&name).is_none() {
+    if service.selection(&name).is_some()
+        && service.composer.library().snapshot().get(&name).is_none()
+    {
         let message = format!("the name `{name}` is taken by the base model or a skill set");
         return Err(ApiError::bad_request(message, Some("lora_name")));
     }
@@ -59,6 +64,7 @@ fn inside_roots(service: &Service, path: &std::path::Path) -> Result<(PathBuf, P
     root.map(|root| (resolved, root)).ok_or_else(refused)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 fn to_api(error: Error) -> ApiError {
     let message = error.to_string();
     match error {
@@ -68,7 +74,10 @@ fn to_api(error: Error) -> ApiError {
     }
 }
 
-pub(super) async fn unload(State(service): State<Arc<Service>>, body: Bytes) -> Result<String, ApiError> {
+pub(super) async fn unload(
+    State(service): State<Arc<Service>>,
+    body: Bytes,
+) -> Result<String, ApiError> {
     let request: LoadRequest = parse(&body)?;
     let name = required(request.lora_name, "lora_name")?;
     service.composer.library().remove(&name, Expected::Any).map_err(to_api)?;
@@ -86,7 +95,9 @@ pub(super) async fn modules(State(service): State<Arc<Service>>) -> JsonReply<Js
                    "leases": Arc::strong_count(module).saturating_sub(1)})
         })
         .collect();
-    JsonReply(json!({"modules": modules, "resident_bytes": service.composer.library().resident_bytes()}))
+    JsonReply(
+        json!({"modules": modules, "resident_bytes": service.composer.library().resident_bytes()}),
+    )
 }
 
 pub(super) async fn routers(State(service): State<Arc<Service>>) -> JsonReply<Json> {

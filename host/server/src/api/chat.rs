@@ -32,8 +32,9 @@ struct ChatRequest {
 
 /// Parses a body, so that the error has our shape.
 pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::bad_request(format!("the request body is not usable: {error}"), None))
+    serde_json::from_slice(body).map_err(|error| {
+        ApiError::bad_request(format!("the request body is not usable: {error}"), None)
+    })
 }
 
 pub(super) fn now() -> u64 {
@@ -54,7 +55,10 @@ pub(super) fn usage(finished: &[Finished]) -> Json {
            "prompt_tokens_details": {"cached_tokens": 0}})
 }
 
-pub(super) async fn chat(State(service): State<Arc<Service>>, body: Bytes) -> Result<Response, ApiError> {
+pub(super) async fn chat(
+    State(service): State<Arc<Service>>,
+    body: Bytes,
+) -> Result<Response, ApiError> {
     let request: ChatRequest = parse(&body)?;
     let name = request.common.model_name(&service).to_owned();
     if service.selection(&name).is_none() {
@@ -122,11 +126,17 @@ async fn start(service: &Arc<Service>, request: &ChatRequest) -> Result<Vec<Gene
     let asked = request.max_completion_tokens.or(request.max_tokens);
     let max_tokens = asked.unwrap_or_else(|| room.clamp(1, 1_024));
     if max_tokens == 0 {
-        return Err(ApiError::bad_request("`max_tokens` is 0, expected at least 1", Some("max_tokens")));
+        return Err(ApiError::bad_request(
+            "`max_tokens` is 0, expected at least 1",
+            Some("max_tokens"),
+        ));
     }
     let top = request.top_logprobs.unwrap_or(0);
     if top > 20 {
-        return Err(ApiError::bad_request(format!("`top_logprobs` is {top}, at most 20"), Some("top_logprobs")));
+        return Err(ApiError::bad_request(
+            format!("`top_logprobs` is {top}, at most 20"),
+            Some("top_logprobs"),
+        ));
     }
     (0..common.choices()?)
         .map(|choice| {
@@ -153,7 +163,11 @@ struct Reply {
     logprobs: bool,
 }
 
-async fn whole(service: &Service, reply: &Reply, generations: Vec<Generation>) -> Result<Response, ApiError> {
+async fn whole(
+    service: &Service,
+    reply: &Reply,
+    generations: Vec<Generation>,
+) -> Result<Response, ApiError> {
     let (mut choices, mut finished, mut report) = (Vec::new(), Vec::new(), Json::Null);
     for (index, generation) in generations.into_iter().enumerate() {
         let composition = Arc::clone(generation.composition());
@@ -166,7 +180,12 @@ async fn whole(service: &Service, reply: &Reply, generations: Vec<Generation>) -
             "finish_reason": collected.reason,
         }));
         if index == 0 {
-            report = routing_report(&composition, Some(&collected.finished), reply.trace, collected.trace);
+            report = routing_report(
+                &composition,
+                Some(&collected.finished),
+                reply.trace,
+                &collected.trace,
+            );
         }
         finished.push(collected.finished);
     }
@@ -187,7 +206,8 @@ fn logprobs(service: &Service, tokens: &[(u32, Option<Logprob>)]) -> Json {
         .filter_map(|(token, logprob)| {
             let logprob = logprob.as_ref()?;
             let mut one = entry(*token, logprob.value);
-            one["top_logprobs"] = logprob.top.iter().map(|&(token, value)| entry(token, value)).collect();
+            one["top_logprobs"] =
+                logprob.top.iter().map(|&(token, value)| entry(token, value)).collect();
             Some(one)
         })
         .collect();
@@ -231,7 +251,8 @@ fn stream(
     let roles: Vec<_> = (0..count)
         .map(|index| {
             let delta = json!({"role": "assistant", "content": ""});
-            let choice = json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
+            let choice =
+                json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
             event(&chunk(&reply, json!([choice])))
         })
         .collect();
@@ -247,7 +268,7 @@ fn stream(
         if let Some((reason, done)) = delta.finished {
             let choice = json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason});
             let mut body = chunk(&reply, json!([choice]));
-            body["polyskill"] = routing_report(&composition, Some(&done), reply.trace, trace);
+            body["polyskill"] = routing_report(&composition, Some(&done), reply.trace, &trace);
             events.push(event(&body));
             finished.push(done);
             if finished.len() == count && include_usage {

@@ -43,11 +43,15 @@ enum Prompt {
     TokenLists(Vec<Vec<u32>>),
 }
 
+/// Token ids, and the text that they came from.
+type EncodedPrompt = (Vec<u32>, Option<String>);
+
 impl Prompt {
-    fn encode(self, service: &Service) -> Result<Vec<(Vec<u32>, Option<String>)>, ApiError> {
+    fn encode(self, service: &Service) -> Result<Vec<EncodedPrompt>, ApiError> {
         let text = |text: String| {
             let tokens = service.text.encode(&text);
-            let tokens = tokens.map_err(|error| ApiError::bad_request(error.to_string(), Some("prompt")))?;
+            let tokens =
+                tokens.map_err(|error| ApiError::bad_request(error.to_string(), Some("prompt")))?;
             Ok((tokens, Some(text)))
         };
         match self {
@@ -72,7 +76,10 @@ pub(super) async fn completions(
         return Err(ApiError::bad_request("`suffix` is not supported", Some("suffix")));
     }
     if request.best_of.is_some_and(|best_of| Some(best_of) != request.common.n.or(Some(1))) {
-        return Err(ApiError::bad_request("`best_of` other than `n` is not supported", Some("best_of")));
+        return Err(ApiError::bad_request(
+            "`best_of` other than `n` is not supported",
+            Some("best_of"),
+        ));
     }
     let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
     let prompts = prompt.encode(&service)?;
@@ -87,7 +94,8 @@ pub(super) async fn completions(
     let generations = start(&service, &request, &prompts).await?;
     let (id, created) = (new_id("cmpl"), now());
     if streams {
-        let head = json!({"id": id, "object": "text_completion", "created": created, "model": name});
+        let head =
+            json!({"id": id, "object": "text_completion", "created": created, "model": name});
         return Ok(Sse::new(stream(service, head, generations, &request)?).into_response());
     }
     let (mut choices, mut finished, mut report) = (Vec::new(), Vec::new(), Json::Null);
@@ -102,11 +110,13 @@ pub(super) async fn completions(
             let prompt = if echo { &collected.prompt[..] } else { &[] };
             logprobs(&service, prompt, &collected.tokens, top)
         });
-        choices.push(json!({"index": index, "text": echoed + &collected.text, "logprobs": logprobs,
+        choices
+            .push(json!({"index": index, "text": echoed + &collected.text, "logprobs": logprobs,
                             "finish_reason": collected.reason}));
         if index == 0 {
             let trace = request.common.trace_level()?;
-            report = routing_report(&composition, Some(&collected.finished), trace, collected.trace);
+            report =
+                routing_report(&composition, Some(&collected.finished), trace, &collected.trace);
         }
         finished.push(collected.finished);
     }
@@ -118,24 +128,31 @@ pub(super) async fn completions(
 async fn start(
     service: &Arc<Service>,
     request: &CompletionRequest,
-    prompts: &[(Vec<u32>, Option<String>)],
+    prompts: &[EncodedPrompt],
 ) -> Result<Vec<Generation>, ApiError> {
     let common = &request.common;
     let echo = request.echo.unwrap_or(false);
     let max_tokens = request.max_tokens.unwrap_or(16);
     if max_tokens == 0 && !echo {
-        return Err(ApiError::bad_request("`max_tokens` is 0, which needs `echo`", Some("max_tokens")));
+        return Err(ApiError::bad_request(
+            "`max_tokens` is 0, which needs `echo`",
+            Some("max_tokens"),
+        ));
     }
     if let Some(top) = request.logprobs.filter(|&top| top > 20) {
-        return Err(ApiError::bad_request(format!("`logprobs` is {top}, at most 20"), Some("logprobs")));
+        return Err(ApiError::bad_request(
+            format!("`logprobs` is {top}, at most 20"),
+            Some("logprobs"),
+        ));
     }
     let mut generations = Vec::new();
     for (prompt, text) in prompts {
         let selection = common.selection(service, prompt.len(), text.clone())?;
         let composing = Arc::clone(service);
-        let composition = tokio::task::spawn_blocking(move || composing.composer.compose(&selection))
-            .await
-            .map_err(|error| ApiError::internal(error.to_string()))??;
+        let composition =
+            tokio::task::spawn_blocking(move || composing.composer.compose(&selection))
+                .await
+                .map_err(|error| ApiError::internal(error.to_string()))??;
         for choice in 0..common.choices()? {
             let mut sampling = common.sampling(service, max_tokens, choice)?;
             sampling.logprobs = request.logprobs;
@@ -170,7 +187,8 @@ fn logprobs(
         offset += text.chars().count();
         values.push(json!(logprob.as_ref().map(|logprob| logprob.value.max(-9999.0))));
         let best = logprob.as_ref().filter(|_| top > 0).map(|logprob| {
-            let entries = logprob.top.iter().map(|&(t, value)| (service.text.token_text(t), json!(value)));
+            let entries =
+                logprob.top.iter().map(|&(t, value)| (service.text.token_text(t), json!(value)));
             entries.collect::<Map<String, Json>>()
         });
         tops.push(json!(best));
@@ -203,7 +221,7 @@ fn stream(
         if let Some((reason, done)) = delta.finished {
             let choice = json!({"index": index, "text": "", "logprobs": null, "finish_reason": reason});
             let mut body = with(json!([choice]));
-            body["polyskill"] = routing_report(&composition, Some(&done), trace, tokens);
+            body["polyskill"] = routing_report(&composition, Some(&done), trace, &tokens);
             events.push(event(&body));
             finished.push(done);
             if finished.len() == count && include_usage {

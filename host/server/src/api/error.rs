@@ -16,7 +16,12 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>, param: Option<&str>) -> Self {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        message: impl Into<String>,
+        param: Option<&str>,
+    ) -> Self {
         Self { status, kind, message: message.into(), param: param.map(str::to_owned) }
     }
 
@@ -37,7 +42,12 @@ impl ApiError {
 
     /// 401.
     pub fn unauthorized() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "AuthenticationError", "missing or wrong bearer key", None)
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "AuthenticationError",
+            "missing or wrong bearer key",
+            None,
+        )
     }
 
     /// 405.

@@ -56,8 +56,10 @@ impl Generation {
         let sink = Box::new(move |event| sender.send(event).is_ok());
         let stop_tokens = sampling.stop_tokens.clone();
         // Shares feed the module metrics too, so a routed request is always tallied.
-        let level = if composition.modules().is_empty() { trace } else { trace.max(TraceLevel::Summary) };
-        let request = Request { prompt, sampling, composition: Arc::clone(&composition), trace: level, sink };
+        let level =
+            if composition.modules().is_empty() { trace } else { trace.max(TraceLevel::Summary) };
+        let request =
+            Request { prompt, sampling, composition: Arc::clone(&composition), trace: level, sink };
         let id = service.engine.handle().submit(request)?;
         Ok(Self {
             service,

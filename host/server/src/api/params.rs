@@ -130,7 +130,8 @@ impl CommonParams {
         let (router, adapters) = (self.router.as_ref(), self.adapters.as_ref());
         let selection = match (router, adapters) {
             (Some(_), Some(_)) => {
-                let message = "`router` and `adapters` exclude each other; `router.modules` names candidates";
+                let message =
+                    "`router` and `adapters` exclude each other; `router.modules` names candidates";
                 return Err(ApiError::bad_request(message, Some("router")));
             }
             (Some(RouterChoice::Name(name)), None) if name == "none" => Selection::Base,
@@ -164,7 +165,8 @@ impl CommonParams {
         choice: usize,
     ) -> Result<SamplingParams, ApiError> {
         self.refuse_unsupported()?;
-        let range = |name: &str, value: Option<f32>, default: f32, low: f32, high: f32| match value {
+        let range = |name: &str, value: Option<f32>, default: f32, low: f32, high: f32| match value
+        {
             None => Ok(default),
             Some(value) if (low..=high).contains(&value) => Ok(value),
             Some(value) => {
@@ -189,7 +191,13 @@ impl CommonParams {
             top_p: range("top_p", self.top_p, 1.0, f32::MIN_POSITIVE, 1.0)?,
             top_k,
             min_p: range("min_p", self.min_p, 0.0, 0.0, 1.0)?,
-            repetition_penalty: range("repetition_penalty", self.repetition_penalty, 1.0, 0.01, 10.0)?,
+            repetition_penalty: range(
+                "repetition_penalty",
+                self.repetition_penalty,
+                1.0,
+                0.01,
+                10.0,
+            )?,
             presence_penalty: range("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)?,
             frequency_penalty: range("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
             logit_bias: self.biases()?,
@@ -205,7 +213,9 @@ impl CommonParams {
         let parse = |(token, bias): (&String, &f32)| match token.parse() {
             Ok(token) if bias.is_finite() => Ok((token, bias.clamp(-100.0, 100.0))),
             _ => {
-                let message = format!("`logit_bias` maps `{token}` to {bias}, expected token ids and numbers");
+                let message = format!(
+                    "`logit_bias` maps `{token}` to {bias}, expected token ids and numbers"
+                );
                 Err(ApiError::bad_request(message, Some("logit_bias")))
             }
         };
@@ -231,7 +241,9 @@ impl CommonParams {
         match self.n {
             None => Ok(1),
             Some(n @ 1..=16) => Ok(n),
-            Some(n) => Err(ApiError::bad_request(format!("`n` is {n}, expected 1 to 16"), Some("n"))),
+            Some(n) => {
+                Err(ApiError::bad_request(format!("`n` is {n}, expected 1 to 16"), Some("n")))
+            }
         }
     }
 }
@@ -274,14 +286,15 @@ pub(crate) fn routing_report(
     composition: &Composition,
     finished: Option<&Finished>,
     trace: TraceLevel,
-    tokens: Vec<Json>,
+    tokens: &[Json],
 ) -> Json {
     let modules: Vec<Json> = composition
         .modules()
         .iter()
         .map(|lease| json!({"name": lease.name, "generation": lease.module.generation().to_string()}))
         .collect();
-    let router = composition.router().map(|router| json!({"name": router.name, "digest": router.digest}));
+    let router =
+        composition.router().map(|router| json!({"name": router.name, "digest": router.digest}));
     let mut report = json!({
         "composition": composition.digest().to_string(),
         "router": router,
@@ -292,7 +305,8 @@ pub(crate) fn routing_report(
         report["fallback_reason"] = json!(reason);
     }
     let Some(finished) = finished.filter(|_| trace != TraceLevel::None) else { return report };
-    let name = |index: u32| composition.modules().get(index as usize).map(|lease| lease.name.clone());
+    let name =
+        |index: u32| composition.modules().get(index as usize).map(|lease| lease.name.clone());
     let share: BTreeMap<String, f64> = finished
         .module_share
         .iter()
