@@ -15,6 +15,11 @@ pub enum Elements {
 }
 
 impl Elements {
+    /// Values rounded to half precision.
+    pub fn f16(values: &[f32]) -> Self {
+        Self::F16(values.iter().map(|&value| half::f16::from_f32(value).to_bits()).collect())
+    }
+
     /// The elements for the kernels.
     pub fn as_slice(&self) -> WeightSlice<'_> {
         match self {

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use polyskill_adapters::apply::Combine;
+use polyskill_adapters::lora::Elements;
 use polyskill_model::kernels::{WeightSlice, dots};
 use polyskill_model::{ModelConfig, Projection, Site};
 use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
@@ -40,8 +41,8 @@ pub(crate) struct Gate {
     ops: Vec<Op>,
     /// Modules that may be picked, as indices into the composition.
     candidates: Vec<u32>,
-    /// `[candidates, inputs]` per name.
-    matrices: BTreeMap<String, Vec<f32>>,
+    /// `[candidates, inputs]` per name, in half precision where all candidates' weights are.
+    matrices: BTreeMap<String, Elements>,
 }
 
 impl Gates {
@@ -130,6 +131,13 @@ fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, Strin
     }
 }
 
+/// Whether a module's weights at a site came in 16 bits: then its rows need no more either, and scoring
+/// reads half the bytes. (PEFT casts Arrow's prototypes to the dtype of A, too.)
+fn is_half(lease: &LeasedModule, site: usize) -> bool {
+    let weights = lease.module.weights().at(Site::from_index(site));
+    weights.is_some_and(|weights| !matches!(weights.a, Elements::F32(_)))
+}
+
 impl Gate {
     fn compile(
         program: &Program,
@@ -153,8 +161,9 @@ impl Gate {
         let matrices = names
             .map(|name| {
                 let rows = candidates.iter().filter_map(|&index| row(&name, index));
-                let matrix = rows.flat_map(|row| row.to_vec()).collect();
-                (name, matrix)
+                let matrix: Vec<f32> = rows.flat_map(|row| row.to_vec()).collect();
+                let half = candidates.iter().all(|&index| is_half(&modules[index as usize], site));
+                (name, if half { Elements::f16(&matrix) } else { Elements::F32(matrix) })
             })
             .collect();
         Ok(Self { site, shared: false, ops: program.ops.clone(), candidates, matrices })
@@ -182,9 +191,10 @@ impl Gate {
                 }
                 Op::Linear { name } => {
                     let vector = if normed { &buffers.vector } else { input };
-                    let matrix = self.matrices.get(name).map_or(&[][..], Vec::as_slice);
+                    let matrix =
+                        self.matrices.get(name).map_or(WeightSlice::F32(&[]), Elements::as_slice);
                     buffers.dots.resize(self.candidates.len(), 0.0);
-                    dots(vector, WeightSlice::F32(matrix), &mut buffers.dots);
+                    dots(vector, matrix, &mut buffers.dots);
                     picks.extend((0..).zip(buffers.dots.iter().copied()));
                 }
                 op => gate::apply_to_scores(op, picks),

@@ -18,8 +18,8 @@ use crate::composition::{Composition, Plan};
 use crate::gates::GateBuffers;
 use crate::trace::SitePicks;
 
-/// Rows per task where several modules act: enough to amortise a task, few enough to balance threads.
-const ROWS_PER_TASK: usize = 8;
+/// Most rows per task: enough to amortise a task.
+const MAX_ROWS_PER_TASK: usize = 8;
 
 /// Consecutive rows of a step that share a composition.
 #[derive(Debug)]
@@ -83,12 +83,15 @@ thread_local! {
 impl<'a> Routing<'a> {
     pub(crate) fn new(compute: &'a Compute, spans: &'a [RowSpan]) -> Self {
         let mut chunks = Vec::new();
+        // Small steps are cut finer, so that a group with one site still feeds every thread.
+        let num_rows = spans.last().map_or(0, |span| span.rows.end);
+        let rows_per_task = (num_rows / (2 * compute.num_threads())).clamp(1, MAX_ROWS_PER_TASK);
         for (span, RowSpan { rows, composition, .. }) in spans.iter().enumerate() {
             if matches!(composition.plan, Plan::Base) {
                 continue;
             }
-            for start in rows.clone().step_by(ROWS_PER_TASK) {
-                chunks.push(Chunk { span, rows: start..rows.end.min(start + ROWS_PER_TASK) });
+            for start in rows.clone().step_by(rows_per_task) {
+                chunks.push(Chunk { span, rows: start..rows.end.min(start + rows_per_task) });
             }
         }
         Self {
