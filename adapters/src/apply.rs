@@ -1,7 +1,7 @@
 //! Adding modules' deltas to one row of a projection's output.
 //!
 //! A row's delta is computed from its own picks in their order, so it does not depend on the batch.
-//! [`reference`] is the specification; [`add_delta`] is the fast path.
+//! [`reference()`] is the specification; [`add_delta`] is the fast path.
 
 use polyskill_model::kernels::{add_scaled_rows, dots};
 

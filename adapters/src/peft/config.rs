@@ -346,4 +346,21 @@ mod tests {
             assert!(problems.iter().any(|problem| problem.contains(part)), "{part}: {problems:?}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_configurations_never_panic(
+            key in proptest::sample::select(READ.to_vec()),
+            value in r#"[\[\]{}":,a-z0-9().*+?\\^$|-]{0,60}"#,
+        ) {
+            let text = format!(r#"{{"peft_type": "LORA", "target_modules": ["q_proj"], "{key}": {value}}}"#);
+            let _ = LoraSettings::parse(text.as_bytes());
+            let quoted = serde_json::to_string(&value).unwrap();
+            let text = format!(r#"{{"peft_type": "LORA", "target_modules": {quoted}, "rank_pattern": {{{quoted}: 3}}}}"#);
+            if let Ok(settings) = LoraSettings::parse(text.as_bytes()) {
+                let _ = settings.is_target("model.layers.1.self_attn.q_proj");
+                let _ = settings.rank_and_scale("model.layers.1.self_attn.q_proj");
+            }
+        }
+    }
 }

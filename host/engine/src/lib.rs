@@ -2,7 +2,7 @@
 //!
 //! [`composer`] turns what a request asks for (modules, a router, a mixture) into a [`Composition`] that
 //! is pinned until the request ends. [`Engine`] owns model, KV cache and scheduler on one thread; a step
-//! takes rows of many requests through the decoder, with [`routing`] on the model's hooks. This crate
+//! takes rows of many requests through the decoder, with `routing` on the model's hooks. This crate
 //! knows no text, no HTTP, no async and no WebAssembly.
 
 pub mod composer;

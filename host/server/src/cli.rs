@@ -104,7 +104,7 @@ struct GenerateArgs {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,polyskill=info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,polyskill=info,hf_hub=off"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let cli = Cli::parse();
     let result = match cli.command {

@@ -64,8 +64,10 @@ impl Service {
             0 => Compute::for_this_machine(),
             threads => Compute::new(threads),
         });
-        report(&format!("loading {}", path.display()));
-        let model = Arc::new(load::load(&path, compute, &mut |_, _| {}).map_err(start_error)?);
+        let model = load::load(&path, compute, &mut |done, total| {
+            report(&format!("loading {} {} %", path.display(), 100 * done / total.max(1)));
+        });
+        let model = Arc::new(model.map_err(start_error)?);
         let text = TextModel::load(&path).map_err(start_error)?;
         let library = Arc::new(Library::default());
         for directory in &config.adapters {

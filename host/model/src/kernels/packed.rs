@@ -33,7 +33,7 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// An all-zero matrix to be filled block by block; `inner` must be a multiple of [`BLOCK`].
+    /// An all-zero matrix to be filled block by block; `inner` must be a multiple of 32.
     ///
     /// # Panics
     /// If it is not.
@@ -158,7 +158,7 @@ impl QuantisedRows {
     /// Quantises `[rows, inner]` activations, reusing the buffers.
     ///
     /// # Panics
-    /// If `inner` is not a multiple of [`BLOCK`] or does not divide the length.
+    /// If `inner` is not a multiple of 32 or does not divide the length.
     pub fn quantise(&mut self, compute: &Compute, x: &[f32], inner: usize) {
         const ROWS_PER_TASK: usize = 16;
         assert!(inner > 0 && inner.is_multiple_of(BLOCK) && x.len().is_multiple_of(inner));
