@@ -65,7 +65,8 @@ impl<R: Router> Instance<R> {
         });
         match plan {
             Ok(Plan::Fixed(picks)) => {
-                let pick = |pick: crate::Pick| wire::Pick { module: pick.module, weight: pick.weight };
+                let pick =
+                    |pick: crate::Pick| wire::Pick { module: pick.module, weight: pick.weight };
                 Ok(wire::RoutePlan::Fixed(picks.into_iter().map(pick).collect()))
             }
             Ok(Plan::Gated(programs)) => {
@@ -189,7 +190,12 @@ impl Host for Imports {
         wire_host::artefact(module, site, name).map(from_wire_tensor)
     }
 
-    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String> {
+    fn singular_vector(
+        &self,
+        module: u32,
+        site: u32,
+        method: SvdMethod,
+    ) -> Result<Vec<f32>, String> {
         let method = match method {
             SvdMethod::Exact => wire_host::SvdMethod::Exact,
             SvdMethod::Power { iterations, seed } => {

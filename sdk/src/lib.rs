@@ -79,7 +79,8 @@ macro_rules! export {
             impl $crate::guest::Guest for Component {
                 fn init(
                     parameters: ::std::vec::Vec<$crate::guest::wire::Parameter>,
-                ) -> ::std::result::Result<$crate::guest::wire::Descriptor, ::std::string::String> {
+                ) -> ::std::result::Result<$crate::guest::wire::Descriptor, ::std::string::String>
+                {
                     INSTANCE.init(parameters)
                 }
                 fn library_changed(
@@ -90,13 +91,15 @@ macro_rules! export {
                 }
                 fn plan(
                     request: $crate::guest::wire::Request,
-                ) -> ::std::result::Result<$crate::guest::wire::RoutePlan, $crate::guest::wire::RouteError>
-                {
+                ) -> ::std::result::Result<
+                    $crate::guest::wire::RoutePlan,
+                    $crate::guest::wire::RouteError,
+                > {
                     INSTANCE.plan(request)
                 }
             }
 
-            $crate::bindings::__export_router!(Component with_types_in $crate::bindings);
+    $crate::bindings::__export_router!(Component with_types_in $crate::bindings);
         };
     };
 }

@@ -60,7 +60,9 @@ impl Parameters {
         match self.get(name) {
             None => Ok(default),
             Some(&Value::Number(value))
-                if value.fract() == 0.0 && value >= least as f64 && value <= 9_007_199_254_740_992.0 =>
+                if value.fract() == 0.0
+                    && value >= least as f64
+                    && value <= 9_007_199_254_740_992.0 =>
             {
                 Ok(value as u64)
             }

@@ -21,7 +21,11 @@ pub trait Router: Sized + Send + 'static {
     ///
     /// # Errors
     /// A reason why the router cannot work with this library, shown to the operator.
-    fn library_changed(&mut self, host: &mut dyn Host, change: &LibraryChange) -> Result<(), String> {
+    fn library_changed(
+        &mut self,
+        host: &mut dyn Host,
+        change: &LibraryChange,
+    ) -> Result<(), String> {
         let _ = (host, change);
         Ok(())
     }
@@ -52,7 +56,12 @@ pub trait Host {
     ///
     /// # Errors
     /// If the module does not act at the site.
-    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String>;
+    fn singular_vector(
+        &self,
+        module: u32,
+        site: u32,
+        method: SvdMethod,
+    ) -> Result<Vec<f32>, String>;
     /// Whether this router has defined rows under this name for all sites of the module's generation.
     fn defined(&self, name: &str, module: u32) -> bool;
     /// Gives the row that [`crate::gate::Op::Linear`] multiplies with for a module at a site.

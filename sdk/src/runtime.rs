@@ -29,7 +29,12 @@ pub trait LibraryView: Send + Sync {
     ///
     /// # Errors
     /// As there.
-    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String>;
+    fn singular_vector(
+        &self,
+        module: u32,
+        site: u32,
+        method: SvdMethod,
+    ) -> Result<Vec<f32>, String>;
     /// See [`Host::defined`].
     fn defined(&self, name: &str, module: u32) -> bool;
 }
@@ -117,7 +122,12 @@ impl From<RouteError> for Fault {
 ///
 /// # Errors
 /// What was found and what was expected.
-pub fn check_definition(view: &dyn LibraryView, module: u32, site: u32, row: &[f32]) -> Result<(), String> {
+pub fn check_definition(
+    view: &dyn LibraryView,
+    module: u32,
+    site: u32,
+    row: &[f32],
+) -> Result<(), String> {
     let Some(info) = view.modules().get(module as usize) else {
         return Err(format!("module {module}, the library has {}", view.modules().len()));
     };
@@ -129,7 +139,10 @@ pub fn check_definition(view: &dyn LibraryView, module: u32, site: u32, row: &[f
         return Err(format!("row of {} values, site {site} reads {inputs}", row.len()));
     }
     if !row.iter().all(|value| value.is_finite()) {
-        return Err(format!("row of `{}` at site {site} holds a value that is not finite", info.name));
+        return Err(format!(
+            "row of `{}` at site {site} holds a value that is not finite",
+            info.name
+        ));
     }
     Ok(())
 }
@@ -154,7 +167,12 @@ impl Host for Call<'_> {
     fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
         self.library.artefact(module, site, name)
     }
-    fn singular_vector(&self, module: u32, site: u32, method: SvdMethod) -> Result<Vec<f32>, String> {
+    fn singular_vector(
+        &self,
+        module: u32,
+        site: u32,
+        method: SvdMethod,
+    ) -> Result<Vec<f32>, String> {
         self.library.singular_vector(module, site, method)
     }
     fn defined(&self, name: &str, module: u32) -> bool {

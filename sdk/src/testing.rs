@@ -43,7 +43,10 @@ impl StubHost {
                 kind: "lora".to_owned(),
                 tags: Vec::new(),
                 metadata: Vec::new(),
-                sites: sites.iter().map(|s| ModuleSite { site: s.index, rank: 1, scale: 1.0 }).collect(),
+                sites: sites
+                    .iter()
+                    .map(|s| ModuleSite { site: s.index, rank: 1, scale: 1.0 })
+                    .collect(),
             })
             .collect();
         let model = ModelInfo {
@@ -53,7 +56,13 @@ impl StubHost {
             hidden_size: Self::WIDTH,
             sites,
         };
-        Self { model, modules, artefacts: BTreeMap::new(), definitions: BTreeMap::new(), log: Vec::new() }
+        Self {
+            model,
+            modules,
+            artefacts: BTreeMap::new(),
+            definitions: BTreeMap::new(),
+            log: Vec::new(),
+        }
     }
 
     /// Gives a module an artefact at a site.
@@ -73,7 +82,8 @@ impl StubHost {
     }
 
     fn acts_at(&self, module: u32, site: u32) -> Result<(), String> {
-        let info = self.modules.get(module as usize).ok_or_else(|| format!("no module {module}"))?;
+        let info =
+            self.modules.get(module as usize).ok_or_else(|| format!("no module {module}"))?;
         let found = info.sites.iter().any(|at| at.site == site);
         found.then_some(()).ok_or_else(|| format!("`{}` does not act at site {site}", info.name))
     }

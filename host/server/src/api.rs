@@ -7,13 +7,14 @@ mod error;
 mod generation;
 mod models;
 mod params;
+mod tokenize;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
@@ -36,6 +37,8 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/metrics", get(metrics))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_api_key));
     let admin = Router::new()
@@ -49,6 +52,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .merge(admin)
         .fallback(|| async { ApiError::not_found("this route does not exist", None) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        .layer(from_fn(echo_request_id))
         .layer(DefaultBodyLimit::max(max_body_bytes.unwrap_or(MAX_BODY_BYTES)))
         .with_state(service)
 }
@@ -86,6 +90,16 @@ async fn require_admin_key(
         }
         Some(_) => next.run(request).await,
     }
+}
+
+/// A caller's `X-Request-Id` comes back with the reply.
+async fn echo_request_id(request: Request, next: Next) -> Response {
+    let id = request.headers().get("x-request-id").cloned();
+    let mut response = next.run(request).await;
+    if let Some(id) = id {
+        response.headers_mut().insert("x-request-id", id);
+    }
+    response
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {

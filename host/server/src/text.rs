@@ -163,6 +163,11 @@ impl TextModel {
         self.tokenizer.decode(&[token], false).unwrap_or_default()
     }
 
+    /// The text of several tokens, special tokens included.
+    pub fn decode_all(&self, tokens: &[u32]) -> String {
+        self.tokenizer.decode(tokens, false).unwrap_or_default()
+    }
+
     /// The text of several tokens, special tokens left out.
     pub fn decode(&self, tokens: &[u32]) -> String {
         self.tokenizer.decode(tokens, true).unwrap_or_default()

@@ -40,7 +40,11 @@ impl Router for Arrow {
         Descriptor { name: "arrow".into(), version: env!("CARGO_PKG_VERSION").into(), causal: true }
     }
 
-    fn library_changed(&mut self, host: &mut dyn Host, change: &LibraryChange) -> Result<(), String> {
+    fn library_changed(
+        &mut self,
+        host: &mut dyn Host,
+        change: &LibraryChange,
+    ) -> Result<(), String> {
         change.added.iter().try_for_each(|&module| self.configured.define(host, module))
     }
 
@@ -143,8 +147,9 @@ mod tests {
         let mut host = StubHost::with_modules(4);
         let mut arrow = Arrow::init(&mut host, &Parameters::default()).unwrap();
         let mut request = Request::for_candidates(&[0, 2, 3]);
-        request.parameters =
-            Parameters(parameters.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect());
+        request.parameters = Parameters(
+            parameters.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+        );
         match arrow.plan(&mut host, &request)? {
             Plan::Gated(mut programs) => Ok((programs.remove(0), host)),
             Plan::Fixed(_) => panic!("arrow returns a program"),

@@ -80,7 +80,7 @@ pub(super) async fn chat(
 }
 
 /// Messages as the template wants them: content parts joined to text, `developer` as `system`.
-fn normalise(messages: &[Json]) -> Result<Json, ApiError> {
+pub(super) fn normalise(messages: &[Json]) -> Result<Json, ApiError> {
     let fail = |at: usize, reason: &str| {
         ApiError::bad_request(format!("message {at}: {reason}"), Some("messages"))
     };
