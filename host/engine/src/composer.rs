@@ -180,6 +180,20 @@ impl Composer {
         Ok(())
     }
 
+    /// Lets every router see the current library now, rather than on its next request.
+    pub fn refresh_routers(&self) {
+        let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
+        let slots: Vec<_> = routers.values().cloned().collect();
+        drop(routers);
+        for slot in slots {
+            let synced = slot.sync(&self.model, &self.library.snapshot(), &mut lock(&slot.state));
+            if let Err(fault) = synced {
+                tracing::warn!(router = slot.name, %fault, "the router cannot use the changed library");
+                slot.count_fault(&fault.to_string());
+            }
+        }
+    }
+
     /// The loaded routers.
     pub fn routers(&self) -> Vec<RouterInfo> {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
@@ -267,6 +281,10 @@ impl Composer {
         let plan = slot.plan(&self.model, snapshot, selection, &candidates);
         let composed = match plan {
             Err(Fault::InvalidParameter(error)) => return Err(ComposeError::Parameter(error)),
+            // Abstaining is a decision, not a fault; there is no next router yet, so the base answers.
+            Err(Fault::Abstain) => {
+                return Ok(self.base(Some(identity), Some(Fault::Abstain.to_string())));
+            }
             Err(fault) => Err(fault.to_string()),
             Ok(plan) => self.compile(snapshot, slot, plan, &candidates, &identity),
         };

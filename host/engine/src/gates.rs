@@ -162,7 +162,8 @@ impl Gate {
             .map(|name| {
                 let rows = candidates.iter().filter_map(|&index| row(&name, index));
                 let matrix: Vec<f32> = rows.flat_map(|row| row.to_vec()).collect();
-                let half = candidates.iter().all(|&index| is_half(&modules[index as usize], site));
+                let half = candidates.iter().all(|&index| is_half(&modules[index as usize], site))
+                    && matrix.iter().all(|value| value.abs() <= half::f16::MAX.to_f32());
                 (name, if half { Elements::f16(&matrix) } else { Elements::F32(matrix) })
             })
             .collect();

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView, check_definition};
-use polyskill_sdk::{ParameterError, Parameters, Part, Pick, Plan, Request, SvdMethod, Value};
+use polyskill_sdk::{
+    ModelInfo, ModuleInfo, ParameterError, Parameters, Part, Pick, Plan, Request, SvdMethod,
+    Tensor, Value,
+};
 use wasmtime::{StoreLimits, StoreLimitsBuilder};
 
 use crate::limits::Limits;
@@ -29,7 +32,42 @@ pub(crate) struct State {
     log_messages_left: usize,
 }
 
+/// What an instance sees between calls: nothing, so that it keeps no module alive.
+struct NoLibrary(ModelInfo);
+
+impl LibraryView for NoLibrary {
+    fn model(&self) -> &ModelInfo {
+        &self.0
+    }
+    fn modules(&self) -> &[ModuleInfo] {
+        &[]
+    }
+    fn tensor(&self, _: u32, _: u32, _: Part) -> Result<Tensor, String> {
+        Err("no call is running".to_owned())
+    }
+    fn artefact(&self, _: u32, _: u32, _: &str) -> Option<Tensor> {
+        None
+    }
+    fn singular_vector(&self, _: u32, _: u32, _: SvdMethod) -> Result<Vec<f32>, String> {
+        Err("no call is running".to_owned())
+    }
+    fn defined(&self, _: &str, _: u32) -> bool {
+        false
+    }
+}
+
 impl State {
+    /// Lets go of the library after a call.
+    pub(crate) fn end_call(&mut self) {
+        self.library = Arc::new(NoLibrary(ModelInfo {
+            digest: String::new(),
+            family: String::new(),
+            num_layers: 0,
+            hidden_size: 0,
+            sites: Vec::new(),
+        }));
+    }
+
     pub(crate) fn new(plugin: Arc<str>, library: Arc<dyn LibraryView>, limits: &Limits) -> Self {
         let store_limits = StoreLimitsBuilder::new()
             .memory_size(limits.memory_mib << 20)

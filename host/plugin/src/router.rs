@@ -210,6 +210,7 @@ impl Plugin {
             .call_init(&mut store, &wire_parameters)
             .map_err(|error| trap("init", &error))?
             .map_err(Fault::Failed)?;
+        store.data_mut().end_call();
         Ok((Live { store, router }, descriptor))
     }
 }
@@ -259,6 +260,7 @@ impl WasmRouter {
             Err(Fault::Trap(reason)) => Err(Fault::Trap(reason)),
             result => {
                 let definitions = std::mem::take(&mut live.store.data_mut().definitions);
+                live.store.data_mut().end_call();
                 self.live = Some(live);
                 Ok((result?, definitions))
             }

@@ -45,7 +45,9 @@ pub(super) async fn load(
     tokio::task::spawn_blocking(move || {
         let (path, root) = inside_roots(&service, &path)?;
         let module = peft::load(&name, &path, &root, service.model.config()).map_err(to_api)?;
-        service.composer.library().publish(&name, module, expected).map_err(to_api)
+        service.composer.library().publish(&name, module, expected).map_err(to_api)?;
+        service.composer.refresh_routers();
+        Ok::<_, ApiError>(())
     })
     .await
     .map_err(|error| ApiError::internal(error.to_string()))??;
@@ -80,8 +82,12 @@ pub(super) async fn unload(
 ) -> Result<String, ApiError> {
     let request: LoadRequest = parse(&body)?;
     let name = required(request.lora_name, "lora_name")?;
+    let reply = format!("Success: LoRA adapter '{name}' removed successfully.");
     service.composer.library().remove(&name, Expected::Any).map_err(to_api)?;
-    Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
+    tokio::task::spawn_blocking(move || service.composer.refresh_routers())
+        .await
+        .map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(reply)
 }
 
 pub(super) async fn modules(State(service): State<Arc<Service>>) -> JsonReply<Json> {

@@ -115,7 +115,9 @@ async fn start(service: &Arc<Service>, request: &ChatRequest) -> Result<Vec<Gene
         .text
         .encode_chat(&messages, add)
         .map_err(|error| ApiError::bad_request(error.to_string(), Some("messages")))?;
-    let last = messages.as_array().and_then(|messages| messages.last()?.get("content")?.as_str());
+    let all = messages.as_array().map_or(&[][..], Vec::as_slice);
+    let last = all.iter().rfind(|message| message["role"] == "user");
+    let last = last.and_then(|message| message.get("content")?.as_str());
     let common = &request.common;
     let selection = common.selection(service, prompt.len(), last.map(str::to_owned))?;
     let composing = Arc::clone(service);

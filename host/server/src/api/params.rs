@@ -135,7 +135,7 @@ impl CommonParams {
                 return Err(ApiError::bad_request(message, Some("router")));
             }
             (Some(RouterChoice::Name(name)), None) if name == "none" => Selection::Base,
-            (Some(choice), None) => routed(choice)?,
+            (Some(choice), None) => over(named, routed(choice)?),
             (None, Some(adapters)) => Selection::Weighted(
                 adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight)).collect(),
             ),
@@ -279,6 +279,28 @@ fn routed(choice: &RouterChoice) -> Result<Selection, ApiError> {
         text: None,
         bucket: 0,
     })
+}
+
+/// A request's router over what its model name stands for: a skill set's modules stay the candidates, and
+/// its parameters hold where the router is the same.
+fn over(named: Selection, asked: Selection) -> Selection {
+    let (
+        Selection::Routed {
+            router: set_router,
+            parameters: set_parameters,
+            modules: set_modules,
+            ..
+        },
+        Selection::Routed { router, parameters, modules, prompt_tokens, text, bucket },
+    ) = (named, asked.clone())
+    else {
+        return asked;
+    };
+    let mut merged = if set_router == router { set_parameters } else { Parameters::default() };
+    merged.0.retain(|(name, _)| parameters.get(name).is_none());
+    merged.0.extend(parameters.0);
+    let modules = if modules.is_empty() { set_modules } else { modules };
+    Selection::Routed { router, parameters: merged, modules, prompt_tokens, text, bucket }
 }
 
 /// The response extra `polyskill`.
