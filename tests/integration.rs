@@ -1,1 +1,17 @@
+//! The integration tests: parity with the reference implementations, invariants of the engine, hostile
+//! input, the HTTP surface, and rules on the source.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where a fixture is not as expected")]
+
+mod common;
+
+mod golden;
+mod hostile;
+mod hostile_plugins;
+mod invariants;
+mod openai_api;
+mod openai_client;
+mod parity;
+mod plugin;
+mod skills;
+mod tidy;

@@ -356,7 +356,10 @@ impl State {
             self.stats.running.store(self.running.len(), Relaxed);
             self.stats.kv_blocks_used.store(self.blocks.used(), Relaxed);
             let finished = ended.finished();
-            (ended.sink)(Event::Finished(finished));
+            // The leases end before anyone can hear of the end.
+            let Running { composition, mut sink, .. } = ended;
+            drop(composition);
+            sink(Event::Finished(finished));
         }
     }
 

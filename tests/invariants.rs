@@ -1,0 +1,297 @@
+//! What holds for any mix of requests: the bits of a run alone, one end each, and nothing left behind.
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, OnceLock};
+
+use polyskill_adapters::Module;
+use polyskill_adapters::library::Expected;
+use polyskill_engine::{
+    Engine, EngineConfig, Event, FinishReason, Request, SamplingParams, Selection, SubmitError,
+    TraceLevel,
+};
+use polyskill_model::{Compute, KvCache, NoHooks, Scratch, Step, load};
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use crate::common::{
+    Bench, Pending, TASKS, VOCAB, cases, fixtures, greedy, peft_arrow, submit, submit_until,
+    weighted,
+};
+
+const LLAMA: &str = "models/llama-tied";
+
+fn long_prompt() -> Vec<u32> {
+    cases("models").into_iter().find(|case| case.name == "llama-tied/long").unwrap().prompt
+}
+
+#[test]
+fn no_modules_is_the_decoder_without_hooks() {
+    let bench = Bench::new(LLAMA, &TASKS);
+    let prompt = long_prompt();
+    let positions: Vec<u32> = (0..prompt.len() as u32).collect();
+    let mut kv = KvCache::new(bench.model.config(), KvCache::blocks_for(prompt.len()));
+    // Blocks in another order than the engine hands them out.
+    let table: Vec<u32> = (0..kv.num_blocks() as u32).rev().collect();
+    let mut scratch = Scratch::default();
+    let step = Step {
+        tokens: &prompt,
+        positions: &positions,
+        sequences: &vec![0; prompt.len()],
+        block_tables: &[&table],
+        logit_rows: &positions,
+    };
+    let logits = bench.model.forward(&step, &mut kv, &mut NoHooks, &mut scratch).to_vec();
+    for selection in [Selection::Base, weighted(&[])] {
+        let output = bench.run(&selection, &prompt, greedy(1));
+        for (position, logits) in logits.chunks_exact(VOCAB).enumerate() {
+            let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
+            let normaliser = max + sum.ln() as f32;
+            let expected: Vec<u32> =
+                logits.iter().map(|logit| (logit - normaliser).to_bits()).collect();
+            let found: Vec<u32> = output.row(position).iter().map(|x| x.to_bits()).collect();
+            assert_eq!(found, expected, "{selection:?}, position {position}");
+        }
+    }
+}
+
+#[test]
+fn the_size_of_chunks_changes_no_bit() {
+    let selections = [
+        Selection::Base,
+        weighted(&[("task-a", 0.8), ("task-c", -0.3)]),
+        peft_arrow(2.0, 1.0, 42.0),
+    ];
+    let mut expected: Option<Vec<Vec<u32>>> = None;
+    for max_rows in [256, 16, 7, 1] {
+        let config = EngineConfig {
+            max_rows,
+            max_prompt_rows_while_decoding: max_rows,
+            ..EngineConfig::default()
+        };
+        let bench = Bench::with_config(LLAMA, &TASKS, config);
+        bench.add_arrow();
+        let run = |selection| bench.run(selection, &long_prompt(), greedy(8)).bits();
+        let bits: Vec<Vec<u32>> = selections.iter().map(run).collect();
+        assert!(*expected.get_or_insert(bits.clone()) == bits, "{max_rows} rows per step");
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let expected = Bench::new(LLAMA, &[]).run(&Selection::Base, &long_prompt(), greedy(8)).bits();
+    for threads in [1, 3] {
+        let compute = Arc::new(Compute::new(threads));
+        let path = fixtures().join(LLAMA);
+        let model = Arc::new(load::load(&path, compute, &mut |_, _| {}).unwrap());
+        let bench = Bench::new(LLAMA, &[]);
+        let engine = Engine::start(model, EngineConfig::default()).unwrap();
+        let base = bench.compose(&Selection::Base);
+        let output = submit(&engine, &base, &long_prompt(), greedy(8)).wait();
+        assert!(output.bits() == expected, "{threads} threads");
+    }
+}
+
+#[test]
+fn a_composition_survives_the_removal_of_its_modules() {
+    let bench = Bench::arrow();
+    let (selection, prompt) = (peft_arrow(2.0, 1.0, 42.0), long_prompt());
+    let composition = bench.compose(&selection);
+    let before = submit(&bench.engine, &composition, &prompt, greedy(8)).wait();
+    let bytes = bench.library.resident_bytes();
+    assert!(bytes > 0);
+    TASKS.iter().for_each(|name| drop(bench.library.remove(name, Expected::Any).unwrap()));
+    assert_eq!(bench.library.resident_bytes(), bytes, "the composition leases its modules");
+    let after = submit(&bench.engine, &composition, &prompt, greedy(8)).wait();
+    assert!(before.bits() == after.bits());
+    assert!(bench.composer.compose(&weighted(&[("task-a", 1.0)])).is_err());
+    drop(composition);
+    assert_eq!(bench.library.resident_bytes(), 0);
+}
+
+/// A router sees each change before the next request: the history of the library changes nothing.
+#[test]
+fn routers_follow_the_library() {
+    let (selection, prompt) = (peft_arrow(2.0, 1.0, 42.0), long_prompt());
+    let whole = Bench::arrow().run(&selection, &prompt, greedy(8)).bits();
+    let bench = Bench::new(LLAMA, &TASKS[..4]);
+    bench.add_arrow();
+    let four = bench.run(&selection, &prompt, greedy(8)).bits();
+    assert!(four != whole);
+    let snapshot = Bench::new(LLAMA, &TASKS[4..]).library.snapshot();
+    let last = snapshot.get("task-e").unwrap();
+    let again = || Module::lora(last.generation(), last.weights().clone(), Vec::new());
+    bench.library.publish("task-e", again(), Expected::Absent).unwrap();
+    assert!(bench.run(&selection, &prompt, greedy(8)).bits() == whole);
+    bench.library.remove("task-e", Expected::Generation(last.generation())).unwrap();
+    assert!(bench.run(&selection, &prompt, greedy(8)).bits() == four);
+    // Under another name, first in the order: the tie-breaking order changes, the generation does not.
+    bench.library.publish("first", again(), Expected::Absent).unwrap();
+    let composition = bench.compose(&selection);
+    let names: Vec<&str> = composition.modules().iter().map(|lease| lease.name.as_str()).collect();
+    assert_eq!(names, ["first", "task-a", "task-b", "task-c", "task-d"]);
+}
+
+#[test]
+fn requests_that_cannot_be_served_are_refused() {
+    let bench = Bench::new(LLAMA, &[]);
+    let base = bench.compose(&Selection::Base);
+    let refused = |prompt: Vec<u32>, max_tokens| {
+        let request = Request {
+            prompt,
+            sampling: SamplingParams { max_tokens, ..SamplingParams::default() },
+            composition: Arc::clone(&base),
+            trace: TraceLevel::None,
+            sink: Box::new(|event| panic!("a refused request was heard of: {event:?}")),
+        };
+        bench.engine.handle().submit(request).unwrap_err()
+    };
+    assert_eq!(refused(vec![], 1), SubmitError::EmptyPrompt);
+    let unknown = SubmitError::BadToken { token: VOCAB as u32, vocab_size: VOCAB };
+    assert_eq!(refused(vec![5, VOCAB as u32], 1), unknown);
+    let too_long = SubmitError::TooLong { prompt: 250, max_tokens: 7, limit: 256 };
+    assert_eq!(refused(vec![5; 250], 7), too_long);
+    assert!(matches!(refused(vec![5], usize::MAX), SubmitError::TooLong { .. }));
+}
+
+#[test]
+fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
+    let config = EngineConfig { max_running: 1, max_waiting: 1, ..EngineConfig::default() };
+    let bench = Bench::with_config(LLAMA, &[], config);
+    let base = bench.compose(&Selection::Base);
+    let request = |sink: polyskill_engine::EventSink| Request {
+        prompt: vec![5, 6, 7],
+        sampling: greedy(2),
+        composition: Arc::clone(&base),
+        trace: TraceLevel::None,
+        sink,
+    };
+    // The first request holds the engine until the test has seen the queue.
+    let (started, has_started) = channel();
+    let (release, released) = channel::<()>();
+    let hold = move |_: Event| {
+        started.send(()).is_ok() && {
+            let _ = released.recv();
+            true
+        }
+    };
+    bench.engine.handle().submit(request(Box::new(hold))).unwrap();
+    has_started.recv().unwrap();
+    let (sender, events) = channel();
+    let waiting = request(Box::new(move |event| sender.send(event).is_ok()));
+    let id = bench.engine.handle().submit(waiting).unwrap();
+    let full = bench.engine.handle().submit(request(Box::new(|_| true))).unwrap_err();
+    assert_eq!(full, SubmitError::QueueFull { waiting: 1 });
+    bench.engine.handle().cancel(id);
+    drop(release);
+    drop(has_started);
+    let events: Vec<Event> = events.iter().collect();
+    let [Event::Finished(finished)] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(finished.reason, FinishReason::Cancelled);
+    assert_eq!(finished.completion_tokens, 0);
+}
+
+#[test]
+fn draining_finishes_what_was_submitted() {
+    let bench = Bench::new(LLAMA, &[]);
+    let base = bench.compose(&Selection::Base);
+    let pending: Vec<Pending> =
+        (5..12).map(|token| submit(&bench.engine, &base, &[token], greedy(9))).collect();
+    bench.engine.drain();
+    for pending in pending {
+        assert_eq!(pending.wait().tokens.len(), 9);
+    }
+}
+
+/// A request of the random mixes.
+#[derive(Clone, Debug)]
+struct Wanted {
+    selection: Selection,
+    prompt: Vec<u32>,
+    sampling: SamplingParams,
+    /// Tokens after which nobody listens any more.
+    listens: usize,
+}
+
+fn selection() -> impl Strategy<Value = Selection> {
+    let mixture = prop::collection::btree_map(0..TASKS.len(), -1.0_f32..1.0, 1..4);
+    prop_oneof![
+        Just(Selection::Base),
+        mixture.prop_map(|weights| {
+            let weights: Vec<_> = weights.into_iter().map(|(at, w)| (TASKS[at], w)).collect();
+            weighted(&weights)
+        }),
+        (1_u32..6, prop::bool::ANY).prop_map(|(top_k, warm)| {
+            peft_arrow(f64::from(top_k), if warm { 1.0 } else { 0.5 }, 42.0)
+        }),
+    ]
+}
+
+fn wanted() -> impl Strategy<Value = Wanted> {
+    let prompt = prop::collection::vec(3..VOCAB as u32, 1..60);
+    let listens = prop_oneof![3 => Just(usize::MAX), 1 => 1_usize..5];
+    (selection(), prompt, 1_usize..10, prop::bool::ANY, any::<u64>(), listens).prop_map(
+        |(selection, prompt, max_tokens, is_greedy, seed, listens)| {
+            let temperature = if is_greedy { 0.0 } else { 1.0 };
+            let sampling = SamplingParams { temperature, seed, ..greedy(max_tokens) };
+            Wanted { selection, prompt, sampling, listens }
+        },
+    )
+}
+
+fn engine_config() -> impl Strategy<Value = EngineConfig> {
+    (1_usize..9, 1_usize..80, 1_usize..20).prop_map(|(max_running, max_rows, chunk)| EngineConfig {
+        max_running,
+        max_rows,
+        max_prompt_rows_while_decoding: chunk,
+        ..EngineConfig::default()
+    })
+}
+
+/// Runs the requests together and compares each with its run alone.
+fn check_mix(config: EngineConfig, mix: &[Wanted]) -> Result<(), TestCaseError> {
+    static ALONE: OnceLock<Bench> = OnceLock::new();
+    let alone = ALONE.get_or_init(Bench::arrow);
+    let bench = Bench::with_config(LLAMA, &TASKS, config);
+    bench.add_arrow();
+    let pending: Vec<Pending> = mix
+        .iter()
+        .map(|wanted| {
+            let composition = bench.compose(&wanted.selection);
+            let Wanted { prompt, sampling, listens, .. } = wanted;
+            submit_until(&bench.engine, &composition, prompt, sampling.clone(), *listens)
+        })
+        .collect();
+    for (pending, wanted) in pending.into_iter().zip(mix) {
+        let together = pending.wait();
+        let cold = alone.run(&wanted.selection, &wanted.prompt, wanted.sampling.clone());
+        if wanted.listens < wanted.sampling.max_tokens {
+            prop_assert_eq!(&together.finished.reason, &FinishReason::Cancelled);
+            prop_assert_eq!(together.ids(), &cold.ids()[..wanted.listens]);
+        } else if wanted.listens > wanted.sampling.max_tokens {
+            prop_assert_eq!(&together.finished.reason, &FinishReason::Length);
+            prop_assert!(together.bits() == cold.bits(), "{:?}", wanted);
+        }
+    }
+    let stats = bench.engine.handle().stats().snapshot();
+    prop_assert_eq!((stats.running, stats.waiting, stats.kv_blocks_used), (0, 0, 0));
+    TASKS.iter().for_each(|name| drop(bench.library.remove(name, Expected::Any).unwrap()));
+    prop_assert_eq!(bench.library.resident_bytes(), 0);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 24,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn any_mix_gives_each_request_what_it_gets_alone(
+        config in engine_config(),
+        mix in prop::collection::vec(wanted(), 1..10),
+    ) {
+        check_mix(config, &mix)?;
+    }
+}

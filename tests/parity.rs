@@ -1,0 +1,191 @@
+//! The same numbers as transformers and PEFT, and the same bits whatever else is served.
+
+use polyskill_adapters::prototypes;
+use polyskill_engine::Selection;
+use polyskill_model::{Projection, Site};
+
+use crate::common::{
+    Bench, Case, Output, TASKS, arrow_selection, cases, floats, golden, greedy, list, submit, text,
+    weighted, worst,
+};
+
+/// PEFT's order of the library is the order of the names here.
+fn require_task_order(case: &Case) {
+    let adapters = list(&case.header["adapters"]).iter().filter_map(|name| name.as_str());
+    assert!(adapters.eq(TASKS), "{}: another library", case.name);
+}
+
+#[test]
+fn base_models_agree_with_transformers() {
+    for case in cases("models") {
+        let bench = Bench::new(&format!("models/{}", text(&case.header, "model")), &[]);
+        let output = bench.run(&Selection::Base, &case.prompt, greedy(case.greedy_ids.len()));
+        output.require(&case, 1e-4);
+    }
+}
+
+#[test]
+fn exact_gguf_agrees_with_transformers() {
+    let exact =
+        |case: &Case| ["tiny-f32.gguf", "tiny-f16.gguf"].contains(&text(&case.header, "file"));
+    let cases: Vec<Case> = cases("gguf").into_iter().filter(exact).collect();
+    assert_eq!(cases.len(), 4);
+    for case in cases {
+        let bench = Bench::new(&format!("gguf/{}", text(&case.header, "file")), &[]);
+        let output = bench.run(&Selection::Base, &case.prompt, greedy(case.greedy_ids.len()));
+        output.require(&case, 1e-4);
+    }
+}
+
+/// Quantised products round the activations to 8 bits too, which the reference does not: log-probabilities
+/// move, the choice does not where it was clear.
+#[test]
+fn quantised_gguf_stays_close_to_the_dequantised_weights() {
+    const WORST: f32 = 0.45;
+    const MEAN: f32 = 0.06;
+    const CLEAR: f32 = 0.5;
+    let mut clear_rows = 0;
+    for case in cases("gguf") {
+        let file = text(&case.header, "file");
+        if !file.contains("-q") {
+            continue;
+        }
+        let bench = Bench::new(&format!("gguf/{file}"), &[]);
+        let output = bench.run(&Selection::Base, &case.prompt, greedy(1));
+        let distance = output.distance(&case);
+        assert!(distance <= WORST, "{}: off by {distance} nats", case.name);
+        let (mut sum, mut count) = (0.0, 0);
+        for (position, expected) in &case.rows {
+            let found = output.row(*position);
+            sum += found.iter().zip(expected).map(|(a, b)| (a - b).abs()).sum::<f32>();
+            count += expected.len();
+            let (best, lead) = lead(expected);
+            if lead > CLEAR {
+                clear_rows += 1;
+                assert_eq!(self::lead(&found).0, best, "{}: position {position}", case.name);
+            }
+        }
+        let mean = sum / count as f32;
+        assert!(mean <= MEAN, "{}: off by {mean} nats on average", case.name);
+    }
+    assert!(clear_rows > 0, "no golden row has a clear favourite");
+}
+
+/// The most likely token and its lead over the next.
+fn lead(row: &[f32]) -> (usize, f32) {
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+    (order[0], row[order[0]] - row[order[1]])
+}
+
+#[test]
+fn adapters_agree_with_peft() {
+    for case in cases("lora") {
+        let entries: Vec<(&str, f32)> = list(&case.header["adapters"])
+            .iter()
+            .map(|entry| (text(entry, "name"), entry["weight"].as_f64().unwrap() as f32))
+            .collect();
+        let names: Vec<&str> = entries.iter().map(|(name, _)| *name).collect();
+        let bench = Bench::new(&format!("models/{}", text(&case.header, "model")), &names);
+        let output = bench.run(&weighted(&entries), &case.prompt, greedy(case.greedy_ids.len()));
+        output.require(&case, 1e-4);
+        let base = bench.run(&Selection::Base, &case.prompt, greedy(1));
+        assert!(base.distance(&case) > 1e-2, "{}: the adapter changes nothing", case.name);
+    }
+}
+
+#[test]
+fn arrow_agrees_with_peft() {
+    let bench = Bench::arrow();
+    for case in cases("arrow") {
+        require_task_order(&case);
+        let composition = bench.compose(&arrow_selection(&case));
+        assert_eq!(composition.fallback(), None);
+        let sampling = greedy(case.greedy_ids.len());
+        let output = submit(&bench.engine, &composition, &case.prompt, sampling).wait();
+        output.require(&case, 1e-3);
+        assert_eq!(output.finished.fallback_rows, 0);
+    }
+}
+
+#[test]
+fn arrow_prototypes_agree_with_peft() {
+    let golden = golden("arrow");
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let snapshot = bench.library.snapshot();
+    assert!(!list(&golden["prototypes"]).is_empty());
+    for entry in list(&golden["prototypes"]) {
+        let site = site_of(entry);
+        for ((name, module), expected) in snapshot.iter().zip(list(&entry["values"])) {
+            let weights = module.weights().at(site).unwrap();
+            let seed = entry["seed"].as_u64().unwrap();
+            let off = worst(&prototypes::power_iteration(weights, 15, seed), &floats(expected));
+            assert!(off <= 1e-4, "{name} at {site}: off by {off:e}");
+        }
+    }
+}
+
+fn site_of(entry: &serde_json::Value) -> Site {
+    let projection = text(entry, "projection");
+    let projection = Projection::ALL.into_iter().find(|p| p.name() == projection).unwrap();
+    Site { layer: entry["layer"].as_u64().unwrap() as usize, projection }
+}
+
+/// The trace of the first generated token is the routing of the prompt's last.
+#[test]
+fn arrow_coefficients_agree_with_peft() {
+    let golden = golden("arrow");
+    let bench = Bench::arrow();
+    let entries = list(&golden["routing"]);
+    let name = text(&entries[0], "case");
+    let case = cases("arrow").into_iter().find(|case| case.name == name).unwrap();
+    let output = bench.run(&arrow_selection(&case), &case.prompt, greedy(1));
+    assert_eq!(output.tokens[0].routing.len(), entries.len());
+    for entry in entries {
+        let index = site_of(entry).index();
+        let traced = output.tokens[0].routing.iter().find(|at| at.site as usize == index).unwrap();
+        let mut found = vec![0.0; TASKS.len()];
+        traced.picks.iter().for_each(|&(module, weight)| found[module as usize] = weight);
+        let expected = floats(list(&entry["coefficients"]).last().unwrap());
+        let off = worst(&found, &expected);
+        assert!(off <= 1e-4, "{}: off by {off:e}", site_of(entry));
+    }
+}
+
+/// Requests with other modules, other routing and other prompts beside one another change no bit.
+#[test]
+fn a_mixed_batch_gives_each_request_what_it_gets_alone() {
+    let bench = Bench::arrow();
+    let mut wanted: Vec<(String, Selection, Vec<u32>)> = Vec::new();
+    for (index, case) in cases("arrow").into_iter().enumerate() {
+        let share = 0.25 * (index + 1) as f32;
+        let mixture = weighted(&[(TASKS[index % 5], share), (TASKS[(index + 2) % 5], -0.5)]);
+        wanted.push((format!("base, {}", case.name), Selection::Base, case.prompt.clone()));
+        wanted.push((format!("mixture, {}", case.name), mixture, case.prompt.clone()));
+        wanted.push((case.name.clone(), arrow_selection(&case), case.prompt));
+    }
+    let alone: Vec<Output> = wanted
+        .iter()
+        .map(|(_, selection, prompt)| bench.run(selection, prompt, greedy(12)))
+        .collect();
+    let before = bench.engine.handle().stats().snapshot();
+    let compositions: Vec<_> =
+        wanted.iter().map(|(_, selection, _)| bench.compose(selection)).collect();
+    let pending: Vec<_> = compositions
+        .iter()
+        .zip(&wanted)
+        .map(|(composition, (_, _, prompt))| submit(&bench.engine, composition, prompt, greedy(12)))
+        .collect();
+    for ((pending, alone), (name, _, _)) in pending.into_iter().zip(&alone).zip(&wanted) {
+        let together = pending.wait();
+        assert_eq!(together.ids(), alone.ids(), "{name}");
+        assert_eq!(together.bits(), alone.bits(), "{name}");
+    }
+    let after = bench.engine.handle().stats().snapshot();
+    assert!(
+        (after.steps - before.steps) * 2 < before.steps,
+        "{} steps together, {} alone: nothing was batched",
+        after.steps - before.steps,
+        before.steps
+    );
+}

@@ -1,0 +1,143 @@
+//! Rules on the source that no compiler checks: layers, headers, and where families are named.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value as Json;
+
+use crate::common::{list, root, text};
+
+/// Which crate may use which: normal dependencies inside the workspace, exactly.
+const LAYERS: [(&str, &[&str]); 6] = [
+    (
+        "polyskill",
+        &[
+            "polyskill-adapters",
+            "polyskill-engine",
+            "polyskill-model",
+            "polyskill-plugin",
+            "polyskill-sdk",
+        ],
+    ),
+    ("polyskill-engine", &["polyskill-adapters", "polyskill-model", "polyskill-sdk"]),
+    ("polyskill-adapters", &["polyskill-model"]),
+    ("polyskill-plugin", &["polyskill-sdk"]),
+    ("polyskill-sdk", &[]),
+    ("polyskill-model", &[]),
+];
+
+fn metadata() -> Json {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--offline", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn crates_depend_on_the_layers_below_and_nothing_else() {
+    let metadata = metadata();
+    let packages = list(&metadata["packages"]);
+    let names: BTreeSet<&str> = packages.iter().map(|package| text(package, "name")).collect();
+    let mut layers: BTreeMap<&str, BTreeSet<&str>> =
+        LAYERS.iter().map(|(name, allowed)| (*name, allowed.iter().copied().collect())).collect();
+    for package in packages {
+        let name = text(package, "name");
+        let used: BTreeSet<&str> = list(&package["dependencies"])
+            .iter()
+            .filter(|dependency| dependency["kind"].is_null())
+            .map(|dependency| text(dependency, "name"))
+            .filter(|dependency| names.contains(dependency))
+            .collect();
+        let is_plugin =
+            Path::new(text(package, "manifest_path")).starts_with(root().join("plugins"));
+        let allowed = match layers.remove(name) {
+            Some(allowed) => allowed,
+            None if is_plugin => BTreeSet::from(["polyskill-sdk"]),
+            None if name == "xtask" => BTreeSet::new(),
+            None => panic!("`{name}` has no place in the layers; add it to the test"),
+        };
+        assert_eq!(used, allowed, "`{name}`");
+    }
+    assert!(layers.is_empty(), "crates that are gone: {layers:?}");
+}
+
+/// All Rust files below a folder of the repository.
+fn sources(folder: &str) -> Vec<PathBuf> {
+    let mut folders = vec![root().join(folder)];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && path.file_name().is_some_and(|name| name != "target") {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    assert!(!files.is_empty(), "{folder} holds no Rust");
+    files.sort();
+    files
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    // Generated from the WIT by wit-bindgen.
+    let generated = root().join("sdk/src/bindings.rs");
+    for folder in ["host", "sdk", "adapters", "plugins", "xtask", "tests"] {
+        for file in sources(folder).into_iter().filter(|file| *file != generated) {
+            let source = std::fs::read_to_string(&file).unwrap();
+            let first = source.lines().next().unwrap_or_default();
+            let says = first.strip_prefix("//! ").is_some_and(|says| says.len() > 10);
+            assert!(says, "{} begins with `{first}`", file.display());
+        }
+    }
+}
+
+/// Families are data: their names belong to the file that turns configurations into variation points.
+#[test]
+fn model_families_are_named_in_one_file() {
+    const FAMILIES: [&str; 5] = ["llama", "qwen", "mistral", "mixtral", "olmo"];
+    // Names that are no families.
+    const ALLOWED: [(&str, &str, &str); 3] = [
+        (
+            "config.rs",
+            "Llama3 {",
+            "a kind of rope scaling, `llama3` in configurations of any family",
+        ),
+        ("rope.rs", "RopeScaling::Llama3 {", "the same"),
+        ("gguf_file.rs", "fn names_follow_llama_cpp", "the project that defines the format"),
+    ];
+    let home = root().join("host/model/src/family.rs");
+    for file in sources("host/model/src").into_iter().filter(|file| *file != home) {
+        let source = std::fs::read_to_string(&file).unwrap();
+        for (number, line) in source.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let lower = code.to_lowercase();
+            let Some(family) = FAMILIES.into_iter().find(|family| lower.contains(family)) else {
+                continue;
+            };
+            let allowed =
+                ALLOWED.iter().any(|(name, part, _)| file.ends_with(name) && code.contains(part));
+            assert!(allowed, "{}:{}: names `{family}`", file.display(), number + 1);
+        }
+    }
+}
+
+/// The tests that a checkout runs are all its tests.
+#[test]
+fn no_test_sleeps_or_is_ignored() {
+    // In two parts, so that this file does not find itself.
+    let forbidden =
+        [["#[", "ignore"], ["should", "_panic"], ["thread::", "sleep"]].map(|p| p.concat());
+    for file in sources("tests") {
+        let source = std::fs::read_to_string(&file).unwrap();
+        for word in &forbidden {
+            assert!(!source.contains(word.as_str()), "{} has `{word}`", file.display());
+        }
+    }
+}
