@@ -83,8 +83,8 @@ fn what_is_no_plugin_is_refused_by_name() {
         ("garbage", &b"\x7fELF garbage that is long enough"[..], "not WebAssembly"),
         ("nothing", b"", "not WebAssembly"),
         ("empty component", b"\0asm\x0d\0\x01\0", "exports nothing"),
-        ("empty core module", b"\0asm\x01\0\0\0", "exports nothing"),
-        ("core module of another kind", &core, "exports nothing"),
+        ("empty core module", b"\0asm\x01\0\0\0", "no component type"),
+        ("core module of another kind", &core, "no component type"),
         ("component of another world", &component.unwrap(), "exports run"),
         ("truncated", truncated, "evil"),
     ] {

@@ -26,6 +26,8 @@ const COMPONENT_MAGIC: [u8; 8] = *b"\0asm\x0d\0\x01\0";
 const CORE_MAGIC: [u8; 8] = *b"\0asm\x01\0\0\0";
 /// What every plugin of this minor exports, without the patch number.
 const EXPORT: &str = "polyskill:router/planner@0.1.";
+/// What a plugin without exports is said to export.
+const NO_EXPORTS: &str = "nothing";
 /// Instances alive at once, over all plugins: one per router and one more while it is swapped.
 const MAX_INSTANCES: u32 = 64;
 
@@ -105,6 +107,7 @@ impl Loader {
     pub fn load(&self, path: &Path) -> Result<Plugin, Error> {
         let Bundle { name, bytes, digest } = Bundle::read(path)?;
         let not_a_plugin = |reason: String| Error::NotAPlugin { name: name.clone(), reason };
+        let core = bytes.starts_with(&CORE_MAGIC);
         let component = match bytes.get(..8) {
             Some(magic) if magic == COMPONENT_MAGIC => bytes,
             Some(magic) if magic == CORE_MAGIC => wrap_core(&bytes).map_err(not_a_plugin)?,
@@ -116,7 +119,14 @@ impl Loader {
         };
         let component = Component::new(&self.engine, &component)
             .map_err(|error| compile_error(&name, &error))?;
-        check_exports(&name, &self.engine, &component)?;
+        match check_exports(&name, &self.engine, &component) {
+            // Such a module carries no component type, so wrapping it gave a component without exports.
+            Err(Error::Version { found, .. }) if core && found == NO_EXPORTS => {
+                let reason = "this core module carries no component type; build it with the SDK's export! macro";
+                return Err(not_a_plugin(reason.to_owned()));
+            }
+            checked => checked?,
+        }
         let pre = self
             .linker
             .instantiate_pre(&component)
@@ -146,7 +156,7 @@ fn check_exports(name: &str, engine: &Engine, component: &Component) -> Result<(
     if exports.iter().any(|export| export.starts_with(EXPORT)) {
         return Ok(());
     }
-    let found = if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") };
+    let found = if exports.is_empty() { NO_EXPORTS.to_owned() } else { exports.join(", ") };
     Err(Error::Version { name: name.to_owned(), found })
 }
 
