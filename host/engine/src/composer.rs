@@ -16,6 +16,9 @@ use crate::composition::{Composition, LeasedModule, Plan, RouterIdentity};
 use crate::gates::Gates;
 use crate::library_view::{Definitions, View, model_info};
 
+/// Largest weight of a module in a request; far beyond it, hidden states overflow.
+const MAX_WEIGHT: f32 = 1e3;
+
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Selection {
@@ -65,7 +68,7 @@ pub enum ComposeError {
         patterns: Vec<String>,
     },
     /// A weight is not usable.
-    #[error("the weight of adapter `{name}` is {weight}, expected a finite number")]
+    #[error("the weight of adapter `{name}` is {weight}, expected -1000 to 1000")]
     BadWeight {
         /// The module.
         name: String,
@@ -245,7 +248,7 @@ impl Composer {
         let mut modules = Vec::new();
         let mut picks = Vec::new();
         for (name, weight) in weights {
-            if !weight.is_finite() {
+            if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(weight) {
                 return Err(ComposeError::BadWeight { name: name.clone(), weight: *weight });
             }
             let module = snapshot.get(name).cloned();

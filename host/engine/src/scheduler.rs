@@ -1,7 +1,7 @@
 //! Which rows go into the next step.
 //!
-//! Every running request that decodes gets its row; what is left of the budget goes to prompts, oldest
-//! first, in chunks. KV blocks for a request's whole length are reserved at admission, so a running
+//! Every running request that decodes gets its row; what is left of the budget is shared by the prompts,
+//! in chunks. KV blocks for a request's whole length are reserved at admission, so a running
 //! request never waits for memory and nothing is preempted.
 
 use std::ops::Range;
@@ -68,16 +68,25 @@ pub(crate) fn plan(running: &[Progress], budget: Budget) -> Vec<Range<usize>> {
     if decoding > 0 {
         prompt_rows = prompt_rows.min(budget.prompt_rows_while_decoding);
     }
-    // With more decoders than the budget the oldest would starve the rest; admission prevents that.
+    // Short prompts first, each with at most an equal share of what is left: a long prompt does not hold
+    // up a short one that arrives after it, and every prompt advances in every step.
+    let mut prompts: Vec<usize> = (0..running.len()).filter(|&i| !running[i].decoding).collect();
+    prompts.sort_by_key(|&index| running[index].known - running[index].computed);
+    let mut rows = vec![0; running.len()];
+    let mut waiting = prompts.len();
+    for index in prompts {
+        let left = running[index].known - running[index].computed;
+        rows[index] = left.min(prompt_rows.div_ceil(waiting));
+        prompt_rows -= rows[index];
+        waiting -= 1;
+    }
     running
         .iter()
-        .map(|progress| {
-            let left = progress.known - progress.computed;
-            let rows = if progress.decoding { left } else { left.min(prompt_rows) };
-            if !progress.decoding {
-                prompt_rows -= rows;
-            }
-            progress.computed..progress.computed + rows
+        .zip(rows)
+        .map(|(progress, rows)| match progress.decoding {
+            // Admission keeps the number of decoders within the budget.
+            true => progress.computed..progress.known,
+            false => progress.computed..progress.computed + rows,
         })
         .collect()
 }
@@ -119,8 +128,11 @@ mod tests {
                 prop_assert!(range.end <= progress.known);
                 prop_assert!(!progress.decoding || range.len() == 1);
             }
-            if let Some(first) = running.iter().position(|progress| !progress.decoding) {
-                prop_assert!(!plan[first].is_empty(), "the oldest prompt advances");
+            let decoders = running.iter().filter(|progress| progress.decoding).count();
+            let prompts = running.len() - decoders;
+            let budget = (rows - decoders).min(if decoders > 0 { rows / 2 } else { rows });
+            if prompts <= budget {
+                prop_assert!(plan.iter().all(|range| !range.is_empty()), "every request advances");
             }
         }
     }

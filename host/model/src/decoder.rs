@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use crate::attention::attend;
 use crate::compute::{Compute, SharedMut};
 use crate::config::ModelConfig;
 use crate::hooks::{Hooks, SiteOutput};
-use crate::kernels::{QuantisedRows, exp, matmul_dense, matmul_packed, rms_norm, silu_mul};
+use crate::kernels::{QuantisedRows, matmul_dense, matmul_packed, rms_norm, silu_mul};
 use crate::kv::{BLOCK_POSITIONS, KvCache};
 use crate::linear::{Linear, Matrix, project};
 use crate::rope::{RopeTable, rotate};
@@ -202,7 +203,7 @@ impl Decoder {
             let place = (table[position / BLOCK_POSITIONS], position % BLOCK_POSITIONS);
             kv.store(place, layer, keys, values);
         }
-        self.attend(layer, step, kv, queries, heads);
+        attend(&self.compute, &self.config, (layer, step, kv), queries, heads);
         let outputs = [(Projection::O, &mut *branch)];
         self.project(layer, GroupKind::AttentionOutput, heads, outputs, (quantised, hooks));
         add(hidden, branch);
@@ -283,101 +284,6 @@ impl Decoder {
             None => project_tied(&self.compute, normed, &self.embeddings, quantised, logits),
         }
     }
-
-    /// Causal attention of every row over its sequence's cached keys and values.
-    #[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
-    fn attend(
-        &self,
-        layer: usize,
-        step: &Step<'_>,
-        kv: &KvCache,
-        queries: &[f32],
-        heads: &mut [f32],
-    ) {
-        /// Rows per task: consecutive rows of a prompt share the keys that they read.
-        const ROWS_PER_TASK: usize = 8;
-        let config = &self.config;
-        let (num_heads, dim) = (config.num_heads, config.head_dim);
-        let num_rows = step.tokens.len();
-        let window = config.windows[layer];
-        let scale = 1.0 / (dim as f32).sqrt();
-        let heads = SharedMut::new(heads);
-        self.compute.run(num_rows.div_ceil(ROWS_PER_TASK) * num_heads, &|task| {
-            let (chunk, head) = (task / num_heads, task % num_heads);
-            let rows = chunk * ROWS_PER_TASK..((chunk + 1) * ROWS_PER_TASK).min(num_rows);
-            let mut scores = Vec::new();
-            for row in rows {
-                let position = step.positions[row] as usize;
-                let past = Past {
-                    kv,
-                    table: step.block_tables[step.sequences[row] as usize],
-                    layer,
-                    head: head / (num_heads / config.num_kv_heads),
-                    first: window.map_or(0, |window| (position + 1).saturating_sub(window)),
-                    last: position,
-                };
-                let at = row * num_heads * dim + head * dim;
-                // SAFETY: each (row, head) is written by one task.
-                let output = unsafe { heads.slice(at, dim) };
-                past.attend(&queries[at..at + dim], scale, &mut scores, output);
-            }
-        });
-    }
-}
-
-/// The part of a sequence that one head of one row sees.
-struct Past<'a> {
-    kv: &'a KvCache,
-    table: &'a [u32],
-    layer: usize,
-    head: usize,
-    first: usize,
-    last: usize,
-}
-
-impl Past<'_> {
-    fn attend(&self, query: &[f32], scale: f32, scores: &mut Vec<f32>, output: &mut [f32]) {
-        let first_block = self.first / BLOCK_POSITIONS;
-        let blocks = &self.table[first_block..=self.last / BLOCK_POSITIONS];
-        scores.clear();
-        for &block in blocks {
-            let keys = self.kv.keys(block, self.layer, self.head);
-            scores.extend(block_scores(query, keys).map(|score| score * scale));
-        }
-        let start = first_block * BLOCK_POSITIONS;
-        scores.truncate(self.last + 1 - start);
-        scores[..self.first - start].fill(f32::NEG_INFINITY);
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        scores.iter_mut().for_each(|score| *score = exp(*score - max));
-        let sum: f32 = scores.iter().sum();
-        output.fill(0.0);
-        for (&block, weights) in blocks.iter().zip(scores.chunks(BLOCK_POSITIONS)) {
-            let values = self.kv.values(block, self.layer, self.head);
-            for (weight, value) in weights.iter().zip(values.chunks_exact(query.len())) {
-                output.iter_mut().zip(value).for_each(|(y, v)| *y = weight.mul_add(*v, *y));
-            }
-        }
-        let scale = 1.0 / sum;
-        output.iter_mut().for_each(|value| *value *= scale);
-    }
-}
-
-/// Dot products of a query with the 16 keys of a block, `[head_dim, 16]`.
-#[inline(always)]
-fn block_scores(query: &[f32], keys: &[f32]) -> [f32; BLOCK_POSITIONS] {
-    let mut even = [0.0_f32; BLOCK_POSITIONS];
-    let mut odd = [0.0_f32; BLOCK_POSITIONS];
-    for (pair, keys) in query.chunks(2).zip(keys.chunks(2 * BLOCK_POSITIONS)) {
-        for (lane, sum) in even.iter_mut().enumerate() {
-            *sum = pair[0].mul_add(keys[lane], *sum);
-        }
-        if let [_, second] = pair {
-            for (lane, sum) in odd.iter_mut().enumerate() {
-                *sum = second.mul_add(keys[BLOCK_POSITIONS + lane], *sum);
-            }
-        }
-    }
-    std::array::from_fn(|lane| even[lane] + odd[lane])
 }
 
 /// The head of a model with tied embeddings.

@@ -10,6 +10,7 @@
 //! Every kernel computes a row in the same order of operations whatever rows stand beside it, so a row
 //! alone, in a batch, or in any chunk of its prompt gives the same bits.
 
+mod attention;
 pub mod compute;
 pub mod config;
 pub mod decoder;

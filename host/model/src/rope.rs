@@ -12,10 +12,12 @@ pub(crate) struct RopeTable {
 
 impl RopeTable {
     pub(crate) fn new(rope: &Rope, head_dim: usize) -> Self {
+        // In f32 and in this order, as transformers does: at late positions one rounding more or less
+        // of a frequency already shows in the logits.
         let inverse_frequencies = (0..head_dim / 2)
             .map(|pair| {
-                let plain = 1.0 / rope.theta.powf(2.0 * pair as f64 / head_dim as f64);
-                scale(plain, pair, &rope.scaling) as f32
+                let exponent = (2 * pair) as f32 / head_dim as f32;
+                scale(1.0 / (rope.theta as f32).powf(exponent), pair, &rope.scaling)
             })
             .collect();
         Self { inverse_frequencies }
@@ -29,25 +31,29 @@ impl RopeTable {
     }
 }
 
-fn scale(frequency: f64, pair: usize, scaling: &RopeScaling) -> f64 {
+fn scale(frequency: f32, pair: usize, scaling: &RopeScaling) -> f32 {
     match scaling {
         RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Factors(factors) => frequency / factors.get(pair).copied().unwrap_or(1.0),
+        RopeScaling::Linear { factor } => frequency / *factor as f32,
+        RopeScaling::Factors(factors) => {
+            frequency / factors.get(pair).map_or(1.0, |&factor| factor as f32)
+        }
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
             original_max_positions,
         } => {
-            let wavelength = std::f64::consts::TAU / frequency;
-            if wavelength < original_max_positions / high_freq_factor {
+            let (factor, low, high) =
+                (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
+            let original = *original_max_positions as f32;
+            let wavelength = std::f32::consts::TAU / frequency;
+            if wavelength < original / high {
                 frequency
-            } else if wavelength > original_max_positions / low_freq_factor {
+            } else if wavelength > original / low {
                 frequency / factor
             } else {
-                let smooth = (original_max_positions / wavelength - low_freq_factor)
-                    / (high_freq_factor - low_freq_factor);
+                let smooth = (original / wavelength - low) / (high - low);
                 (1.0 - smooth) * frequency / factor + smooth * frequency
             }
         }

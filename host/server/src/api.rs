@@ -12,7 +12,7 @@ mod tokenize;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -89,6 +89,18 @@ async fn require_admin_key(
             ApiError::unauthorized().into_response()
         }
         Some(_) => next.run(request).await,
+    }
+}
+
+/// A request body, whose refusal has the shape of all our errors.
+struct Body(axum::body::Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = axum::body::Bytes::from_request(request, state).await;
+        bytes.map(Self).map_err(|error| ApiError::body_not_read(error.status(), error.body_text()))
     }
 }
 

@@ -101,7 +101,11 @@ fn paint(text: &str, module: Option<u32>) -> String {
 }
 
 fn legend(composition: &Composition, share: &[(u32, f64)]) {
-    let router = composition.router().map_or("no router", |router| router.name.as_str());
+    if composition.modules().is_empty() {
+        println!("\nno modules: the base answered");
+        return;
+    }
+    let router = composition.router().map_or("fixed", |router| router.name.as_str());
     let mut share = share.to_vec();
     share.sort_by(|a, b| b.1.total_cmp(&a.1));
     let names = share.iter().filter_map(|&(module, share)| {

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
-use axum::body::Bytes;
 use axum::extract::State;
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Error, peft};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
+use super::Body;
 use super::chat::parse;
 use super::error::ApiError;
 use crate::service::Service;
@@ -29,7 +29,7 @@ fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
 
 pub(super) async fn load(
     State(service): State<Arc<Service>>,
-    body: Bytes,
+    Body(body): Body,
 ) -> Result<String, ApiError> {
     let request: LoadRequest = parse(&body)?;
     let name = required(request.lora_name, "lora_name")?;
@@ -78,7 +78,7 @@ fn to_api(error: Error) -> ApiError {
 
 pub(super) async fn unload(
     State(service): State<Arc<Service>>,
-    body: Bytes,
+    Body(body): Body,
 ) -> Result<String, ApiError> {
     let request: LoadRequest = parse(&body)?;
     let name = required(request.lora_name, "lora_name")?;

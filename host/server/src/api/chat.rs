@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
@@ -13,6 +12,7 @@ use polyskill_engine::{Finished, Logprob, TraceLevel};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
+use super::Body;
 use super::error::ApiError;
 use super::generation::{Delta, Generation};
 use super::params::{CommonParams, routing_report};
@@ -57,7 +57,7 @@ pub(super) fn usage(finished: &[Finished]) -> Json {
 
 pub(super) async fn chat(
     State(service): State<Arc<Service>>,
-    body: Bytes,
+    Body(body): Body,
 ) -> Result<Response, ApiError> {
     let request: ChatRequest = parse(&body)?;
     let name = request.common.model_name(&service).to_owned();

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
@@ -13,6 +12,7 @@ use polyskill_engine::{Logprob, PromptLogprob};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
+use super::Body;
 use super::chat::{deltas, event, new_id, now, parse, usage};
 use super::error::ApiError;
 use super::generation::Generation;
@@ -65,7 +65,7 @@ impl Prompt {
 
 pub(super) async fn completions(
     State(service): State<Arc<Service>>,
-    body: Bytes,
+    Body(body): Body,
 ) -> Result<Response, ApiError> {
     let mut request: CompletionRequest = parse(&body)?;
     let name = request.common.model_name(&service).to_owned();

@@ -50,6 +50,11 @@ impl ApiError {
         )
     }
 
+    /// 413, or another failure to read a body.
+    pub fn body_not_read(status: StatusCode, message: impl Into<String>) -> Self {
+        Self::new(status, "BadRequestError", message, None)
+    }
+
     /// 405.
     pub fn method_not_allowed() -> Self {
         let status = StatusCode::METHOD_NOT_ALLOWED;

@@ -200,7 +200,7 @@ impl CommonParams {
             )?,
             presence_penalty: range("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)?,
             frequency_penalty: range("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
-            logit_bias: self.biases()?,
+            logit_bias: self.biases(service.model.config().vocab_size)?,
             stop_tokens,
             min_tokens: self.min_tokens.unwrap_or(0),
             seed: seed.wrapping_add(choice as u64),
@@ -209,12 +209,12 @@ impl CommonParams {
         })
     }
 
-    fn biases(&self) -> Result<Vec<(u32, f32)>, ApiError> {
-        let parse = |(token, bias): (&String, &f32)| match token.parse() {
-            Ok(token) if bias.is_finite() => Ok((token, bias.clamp(-100.0, 100.0))),
+    fn biases(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+        let parse = |(token, bias): (&String, &f32)| match token.parse::<u32>() {
+            Ok(id) if bias.abs() <= 100.0 && (id as usize) < vocab_size => Ok((id, *bias)),
             _ => {
                 let message = format!(
-                    "`logit_bias` maps `{token}` to {bias}, expected token ids and numbers"
+                    "`logit_bias` maps `{token}` to {bias}, expected ids of the vocabulary and -100 to 100"
                 );
                 Err(ApiError::bad_request(message, Some("logit_bias")))
             }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
-use axum::body::Bytes;
 use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
+use super::Body;
 use super::chat::{normalise, parse};
 use super::error::ApiError;
 use crate::service::Service;
@@ -26,7 +26,7 @@ struct DetokenizeRequest {
 
 pub(super) async fn tokenize(
     State(service): State<Arc<Service>>,
-    body: Bytes,
+    Body(body): Body,
 ) -> Result<JsonReply<Json>, ApiError> {
     let request: TokenizeRequest = parse(&body)?;
     let tokens = match (&request.prompt, &request.messages) {
@@ -48,7 +48,7 @@ pub(super) async fn tokenize(
 
 pub(super) async fn detokenize(
     State(service): State<Arc<Service>>,
-    body: Bytes,
+    Body(body): Body,
 ) -> Result<JsonReply<Json>, ApiError> {
     let request: DetokenizeRequest = parse(&body)?;
     let text: String = service.text.decode_all(&request.tokens);

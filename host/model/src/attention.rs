@@ -1,0 +1,189 @@
+//! Causal attention of flat rows over the paged cache.
+//!
+//! Rows of one sequence that stand together walk its blocks together, so that keys and values are read
+//! once for several rows: long prompts are bound by that traffic. A row's sums run over features and
+//! positions in one fixed order whatever rows it shares a pass with.
+
+use crate::compute::{Compute, SharedMut};
+use crate::config::ModelConfig;
+use crate::decoder::Step;
+use crate::kernels::exp;
+use crate::kv::{BLOCK_POSITIONS, KvCache};
+
+/// Rows per task.
+const ROWS_PER_TASK: usize = 8;
+/// Features that a pass over values keeps in registers.
+const FEATURES: usize = 16;
+
+/// Writes the heads' outputs, `[rows, num_heads · head_dim]`, for `queries` of the same shape.
+#[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
+pub(crate) fn attend(
+    compute: &Compute,
+    config: &ModelConfig,
+    (layer, step, kv): (usize, &Step<'_>, &KvCache),
+    queries: &[f32],
+    outputs: &mut [f32],
+) {
+    let (num_heads, dim) = (config.num_heads, config.head_dim);
+    let num_rows = step.tokens.len();
+    let window = config.windows[layer];
+    let outputs = SharedMut::new(outputs);
+    compute.run(num_rows.div_ceil(ROWS_PER_TASK) * num_heads, &|task| {
+        let (chunk, head) = (task / num_heads, task % num_heads);
+        let last = ((chunk + 1) * ROWS_PER_TASK).min(num_rows);
+        let mut row = chunk * ROWS_PER_TASK;
+        let mut scores = Vec::new();
+        while row < last {
+            let sequence = step.sequences[row];
+            let count = step.sequences[row..last].iter().take_while(|&&s| s == sequence).count();
+            let past = Past {
+                kv,
+                table: step.block_tables[sequence as usize],
+                layer,
+                head: head / (num_heads / config.num_kv_heads),
+                dim,
+            };
+            let views: Vec<View<'_>> = (row..row + count)
+                .map(|row| {
+                    let position = step.positions[row] as usize;
+                    let at = row * num_heads * dim + head * dim;
+                    View {
+                        query: &queries[at..at + dim],
+                        first: window.map_or(0, |w| (position + 1).saturating_sub(w)),
+                        last: position,
+                        // SAFETY: each (row, head) is written by one task.
+                        output: unsafe { outputs.slice(at, dim) },
+                    }
+                })
+                .collect();
+            past.attend(views, &mut scores);
+            row += count;
+        }
+    });
+}
+
+/// One head of one row: what it asks, what it sees, and where its answer goes.
+struct View<'a> {
+    query: &'a [f32],
+    first: usize,
+    last: usize,
+    output: &'a mut [f32],
+}
+
+/// A sequence's cache as one key-value head of a layer sees it.
+struct Past<'a> {
+    kv: &'a KvCache,
+    table: &'a [u32],
+    layer: usize,
+    head: usize,
+    dim: usize,
+}
+
+impl Past<'_> {
+    /// Attention of ascending rows of the sequence.
+    fn attend(&self, mut views: Vec<View<'_>>, scores: &mut Vec<f32>) {
+        let first_block = views.iter().map(|view| view.first).min().unwrap_or(0) / BLOCK_POSITIONS;
+        let end_block = views.iter().map(|view| view.last).max().unwrap_or(0) / BLOCK_POSITIONS + 1;
+        let stride = (end_block - first_block) * BLOCK_POSITIONS;
+        let start = first_block * BLOCK_POSITIONS;
+        scores.clear();
+        scores.resize(views.len() * stride, 0.0);
+        for (index, &block) in self.table[first_block..end_block].iter().enumerate() {
+            let keys = self.kv.keys(block, self.layer, self.head);
+            let at = index * BLOCK_POSITIONS;
+            for (pair, views) in views.chunks(2).enumerate() {
+                let first = 2 * pair * stride + at;
+                match views {
+                    [a, b] => {
+                        let [a, b] = block_scores([a.query, b.query], keys);
+                        scores[first..first + BLOCK_POSITIONS].copy_from_slice(&a);
+                        scores[first + stride..][..BLOCK_POSITIONS].copy_from_slice(&b);
+                    }
+                    [a] => {
+                        let [a] = block_scores([a.query], keys);
+                        scores[first..first + BLOCK_POSITIONS].copy_from_slice(&a);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        let scale = 1.0 / (self.dim as f32).sqrt();
+        let mut sums = Vec::with_capacity(views.len());
+        for (view, scores) in views.iter_mut().zip(scores.chunks_exact_mut(stride)) {
+            sums.push(weigh(scores, view.first - start..view.last + 1 - start, scale));
+            view.output.fill(0.0);
+        }
+        for (index, &block) in self.table[first_block..end_block].iter().enumerate() {
+            let values = self.kv.values(block, self.layer, self.head);
+            let at = index * BLOCK_POSITIONS;
+            for (view, scores) in views.iter_mut().zip(scores.chunks_exact(stride)) {
+                // Slots behind the row's own position may hold anything, also what is not finite.
+                let end = (view.last + 1 - start).min(at + BLOCK_POSITIONS);
+                if at < end {
+                    add_values(&scores[at..end], values, view.output);
+                }
+            }
+        }
+        for (view, sum) in views.iter_mut().zip(sums) {
+            let scale = 1.0 / sum;
+            view.output.iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+}
+
+/// Turns the scores of the `seen` positions into weights, zero elsewhere; returns their sum.
+fn weigh(scores: &mut [f32], seen: std::ops::Range<usize>, scale: f32) -> f32 {
+    scores[..seen.start].fill(0.0);
+    scores[seen.end..].fill(0.0);
+    let seen = &mut scores[seen];
+    let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    seen.iter_mut().for_each(|score| *score = exp((*score - max) * scale));
+    seen.iter().sum()
+}
+
+/// Dot products of queries with the 16 keys of a block, `[head_dim, 16]`.
+#[inline(always)]
+fn block_scores<const ROWS: usize>(
+    queries: [&[f32]; ROWS],
+    keys: &[f32],
+) -> [[f32; BLOCK_POSITIONS]; ROWS] {
+    let mut even = [[0.0_f32; BLOCK_POSITIONS]; ROWS];
+    let mut odd = [[0.0_f32; BLOCK_POSITIONS]; ROWS];
+    for (pair, keys) in keys.chunks_exact(2 * BLOCK_POSITIONS).enumerate() {
+        let (first, second) = keys.split_at(BLOCK_POSITIONS);
+        for row in 0..ROWS {
+            let (a, b) = (queries[row][2 * pair], queries[row][2 * pair + 1]);
+            for lane in 0..BLOCK_POSITIONS {
+                even[row][lane] = a.mul_add(first[lane], even[row][lane]);
+                odd[row][lane] = b.mul_add(second[lane], odd[row][lane]);
+            }
+        }
+    }
+    // `head_dim` is even, so no key is left over.
+    std::array::from_fn(|row| std::array::from_fn(|lane| even[row][lane] + odd[row][lane]))
+}
+
+/// `output += Σ weights[j] · values[j]` over the 16 positions of a block, `values` `[16, head_dim]`.
+#[inline(always)]
+fn add_values(weights: &[f32], values: &[f32], output: &mut [f32]) {
+    let dim = output.len();
+    let mut chunks = output.chunks_exact_mut(FEATURES);
+    let mut at = 0;
+    for chunk in &mut chunks {
+        let mut sums = [0.0_f32; FEATURES];
+        sums.copy_from_slice(chunk);
+        for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
+            let row = &row[at..at + FEATURES];
+            for lane in 0..FEATURES {
+                sums[lane] = weight.mul_add(row[lane], sums[lane]);
+            }
+        }
+        chunk.copy_from_slice(&sums);
+        at += FEATURES;
+    }
+    for (offset, value) in chunks.into_remainder().iter_mut().enumerate() {
+        for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
+            *value = weight.mul_add(row[at + offset], *value);
+        }
+    }
+}
