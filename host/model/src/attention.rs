@@ -7,13 +7,11 @@
 use crate::compute::{Compute, SharedMut};
 use crate::config::ModelConfig;
 use crate::decoder::Step;
-use crate::kernels::exp;
+use crate::kernels::{add_weighted_values, block_scores, exp};
 use crate::kv::{BLOCK_POSITIONS, KvCache};
 
 /// Rows per task.
 const ROWS_PER_TASK: usize = 8;
-/// Features that a pass over values keeps in registers.
-const FEATURES: usize = 16;
 
 /// Writes the heads' outputs, `[rows, num_heads · head_dim]`, for `queries` of the same shape.
 #[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
@@ -91,18 +89,15 @@ impl Past<'_> {
         for (index, &block) in self.table[first_block..end_block].iter().enumerate() {
             let keys = self.kv.keys(block, self.layer, self.head);
             let at = index * BLOCK_POSITIONS;
-            for (pair, views) in views.chunks(2).enumerate() {
-                let first = 2 * pair * stride + at;
+            for (views, scores) in views.chunks(2).zip(scores.chunks_mut(2 * stride)) {
+                let (first, second) = scores.split_at_mut(stride);
+                let first = &mut first[at..at + BLOCK_POSITIONS];
                 match views {
                     [a, b] => {
-                        let [a, b] = block_scores([a.query, b.query], keys);
-                        scores[first..first + BLOCK_POSITIONS].copy_from_slice(&a);
-                        scores[first + stride..][..BLOCK_POSITIONS].copy_from_slice(&b);
+                        let second = &mut second[at..at + BLOCK_POSITIONS];
+                        block_scores([a.query, b.query], keys, [first, second]);
                     }
-                    [a] => {
-                        let [a] = block_scores([a.query], keys);
-                        scores[first..first + BLOCK_POSITIONS].copy_from_slice(&a);
-                    }
+                    [a] => block_scores([a.query], keys, [first]),
                     _ => {}
                 }
             }
@@ -120,7 +115,7 @@ impl Past<'_> {
                 // Slots behind the row's own position may hold anything, also what is not finite.
                 let end = (view.last + 1 - start).min(at + BLOCK_POSITIONS);
                 if at < end {
-                    add_values(&scores[at..end], values, view.output);
+                    add_weighted_values(&scores[at..end], values, view.output);
                 }
             }
         }
@@ -135,55 +130,17 @@ impl Past<'_> {
 fn weigh(scores: &mut [f32], seen: std::ops::Range<usize>, scale: f32) -> f32 {
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);
-    let seen = &mut scores[seen];
-    let max = seen.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    seen.iter_mut().for_each(|score| *score = exp((*score - max) * scale));
-    seen.iter().sum()
-}
-
-/// Dot products of queries with the 16 keys of a block, `[head_dim, 16]`.
-#[inline(always)]
-fn block_scores<const ROWS: usize>(
-    queries: [&[f32]; ROWS],
-    keys: &[f32],
-) -> [[f32; BLOCK_POSITIONS]; ROWS] {
-    let mut even = [[0.0_f32; BLOCK_POSITIONS]; ROWS];
-    let mut odd = [[0.0_f32; BLOCK_POSITIONS]; ROWS];
-    for (pair, keys) in keys.chunks_exact(2 * BLOCK_POSITIONS).enumerate() {
-        let (first, second) = keys.split_at(BLOCK_POSITIONS);
-        for row in 0..ROWS {
-            let (a, b) = (queries[row][2 * pair], queries[row][2 * pair + 1]);
-            for lane in 0..BLOCK_POSITIONS {
-                even[row][lane] = a.mul_add(first[lane], even[row][lane]);
-                odd[row][lane] = b.mul_add(second[lane], odd[row][lane]);
-            }
-        }
+    let visible = &mut scores[seen];
+    let mut lanes = [f32::NEG_INFINITY; BLOCK_POSITIONS];
+    for chunk in visible.chunks(BLOCK_POSITIONS) {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, score)| *lane = lane.max(*score));
     }
-    // `head_dim` is even, so no key is left over.
-    std::array::from_fn(|row| std::array::from_fn(|lane| even[row][lane] + odd[row][lane]))
-}
-
-/// `output += Σ weights[j] · values[j]` over the 16 positions of a block, `values` `[16, head_dim]`.
-#[inline(always)]
-fn add_values(weights: &[f32], values: &[f32], output: &mut [f32]) {
-    let dim = output.len();
-    let mut chunks = output.chunks_exact_mut(FEATURES);
-    let mut at = 0;
-    for chunk in &mut chunks {
-        let mut sums = [0.0_f32; FEATURES];
-        sums.copy_from_slice(chunk);
-        for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
-            let row = &row[at..at + FEATURES];
-            for lane in 0..FEATURES {
-                sums[lane] = weight.mul_add(row[lane], sums[lane]);
-            }
-        }
-        chunk.copy_from_slice(&sums);
-        at += FEATURES;
+    let max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    visible.iter_mut().for_each(|score| *score = exp((*score - max) * scale));
+    // One sum per slot of a block: the order depends on positions alone, not on where the rows begin.
+    let mut sums = [0.0_f32; BLOCK_POSITIONS];
+    for chunk in scores.chunks_exact(BLOCK_POSITIONS) {
+        sums.iter_mut().zip(chunk).for_each(|(sum, weight)| *sum += weight);
     }
-    for (offset, value) in chunks.into_remainder().iter_mut().enumerate() {
-        for (&weight, row) in weights.iter().zip(values.chunks_exact(dim)) {
-            *value = weight.mul_add(row[at + offset], *value);
-        }
-    }
+    sums.iter().sum()
 }

@@ -6,11 +6,13 @@
 
 #![expect(unsafe_code, reason = "SIMD intrinsics and disjoint writes from parallel tasks")]
 
+mod attention;
 mod dense;
 mod elementwise;
 mod packed;
 mod simd;
 
+pub(crate) use attention::{add_weighted_values, block_scores};
 pub use dense::{WeightSlice, add_scaled_rows, dots, matmul_dense, prefetch};
 pub use elementwise::{exp, rms_norm, silu_mul, softmax};
 pub use packed::{PackedMatrix, QuantisedRows, matmul_packed};
