@@ -95,9 +95,9 @@ impl Past<'_> {
                 match views {
                     [a, b] => {
                         let second = &mut second[at..at + BLOCK_POSITIONS];
-                        block_scores([a.query, b.query], keys, [first, second]);
+                        block_scores([a.query, b.query], keys, &mut [first, second]);
                     }
-                    [a] => block_scores([a.query], keys, [first]),
+                    [a] => block_scores([a.query], keys, &mut [first]),
                     _ => {}
                 }
             }

@@ -10,7 +10,7 @@ use crate::kv::BLOCK_POSITIONS;
 unsafe fn scores<S: Simd, const ROWS: usize>(
     queries: [&[f32]; ROWS],
     keys: &[f32],
-    out: [&mut [f32]; ROWS],
+    out: &mut [&mut [f32]; ROWS],
 ) {
     let mut offset = 0;
     while offset < BLOCK_POSITIONS {
@@ -63,14 +63,14 @@ unsafe fn values<S: Simd>(weights: &[f32], values: &[f32], output: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn scores_avx512<const N: usize>(q: [&[f32]; N], keys: &[f32], out: [&mut [f32]; N]) {
+unsafe fn scores_avx512<const N: usize>(q: [&[f32]; N], keys: &[f32], out: &mut [&mut [f32]; N]) {
     // SAFETY: forwarded contract.
     unsafe { scores::<Avx512, N>(q, keys, out) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn scores_avx2<const N: usize>(q: [&[f32]; N], keys: &[f32], out: [&mut [f32]; N]) {
+unsafe fn scores_avx2<const N: usize>(q: [&[f32]; N], keys: &[f32], out: &mut [&mut [f32]; N]) {
     // SAFETY: forwarded contract.
     unsafe { scores::<Avx2, N>(q, keys, out) }
 }
@@ -96,7 +96,7 @@ unsafe fn values_avx2(weights: &[f32], rows: &[f32], output: &mut [f32]) {
 pub(crate) fn block_scores<const N: usize>(
     queries: [&[f32]; N],
     keys: &[f32],
-    out: [&mut [f32]; N],
+    out: &mut [&mut [f32]; N],
 ) {
     let dim = keys.len() / BLOCK_POSITIONS;
     assert!(dim.is_multiple_of(2) && queries.iter().all(|query| query.len() == dim));
