@@ -257,3 +257,40 @@ fn a_router_that_refuses_its_parameters_is_not_published() {
     let error = bench.composer.compose(&mode("failed")).unwrap_err();
     assert!(error.to_string().contains("`hostile` does not exist"), "{error}");
 }
+
+/// Writes `file` of a copied directory with some bytes changed and the end cut off.
+fn mutate(source: &Path, target: &Path, file: &str, edits: &[(usize, u8)], keep: f64) {
+    for entry in std::fs::read_dir(source).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), target.join(entry.file_name())).unwrap();
+    }
+    let mut bytes = std::fs::read(source.join(file)).unwrap();
+    // Most edits fall into the header, where the structure is.
+    edits.iter().for_each(|&(at, byte)| {
+        let at = at % bytes.len().min(2_000);
+        bytes[at] = byte;
+    });
+    bytes.truncate((bytes.len() as f64 * keep) as usize);
+    std::fs::write(target.join(file), bytes).unwrap();
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn mutated_modules_and_checkpoints_never_panic(
+        edits in proptest::collection::vec((0..2_000_usize, 0..=255_u8), 0..6),
+        keep in proptest::sample::select(vec![1.0, 1.0, 0.99, 0.5, 0.001]),
+        of_config in proptest::bool::ANY,
+    ) {
+        let base = model("models/llama-tied");
+        let scratch = tempfile::tempdir().unwrap();
+        let file = if of_config { "adapter_config.json" } else { "adapter_model.safetensors" };
+        mutate(&fixtures().join("adapters/lora-basic"), scratch.path(), file, &edits, keep);
+        let _ = peft::load("mutated", scratch.path(), scratch.path(), base.config());
+        let scratch = tempfile::tempdir().unwrap();
+        let file = if of_config { "config.json" } else { "model.safetensors" };
+        mutate(&fixtures().join("models/llama-tied"), scratch.path(), file, &edits, keep);
+        let _ = load::load(scratch.path(), Arc::new(Compute::new(1)), &mut |_, _| {});
+    }
+}
