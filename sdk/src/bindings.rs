@@ -950,6 +950,25 @@ pub mod polyskill {
                         .finish()
                 }
             }
+            /// How a program ends in a call of `stepper.route`.
+            #[derive(Clone)]
+            pub struct RouteCall {
+                /// whether the batch carries the vector too; needs the capability `hidden`
+                pub hidden: bool,
+                /// handed back with every batch, at most 64 numbers: what the plan decided
+                pub arguments: _rt::Vec<f32>,
+            }
+            impl ::core::fmt::Debug for RouteCall {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("RouteCall")
+                        .field("hidden", &self.hidden)
+                        .field("arguments", &self.arguments)
+                        .finish()
+                }
+            }
             /// One step of a program. A program is a pipeline: each op transforms the value of the one before.
             #[derive(Clone)]
             pub enum Op {
@@ -977,6 +996,8 @@ pub mod polyskill {
                 Renormalise(f32),
                 /// the scores that are left become the row's picks
                 Emit,
+                /// the scores so far (or the vector, where it is handed over) go to `stepper.route`, which picks
+                Route(RouteCall),
             }
             impl ::core::fmt::Debug for Op {
                 fn fmt(
@@ -1002,6 +1023,7 @@ pub mod polyskill {
                             f.debug_tuple("Op::Renormalise").field(e).finish()
                         }
                         Op::Emit => f.debug_tuple("Op::Emit").finish(),
+                        Op::Route(e) => f.debug_tuple("Op::Route").field(e).finish(),
                     }
                 }
             }
@@ -1237,6 +1259,8 @@ pub mod exports {
                     Fixed(_rt::Vec<Pick>),
                     /// programs; each site is decided by the first that selects it
                     Gated(_rt::Vec<Program>),
+                    /// only these candidates, for the next router of the chain to choose from
+                    Narrowed(_rt::Vec<u32>),
                 }
                 impl ::core::fmt::Debug for RoutePlan {
                     fn fmt(
@@ -1249,6 +1273,9 @@ pub mod exports {
                             }
                             RoutePlan::Gated(e) => {
                                 f.debug_tuple("RoutePlan::Gated").field(e).finish()
+                            }
+                            RoutePlan::Narrowed(e) => {
+                                f.debug_tuple("RoutePlan::Narrowed").field(e).finish()
                             }
                         }
                     }
@@ -1714,21 +1741,21 @@ pub mod exports {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (1i32) as u8;
-                                        let vec23 = e;
-                                        let len23 = vec23.len();
-                                        let layout23 = _rt::alloc::Layout::from_size_align(
-                                                vec23.len() * (7 * ::core::mem::size_of::<*const u8>()),
+                                        let vec25 = e;
+                                        let len25 = vec25.len();
+                                        let layout25 = _rt::alloc::Layout::from_size_align(
+                                                vec25.len() * (7 * ::core::mem::size_of::<*const u8>()),
                                                 ::core::mem::size_of::<*const u8>(),
                                             )
                                             .unwrap();
-                                        let (result23, _cleanup23) = wit_bindgen::rt::Cleanup::new(
-                                            layout23,
+                                        let (result25, _cleanup25) = wit_bindgen::rt::Cleanup::new(
+                                            layout25,
                                         );
-                                        if let Some(cleanup) = _cleanup23 {
+                                        if let Some(cleanup) = _cleanup25 {
                                             cleanup.forget();
                                         }
-                                        for (i, e) in vec23.into_iter().enumerate() {
-                                            let base = result23
+                                        for (i, e) in vec25.into_iter().enumerate() {
+                                            let base = result25
                                                 .add(i * (7 * ::core::mem::size_of::<*const u8>()));
                                             {
                                                 let super::super::super::super::polyskill::router::gate::Program {
@@ -1760,35 +1787,35 @@ pub mod exports {
                                                 *base
                                                     .add(3 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>() = (share16.clone() as i32) as u8;
-                                                let vec22 = ops16;
-                                                let len22 = vec22.len();
-                                                let layout22 = _rt::alloc::Layout::from_size_align(
-                                                        vec22.len() * (3 * ::core::mem::size_of::<*const u8>()),
+                                                let vec24 = ops16;
+                                                let len24 = vec24.len();
+                                                let layout24 = _rt::alloc::Layout::from_size_align(
+                                                        vec24.len() * (4 * ::core::mem::size_of::<*const u8>()),
                                                         ::core::mem::size_of::<*const u8>(),
                                                     )
                                                     .unwrap();
-                                                let (result22, _cleanup22) = wit_bindgen::rt::Cleanup::new(
-                                                    layout22,
+                                                let (result24, _cleanup24) = wit_bindgen::rt::Cleanup::new(
+                                                    layout24,
                                                 );
-                                                if let Some(cleanup) = _cleanup22 {
+                                                if let Some(cleanup) = _cleanup24 {
                                                     cleanup.forget();
                                                 }
-                                                for (i, e) in vec22.into_iter().enumerate() {
-                                                    let base = result22
-                                                        .add(i * (3 * ::core::mem::size_of::<*const u8>()));
+                                                for (i, e) in vec24.into_iter().enumerate() {
+                                                    let base = result24
+                                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
                                                     {
-                                                        use super::super::super::super::polyskill::router::gate::Op as V21;
+                                                        use super::super::super::super::polyskill::router::gate::Op as V23;
                                                         match e {
-                                                            V21::LoadInput => {
+                                                            V23::LoadInput => {
                                                                 *base.add(0).cast::<u8>() = (0i32) as u8;
                                                             }
-                                                            V21::LayerNorm(e) => {
+                                                            V23::LayerNorm(e) => {
                                                                 *base.add(0).cast::<u8>() = (1i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<f32>() = _rt::as_f32(e);
                                                             }
-                                                            V21::Linear(e) => {
+                                                            V23::Linear(e) => {
                                                                 *base.add(0).cast::<u8>() = (2i32) as u8;
                                                                 let vec19 = (e.into_bytes()).into_boxed_slice();
                                                                 let ptr19 = vec19.as_ptr().cast::<u8>();
@@ -1801,10 +1828,10 @@ pub mod exports {
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<*mut u8>() = ptr19.cast_mut();
                                                             }
-                                                            V21::Abs => {
+                                                            V23::Abs => {
                                                                 *base.add(0).cast::<u8>() = (3i32) as u8;
                                                             }
-                                                            V21::Affine(e) => {
+                                                            V23::Affine(e) => {
                                                                 *base.add(0).cast::<u8>() = (4i32) as u8;
                                                                 let super::super::super::super::polyskill::router::gate::AffineMap {
                                                                     scale: scale20,
@@ -1817,45 +1844,69 @@ pub mod exports {
                                                                     .add(4 + 1 * ::core::mem::size_of::<*const u8>())
                                                                     .cast::<f32>() = _rt::as_f32(shift20);
                                                             }
-                                                            V21::Sigmoid => {
+                                                            V23::Sigmoid => {
                                                                 *base.add(0).cast::<u8>() = (5i32) as u8;
                                                             }
-                                                            V21::Relu => {
+                                                            V23::Relu => {
                                                                 *base.add(0).cast::<u8>() = (6i32) as u8;
                                                             }
-                                                            V21::Softmax => {
+                                                            V23::Softmax => {
                                                                 *base.add(0).cast::<u8>() = (7i32) as u8;
                                                             }
-                                                            V21::TopK(e) => {
+                                                            V23::TopK(e) => {
                                                                 *base.add(0).cast::<u8>() = (8i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<i32>() = _rt::as_i32(e);
                                                             }
-                                                            V21::Threshold(e) => {
+                                                            V23::Threshold(e) => {
                                                                 *base.add(0).cast::<u8>() = (9i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<f32>() = _rt::as_f32(e);
                                                             }
-                                                            V21::Renormalise(e) => {
+                                                            V23::Renormalise(e) => {
                                                                 *base.add(0).cast::<u8>() = (10i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<f32>() = _rt::as_f32(e);
                                                             }
-                                                            V21::Emit => {
+                                                            V23::Emit => {
                                                                 *base.add(0).cast::<u8>() = (11i32) as u8;
+                                                            }
+                                                            V23::Route(e) => {
+                                                                *base.add(0).cast::<u8>() = (12i32) as u8;
+                                                                let super::super::super::super::polyskill::router::gate::RouteCall {
+                                                                    hidden: hidden21,
+                                                                    arguments: arguments21,
+                                                                } = e;
+                                                                *base
+                                                                    .add(::core::mem::size_of::<*const u8>())
+                                                                    .cast::<u8>() = (match hidden21 {
+                                                                    true => 1,
+                                                                    false => 0,
+                                                                }) as u8;
+                                                                let vec22 = <_ as Into<_rt::Vec<_>>>::into(arguments21)
+                                                                    .into_boxed_slice();
+                                                                let ptr22 = vec22.as_ptr().cast::<u8>();
+                                                                let len22 = vec22.len();
+                                                                ::core::mem::forget(vec22);
+                                                                *base
+                                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<usize>() = len22;
+                                                                *base
+                                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<*mut u8>() = ptr22.cast_mut();
                                                             }
                                                         }
                                                     }
                                                 }
                                                 *base
                                                     .add(5 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len22;
+                                                    .cast::<usize>() = len24;
                                                 *base
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>() = result22;
+                                                    .cast::<*mut u8>() = result24;
                                                 *base
                                                     .add(6 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<u8>() = (combine16.clone() as i32) as u8;
@@ -1863,10 +1914,26 @@ pub mod exports {
                                         }
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len23;
+                                            .cast::<usize>() = len25;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = result23;
+                                            .cast::<*mut u8>() = result25;
+                                    }
+                                    RoutePlan::Narrowed(e) => {
+                                        *ptr14
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (2i32) as u8;
+                                        let vec26 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr26 = vec26.as_ptr().cast::<u8>();
+                                        let len26 = vec26.len();
+                                        ::core::mem::forget(vec26);
+                                        *ptr14
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len26;
+                                        *ptr14
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr26.cast_mut();
                                     }
                                 }
                             }
@@ -1882,57 +1949,57 @@ pub mod exports {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (1i32) as u8;
-                                        let vec24 = (e.into_bytes()).into_boxed_slice();
-                                        let ptr24 = vec24.as_ptr().cast::<u8>();
-                                        let len24 = vec24.len();
-                                        ::core::mem::forget(vec24);
+                                        let vec27 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr27 = vec27.as_ptr().cast::<u8>();
+                                        let len27 = vec27.len();
+                                        ::core::mem::forget(vec27);
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len24;
+                                            .cast::<usize>() = len27;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr24.cast_mut();
+                                            .cast::<*mut u8>() = ptr27.cast_mut();
                                     }
                                     RouteError::InvalidParameter(e) => {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (2i32) as u8;
-                                        let ParameterError { name: name25, message: message25 } = e;
-                                        let vec26 = (name25.into_bytes()).into_boxed_slice();
-                                        let ptr26 = vec26.as_ptr().cast::<u8>();
-                                        let len26 = vec26.len();
-                                        ::core::mem::forget(vec26);
+                                        let ParameterError { name: name28, message: message28 } = e;
+                                        let vec29 = (name28.into_bytes()).into_boxed_slice();
+                                        let ptr29 = vec29.as_ptr().cast::<u8>();
+                                        let len29 = vec29.len();
+                                        ::core::mem::forget(vec29);
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len26;
+                                            .cast::<usize>() = len29;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr26.cast_mut();
-                                        let vec27 = (message25.into_bytes()).into_boxed_slice();
-                                        let ptr27 = vec27.as_ptr().cast::<u8>();
-                                        let len27 = vec27.len();
-                                        ::core::mem::forget(vec27);
+                                            .cast::<*mut u8>() = ptr29.cast_mut();
+                                        let vec30 = (message28.into_bytes()).into_boxed_slice();
+                                        let ptr30 = vec30.as_ptr().cast::<u8>();
+                                        let len30 = vec30.len();
+                                        ::core::mem::forget(vec30);
                                         *ptr14
                                             .add(5 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len27;
+                                            .cast::<usize>() = len30;
                                         *ptr14
                                             .add(4 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr27.cast_mut();
+                                            .cast::<*mut u8>() = ptr30.cast_mut();
                                     }
                                     RouteError::Failed(e) => {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (3i32) as u8;
-                                        let vec28 = (e.into_bytes()).into_boxed_slice();
-                                        let ptr28 = vec28.as_ptr().cast::<u8>();
-                                        let len28 = vec28.len();
-                                        ::core::mem::forget(vec28);
+                                        let vec31 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr31 = vec31.as_ptr().cast::<u8>();
+                                        let len31 = vec31.len();
+                                        ::core::mem::forget(vec31);
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len28;
+                                            .cast::<usize>() = len31;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr28.cast_mut();
+                                            .cast::<*mut u8>() = ptr31.cast_mut();
                                     }
                                 }
                             }
@@ -1962,17 +2029,17 @@ pub mod exports {
                                         let len4 = l3;
                                         _rt::cabi_dealloc(base4, len4 * 8, 4);
                                     }
-                                    _ => {
+                                    1 => {
                                         let l5 = *arg0
                                             .add(2 * ::core::mem::size_of::<*const u8>())
                                             .cast::<*mut u8>();
                                         let l6 = *arg0
                                             .add(3 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        let base17 = l5;
-                                        let len17 = l6;
-                                        for i in 0..len17 {
-                                            let base = base17
+                                        let base20 = l5;
+                                        let len20 = l6;
+                                        for i in 0..len20 {
+                                            let base = base20
                                                 .add(i * (7 * ::core::mem::size_of::<*const u8>()));
                                             {
                                                 let l7 = i32::from(*base.add(0).cast::<u8>());
@@ -1996,11 +2063,11 @@ pub mod exports {
                                                 let l12 = *base
                                                     .add(5 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                let base16 = l11;
-                                                let len16 = l12;
-                                                for i in 0..len16 {
-                                                    let base = base16
-                                                        .add(i * (3 * ::core::mem::size_of::<*const u8>()));
+                                                let base19 = l11;
+                                                let len19 = l12;
+                                                for i in 0..len19 {
+                                                    let base = base19
+                                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
                                                     {
                                                         let l13 = i32::from(*base.add(0).cast::<u8>());
                                                         match l13 {
@@ -2023,57 +2090,54 @@ pub mod exports {
                                                             8 => {}
                                                             9 => {}
                                                             10 => {}
-                                                            _ => {}
+                                                            11 => {}
+                                                            _ => {
+                                                                let l16 = *base
+                                                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<*mut u8>();
+                                                                let l17 = *base
+                                                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                                                    .cast::<usize>();
+                                                                let base18 = l16;
+                                                                let len18 = l17;
+                                                                _rt::cabi_dealloc(base18, len18 * 4, 4);
+                                                            }
                                                         }
                                                     }
                                                 }
                                                 _rt::cabi_dealloc(
-                                                    base16,
-                                                    len16 * (3 * ::core::mem::size_of::<*const u8>()),
+                                                    base19,
+                                                    len19 * (4 * ::core::mem::size_of::<*const u8>()),
                                                     ::core::mem::size_of::<*const u8>(),
                                                 );
                                             }
                                         }
                                         _rt::cabi_dealloc(
-                                            base17,
-                                            len17 * (7 * ::core::mem::size_of::<*const u8>()),
+                                            base20,
+                                            len20 * (7 * ::core::mem::size_of::<*const u8>()),
                                             ::core::mem::size_of::<*const u8>(),
                                         );
                                     }
-                                }
-                            }
-                            _ => {
-                                let l18 = i32::from(
-                                    *arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
-                                );
-                                match l18 {
-                                    0 => {}
-                                    1 => {
-                                        let l19 = *arg0
-                                            .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>();
-                                        let l20 = *arg0
-                                            .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>();
-                                        _rt::cabi_dealloc(l19, l20, 1);
-                                    }
-                                    2 => {
+                                    _ => {
                                         let l21 = *arg0
                                             .add(2 * ::core::mem::size_of::<*const u8>())
                                             .cast::<*mut u8>();
                                         let l22 = *arg0
                                             .add(3 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        _rt::cabi_dealloc(l21, l22, 1);
-                                        let l23 = *arg0
-                                            .add(4 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>();
-                                        let l24 = *arg0
-                                            .add(5 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>();
-                                        _rt::cabi_dealloc(l23, l24, 1);
+                                        let base23 = l21;
+                                        let len23 = l22;
+                                        _rt::cabi_dealloc(base23, len23 * 4, 4);
                                     }
-                                    _ => {
+                                }
+                            }
+                            _ => {
+                                let l24 = i32::from(
+                                    *arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                match l24 {
+                                    0 => {}
+                                    1 => {
                                         let l25 = *arg0
                                             .add(2 * ::core::mem::size_of::<*const u8>())
                                             .cast::<*mut u8>();
@@ -2081,6 +2145,31 @@ pub mod exports {
                                             .add(3 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
                                         _rt::cabi_dealloc(l25, l26, 1);
+                                    }
+                                    2 => {
+                                        let l27 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l28 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l27, l28, 1);
+                                        let l29 = *arg0
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l30 = *arg0
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l29, l30, 1);
+                                    }
+                                    _ => {
+                                        let l31 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l32 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l31, l32, 1);
                                     }
                                 }
                             }
@@ -2146,6 +2235,334 @@ pub mod exports {
                 );
                 static mut _RET_AREA: _RetArea = _RetArea(
                     [::core::mem::MaybeUninit::uninit(); 6
+                        * ::core::mem::size_of::<*const u8>()],
+                );
+            }
+            /// Decides rows while text is generated, on scores that the host made.
+            #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+            pub mod stepper {
+                #[used]
+                #[doc(hidden)]
+                static __FORCE_SECTION_REF: fn() = super::super::super::super::__link_custom_section_describing_imports;
+                use super::super::super::super::_rt;
+                pub type RouteError = super::super::super::super::exports::polyskill::router::planner::RouteError;
+                /// Rows of one step that one plan decides at one site.
+                #[derive(Clone)]
+                pub struct Batch {
+                    pub site: u32,
+                    pub rows: u32,
+                    /// per column of the scores: the module's position in the request's candidates
+                    pub candidates: _rt::Vec<u32>,
+                    /// `[rows, columns]`; empty where the program hands over a vector alone
+                    pub scores: _rt::Vec<f32>,
+                    /// `[rows, width]`; empty unless the program hands it over
+                    pub hidden: _rt::Vec<f32>,
+                    /// from the program's last op
+                    pub arguments: _rt::Vec<f32>,
+                }
+                impl ::core::fmt::Debug for Batch {
+                    fn fmt(
+                        &self,
+                        f: &mut ::core::fmt::Formatter<'_>,
+                    ) -> ::core::fmt::Result {
+                        f.debug_struct("Batch")
+                            .field("site", &self.site)
+                            .field("rows", &self.rows)
+                            .field("candidates", &self.candidates)
+                            .field("scores", &self.scores)
+                            .field("hidden", &self.hidden)
+                            .field("arguments", &self.arguments)
+                            .finish()
+                    }
+                }
+                /// Row r picks columns[offsets[r]..offsets[r + 1]] with the weights beside them.
+                #[derive(Clone)]
+                pub struct Decision {
+                    pub offsets: _rt::Vec<u32>,
+                    pub columns: _rt::Vec<u32>,
+                    pub weights: _rt::Vec<f32>,
+                }
+                impl ::core::fmt::Debug for Decision {
+                    fn fmt(
+                        &self,
+                        f: &mut ::core::fmt::Formatter<'_>,
+                    ) -> ::core::fmt::Result {
+                        f.debug_struct("Decision")
+                            .field("offsets", &self.offsets)
+                            .field("columns", &self.columns)
+                            .field("weights", &self.weights)
+                            .finish()
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case, unused_unsafe)]
+                pub unsafe fn _export_route_cabi<T_: Guest>(
+                    arg0: i32,
+                    arg1: i32,
+                    arg2: *mut u8,
+                    arg3: usize,
+                    arg4: *mut u8,
+                    arg5: usize,
+                    arg6: *mut u8,
+                    arg7: usize,
+                    arg8: *mut u8,
+                    arg9: usize,
+                ) -> *mut u8 {
+                    unsafe {
+                        #[cfg(target_arch = "wasm32")] _rt::run_ctors_once();
+                        let result4 = {
+                            let len0 = arg3;
+                            let len1 = arg5;
+                            let len2 = arg7;
+                            let len3 = arg9;
+                            T_::route(Batch {
+                                site: arg0 as u32,
+                                rows: arg1 as u32,
+                                candidates: <_ as From<
+                                    _rt::Vec<_>,
+                                >>::from(_rt::Vec::from_raw_parts(arg2.cast(), len0, len0)),
+                                scores: <_ as From<
+                                    _rt::Vec<_>,
+                                >>::from(_rt::Vec::from_raw_parts(arg4.cast(), len1, len1)),
+                                hidden: <_ as From<
+                                    _rt::Vec<_>,
+                                >>::from(_rt::Vec::from_raw_parts(arg6.cast(), len2, len2)),
+                                arguments: <_ as From<
+                                    _rt::Vec<_>,
+                                >>::from(_rt::Vec::from_raw_parts(arg8.cast(), len3, len3)),
+                            })
+                        };
+                        let ptr5 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        match result4 {
+                            Ok(e) => {
+                                *ptr5.add(0).cast::<u8>() = (0i32) as u8;
+                                let Decision {
+                                    offsets: offsets6,
+                                    columns: columns6,
+                                    weights: weights6,
+                                } = e;
+                                let vec7 = <_ as Into<_rt::Vec<_>>>::into(offsets6)
+                                    .into_boxed_slice();
+                                let ptr7 = vec7.as_ptr().cast::<u8>();
+                                let len7 = vec7.len();
+                                ::core::mem::forget(vec7);
+                                *ptr5
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len7;
+                                *ptr5
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr7.cast_mut();
+                                let vec8 = <_ as Into<_rt::Vec<_>>>::into(columns6)
+                                    .into_boxed_slice();
+                                let ptr8 = vec8.as_ptr().cast::<u8>();
+                                let len8 = vec8.len();
+                                ::core::mem::forget(vec8);
+                                *ptr5
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len8;
+                                *ptr5
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr8.cast_mut();
+                                let vec9 = <_ as Into<_rt::Vec<_>>>::into(weights6)
+                                    .into_boxed_slice();
+                                let ptr9 = vec9.as_ptr().cast::<u8>();
+                                let len9 = vec9.len();
+                                ::core::mem::forget(vec9);
+                                *ptr5
+                                    .add(6 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len9;
+                                *ptr5
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = ptr9.cast_mut();
+                            }
+                            Err(e) => {
+                                *ptr5.add(0).cast::<u8>() = (1i32) as u8;
+                                use super::super::super::super::exports::polyskill::router::planner::RouteError as V15;
+                                match e {
+                                    V15::Abstain => {
+                                        *ptr5
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                    V15::NotReady(e) => {
+                                        *ptr5
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        let vec10 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr10 = vec10.as_ptr().cast::<u8>();
+                                        let len10 = vec10.len();
+                                        ::core::mem::forget(vec10);
+                                        *ptr5
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len10;
+                                        *ptr5
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr10.cast_mut();
+                                    }
+                                    V15::InvalidParameter(e) => {
+                                        *ptr5
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (2i32) as u8;
+                                        let super::super::super::super::exports::polyskill::router::planner::ParameterError {
+                                            name: name11,
+                                            message: message11,
+                                        } = e;
+                                        let vec12 = (name11.into_bytes()).into_boxed_slice();
+                                        let ptr12 = vec12.as_ptr().cast::<u8>();
+                                        let len12 = vec12.len();
+                                        ::core::mem::forget(vec12);
+                                        *ptr5
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len12;
+                                        *ptr5
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr12.cast_mut();
+                                        let vec13 = (message11.into_bytes()).into_boxed_slice();
+                                        let ptr13 = vec13.as_ptr().cast::<u8>();
+                                        let len13 = vec13.len();
+                                        ::core::mem::forget(vec13);
+                                        *ptr5
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len13;
+                                        *ptr5
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr13.cast_mut();
+                                    }
+                                    V15::Failed(e) => {
+                                        *ptr5
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (3i32) as u8;
+                                        let vec14 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr14 = vec14.as_ptr().cast::<u8>();
+                                        let len14 = vec14.len();
+                                        ::core::mem::forget(vec14);
+                                        *ptr5
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len14;
+                                        *ptr5
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr14.cast_mut();
+                                    }
+                                }
+                            }
+                        };
+                        ptr5
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case)]
+                pub unsafe fn __post_return_route<T_: Guest>(arg0: *mut u8) {
+                    unsafe {
+                        let l0 = i32::from(*arg0.add(0).cast::<u8>());
+                        match l0 {
+                            0 => {
+                                let l1 = *arg0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l2 = *arg0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base3 = l1;
+                                let len3 = l2;
+                                _rt::cabi_dealloc(base3, len3 * 4, 4);
+                                let l4 = *arg0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *arg0
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base6 = l4;
+                                let len6 = l5;
+                                _rt::cabi_dealloc(base6, len6 * 4, 4);
+                                let l7 = *arg0
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l8 = *arg0
+                                    .add(6 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base9 = l7;
+                                let len9 = l8;
+                                _rt::cabi_dealloc(base9, len9 * 4, 4);
+                            }
+                            _ => {
+                                let l10 = i32::from(
+                                    *arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                match l10 {
+                                    0 => {}
+                                    1 => {
+                                        let l11 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l12 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l11, l12, 1);
+                                    }
+                                    2 => {
+                                        let l13 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l14 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l13, l14, 1);
+                                        let l15 = *arg0
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l16 = *arg0
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l15, l16, 1);
+                                    }
+                                    _ => {
+                                        let l17 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l18 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l17, l18, 1);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+                pub trait Guest {
+                    #[allow(async_fn_in_trait)]
+                    fn route(
+                        batch: Batch,
+                    ) -> ::core::result::Result<Decision, RouteError>;
+                }
+                #[doc(hidden)]
+                #[macro_export]
+                macro_rules! __export_polyskill_router_stepper_0_1_0_cabi {
+                    ($ty:ident with_types_in $($path_to_types:tt)*) => {
+                        const _ : () = { #[unsafe (export_name =
+                        "polyskill:router/stepper@0.1.0#route")] unsafe extern "C" fn
+                        export_route(arg0 : i32, arg1 : i32, arg2 : * mut u8, arg3 :
+                        usize, arg4 : * mut u8, arg5 : usize, arg6 : * mut u8, arg7 :
+                        usize, arg8 : * mut u8, arg9 : usize,) -> * mut u8 { unsafe {
+                        $($path_to_types)*:: _export_route_cabi::<$ty > (arg0, arg1,
+                        arg2, arg3, arg4, arg5, arg6, arg7, arg8, arg9) } } #[unsafe
+                        (export_name = "cabi_post_polyskill:router/stepper@0.1.0#route")]
+                        unsafe extern "C" fn _post_return_route(arg0 : * mut u8,) {
+                        unsafe { $($path_to_types)*:: __post_return_route::<$ty > (arg0)
+                        } } };
+                    };
+                }
+                #[doc(hidden)]
+                pub use __export_polyskill_router_stepper_0_1_0_cabi;
+                #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                struct _RetArea(
+                    [::core::mem::MaybeUninit<
+                        u8,
+                    >; 7 * ::core::mem::size_of::<*const u8>()],
+                );
+                static mut _RET_AREA: _RetArea = _RetArea(
+                    [::core::mem::MaybeUninit::uninit(); 7
                         * ::core::mem::size_of::<*const u8>()],
                 );
             }
@@ -2325,14 +2742,17 @@ macro_rules! __export_router_impl {
         $($path_to_types_root)*::
         exports::polyskill::router::planner::__export_polyskill_router_planner_0_1_0_cabi!($ty
         with_types_in $($path_to_types_root)*:: exports::polyskill::router::planner);
+        $($path_to_types_root)*::
+        exports::polyskill::router::stepper::__export_polyskill_router_stepper_0_1_0_cabi!($ty
+        with_types_in $($path_to_types_root)*:: exports::polyskill::router::stepper);
         const _ : () = { #[rustfmt::skip] #[cfg(target_arch = "wasm32")] #[unsafe
         (link_section =
         "component-type:wit-bindgen:0.61.1:polyskill:router@0.1.0:router:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 1820] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 2101] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x9f\x0d\x01A\x02\x01\
-A\x07\x01B.\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb8\x0f\x01A\x02\x01\
+A\x0a\x01B.\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 r\x05\x05indexy\x05layery\x0aprojections\x06inputsy\x07outputsy\x04\0\x09site-in\
 fo\x03\0\x02\x01p\x03\x01r\x05\x06digests\x06familys\x06layersy\x0bhidden-sizey\x05\
 sites\x04\x04\0\x0amodel-info\x03\0\x05\x01r\x03\x04sitey\x04ranky\x05scalev\x04\
@@ -2348,30 +2768,37 @@ power\x01\x16\0\x04\0\x0asvd-method\x03\0\x17\x01@\x02\x05level\x01\x07messages\
 s\0\x1f\x04\0\x08artefact\x01\x20\x01j\x01\x10\x01s\x01@\x03\x06moduley\x04sitey\
 \x06method\x18\0!\x04\0\x0fsingular-vector\x01\"\x01@\x02\x04names\x06moduley\0\x7f\
 \x04\0\x07defined\x01#\x01j\0\x01s\x01@\x04\x04names\x06moduley\x04sitey\x03row\x10\
-\0$\x04\0\x06define\x01%\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x0e\x01\
-r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01q\x0c\x0aload-input\0\0\
-\x0alayer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\
-\0\0\x04relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormali\
-se\x01v\0\x04emit\0\0\x04\0\x02op\x03\0\x02\x01py\x01q\x02\x03all\0\0\x06listed\x01\
-\x04\0\x04\0\x0dsite-selector\x03\0\x05\x01m\x03\x04site\x05group\x05layer\x04\0\
-\x05share\x03\0\x07\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\x07combine\x03\0\x09\
-\x01p\x03\x01r\x04\x05sites\x06\x05share\x08\x03ops\x0b\x07combine\x0a\x04\0\x07\
-program\x03\0\x0c\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\x02\x03\0\x01\x07\
-program\x01B!\x02\x03\x02\x01\x02\x04\0\x07program\x03\0\0\x01q\x03\x04flag\x01\x7f\
-\0\x06number\x01u\0\x04text\x01s\0\x04\0\x05value\x03\0\x02\x01r\x02\x04names\x05\
-value\x03\x04\0\x09parameter\x03\0\x04\x01r\x03\x04names\x07versions\x06causal\x7f\
-\x04\0\x0adescriptor\x03\0\x06\x01p\x05\x01py\x01ks\x01r\x05\x0aparameters\x08\x0a\
-candidates\x09\x0dprompt-tokensy\x04text\x0a\x06bucketw\x04\0\x07request\x03\0\x0b\
-\x01r\x02\x06moduley\x06weightv\x04\0\x04pick\x03\0\x0d\x01p\x0e\x01p\x01\x01q\x02\
-\x05fixed\x01\x0f\0\x05gated\x01\x10\0\x04\0\x0aroute-plan\x03\0\x11\x01r\x02\x04\
-names\x07messages\x04\0\x0fparameter-error\x03\0\x13\x01q\x04\x07abstain\0\0\x09\
-not-ready\x01s\0\x11invalid-parameter\x01\x14\0\x06failed\x01s\0\x04\0\x0broute-\
-error\x03\0\x15\x01j\x01\x07\x01s\x01@\x01\x0aparameters\x08\0\x17\x04\0\x04init\
-\x01\x18\x01ps\x01j\0\x01s\x01@\x02\x05added\x09\x07removed\x19\0\x1a\x04\0\x0fl\
-ibrary-changed\x01\x1b\x01j\x01\x12\x01\x16\x01@\x01\x07request\x0c\0\x1c\x04\0\x04\
-plan\x01\x1d\x04\0\x1epolyskill:router/planner@0.1.0\x05\x03\x04\0\x1dpolyskill:\
-router/router@0.1.0\x04\0\x0b\x0c\x01\0\x06router\x03\0\0\0G\x09producers\x01\x0c\
-processed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
+\0$\x04\0\x06define\x01%\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x11\x01\
+r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01pv\x01r\x02\x06hidden\x7f\
+\x09arguments\x02\x04\0\x0aroute-call\x03\0\x03\x01q\x0d\x0aload-input\0\0\x0ala\
+yer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\0\0\x04\
+relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormalise\x01v\0\
+\x04emit\0\0\x05route\x01\x04\0\x04\0\x02op\x03\0\x05\x01py\x01q\x02\x03all\0\0\x06\
+listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x05group\x05l\
+ayer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\x07combin\
+e\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07combine\x0d\
+\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\x02\x03\
+\0\x01\x07program\x01B!\x02\x03\x02\x01\x02\x04\0\x07program\x03\0\0\x01q\x03\x04\
+flag\x01\x7f\0\x06number\x01u\0\x04text\x01s\0\x04\0\x05value\x03\0\x02\x01r\x02\
+\x04names\x05value\x03\x04\0\x09parameter\x03\0\x04\x01r\x03\x04names\x07version\
+s\x06causal\x7f\x04\0\x0adescriptor\x03\0\x06\x01p\x05\x01py\x01ks\x01r\x05\x0ap\
+arameters\x08\x0acandidates\x09\x0dprompt-tokensy\x04text\x0a\x06bucketw\x04\0\x07\
+request\x03\0\x0b\x01r\x02\x06moduley\x06weightv\x04\0\x04pick\x03\0\x0d\x01p\x0e\
+\x01p\x01\x01q\x03\x05fixed\x01\x0f\0\x05gated\x01\x10\0\x08narrowed\x01\x09\0\x04\
+\0\x0aroute-plan\x03\0\x11\x01r\x02\x04names\x07messages\x04\0\x0fparameter-erro\
+r\x03\0\x13\x01q\x04\x07abstain\0\0\x09not-ready\x01s\0\x11invalid-parameter\x01\
+\x14\0\x06failed\x01s\0\x04\0\x0broute-error\x03\0\x15\x01j\x01\x07\x01s\x01@\x01\
+\x0aparameters\x08\0\x17\x04\0\x04init\x01\x18\x01ps\x01j\0\x01s\x01@\x02\x05add\
+ed\x09\x07removed\x19\0\x1a\x04\0\x0flibrary-changed\x01\x1b\x01j\x01\x12\x01\x16\
+\x01@\x01\x07request\x0c\0\x1c\x04\0\x04plan\x01\x1d\x04\0\x1epolyskill:router/p\
+lanner@0.1.0\x05\x03\x02\x03\0\x02\x0broute-error\x01B\x0b\x02\x03\x02\x01\x04\x04\
+\0\x0broute-error\x03\0\0\x01py\x01pv\x01r\x06\x04sitey\x04rowsy\x0acandidates\x02\
+\x06scores\x03\x06hidden\x03\x09arguments\x03\x04\0\x05batch\x03\0\x04\x01r\x03\x07\
+offsets\x02\x07columns\x02\x07weights\x03\x04\0\x08decision\x03\0\x06\x01j\x01\x07\
+\x01\x01\x01@\x01\x05batch\x05\0\x08\x04\0\x05route\x01\x09\x04\0\x1epolyskill:r\
+outer/stepper@0.1.0\x05\x05\x04\0\x1dpolyskill:router/router@0.1.0\x04\0\x0b\x0c\
+\x01\0\x06router\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-componen\
+t\x070.258.3\x10wit-bindgen-rust\x060.61.1";
         };
     };
 }
@@ -2384,8 +2811,8 @@ pub use __export_router_impl as __export_router;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1330] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\x95\x09\x01A\x02\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1380] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xc7\x09\x01A\x02\x01\
 A\x04\x01B.\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 r\x05\x05indexy\x05layery\x0aprojections\x06inputsy\x07outputsy\x04\0\x09site-in\
 fo\x03\0\x02\x01p\x03\x01r\x05\x06digests\x06familys\x06layersy\x0bhidden-sizey\x05\
@@ -2402,18 +2829,19 @@ power\x01\x16\0\x04\0\x0asvd-method\x03\0\x17\x01@\x02\x05level\x01\x07messages\
 s\0\x1f\x04\0\x08artefact\x01\x20\x01j\x01\x10\x01s\x01@\x03\x06moduley\x04sitey\
 \x06method\x18\0!\x04\0\x0fsingular-vector\x01\"\x01@\x02\x04names\x06moduley\0\x7f\
 \x04\0\x07defined\x01#\x01j\0\x01s\x01@\x04\x04names\x06moduley\x04sitey\x03row\x10\
-\0$\x04\0\x06define\x01%\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x0e\x01\
-r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01q\x0c\x0aload-input\0\0\
-\x0alayer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\
-\0\0\x04relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormali\
-se\x01v\0\x04emit\0\0\x04\0\x02op\x03\0\x02\x01py\x01q\x02\x03all\0\0\x06listed\x01\
-\x04\0\x04\0\x0dsite-selector\x03\0\x05\x01m\x03\x04site\x05group\x05layer\x04\0\
-\x05share\x03\0\x07\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\x07combine\x03\0\x09\
-\x01p\x03\x01r\x04\x05sites\x06\x05share\x08\x03ops\x0b\x07combine\x0a\x04\0\x07\
-program\x03\0\x0c\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\x04\0=polyskill:r\
-outer/router-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\0&router-with-\
-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwi\
-t-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
+\0$\x04\0\x06define\x01%\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x11\x01\
+r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01pv\x01r\x02\x06hidden\x7f\
+\x09arguments\x02\x04\0\x0aroute-call\x03\0\x03\x01q\x0d\x0aload-input\0\0\x0ala\
+yer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\0\0\x04\
+relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormalise\x01v\0\
+\x04emit\0\0\x05route\x01\x04\0\x04\0\x02op\x03\0\x05\x01py\x01q\x02\x03all\0\0\x06\
+listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x05group\x05l\
+ayer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\x07combin\
+e\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07combine\x0d\
+\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\x04\0=p\
+olyskill:router/router-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\0&ro\
+uter-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\
+\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

@@ -53,6 +53,13 @@ pub enum Op {
     },
     /// The scores that are left become the row's picks.
     Emit,
+    /// The router's own [`crate::Router::route`] picks, from the scores so far or from the vector.
+    Route {
+        /// Whether the batch carries the vector too; needs the capability `hidden`.
+        hidden: bool,
+        /// Handed back with every batch: what the plan decided, such as k.
+        arguments: Vec<f32>,
+    },
 }
 
 impl Op {
@@ -71,6 +78,7 @@ impl Op {
             Self::Threshold { .. } => "threshold",
             Self::Renormalise { .. } => "renormalise",
             Self::Emit => "emit",
+            Self::Route { .. } => "route",
         }
     }
 }
@@ -119,6 +127,8 @@ pub struct Program {
 
 /// Most ops that a program may have.
 pub const MAX_OPS: usize = 64;
+/// Most numbers that [`Op::Route`] hands back.
+pub const MAX_ARGUMENTS: usize = 64;
 
 /// A mistake in a program, found before it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +171,8 @@ pub fn check(program: &Program, is_defined: impl Fn(&str) -> bool) -> Result<(),
             Op::LayerNorm { .. } => (Shape::Vector, Shape::Vector),
             Op::Linear { .. } => (Shape::Vector, Shape::Scores),
             Op::Emit => (Shape::Scores, Shape::Picks),
+            Op::Route { hidden: true, .. } if shape == Shape::Vector => (shape, Shape::Picks),
+            Op::Route { .. } => (Shape::Scores, Shape::Picks),
             _ => (Shape::Scores, Shape::Scores),
         };
         if shape != expected {
@@ -182,20 +194,27 @@ pub fn check(program: &Program, is_defined: impl Fn(&str) -> bool) -> Result<(),
                 return fail(index, "threshold is not a number".to_owned());
             }
             Op::TopK { k: 0 } => return fail(index, "k is 0, expected at least 1".to_owned()),
+            Op::Route { arguments, .. } if arguments.len() > MAX_ARGUMENTS => {
+                let found = arguments.len();
+                return fail(index, format!("{found} arguments, at most {MAX_ARGUMENTS}"));
+            }
+            Op::Route { arguments, .. } if !arguments.iter().all(|value| value.is_finite()) => {
+                return fail(index, "an argument is not finite".to_owned());
+            }
             _ => {}
         }
         shape = result;
     }
     match shape {
         Shape::Picks => Ok(()),
-        _ => fail(program.ops.len(), "the program does not end with `emit`".to_owned()),
+        _ => fail(program.ops.len(), "the program does not end with `emit` or `route`".to_owned()),
     }
 }
 
 /// Runs a checked program on one row. `rows(name)` gives the defined rows of the candidates, in order.
 ///
 /// Returns `(candidate, weight)` in ascending order of candidates, or `None` where a weight is not finite:
-/// such a row falls back.
+/// such a row falls back. Of a program that ends with `route`, returns the scores that are handed over.
 pub fn interpret<'a>(
     ops: &[Op],
     input: &[f32],
@@ -239,7 +258,7 @@ pub fn apply_to_scores(op: &Op, scores: &mut Vec<(u32, f32)>) {
             let sum: f32 = scores.iter().map(|(_, s)| s).sum::<f32>() + epsilon;
             scores.iter_mut().for_each(|(_, s)| *s /= sum);
         }
-        Op::LoadInput | Op::LayerNorm { .. } | Op::Linear { .. } | Op::Emit => {}
+        Op::LoadInput | Op::LayerNorm { .. } | Op::Linear { .. } | Op::Emit | Op::Route { .. } => {}
     }
 }
 

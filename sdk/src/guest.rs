@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use crate::batch::{Batch, Decision};
 use crate::bindings::polyskill::router::{gate as wire_gate, host as wire_host};
 use crate::gate::{Combine, Op, Program, Share, SiteSelector};
 use crate::parameters::{Parameters, Value};
@@ -11,7 +12,9 @@ use crate::router::{
 };
 
 pub use crate::bindings::exports::polyskill::router::planner as wire;
+pub use crate::bindings::exports::polyskill::router::stepper as wire_stepper;
 pub use wire::Guest;
+pub use wire_stepper::Guest as StepperGuest;
 
 /// The one instance of a plugin.
 #[derive(Debug)]
@@ -72,14 +75,44 @@ impl<R: Router> Instance<R> {
             Ok(Plan::Gated(programs)) => {
                 Ok(wire::RoutePlan::Gated(programs.into_iter().map(to_wire_program).collect()))
             }
-            Err(RouteError::Abstain) => Err(wire::RouteError::Abstain),
-            Err(RouteError::NotReady(reason)) => Err(wire::RouteError::NotReady(reason)),
-            Err(RouteError::InvalidParameter(error)) => {
-                let error = wire::ParameterError { name: error.name, message: error.message };
-                Err(wire::RouteError::InvalidParameter(error))
-            }
-            Err(RouteError::Failed(reason)) => Err(wire::RouteError::Failed(reason)),
+            Ok(Plan::Narrowed(candidates)) => Ok(wire::RoutePlan::Narrowed(candidates)),
+            Err(error) => Err(to_wire_error(error)),
         }
+    }
+
+    /// The export `route`.
+    pub fn route(
+        &self,
+        batch: wire_stepper::Batch,
+    ) -> Result<wire_stepper::Decision, wire::RouteError> {
+        let view = Batch {
+            site: batch.site,
+            num_rows: batch.rows as usize,
+            candidates: &batch.candidates,
+            scores: &batch.scores,
+            hidden: &batch.hidden,
+            arguments: &batch.arguments,
+        };
+        let mut decision = Decision::default();
+        let routed = self.with(|slot| match slot.as_mut() {
+            Some(router) => router.route(&view, &mut decision),
+            None => Err(RouteError::NotReady("init was not called".to_owned())),
+        });
+        routed.map_err(to_wire_error)?;
+        let Decision { offsets, columns, weights } = decision;
+        Ok(wire_stepper::Decision { offsets, columns, weights })
+    }
+}
+
+fn to_wire_error(error: RouteError) -> wire::RouteError {
+    match error {
+        RouteError::Abstain => wire::RouteError::Abstain,
+        RouteError::NotReady(reason) => wire::RouteError::NotReady(reason),
+        RouteError::InvalidParameter(error) => {
+            let error = wire::ParameterError { name: error.name, message: error.message };
+            wire::RouteError::InvalidParameter(error)
+        }
+        RouteError::Failed(reason) => wire::RouteError::Failed(reason),
     }
 }
 
@@ -125,6 +158,9 @@ fn to_wire_op(op: Op) -> wire_gate::Op {
         Op::Threshold { least } => wire_gate::Op::Threshold(least),
         Op::Renormalise { epsilon } => wire_gate::Op::Renormalise(epsilon),
         Op::Emit => wire_gate::Op::Emit,
+        Op::Route { hidden, arguments } => {
+            wire_gate::Op::Route(wire_gate::RouteCall { hidden, arguments })
+        }
     }
 }
 

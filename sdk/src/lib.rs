@@ -40,6 +40,7 @@
 //! # }
 //! ```
 
+mod batch;
 #[cfg(target_arch = "wasm32")]
 #[expect(
     unreachable_pub,
@@ -60,6 +61,7 @@ mod router;
 pub mod runtime;
 pub mod testing;
 
+pub use batch::{Batch, Decision};
 pub use parameters::{ParameterError, Parameters, Value};
 pub use router::{
     Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Part, Pick, Plan,
@@ -96,6 +98,17 @@ macro_rules! export {
                     $crate::guest::wire::RouteError,
                 > {
                     INSTANCE.plan(request)
+                }
+            }
+
+            impl $crate::guest::StepperGuest for Component {
+                fn route(
+                    batch: $crate::guest::wire_stepper::Batch,
+                ) -> ::std::result::Result<
+                    $crate::guest::wire_stepper::Decision,
+                    $crate::guest::wire::RouteError,
+                > {
+                    INSTANCE.route(batch)
                 }
             }
 

@@ -1,5 +1,6 @@
 //! The router trait, what a router may ask of its host, and what it answers.
 
+use crate::batch::{Batch, Decision};
 use crate::gate::Program;
 use crate::parameters::{ParameterError, Parameters};
 
@@ -35,6 +36,17 @@ pub trait Router: Sized + Send + 'static {
     /// # Errors
     /// See [`RouteError`].
     fn plan(&mut self, host: &mut dyn Host, request: &Request) -> Result<Plan, RouteError>;
+
+    /// Decides rows, for programs that end with [`crate::gate::Op::Route`]. Called once per step and
+    /// decision point (a site, or the first of those that share) for all rows of a plan, on an instance
+    /// of its own: what a plan decided travels in [`Batch::arguments`].
+    ///
+    /// # Errors
+    /// Where no row can be decided; the rows then run without modules.
+    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), RouteError> {
+        let _ = (batch, decision);
+        Err(RouteError::Failed("this router has no `route`".to_owned()))
+    }
 }
 
 /// What a router may ask of its host. No clock, no randomness, no I/O.
@@ -238,6 +250,8 @@ pub enum Plan {
     Fixed(Vec<Pick>),
     /// Gate programs; each site is decided by the first that selects it.
     Gated(Vec<Program>),
+    /// Only these of the candidates; the next router of the chain chooses among them.
+    Narrowed(Vec<u32>),
 }
 
 /// Why a router did not decide.

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::batch::{Batch, Decision};
 use crate::parameters::{ParameterError, Parameters};
 use crate::router::{
     Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, Part, Plan, Request, RouteError,
@@ -76,6 +77,21 @@ pub trait LoadedRouter: Send {
         library: &Arc<dyn LibraryView>,
         request: &Request,
     ) -> Result<(Plan, Vec<Definition>), Fault>;
+
+    /// Makes another instance, for the thread that runs steps.
+    ///
+    /// # Errors
+    /// If the router cannot be instantiated, or decides no rows.
+    fn stepper(&self, library: &Arc<dyn LibraryView>) -> Result<Box<dyn Stepper>, Fault>;
+}
+
+/// An instance that decides rows. It is dropped after a [`Fault::Trap`].
+pub trait Stepper: Send {
+    /// See [`Router::route`]; what it writes is checked row by row afterwards.
+    ///
+    /// # Errors
+    /// See [`Fault`].
+    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
 }
 
 /// Why a router gave no usable answer.
@@ -147,10 +163,24 @@ pub fn check_definition(
     Ok(())
 }
 
-/// The host as one call of a native router sees it.
-struct Call<'a> {
+/// The host as one call of a router in this process sees it.
+pub struct Call<'a> {
     library: &'a dyn LibraryView,
-    definitions: Vec<Definition>,
+    /// What the router has defined.
+    pub definitions: Vec<Definition>,
+}
+
+impl fmt::Debug for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Call").field("definitions", &self.definitions.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Call<'a> {
+    /// A call that has defined nothing yet.
+    pub fn new(library: &'a dyn LibraryView) -> Self {
+        Self { library, definitions: Vec::new() }
+    }
 }
 
 impl Host for Call<'_> {
@@ -190,6 +220,7 @@ impl Host for Call<'_> {
 pub struct Native<R> {
     router: R,
     descriptor: Descriptor,
+    parameters: Parameters,
 }
 
 impl<R: Router> Native<R> {
@@ -198,10 +229,10 @@ impl<R: Router> Native<R> {
     /// # Errors
     /// The router's reason to refuse the parameters.
     pub fn new(library: &Arc<dyn LibraryView>, parameters: &Parameters) -> Result<Self, Fault> {
-        let mut call = Call { library: &**library, definitions: Vec::new() };
+        let mut call = Call::new(&**library);
         let router = R::init(&mut call, parameters).map_err(Fault::Failed)?;
         let descriptor = router.descriptor();
-        Ok(Self { router, descriptor })
+        Ok(Self { router, descriptor, parameters: parameters.clone() })
     }
 }
 
@@ -215,7 +246,7 @@ impl<R: Router> LoadedRouter for Native<R> {
         library: &Arc<dyn LibraryView>,
         change: &LibraryChange,
     ) -> Result<Vec<Definition>, Fault> {
-        let mut call = Call { library: &**library, definitions: Vec::new() };
+        let mut call = Call::new(&**library);
         self.router.library_changed(&mut call, change).map_err(Fault::Failed)?;
         Ok(call.definitions)
     }
@@ -225,8 +256,22 @@ impl<R: Router> LoadedRouter for Native<R> {
         library: &Arc<dyn LibraryView>,
         request: &Request,
     ) -> Result<(Plan, Vec<Definition>), Fault> {
-        let mut call = Call { library: &**library, definitions: Vec::new() };
+        let mut call = Call::new(&**library);
         let plan = self.router.plan(&mut call, request)?;
         Ok((plan, call.definitions))
+    }
+
+    fn stepper(&self, library: &Arc<dyn LibraryView>) -> Result<Box<dyn Stepper>, Fault> {
+        let router =
+            R::init(&mut Call::new(&**library), &self.parameters).map_err(Fault::Failed)?;
+        Ok(Box::new(NativeStepper(router)))
+    }
+}
+
+struct NativeStepper<R>(R);
+
+impl<R: Router> Stepper for NativeStepper<R> {
+    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
+        Ok(self.0.route(batch, decision)?)
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::router::{
     Host, Level, ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor,
 };
+use crate::runtime::LibraryView;
 
 /// A host with one layer of seven sites, eight features wide, and modules with made-up weights.
 #[derive(Clone, Debug)]
@@ -89,6 +90,32 @@ impl StubHost {
     }
 }
 
+impl LibraryView for StubHost {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+    fn modules(&self) -> &[ModuleInfo] {
+        &self.modules
+    }
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
+        Host::tensor(self, module, site, part)
+    }
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        Host::artefact(self, module, site, name)
+    }
+    fn singular_vector(
+        &self,
+        module: u32,
+        site: u32,
+        method: SvdMethod,
+    ) -> Result<Vec<f32>, String> {
+        Host::singular_vector(self, module, site, method)
+    }
+    fn defined(&self, name: &str, module: u32) -> bool {
+        Host::defined(self, name, module)
+    }
+}
+
 impl Host for StubHost {
     fn log(&mut self, level: Level, message: &str) {
         self.log.push((level, message.to_owned()));
@@ -113,7 +140,7 @@ impl Host for StubHost {
     }
     fn singular_vector(&self, module: u32, site: u32, _: SvdMethod) -> Result<Vec<f32>, String> {
         // Of rank 1: the direction of A.
-        let a = self.tensor(module, site, Part::LoraA)?.values;
+        let a = Host::tensor(self, module, site, Part::LoraA)?.values;
         let norm = a.iter().map(|x| x * x).sum::<f32>().sqrt();
         Ok(a.into_iter().map(|x| x / norm).collect())
     }

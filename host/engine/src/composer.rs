@@ -4,18 +4,28 @@
 //! are packed here. Equal compositions are made once and shared.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::time::Instant;
 
 use dashmap::DashMap;
 use polyskill_adapters::{Generation, Library, Snapshot};
 use polyskill_model::{Decoder, ModelConfig};
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
-use polyskill_sdk::{LibraryChange, ModelInfo, ParameterError, Parameters, Pick};
+use polyskill_sdk::{ParameterError, Parameters, Pick, Request};
 
 use crate::composition::{Composition, LeasedModule, Plan, RouterIdentity};
 use crate::gates::Gates;
-use crate::library_view::{Definitions, View, model_info};
+use crate::health::{OnFault, Standing};
+use crate::library_view::{Views, model_info};
+use crate::router_slot::{RouterInfo, RouterSettings, RouterSlot};
 
+/// Separates the routers of a chain: `retrieval+arrow`.
+pub const CHAIN: char = '+';
+/// Versions of a router that are kept to roll back to.
+const MAX_PREVIOUS: usize = 3;
+/// Routers in a chain.
+const MAX_CHAIN: usize = 8;
 /// Largest weight of a module in a request; far beyond it, hidden states overflow.
 const MAX_WEIGHT: f32 = 1e3;
 
@@ -28,9 +38,10 @@ pub enum Selection {
     Weighted(Vec<(String, f32)>),
     /// A router decides.
     Routed {
-        /// Name of the router.
+        /// Name of the router, or of several in a chain: `retrieval+arrow`.
         router: String,
-        /// Parameters of the request, over the configured ones.
+        /// Parameters of the request, over the configured ones. In a chain, `retrieval.k` is for the
+        /// router of that name, and a plain name for the last.
         parameters: Parameters,
         /// Names, globs (`*`) or `tag:...` of the modules that may be picked; empty means all.
         modules: Vec<String>,
@@ -78,30 +89,57 @@ pub enum ComposeError {
     /// A router parameter is not usable.
     #[error("router {0}")]
     Parameter(ParameterError),
+    /// The chain is too long.
+    #[error("a chain of {found} routers, at most {MAX_CHAIN} are allowed")]
+    LongChain {
+        /// Routers in it.
+        found: usize,
+    },
+    /// The router failed, and its policy is to fail the request; not the caller's fault.
+    #[error("the router `{router}` failed: {reason}")]
+    RouterFailed {
+        /// The router.
+        router: String,
+        /// Why.
+        reason: String,
+    },
 }
 
-/// A loaded router, for reports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouterInfo {
-    /// Name in the configuration.
-    pub name: String,
-    /// Digest of its code.
-    pub digest: String,
-    /// The router's own name and version.
-    pub descriptor: String,
-    /// Calls that trapped or gave an unusable answer.
-    pub faults: u64,
-    /// The last fault.
-    pub last_fault: Option<String>,
+/// What a router cannot be rolled back or released for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RouterError {
+    /// No such router.
+    #[error("the router `{name}` does not exist")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// No such version.
+    #[error("router `{name}` has no version {digest}; kept are: {}", kept.join(", "))]
+    UnknownVersion {
+        /// The router.
+        name: String,
+        /// The digest that was asked for.
+        digest: String,
+        /// Digests that are kept.
+        kept: Vec<String>,
+    },
 }
 
 /// Makes compositions.
 pub struct Composer {
     library: Arc<Library>,
     config: ModelConfig,
-    model: Arc<ModelInfo>,
-    routers: RwLock<BTreeMap<String, Arc<RouterSlot>>>,
+    views: Arc<Views>,
+    routers: RwLock<BTreeMap<String, Versions>>,
     cache: DashMap<Generation, Weak<Composition>>,
+}
+
+/// The serving version of a router and those before it, the last one first.
+struct Versions {
+    current: Arc<RouterSlot>,
+    previous: Vec<Arc<RouterSlot>>,
 }
 
 impl std::fmt::Debug for Composer {
@@ -110,31 +148,13 @@ impl std::fmt::Debug for Composer {
     }
 }
 
-struct RouterSlot {
-    name: String,
-    digest: String,
-    descriptor: String,
-    parameters: Parameters,
-    definitions: Arc<Definitions>,
-    state: Mutex<RouterState>,
-}
-
-struct RouterState {
-    router: Box<dyn LoadedRouter>,
-    /// The library version that the router was last told about.
-    version: Option<u64>,
-    known: Vec<Generation>,
-    faults: u64,
-    last_fault: Option<String>,
-}
-
 impl Composer {
     /// A composer without routers.
     pub fn new(model: &Decoder, library: Arc<Library>) -> Self {
         Self {
             library,
             config: model.config().clone(),
-            model: Arc::new(model_info(model)),
+            views: Arc::new(Views::new(Arc::new(model_info(model)))),
             routers: RwLock::default(),
             cache: DashMap::new(),
         }
@@ -147,11 +167,11 @@ impl Composer {
 
     /// The library as a router sees it when it starts.
     pub fn view(&self) -> Arc<dyn LibraryView> {
-        let snapshot = self.library.snapshot();
-        Arc::new(View::new(Arc::clone(&self.model), &snapshot, Arc::default()))
+        Arc::new(self.views.view(&self.library.snapshot(), Arc::default()))
     }
 
-    /// Publishes a router under a name, after it has seen the library once; replaces what was there.
+    /// Publishes a router under a name, after it has seen the library once. What served before is kept to
+    /// roll back to; requests that it planned finish with it.
     ///
     /// # Errors
     /// If the router cannot work with the library; nothing changes then.
@@ -160,39 +180,72 @@ impl Composer {
         name: &str,
         digest: String,
         router: Box<dyn LoadedRouter>,
-        parameters: Parameters,
+        settings: RouterSettings,
     ) -> Result<(), Fault> {
-        let descriptor = router.descriptor();
-        let slot = RouterSlot {
-            name: name.to_owned(),
-            digest,
-            descriptor: format!("{} {}", descriptor.name, descriptor.version),
-            parameters,
-            definitions: Arc::default(),
-            state: Mutex::new(RouterState {
-                router,
-                version: None,
-                known: Vec::new(),
-                faults: 0,
-                last_fault: None,
-            }),
-        };
-        slot.sync(&self.model, &self.library.snapshot(), &mut lock(&slot.state))?;
+        let (library, views) = (Arc::clone(&self.library), Arc::clone(&self.views));
+        let slot = Arc::new(RouterSlot::new((name, digest), router, settings, library, views)?);
         let mut routers = self.routers.write().unwrap_or_else(PoisonError::into_inner);
-        routers.insert(name.to_owned(), Arc::new(slot));
+        match routers.get_mut(name) {
+            Some(versions) => versions.publish(slot),
+            None => {
+                let versions = Versions { current: slot, previous: Vec::new() };
+                routers.insert(name.to_owned(), versions);
+            }
+        }
         Ok(())
+    }
+
+    /// Takes a router away; requests that it planned finish with it.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn remove_router(&self, name: &str) -> Result<(), RouterError> {
+        let mut routers = self.routers.write().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || RouterError::Unknown { name: name.to_owned() };
+        routers.remove(name).map(drop).ok_or_else(unknown)
+    }
+
+    /// Lets an earlier version of a router serve again, by the first digits of its digest.
+    ///
+    /// # Errors
+    /// If there is no such router or version.
+    pub fn roll_back(&self, name: &str, digest: &str) -> Result<(), RouterError> {
+        let mut routers = self.routers.write().unwrap_or_else(PoisonError::into_inner);
+        let versions =
+            routers.get_mut(name).ok_or_else(|| RouterError::Unknown { name: name.to_owned() })?;
+        let fits = |slot: &Arc<RouterSlot>| !digest.is_empty() && slot.digest.starts_with(digest);
+        let Some(at) = versions.previous.iter().position(fits) else {
+            return Err(RouterError::UnknownVersion {
+                name: name.to_owned(),
+                digest: digest.to_owned(),
+                kept: versions.previous.iter().map(|slot| slot.digest.clone()).collect(),
+            });
+        };
+        let slot = versions.previous.remove(at);
+        slot.health.release();
+        versions.publish(slot);
+        Ok(())
+    }
+
+    /// Ends a router's quarantine.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn release_router(&self, name: &str) -> Result<(), RouterError> {
+        let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
+        let unknown = || RouterError::Unknown { name: name.to_owned() };
+        routers.get(name).map(|versions| versions.current.health.release()).ok_or_else(unknown)
     }
 
     /// Lets every router see the current library now, rather than on its next request.
     pub fn refresh_routers(&self) {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
-        let slots: Vec<_> = routers.values().cloned().collect();
+        let slots: Vec<_> =
+            routers.values().map(|versions| Arc::clone(&versions.current)).collect();
         drop(routers);
         for slot in slots {
-            let synced = slot.sync(&self.model, &self.library.snapshot(), &mut lock(&slot.state));
-            if let Err(fault) = synced {
-                tracing::warn!(router = slot.name, %fault, "the router cannot use the changed library");
-                slot.count_fault(&fault.to_string());
+            if let Err(fault) = slot.sync() {
+                slot.count_fault(&format!("`library-changed`: {fault}"));
             }
         }
     }
@@ -200,17 +253,36 @@ impl Composer {
     /// The loaded routers.
     pub fn routers(&self) -> Vec<RouterInfo> {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
-        let info = |slot: &Arc<RouterSlot>| {
-            let state = lock(&slot.state);
-            RouterInfo {
-                name: slot.name.clone(),
-                digest: slot.digest.clone(),
-                descriptor: slot.descriptor.clone(),
-                faults: state.faults,
-                last_fault: state.last_fault.clone(),
-            }
+        let info = |versions: &Versions| {
+            let previous = versions.previous.iter().map(|slot| slot.digest.clone()).collect();
+            versions.current.info(previous)
         };
         routers.values().map(info).collect()
+    }
+
+    /// Looks up the routers of a chain.
+    ///
+    /// # Errors
+    /// The first that does not exist.
+    pub fn check_chain(&self, chain: &str) -> Result<(), ComposeError> {
+        self.chain(chain).map(drop)
+    }
+
+    fn chain(&self, chain: &str) -> Result<Vec<Link>, ComposeError> {
+        let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<&str> = chain.split(CHAIN).map(str::trim).collect();
+        if names.len() > MAX_CHAIN {
+            return Err(ComposeError::LongChain { found: names.len() });
+        }
+        let link = |name: &&str| {
+            let versions = routers.get(*name).ok_or_else(|| ComposeError::UnknownRouter {
+                name: (*name).to_owned(),
+                loaded: routers.keys().cloned().collect(),
+            })?;
+            let previous = versions.previous.first().cloned();
+            Ok(Link { slot: Arc::clone(&versions.current), previous })
+        };
+        names.iter().map(link).collect()
     }
 
     /// Makes the composition of a request.
@@ -223,21 +295,16 @@ impl Composer {
             Selection::Base => Ok(self.base(None, None)),
             Selection::Weighted(weights) => self.weighted(&snapshot, weights),
             Selection::Routed { router, .. } => {
-                let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
-                let slot =
-                    routers.get(router).cloned().ok_or_else(|| ComposeError::UnknownRouter {
-                        name: router.clone(),
-                        loaded: routers.keys().cloned().collect(),
-                    })?;
-                drop(routers);
-                self.routed(&snapshot, &slot, selection)
+                let chain = self.chain(router)?;
+                self.routed(&snapshot, (router, &chain), selection)
             }
         }
     }
 
     fn base(&self, router: Option<RouterIdentity>, fallback: Option<String>) -> Arc<Composition> {
-        let digest = Generation::of(&[b"base", self.model.digest.as_bytes()]);
-        Arc::new(Composition { digest, modules: Vec::new(), plan: Plan::Base, router, fallback })
+        let digest = Generation::of(&[b"base", self.views.model().digest.as_bytes()]);
+        let (modules, plan) = (Vec::new(), Plan::Base);
+        Arc::new(Composition { digest, modules, plan, router, slot: None, fallback })
     }
 
     fn weighted(
@@ -263,50 +330,74 @@ impl Composer {
             modules,
             plan: Plan::Fixed(picks),
             router: None,
+            slot: None,
             fallback: None,
         }))
     }
 
+    /// Asks the routers of a chain in turn: one may narrow the candidates for the next, or leave the
+    /// decision to it.
     fn routed(
         &self,
         snapshot: &Snapshot,
-        slot: &RouterSlot,
+        (name, chain): (&str, &[Link]),
         selection: &Selection,
     ) -> Result<Arc<Composition>, ComposeError> {
         let Selection::Routed { modules: patterns, .. } = selection else {
             return Ok(self.base(None, None));
         };
-        let candidates = candidates(snapshot, patterns);
+        let mut candidates = candidates(snapshot, patterns);
         if candidates.is_empty() {
             return Err(ComposeError::NoModules { patterns: patterns.clone() });
         }
-        let identity = RouterIdentity { name: slot.name.clone(), digest: slot.digest.clone() };
-        let plan = slot.plan(&self.model, snapshot, selection, &candidates);
-        let composed = match plan {
-            Err(Fault::InvalidParameter(error)) => return Err(ComposeError::Parameter(error)),
-            // Abstaining is a decision, not a fault; there is no next router yet, so the base answers.
-            Err(Fault::Abstain) => {
-                return Ok(self.base(Some(identity), Some(Fault::Abstain.to_string())));
+        let mut digests: Vec<&str> = Vec::new();
+        let mut reasons: Vec<String> = Vec::new();
+        for (at, link) in chain.iter().enumerate() {
+            let is_last = at + 1 == chain.len();
+            let (slot, outcome) = self.ask(snapshot, link, (selection, is_last), &candidates)?;
+            digests.push(&slot.digest);
+            let identity = || identity(name, &digests);
+            match outcome {
+                Outcome::Narrowed(fewer) => candidates = fewer,
+                Outcome::Passed(reason) => reasons.push(format!("{}: {reason}", slot.name)),
+                Outcome::Failed(reason) => return Ok(self.base(Some(identity()), Some(reason))),
+                Outcome::Planned(plan) => {
+                    let compiled = self.compile(snapshot, slot, plan, &candidates, &identity());
+                    return compiled.or_else(|reason| {
+                        slot.count_fault(&reason);
+                        refused(slot, &reason)?;
+                        Ok(self.base(Some(identity()), Some(reason)))
+                    });
+                }
             }
-            Err(fault) => Err(fault.to_string()),
-            Ok(plan) => self.compile(snapshot, slot, plan, &candidates, &identity),
-        };
-        Ok(composed.unwrap_or_else(|reason| {
-            tracing::warn!(
-                router = slot.name,
-                reason,
-                "the router gave no usable plan; the base answers"
-            );
-            slot.count_fault(&reason);
-            self.base(Some(identity), Some(reason))
-        }))
+        }
+        let reason = format!("no router of the chain decided: {}", reasons.join("; "));
+        Ok(self.base(Some(identity(name, &digests)), Some(reason)))
+    }
+
+    /// Asks one router, and its previous version where its policy says so.
+    fn ask<'l>(
+        &self,
+        snapshot: &Snapshot,
+        link: &'l Link,
+        (selection, is_last): (&Selection, bool),
+        candidates: &[u32],
+    ) -> Result<(&'l Arc<RouterSlot>, Outcome), ComposeError> {
+        let slot = &link.slot;
+        let outcome = ask_version(snapshot, slot, (selection, is_last), candidates)?;
+        let Outcome::Failed(reason) = outcome else { return Ok((slot, outcome)) };
+        refused(slot, &reason)?;
+        let previous = link.previous.as_ref();
+        let previous = previous.filter(|_| slot.health.policy().on_fault == OnFault::Previous);
+        let Some(previous) = previous else { return Ok((slot, Outcome::Failed(reason))) };
+        Ok((previous, ask_version(snapshot, previous, (selection, is_last), candidates)?))
     }
 
     /// Checks a plan and makes it ready; a reason where it is not usable.
     fn compile(
         &self,
         snapshot: &Snapshot,
-        slot: &RouterSlot,
+        slot: &Arc<RouterSlot>,
         plan: polyskill_sdk::Plan,
         candidates: &[u32],
         identity: &RouterIdentity,
@@ -326,15 +417,25 @@ impl Composer {
         let plan = match plan {
             polyskill_sdk::Plan::Fixed(picks) => Plan::Fixed(check_picks(&picks, candidates)?),
             polyskill_sdk::Plan::Gated(programs) => {
-                Plan::Gated(Gates::compile(&programs, &leases, &slot.definitions, &self.config)?)
+                let hidden = slot.settings.hidden;
+                let gates =
+                    Gates::compile(&programs, &leases, &slot.definitions, (&self.config, hidden))?;
+                if gates.any_routed() {
+                    slot.prepare_stepper().map_err(|fault| fault.to_string())?;
+                }
+                Plan::Gated(gates)
+            }
+            polyskill_sdk::Plan::Narrowed(_) => {
+                return Err("it narrows the candidates, but no router follows it".to_owned());
             }
         };
-        let router = Some(identity.clone());
+        let (router, slot) = (Some(identity.clone()), Some(Arc::clone(slot)));
         Ok(self.shared(digest, || Composition {
             digest,
             modules: leases,
             plan,
             router,
+            slot,
             fallback: None,
         }))
     }
@@ -347,7 +448,7 @@ impl Composer {
     ) -> Generation {
         let router = router.map_or("", |router| &router.digest);
         let mut parts: Vec<&[u8]> =
-            vec![self.model.digest.as_bytes(), router.as_bytes(), plan.as_bytes()];
+            vec![self.views.model().digest.as_bytes(), router.as_bytes(), plan.as_bytes()];
         let generations: Vec<Generation> =
             modules.iter().map(|lease| lease.module.generation()).collect();
         parts.extend(generations.iter().map(|generation| generation.0.as_slice()));
@@ -370,78 +471,124 @@ impl Composer {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+impl Versions {
+    fn publish(&mut self, slot: Arc<RouterSlot>) {
+        let before = std::mem::replace(&mut self.current, slot);
+        self.previous.insert(0, before);
+        self.previous.truncate(MAX_PREVIOUS);
+    }
 }
 
-impl RouterSlot {
-    /// Tells the router about the library if it changed since the last call.
-    fn sync(
-        &self,
-        model: &Arc<ModelInfo>,
-        snapshot: &Snapshot,
-        state: &mut RouterState,
-    ) -> Result<Arc<View>, Fault> {
-        let view = Arc::new(View::new(Arc::clone(model), snapshot, Arc::clone(&self.definitions)));
-        if state.version == Some(snapshot.version()) {
-            return Ok(view);
+/// One router of a chain.
+struct Link {
+    slot: Arc<RouterSlot>,
+    previous: Option<Arc<RouterSlot>>,
+}
+
+/// What a router answered.
+enum Outcome {
+    /// A mixture or programs.
+    Planned(polyskill_sdk::Plan),
+    /// Fewer candidates for the next router, ascending.
+    Narrowed(Vec<u32>),
+    /// It leaves the decision to the next router.
+    Passed(String),
+    /// A fault, already counted.
+    Failed(String),
+}
+
+fn ask_version(
+    snapshot: &Snapshot,
+    slot: &RouterSlot,
+    (selection, is_last): (&Selection, bool),
+    candidates: &[u32],
+) -> Result<Outcome, ComposeError> {
+    match slot.health.standing(Instant::now()) {
+        Standing::Serving => {}
+        Standing::Quarantined(left) => {
+            let seconds = left.as_secs_f64().ceil();
+            return Ok(Outcome::Failed(format!("it is quarantined for {seconds} s more")));
         }
-        let generations: Vec<Generation> =
-            snapshot.iter().map(|(_, module)| module.generation()).collect();
-        let change = LibraryChange {
-            added: (0..)
-                .zip(&generations)
-                .filter(|(_, generation)| !state.known.contains(generation))
-                .map(|(index, _)| index)
-                .collect(),
-            removed: state
-                .known
-                .iter()
-                .filter(|known| !generations.contains(known))
-                .map(Generation::to_string)
-                .collect(),
-        };
-        let library: Arc<dyn LibraryView> = view.clone();
-        let definitions = state.router.library_changed(&library, &change)?;
-        self.definitions.store(&view, definitions);
-        self.definitions.retain(|generation| generations.contains(&generation));
-        state.version = Some(snapshot.version());
-        state.known = generations;
-        Ok(view)
+        Standing::Out => {
+            let reason = "it is out after too many faults, until it is released or replaced";
+            return Ok(Outcome::Failed(reason.to_owned()));
+        }
     }
-
-    fn plan(
-        &self,
-        model: &Arc<ModelInfo>,
-        snapshot: &Snapshot,
-        selection: &Selection,
-        candidates: &[u32],
-    ) -> Result<polyskill_sdk::Plan, Fault> {
-        let Selection::Routed { parameters, prompt_tokens, text, bucket, .. } = selection else {
-            return Err(Fault::Failed("not a routed request".to_owned()));
-        };
-        let mut merged = self.parameters.clone();
-        merged.0.retain(|(name, _)| parameters.get(name).is_none());
-        merged.0.extend(parameters.0.iter().cloned());
-        let request = polyskill_sdk::Request {
-            parameters: merged,
-            candidates: candidates.to_vec(),
-            prompt_tokens: u32::try_from(*prompt_tokens).unwrap_or(u32::MAX),
-            text: text.clone(),
-            bucket: *bucket,
-        };
-        let mut state = lock(&self.state);
-        let view = self.sync(model, snapshot, &mut state)?;
-        let library: Arc<dyn LibraryView> = view.clone();
-        let (plan, definitions) = state.router.plan(&library, &request)?;
-        self.definitions.store(&view, definitions);
-        Ok(plan)
+    let request = request_for(slot, (selection, is_last), candidates);
+    let failed = |reason: String| {
+        slot.count_fault(&reason);
+        Ok(Outcome::Failed(reason))
+    };
+    match slot.plan(snapshot, request) {
+        Err(Fault::InvalidParameter(error)) => Err(ComposeError::Parameter(error)),
+        Err(fault @ (Fault::Abstain | Fault::NotReady(_))) => {
+            slot.health.abstentions.fetch_add(1, Relaxed);
+            Ok(Outcome::Passed(fault.to_string()))
+        }
+        Err(fault) => failed(fault.to_string()),
+        Ok(polyskill_sdk::Plan::Narrowed(narrowed)) if !is_last => {
+            match check_narrowed(narrowed, candidates) {
+                Ok(fewer) => Ok(Outcome::Narrowed(fewer)),
+                Err(reason) => failed(reason),
+            }
+        }
+        Ok(plan) => Ok(Outcome::Planned(plan)),
     }
+}
 
-    fn count_fault(&self, reason: &str) {
-        let mut state = lock(&self.state);
-        state.faults += 1;
-        state.last_fault = Some(reason.chars().take(500).collect());
+/// An error where the policy is to fail the request.
+fn refused(slot: &RouterSlot, reason: &str) -> Result<(), ComposeError> {
+    if slot.health.policy().on_fault != OnFault::FailRequest {
+        return Ok(());
+    }
+    Err(ComposeError::RouterFailed { router: slot.name.clone(), reason: reason.to_owned() })
+}
+
+/// What one router of a chain is told: parameters under its own name, and if it is the last, plain ones.
+fn request_for(
+    slot: &RouterSlot,
+    (selection, is_last): (&Selection, bool),
+    candidates: &[u32],
+) -> Request {
+    let mut request = Request::for_candidates(candidates);
+    if let Selection::Routed { parameters, prompt_tokens, text, bucket, .. } = selection {
+        let own = |(name, value): &(String, polyskill_sdk::Value)| match name.split_once('.') {
+            Some((router, name)) if router == slot.name => Some((name.to_owned(), value.clone())),
+            None if is_last => Some((name.clone(), value.clone())),
+            _ => None,
+        };
+        request.parameters = Parameters(parameters.0.iter().filter_map(own).collect());
+        request.prompt_tokens = u32::try_from(*prompt_tokens).unwrap_or(u32::MAX);
+        request.text.clone_from(text);
+        request.bucket = *bucket;
+    }
+    request
+}
+
+/// A chain is identified by the digests of the routers that were asked.
+fn identity(name: &str, digests: &[&str]) -> RouterIdentity {
+    let digest = match digests {
+        [one] => (*one).to_owned(),
+        several => {
+            let parts: Vec<&[u8]> = several.iter().map(|digest| digest.as_bytes()).collect();
+            Generation::of(&parts).to_string()
+        }
+    };
+    RouterIdentity { name: name.to_owned(), digest }
+}
+
+/// Checks what is left of the candidates, and sorts it.
+fn check_narrowed(mut narrowed: Vec<u32>, candidates: &[u32]) -> Result<Vec<u32>, String> {
+    if narrowed.is_empty() {
+        return Err("it narrowed the candidates to none".to_owned());
+    }
+    narrowed.sort_unstable();
+    if let Some(pair) = narrowed.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("it narrowed to module {} twice", pair[0]));
+    }
+    match narrowed.iter().find(|module| candidates.binary_search(module).is_err()) {
+        Some(module) => Err(format!("it narrowed to module {module}, which is no candidate")),
+        None => Ok(narrowed),
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use polyskill_adapters::{Generation, Module};
 
 use crate::gates::Gates;
+use crate::health::OnFault;
+use crate::router_slot::RouterSlot;
 
 /// A composition, pinned from admission to the end of a request.
 #[derive(Debug)]
@@ -13,6 +15,8 @@ pub struct Composition {
     pub(crate) modules: Vec<LeasedModule>,
     pub(crate) plan: Plan,
     pub(crate) router: Option<RouterIdentity>,
+    /// The version of the router that made the plan: it decides rows, and is pinned by this.
+    pub(crate) slot: Option<Arc<RouterSlot>>,
     pub(crate) fallback: Option<String>,
 }
 
@@ -58,6 +62,12 @@ impl Composition {
     /// The router, if one decided.
     pub fn router(&self) -> Option<&RouterIdentity> {
         self.router.as_ref()
+    }
+
+    /// Whether rows that the router leaves undecided end the request.
+    pub(crate) fn fails_on_fault(&self) -> bool {
+        let policy = self.slot.as_ref().map(|slot| slot.health.policy().on_fault);
+        policy == Some(OnFault::FailRequest)
     }
 
     /// Why the base answers instead of the assigned router, if it does.

@@ -397,7 +397,14 @@ impl State {
             running.advance(range, &mut rows, picks);
         }
         for &row in &fallback_rows {
-            self.running[layout.sequences[row] as usize].fallback_rows += 1;
+            let running = &mut self.running[layout.sequences[row] as usize];
+            running.fallback_rows += 1;
+            if running.composition.fails_on_fault() && running.ended.is_none() {
+                running.ended = Some(FinishReason::Error(
+                    "the router left a row undecided, and its policy is to fail the request"
+                        .to_owned(),
+                ));
+            }
         }
         self.stats.fallback_rows.fetch_add(fallback_rows.len() as u64, Relaxed);
         self.stats.steps.fetch_add(1, Relaxed);

@@ -37,7 +37,7 @@ pub(crate) struct Gate {
     /// The site whose input is scored.
     pub(crate) site: usize,
     /// Whether other sites use the decision too.
-    pub(crate) shared: bool,
+    shared: bool,
     ops: Vec<Op>,
     /// Modules that may be picked, as indices into the composition.
     candidates: Vec<u32>,
@@ -51,8 +51,15 @@ impl Gates {
         programs: &[Program],
         modules: &[LeasedModule],
         definitions: &Definitions,
-        config: &ModelConfig,
+        (config, hidden): (&ModelConfig, bool),
     ) -> Result<Self, String> {
+        if !hidden && programs.iter().any(|program| asks_hidden(&program.ops)) {
+            return Err(
+                "a program hands hidden states to `route`, which needs the capability `hidden` in \
+                        the plugin's manifest and the operator's grant"
+                    .to_owned(),
+            );
+        }
         let mut compiled = Self { by_site: vec![None; config.num_sites()], gates: Vec::new() };
         for (index, program) in programs.iter().enumerate() {
             let scope = |site: usize| scope(program.share, site);
@@ -94,11 +101,21 @@ impl Gates {
         &self.gates[index]
     }
 
-    /// Gates whose decision is used by later sites and that score this site's input.
-    pub(crate) fn shared_at(&self, site: usize) -> Option<usize> {
+    /// The gate that scores this site's input and is decided before the site's rows are computed: because
+    /// later sites use the decision too, or because the router itself decides all rows at once.
+    pub(crate) fn ahead_at(&self, site: usize) -> Option<usize> {
         let gate = self.by_site[site]?.gate;
-        (self.gates[gate].shared && self.gates[gate].site == site).then_some(gate)
+        (self.gates[gate].is_ahead() && self.gates[gate].site == site).then_some(gate)
     }
+
+    /// Whether any program leaves rows to the router.
+    pub(crate) fn any_routed(&self) -> bool {
+        self.gates.iter().any(|gate| gate.routed().is_some())
+    }
+}
+
+fn asks_hidden(ops: &[Op]) -> bool {
+    ops.iter().any(|op| matches!(op, Op::Route { hidden: true, .. }))
 }
 
 /// Sites with the same scope share a decision.
@@ -170,6 +187,52 @@ impl Gate {
         Ok(Self { site, shared: false, ops: program.ops.clone(), candidates, matrices })
     }
 
+    /// Whether it is decided ahead of the rows.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.shared || self.routed().is_some()
+    }
+
+    /// Where the router decides: whether it gets the vector, and the plan's arguments.
+    pub(crate) fn routed(&self) -> Option<(bool, &[f32])> {
+        match self.ops.last() {
+            Some(Op::Route { hidden, arguments }) => Some((*hidden, arguments)),
+            _ => None,
+        }
+    }
+
+    /// Whether there are scores before the end; a program may hand over a vector alone.
+    pub(crate) fn scores(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Linear { .. }))
+    }
+
+    /// Modules that may be picked, per column of the scores.
+    pub(crate) fn candidates(&self) -> &[u32] {
+        &self.candidates
+    }
+
+    /// What the router gets of one row: a score per column, −∞ where an op took it out, and the vector.
+    /// `false` if a score is not a number.
+    pub(crate) fn hand_over(
+        &self,
+        input: &[f32],
+        buffers: &mut GateBuffers,
+        (scores, hidden): (&mut [f32], &mut [f32]),
+    ) -> bool {
+        let mut left = std::mem::take(&mut buffers.scores);
+        self.score(input, buffers, &mut left);
+        scores.fill(f32::NEG_INFINITY);
+        for &(column, score) in &left {
+            scores[column as usize] = score;
+        }
+        if !hidden.is_empty() {
+            let normed = self.ops.iter().any(|op| matches!(op, Op::LayerNorm { .. }));
+            hidden.copy_from_slice(if normed { &buffers.vector } else { input });
+        }
+        let usable = left.iter().all(|(_, score)| !score.is_nan());
+        buffers.scores = left;
+        usable
+    }
+
     /// Picks for one row as `(module, weight)`; `false` if a weight is not finite, so that the row must
     /// fall back. `input` is what the deciding site reads.
     pub(crate) fn run(
@@ -178,6 +241,16 @@ impl Gate {
         buffers: &mut GateBuffers,
         picks: &mut Vec<(u32, f32)>,
     ) -> bool {
+        self.score(input, buffers, picks);
+        let finite = picks.iter().all(|(_, weight)| weight.is_finite());
+        picks
+            .iter_mut()
+            .for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
+        finite
+    }
+
+    /// Runs the ops; leaves `(column, score)` in `picks`.
+    fn score(&self, input: &[f32], buffers: &mut GateBuffers, picks: &mut Vec<(u32, f32)>) {
         picks.clear();
         let mut normed = false;
         for op in &self.ops {
@@ -201,11 +274,6 @@ impl Gate {
                 op => gate::apply_to_scores(op, picks),
             }
         }
-        let finite = picks.iter().all(|(_, weight)| weight.is_finite());
-        picks
-            .iter_mut()
-            .for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
-        finite
     }
 }
 
@@ -214,4 +282,5 @@ impl Gate {
 pub(crate) struct GateBuffers {
     vector: Vec<f32>,
     dots: Vec<f32>,
+    scores: Vec<(u32, f32)>,
 }

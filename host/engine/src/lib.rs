@@ -9,20 +9,24 @@ pub mod composer;
 mod composition;
 mod engine;
 mod gates;
+mod health;
 mod library_view;
 mod request;
+mod router_slot;
 mod routing;
 mod sampling;
 mod scheduler;
 mod stats;
 mod trace;
 
-pub use composer::{ComposeError, Composer, RouterInfo, Selection};
+pub use composer::{CHAIN, ComposeError, Composer, RouterError, Selection};
 pub use composition::{Composition, LeasedModule, RouterIdentity};
 pub use engine::{Engine, EngineConfig, Handle, SubmitError};
+pub use health::{FaultPolicy, OnFault, Standing};
 pub use request::{
     Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId,
     SamplingParams, TokenEvent,
 };
+pub use router_slot::{RouterInfo, RouterSettings};
 pub use stats::{Stats, StatsSnapshot};
 pub use trace::{SitePicks, TraceLevel};

@@ -1,7 +1,7 @@
 //! A library snapshot as routers see it, and the rows that a router has defined.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use polyskill_adapters::{Generation, Module, Snapshot, prototypes};
@@ -75,42 +75,62 @@ pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
 #[derive(Debug)]
 pub(crate) struct View {
     model: Arc<ModelInfo>,
-    modules: Vec<ModuleInfo>,
+    modules: Arc<[ModuleInfo]>,
     leases: Vec<Arc<Module>>,
     definitions: Arc<Definitions>,
 }
 
-impl View {
-    pub(crate) fn new(
-        model: Arc<ModelInfo>,
-        snapshot: &Snapshot,
-        definitions: Arc<Definitions>,
-    ) -> Self {
-        let modules = snapshot.iter().enumerate().map(|(index, (name, module))| ModuleInfo {
-            index: index as u32,
-            name: name.to_owned(),
-            generation: module.generation().to_string(),
-            kind: module.kind().to_owned(),
-            tags: module.tags().to_vec(),
-            metadata: Vec::new(),
-            sites: module
-                .weights()
-                .sites()
-                .map(|(site, weights)| ModuleSite {
-                    site: site.index() as u32,
-                    rank: weights.rank as u32,
-                    scale: weights.scale,
-                })
-                .collect(),
-        });
-        Self {
-            model,
-            modules: modules.collect(),
+/// Makes views; what routers are told of the modules is written down once per library version.
+#[derive(Debug)]
+pub(crate) struct Views {
+    model: Arc<ModelInfo>,
+    last: Mutex<(Option<u64>, Arc<[ModuleInfo]>)>,
+}
+
+impl Views {
+    pub(crate) fn new(model: Arc<ModelInfo>) -> Self {
+        Self { model, last: Mutex::new((None, Arc::from([]))) }
+    }
+
+    pub(crate) fn model(&self) -> &Arc<ModelInfo> {
+        &self.model
+    }
+
+    pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 != Some(snapshot.version()) {
+            *last = (Some(snapshot.version()), snapshot.iter().enumerate().map(info).collect());
+        }
+        View {
+            model: Arc::clone(&self.model),
+            modules: Arc::clone(&last.1),
             leases: snapshot.iter().map(|(_, module)| Arc::clone(module)).collect(),
             definitions,
         }
     }
+}
 
+fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
+    ModuleInfo {
+        index: index as u32,
+        name: name.to_owned(),
+        generation: module.generation().to_string(),
+        kind: module.kind().to_owned(),
+        tags: module.tags().to_vec(),
+        metadata: Vec::new(),
+        sites: module
+            .weights()
+            .sites()
+            .map(|(site, weights)| ModuleSite {
+                site: site.index() as u32,
+                rank: weights.rank as u32,
+                scale: weights.scale,
+            })
+            .collect(),
+    }
+}
+
+impl View {
     fn site(&self, module: u32, site: u32) -> Result<&polyskill_adapters::lora::LoraSite, String> {
         let lease = self.leases.get(module as usize);
         let lease = lease

@@ -13,9 +13,11 @@ use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::kernels::prefetch;
 use polyskill_model::{Hooks, InputGroup, Site, SiteOutput};
+use polyskill_sdk::{Batch, Decision};
 
 use crate::composition::{Composition, Plan};
-use crate::gates::GateBuffers;
+use crate::gates::{Gate, GateBuffers};
+use crate::router_slot::RouterSlot;
 use crate::trace::SitePicks;
 
 /// Most rows per task: enough to amortise a task.
@@ -44,6 +46,8 @@ pub(crate) struct Routing<'a> {
     chunks: Vec<Chunk>,
     /// Decisions that later sites of a layer reuse: (span, gate) → picks per row of the span.
     shared: Vec<SharedDecision>,
+    /// What routers answer; kept for its memory.
+    decision: Decision,
     pub(crate) recorded: Vec<Recorded>,
     /// Rows, once per site, where the router's answer was not usable.
     pub(crate) fallback_rows: Vec<usize>,
@@ -99,19 +103,24 @@ impl<'a> Routing<'a> {
             spans,
             chunks,
             shared: Vec::new(),
+            decision: Decision::default(),
             recorded: Vec::new(),
             fallback_rows: Vec::new(),
         }
     }
 
-    /// Decides for sites of this group whose decision later sites reuse.
-    fn decide_shared(&mut self, layer_start: bool, sites: &[usize], input: &[f32], inputs: usize) {
+    /// Decides what must be known before the rows of this group are computed.
+    fn decide_ahead(&mut self, layer_start: bool, sites: &[usize], input: &[f32], inputs: usize) {
         if layer_start {
             self.shared.clear();
         }
         for (index, span) in self.spans.iter().enumerate() {
             let Plan::Gated(gates) = &span.composition.plan else { continue };
-            for gate in sites.iter().filter_map(|&site| gates.shared_at(site)) {
+            for gate in sites.iter().filter_map(|&site| gates.ahead_at(site)) {
+                if gates.gate(gate).routed().is_some() {
+                    self.ask_router(index, gate, input, inputs);
+                    continue;
+                }
                 let rows = span.rows.clone();
                 let mut picks = vec![None; rows.len()];
                 let slots = SharedMut::new(&mut picks);
@@ -128,6 +137,46 @@ impl<'a> Routing<'a> {
                 });
                 self.shared.push(SharedDecision { span: index, gate, picks });
             }
+        }
+    }
+
+    /// Lets the router decide a gate for all rows of a composition, in one call.
+    fn ask_router(&mut self, first: usize, gate_index: usize, input: &[f32], inputs: usize) {
+        let composition = &self.spans[first].composition;
+        let decided = |shared: &SharedDecision| shared.span == first && shared.gate == gate_index;
+        let (Plan::Gated(gates), Some(slot)) = (&composition.plan, &composition.slot) else {
+            return;
+        };
+        let gate = gates.gate(gate_index);
+        let Some((hidden, arguments)) = gate.routed() else { return };
+        if self.shared.iter().any(decided) {
+            return;
+        }
+        let spans: Vec<usize> = (first..self.spans.len())
+            .filter(|&span| Arc::ptr_eq(&self.spans[span].composition, composition))
+            .collect();
+        let rows: Vec<usize> =
+            spans.iter().flat_map(|&span| self.spans[span].rows.clone()).collect();
+        let columns = gate.candidates().len();
+        let width = if hidden { inputs } else { 0 };
+        let mut asked = Asked::new(rows.len(), columns, width);
+        asked.hand_over(self.compute, gate, (&rows, input, inputs));
+        let batch = Batch {
+            site: gate.site as u32,
+            num_rows: rows.len(),
+            candidates: gate.candidates(),
+            scores: if gate.scores() { &asked.scores } else { &[] },
+            hidden: &asked.hidden,
+            arguments,
+        };
+        let mut decision = std::mem::take(&mut self.decision);
+        let answered = slot.route(&batch, &mut decision).is_ok();
+        let picks = checked(slot, (answered, &decision), gate.candidates(), &asked.usable);
+        self.decision = decision;
+        let mut picks = picks.into_iter();
+        for span in spans {
+            let picks = picks.by_ref().take(self.spans[span].rows.len()).collect();
+            self.shared.push(SharedDecision { span, gate: gate_index, picks });
         }
     }
 
@@ -149,7 +198,7 @@ impl<'a> Routing<'a> {
             Plan::Gated(gates) => {
                 let site_gate = gates.at(site)?;
                 let gate = gates.gate(site_gate.gate);
-                if !gate.shared {
+                if !gate.is_ahead() {
                     return Some((site_gate.combine, gate.run(x, buffers, picks)));
                 }
                 let shared = self
@@ -200,6 +249,85 @@ impl<'a> Routing<'a> {
     }
 }
 
+/// What a router is asked about.
+struct Asked {
+    /// `[rows, columns]`
+    scores: Vec<f32>,
+    /// `[rows, width]`, or empty
+    hidden: Vec<f32>,
+    /// Rows whose scores are numbers.
+    usable: Vec<bool>,
+    columns: usize,
+    width: usize,
+}
+
+impl Asked {
+    fn new(rows: usize, columns: usize, width: usize) -> Self {
+        Self {
+            scores: vec![0.0; rows * columns],
+            hidden: vec![0.0; rows * width],
+            usable: vec![false; rows],
+            columns,
+            width,
+        }
+    }
+
+    /// Scores all rows.
+    fn hand_over(
+        &mut self,
+        compute: &Compute,
+        gate: &Gate,
+        (rows, input, inputs): (&[usize], &[f32], usize),
+    ) {
+        let (columns, width) = (self.columns, self.width);
+        let scores = SharedMut::new(&mut self.scores);
+        let hidden = SharedMut::new(&mut self.hidden);
+        let usable = SharedMut::new(&mut self.usable);
+        compute.run(rows.len(), &|at| {
+            let x = &input[rows[at] * inputs..(rows[at] + 1) * inputs];
+            // SAFETY: each row has its slots.
+            let (scores, hidden, usable) = unsafe {
+                (
+                    scores.slice(at * columns, columns),
+                    hidden.slice(at * width, width),
+                    usable.slice(at, 1),
+                )
+            };
+            BUFFERS.with_borrow_mut(|buffers| {
+                usable[0] = gate.hand_over(x, &mut buffers.gate, (scores, hidden));
+            });
+        });
+    }
+}
+
+/// Checks a router's answer row by row; `None` for rows that fall back.
+fn checked(
+    slot: &RouterSlot,
+    (answered, decision): (bool, &Decision),
+    candidates: &[u32],
+    usable: &[bool],
+) -> Vec<Option<Vec<(u32, f32)>>> {
+    if !answered {
+        return vec![None; usable.len()];
+    }
+    if let Err(reason) = decision.check_rows(usable.len()) {
+        slot.health.invalid(usable.len() as u64, &reason);
+        return vec![None; usable.len()];
+    }
+    let row = |(row, &usable): (usize, &bool)| {
+        let mut picks = Vec::new();
+        if let Err(reason) = decision.row(row, candidates.len(), &mut picks) {
+            slot.health.invalid(1, &format!("row {row}: {reason}"));
+            return None;
+        }
+        // In ascending order, as a program's picks are: the sum's order is part of the result.
+        picks.sort_unstable_by_key(|(column, _)| *column);
+        picks.iter_mut().for_each(|(column, _)| *column = candidates[*column as usize]);
+        usable.then_some(picks)
+    };
+    usable.iter().enumerate().map(row).collect()
+}
+
 impl Hooks for Routing<'_> {
     fn projected(&mut self, group: InputGroup, input: &[f32], outputs: &mut [SiteOutput<'_>]) {
         if self.chunks.is_empty() {
@@ -209,7 +337,7 @@ impl Hooks for Routing<'_> {
         let inputs = input.len() / num_rows;
         let site_of = |projection| Site { layer: group.layer, projection }.index();
         let sites: Vec<usize> = outputs.iter().map(|output| site_of(output.projection)).collect();
-        self.decide_shared(sites[0].is_multiple_of(7), &sites, input, inputs);
+        self.decide_ahead(sites[0].is_multiple_of(7), &sites, input, inputs);
         let targets: Vec<_> = outputs
             .iter_mut()
             .map(|output| (output.width, SharedMut::new(output.values)))

@@ -1,20 +1,35 @@
-//! Plugin bundles: a directory with `plugin.toml` and the plugin's file, or a bare `.wasm`.
+//! Plugin bundles: a directory or a tar with `plugin.toml`, the plugin's file and what it needs, or a bare
+//! file.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::error::Error;
+use crate::limits::Limits;
+use crate::sandbox::hex;
 
-const MANIFEST_FILE: &str = "plugin.toml";
-const MAX_PLUGIN_BYTES: u64 = 64 << 20;
+/// The manifest's file.
+pub const MANIFEST_FILE: &str = "plugin.toml";
+/// The detached signature's file.
+pub const SIGNATURE_FILE: &str = "plugin.sig";
+/// The minor of the interface that this host speaks.
+pub const ABI: &str = "0.1";
+/// Files in a bundle, at most.
+const MAX_FILES: usize = 256;
+/// Folders below a bundle's own.
+const MAX_DEPTH: usize = 2;
+const MAX_NAME_BYTES: usize = 64;
 
 /// `plugin.toml`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The plugin's name.
+    /// The plugin's name: lower-case letters, digits, `-`, `_`, `.`, and `/` after a publisher's prefix.
     pub name: String,
     /// The plugin's own version.
     pub version: String,
@@ -22,59 +37,102 @@ pub struct Manifest {
     pub abi: String,
     /// The plugin's file, beside the manifest.
     pub file: String,
+    /// What the plugin is for.
+    #[serde(default)]
+    pub description: String,
+    /// What it asks for beyond the ordinary: `hidden`. The operator grants it or not.
+    #[serde(default)]
+    pub capabilities: Vec<Capability>,
 }
 
-/// A bundle's bytes.
+/// What a plugin may ask for beyond the ordinary.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "kebab-case")]
+pub enum Capability {
+    /// Hidden states in `route`: they tell much about what users write.
+    Hidden,
+}
+
+/// A bundle in memory.
+#[derive(Clone)]
 pub(crate) struct Bundle {
-    pub(crate) name: String,
-    pub(crate) bytes: Vec<u8>,
-    /// SHA-256 over manifest and plugin, hexadecimal.
+    pub(crate) manifest: Manifest,
+    /// All files but the signature, by path within the bundle.
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// The detached signature's text, where there is one.
+    pub(crate) signature: Option<String>,
+    /// SHA-256 over the sorted file list, hexadecimal.
     pub(crate) digest: String,
 }
 
 impl Bundle {
-    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let (name, manifest, file) = if path.is_dir() {
-            let manifest_path = path.join(MANIFEST_FILE);
-            let text = String::from_utf8(read_limited(&manifest_path)?)
-                .map_err(|_| manifest_error(&manifest_path, "not UTF-8"))?;
-            let manifest: Manifest = toml::from_str(&text)
-                .map_err(|error| manifest_error(&manifest_path, &error.to_string()))?;
-            let plain = Path::new(&manifest.file)
-                .file_name()
-                .is_some_and(|plain| plain == manifest.file.as_str());
-            if !plain {
-                let reason =
-                    format!("file `{}`, expected a plain name beside the manifest", manifest.file);
-                return Err(manifest_error(&manifest_path, &reason));
-            }
-            if manifest.abi != "0.1" {
-                return Err(Error::Version {
-                    name: manifest.name,
-                    found: format!("abi {}", manifest.abi),
-                });
-            }
-            (manifest.name, text, path.join(manifest.file))
+    pub(crate) fn read(path: &Path, limits: &Limits) -> Result<Self, Error> {
+        let budget = limits.file_mib << 20;
+        let mut files = if path.is_dir() {
+            read_directory(path, budget)?
+        } else if path.extension().is_some_and(|extension| extension == "tar") {
+            read_tar(path, budget)?
         } else {
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            (stem.into_owned(), String::new(), path.to_owned())
+            return Self::bare(path, budget);
         };
-        let bytes = read_limited(&file)?;
-        let mut hasher = Sha256::new();
-        hasher.update((manifest.len() as u64).to_le_bytes());
-        hasher.update(manifest.as_bytes());
-        hasher.update(&bytes);
-        let digest = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { name, bytes, digest })
+        let signature = files.remove(SIGNATURE_FILE);
+        let signature = signature.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+        let at = path.join(MANIFEST_FILE);
+        let text = files.get(MANIFEST_FILE).ok_or_else(|| manifest_error(&at, "is missing"))?;
+        let text = str::from_utf8(text).map_err(|_| manifest_error(&at, "not UTF-8"))?;
+        let manifest: Manifest =
+            toml::from_str(text).map_err(|error| manifest_error(&at, &error.to_string()))?;
+        check(&manifest).map_err(|reason| manifest_error(&at, &reason))?;
+        if manifest.abi != ABI {
+            let found = format!("abi {}", manifest.abi);
+            return Err(Error::Version { name: manifest.name, found });
+        }
+        if !files.contains_key(&manifest.file) {
+            let reason = format!(
+                "file `{}`, expected the name of a file beside the manifest",
+                manifest.file
+            );
+            return Err(manifest_error(&at, &reason));
+        }
+        Ok(Self { digest: digest(&files), manifest, files, signature })
     }
 
-    /// The bundles in a directory: folders with a manifest, and `.wasm` files.
+    /// A file without a manifest.
+    fn bare(path: &Path, budget: u64) -> Result<Self, Error> {
+        let text = |part: Option<&std::ffi::OsStr>| {
+            part.unwrap_or_default().to_string_lossy().into_owned()
+        };
+        let (name, file) = (text(path.file_stem()), text(path.file_name()));
+        let files = BTreeMap::from([(file.clone(), read_limited(path, budget)?)]);
+        let sidecar = path.with_file_name(format!("{file}.sig"));
+        let manifest = Manifest {
+            name,
+            version: "0".to_owned(),
+            abi: ABI.to_owned(),
+            file,
+            description: String::new(),
+            capabilities: Vec::new(),
+        };
+        let signature = fs::read_to_string(sidecar).ok();
+        Ok(Self { digest: digest(&files), manifest, files, signature })
+    }
+
+    /// The plugin's file.
+    pub(crate) fn code(&self) -> &[u8] {
+        self.files.get(&self.manifest.file).map_or(&[], Vec::as_slice)
+    }
+
+    /// The bundles in a directory: folders with a manifest, tars, `.wasm` and dynamic libraries.
     pub(crate) fn find(directory: &Path) -> Result<Vec<PathBuf>, Error> {
         let io = |source| Error::Io { path: directory.to_owned(), source };
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(directory).map_err(io)? {
+        for entry in fs::read_dir(directory).map_err(io)? {
             let path = entry.map_err(io)?.path();
-            if path.join(MANIFEST_FILE).is_file() || path.extension().is_some_and(|e| e == "wasm") {
+            let extension = path.extension().and_then(std::ffi::OsStr::to_str);
+            let hidden = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"."));
+            let is_bundle = path.join(MANIFEST_FILE).is_file()
+                || matches!(extension, Some("wasm" | "tar" | "so" | "dylib" | "dll"));
+            if is_bundle && !hidden {
                 found.push(path);
             }
         }
@@ -83,16 +141,124 @@ impl Bundle {
     }
 }
 
+/// SHA-256 over the sorted list of names and contents.
+fn digest(files: &BTreeMap<String, Vec<u8>>) -> String {
+    let mut hasher = Sha256::new();
+    for (name, content) in files {
+        hasher.update((name.len() as u64).to_le_bytes());
+        hasher.update(name.as_bytes());
+        hasher.update(Sha256::digest(content));
+    }
+    hex(&hasher.finalize())
+}
+
+fn check(manifest: &Manifest) -> Result<(), String> {
+    let name = &manifest.name;
+    let plain =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte);
+    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(plain) {
+        return Err(format!(
+            "name `{name}`, expected 1 to {MAX_NAME_BYTES} of a-z, 0-9, `-`, `_`, `.`, `/`"
+        ));
+    }
+    Ok(())
+}
+
 fn manifest_error(path: &Path, reason: &str) -> Error {
     Error::Manifest { path: path.to_owned(), reason: reason.to_owned() }
 }
 
-fn read_limited(path: &Path) -> Result<Vec<u8>, Error> {
+fn too_large(path: &Path, what: &str) -> Error {
+    let source = std::io::Error::new(std::io::ErrorKind::FileTooLarge, what.to_owned());
+    Error::Io { path: path.to_owned(), source }
+}
+
+fn read_limited(path: &Path, budget: u64) -> Result<Vec<u8>, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
-    let len = std::fs::metadata(path).map_err(io)?.len();
-    if len > MAX_PLUGIN_BYTES {
-        let message = format!("{len} bytes, at most {MAX_PLUGIN_BYTES} are read");
-        return Err(io(std::io::Error::new(std::io::ErrorKind::FileTooLarge, message)));
+    let file = fs::File::open(path).map_err(io)?;
+    let mut bytes = Vec::new();
+    file.take(budget + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > budget {
+        return Err(too_large(path, &format!("more than {budget} bytes, which `file_mib` allows")));
     }
-    std::fs::read(path).map_err(io)
+    Ok(bytes)
+}
+
+fn read_directory(root: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let mut files = BTreeMap::new();
+    let mut left = budget;
+    let mut folders = vec![(root.to_owned(), String::new(), 0)];
+    while let Some((folder, prefix, depth)) = folders.pop() {
+        let io = |source| Error::Io { path: folder.clone(), source };
+        for entry in fs::read_dir(&folder).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with('.') {
+                continue;
+            }
+            let (path, name) = (entry.path(), format!("{prefix}{name}"));
+            // What an entry is, without following links: a bundle holds its own files only.
+            let kind = entry.file_type().map_err(io)?;
+            if kind.is_dir() && depth < MAX_DEPTH {
+                folders.push((path, format!("{name}/"), depth + 1));
+            } else if kind.is_file() && files.len() < MAX_FILES {
+                let bytes = read_limited(&path, left)?;
+                left -= bytes.len() as u64;
+                files.insert(name, bytes);
+            } else {
+                let reason = format!(
+                    "`{name}`: a bundle holds plain files, at most {MAX_FILES} and {MAX_DEPTH} folders deep"
+                );
+                return Err(manifest_error(root, &reason));
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn read_tar(path: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let bytes = read_limited(path, budget)?;
+    let mut archive = tar::Archive::new(bytes.as_slice());
+    let mut files = BTreeMap::new();
+    for entry in archive.entries().map_err(io)? {
+        let mut entry = entry.map_err(io)?;
+        let name = entry.path().map_err(io)?.into_owned();
+        let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
+        let kind = entry.header().entry_type();
+        if kind.is_dir() {
+            continue;
+        }
+        if !kind.is_file() || !plain || files.len() >= MAX_FILES {
+            let reason = format!(
+                "`{}`: a bundle holds plain files inside of it, at most {MAX_FILES}",
+                name.display()
+            );
+            return Err(manifest_error(path, &reason));
+        }
+        let mut content = Vec::new();
+        // The archive is in memory, so that an entry cannot be larger than it.
+        entry.read_to_end(&mut content).map_err(io)?;
+        files.insert(name.to_string_lossy().into_owned(), content);
+    }
+    Ok(files)
+}
+
+/// Writes a bundle's directory as a tar, in one order and without dates: equal bundles give equal bytes.
+///
+/// # Errors
+/// If the directory is no bundle or the file cannot be written.
+pub fn pack(directory: &Path, target: &Path, limits: &Limits) -> Result<(), Error> {
+    let bundle = Bundle::read(directory, limits)?;
+    let io = |source| Error::Io { path: target.to_owned(), source };
+    let mut builder = tar::Builder::new(fs::File::create(target).map_err(io)?);
+    let signature = bundle.signature.map(|text| (SIGNATURE_FILE.to_owned(), text.into_bytes()));
+    for (name, content) in bundle.files.into_iter().chain(signature) {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        builder.append_data(&mut header, &name, content.as_slice()).map_err(io)?;
+    }
+    builder.into_inner().map(drop).map_err(io)
 }

@@ -48,4 +48,22 @@ pub enum Error {
         /// wasmtime's reason, with its causes.
         reason: String,
     },
+    /// The plugin speaks another version of the flat ABI.
+    #[error(
+        "plugin `{name}` exports {found}; this host accepts flat ABI 1: `polyskill_v1_init` and `polyskill_v1_plan`, see polyskill.h"
+    )]
+    FlatVersion {
+        /// The plugin.
+        name: String,
+        /// What it exports.
+        found: String,
+    },
+    /// The operator does not trust the plugin.
+    #[error("plugin `{name}` is refused: {reason}")]
+    Untrusted {
+        /// The plugin.
+        name: String,
+        /// Why, and what would help.
+        reason: String,
+    },
 }

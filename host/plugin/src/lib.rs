@@ -1,18 +1,28 @@
 //! Loads router plugins and keeps them in their sandbox.
 //!
-//! A plugin is a WebAssembly component of the world `polyskill:router/router@0.1` (or a core module that
-//! carries its component type, which is wrapped here). [`Loader::load`] compiles it; [`Plugin::start`]
-//! makes a [`LoadedRouter`](polyskill_sdk::runtime::LoadedRouter) that the engine can use like any other.
-//! The guest has fuel, a deadline and a memory cap, sees no clock, randomness or I/O, and whatever it
+//! A plugin is a WebAssembly component of the WIT world `polyskill:router@0.1`, a core module or a dynamic
+//! library of the flat ABI (`polyskill.h`), or a gate file without any code. [`Loader::load`] reads, trusts
+//! and compiles a bundle; [`Plugin::start`] tests it on its own fixtures and makes a
+//! [`LoadedRouter`](polyskill_sdk::runtime::LoadedRouter) that the engine can use like any other. A
+//! sandboxed guest has fuel, a deadline and a memory cap, sees no clock, randomness or I/O, and whatever it
 //! returns is checked before use.
 
 mod bundle;
+mod component;
 mod error;
-mod host;
+mod flat;
+mod gate_file;
+mod instance;
 mod limits;
-mod router;
+mod loader;
+mod sandbox;
+pub mod self_test;
+mod state;
+mod trust;
 
-pub use bundle::Manifest;
+pub use bundle::{ABI, Capability, MANIFEST_FILE, Manifest, SIGNATURE_FILE, pack};
 pub use error::Error;
 pub use limits::Limits;
-pub use router::{Loader, Plugin};
+pub use loader::{Kind, Loader, Plugin};
+pub use polyskill_sdk::runtime::Fault;
+pub use trust::{Trust, TrustedKey, new_key, sign};

@@ -1,0 +1,220 @@
+//! How a router fares: counters, and quarantine after too many faults.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What a request gets when its router fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFault {
+    /// The base model, without modules.
+    #[default]
+    BaseOnly,
+    /// The version of the router that served before, where there is one; else the base model. Rows that
+    /// `route` leaves undecided run on the base.
+    Previous,
+    /// An error.
+    FailRequest,
+}
+
+/// When a router that faults is taken out, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultPolicy {
+    /// What requests get meanwhile.
+    pub on_fault: OnFault,
+    /// Faults within the window that quarantine a router.
+    pub max_faults: usize,
+    /// The window.
+    pub window: Duration,
+    /// The first quarantine; each next one is twice as long.
+    pub backoff: Duration,
+    /// Returns from quarantine; after these it stays out until a person or a new version acts.
+    pub max_returns: u32,
+    /// Time without a fault after which earlier quarantines are forgotten.
+    pub forgiven_after: Duration,
+}
+
+impl Default for FaultPolicy {
+    fn default() -> Self {
+        Self {
+            on_fault: OnFault::default(),
+            max_faults: 5,
+            window: Duration::from_secs(60),
+            backoff: Duration::from_secs(10),
+            max_returns: 3,
+            forgiven_after: Duration::from_secs(3_600),
+        }
+    }
+}
+
+/// Whether a router is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It serves.
+    Serving,
+    /// It is out for this long.
+    Quarantined(Duration),
+    /// It is out until a person or a new version acts.
+    Out,
+}
+
+const SERVING: u64 = 0;
+const OUT: u64 = u64::MAX;
+
+/// Counters and standing of one router version.
+#[derive(Debug)]
+pub(crate) struct Health {
+    policy: FaultPolicy,
+    origin: Instant,
+    /// Milliseconds after `origin` at which a quarantine ends; see `SERVING` and `OUT`.
+    until: AtomicU64,
+    recent: Mutex<Recent>,
+    pub(crate) faults: AtomicU64,
+    pub(crate) invalid_rows: AtomicU64,
+    pub(crate) abstentions: AtomicU64,
+    pub(crate) plans: AtomicU64,
+    pub(crate) route_calls: AtomicU64,
+    pub(crate) route_rows: AtomicU64,
+    pub(crate) route_nanoseconds: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    /// When faults happened, as far as the window goes.
+    faults: VecDeque<Instant>,
+    quarantines: u32,
+    last_fault: Option<String>,
+    last_invalid: Option<String>,
+}
+
+impl Health {
+    pub(crate) fn new(policy: FaultPolicy) -> Self {
+        Self {
+            policy,
+            origin: Instant::now(),
+            until: AtomicU64::new(SERVING),
+            recent: Mutex::default(),
+            faults: AtomicU64::default(),
+            invalid_rows: AtomicU64::default(),
+            abstentions: AtomicU64::default(),
+            plans: AtomicU64::default(),
+            route_calls: AtomicU64::default(),
+            route_rows: AtomicU64::default(),
+            route_nanoseconds: AtomicU64::default(),
+        }
+    }
+
+    pub(crate) fn policy(&self) -> FaultPolicy {
+        self.policy
+    }
+
+    pub(crate) fn standing(&self, now: Instant) -> Standing {
+        let passed = now.saturating_duration_since(self.origin).as_millis() as u64;
+        match self.until.load(Relaxed) {
+            SERVING => Standing::Serving,
+            OUT => Standing::Out,
+            until if until <= passed => {
+                // Whoever comes first ends it; a quarantine that began meanwhile stays.
+                let _ = self.until.compare_exchange(until, SERVING, Relaxed, Relaxed);
+                Standing::Serving
+            }
+            until => Standing::Quarantined(Duration::from_millis(until - passed)),
+        }
+    }
+
+    /// Counts a fault; enough of them quarantine the router. Returns whether this one did.
+    pub(crate) fn fault(&self, reason: &str, now: Instant) -> bool {
+        self.faults.fetch_add(1, Relaxed);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = recent.faults.back().copied();
+        if last.is_some_and(|last| now.duration_since(last) >= self.policy.forgiven_after) {
+            recent.quarantines = 0;
+        }
+        recent.last_fault = Some(reason.chars().take(500).collect());
+        recent.faults.push_back(now);
+        let window = self.policy.window;
+        while recent.faults.front().is_some_and(|first| now.duration_since(*first) > window) {
+            recent.faults.pop_front();
+        }
+        if recent.faults.len() < self.policy.max_faults {
+            return false;
+        }
+        recent.faults.clear();
+        recent.faults.push_back(now);
+        let until = if recent.quarantines >= self.policy.max_returns {
+            OUT
+        } else {
+            let backoff = self.policy.backoff.saturating_mul(1 << recent.quarantines.min(20));
+            (now.saturating_duration_since(self.origin) + backoff).as_millis() as u64
+        };
+        recent.quarantines += 1;
+        self.until.store(until.max(1), Relaxed);
+        true
+    }
+
+    /// Counts rows whose answer was not usable.
+    pub(crate) fn invalid(&self, rows: u64, reason: &str) {
+        self.invalid_rows.fetch_add(rows, Relaxed);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.last_invalid = Some(reason.chars().take(500).collect());
+    }
+
+    /// A person ends the quarantine.
+    pub(crate) fn release(&self) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.quarantines = 0;
+        recent.faults.clear();
+        self.until.store(SERVING, Relaxed);
+    }
+
+    pub(crate) fn last_fault(&self) -> Option<String> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).last_fault.clone()
+    }
+
+    pub(crate) fn last_invalid(&self) -> Option<String> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).last_invalid.clone()
+    }
+
+    pub(crate) fn quarantines(&self) -> u32 {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).quarantines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_quarantine_with_growing_backoff_and_in_the_end_for_good() {
+        let policy = FaultPolicy { max_faults: 2, max_returns: 2, ..FaultPolicy::default() };
+        let health = Health::new(policy);
+        let mut now = health.origin;
+        assert!(!health.fault("a", now));
+        assert_eq!(health.standing(now), Standing::Serving);
+        assert!(!health.fault("late", now + policy.window * 2), "outside of the window");
+        now += policy.window * 2;
+        for backoff in [policy.backoff, policy.backoff * 2] {
+            while !health.fault("b", now) {}
+            assert_eq!(health.standing(now), Standing::Quarantined(backoff));
+            now += backoff;
+            assert_eq!(health.standing(now), Standing::Serving);
+        }
+        while !health.fault("c", now) {}
+        assert_eq!(health.standing(now + policy.forgiven_after * 9), Standing::Out);
+        health.release();
+        assert_eq!(health.standing(now), Standing::Serving);
+        assert_eq!(health.last_fault().as_deref(), Some("c"));
+    }
+
+    #[test]
+    fn a_long_time_without_faults_forgives() {
+        let policy = FaultPolicy { max_faults: 1, max_returns: 1, ..FaultPolicy::default() };
+        let health = Health::new(policy);
+        let now = health.origin;
+        assert!(health.fault("a", now));
+        let later = now + policy.forgiven_after;
+        assert!(health.fault("b", later));
+        assert_eq!(health.standing(later), Standing::Quarantined(policy.backoff));
+    }
+}

@@ -1,0 +1,272 @@
+//! One version of one router: its planning instance, the instance that decides rows, and what it defined.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use polyskill_adapters::{Generation, Library, Snapshot};
+use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter, Stepper};
+use polyskill_sdk::{Batch, Decision, LibraryChange, Parameters, Plan, Request};
+
+use crate::health::{FaultPolicy, Health, Standing};
+use crate::library_view::{Definitions, View, Views};
+
+/// What the operator says about a router.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RouterSettings {
+    /// Configured parameters, under a request's own.
+    pub parameters: Parameters,
+    /// Whether its programs may hand hidden states to `route`.
+    pub hidden: bool,
+    /// What happens when it fails.
+    pub faults: FaultPolicy,
+}
+
+/// A loaded router, for reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterInfo {
+    /// Name in the configuration.
+    pub name: String,
+    /// Digest of its code.
+    pub digest: String,
+    /// The router's own name and version.
+    pub descriptor: String,
+    /// Whether it is asked.
+    pub standing: Standing,
+    /// How often it was quarantined, as far as that is not forgiven.
+    pub quarantines: u32,
+    /// Plans made.
+    pub plans: u64,
+    /// Calls that trapped or gave an unusable answer.
+    pub faults: u64,
+    /// The last fault.
+    pub last_fault: Option<String>,
+    /// Rows whose picks were not usable.
+    pub invalid_rows: u64,
+    /// What was wrong with the last such row.
+    pub last_invalid: Option<String>,
+    /// Times that it left the decision to others.
+    pub abstentions: u64,
+    /// Calls of `route`, rows in them, and time.
+    pub route_calls: u64,
+    /// Rows that `route` was asked about.
+    pub route_rows: u64,
+    /// Time spent in `route`.
+    pub route_nanoseconds: u64,
+    /// Digests of versions that can be rolled back to, the last one first.
+    pub previous: Vec<String>,
+}
+
+pub(crate) struct RouterSlot {
+    pub(crate) name: String,
+    pub(crate) digest: String,
+    pub(crate) settings: RouterSettings,
+    pub(crate) definitions: Arc<Definitions>,
+    pub(crate) health: Health,
+    descriptor: String,
+    library: Arc<Library>,
+    views: Arc<Views>,
+    state: Mutex<Planning>,
+    /// Used by the engine thread alone, once it is made.
+    stepper: Mutex<Option<Box<dyn Stepper>>>,
+    remaking: AtomicBool,
+}
+
+impl std::fmt::Debug for RouterSlot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RouterSlot").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+struct Planning {
+    router: Box<dyn LoadedRouter>,
+    /// The library version that the router was last told about.
+    version: Option<u64>,
+    known: Vec<Generation>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RouterSlot {
+    /// A router that has seen the library once.
+    pub(crate) fn new(
+        (name, digest): (&str, String),
+        router: Box<dyn LoadedRouter>,
+        settings: RouterSettings,
+        library: Arc<Library>,
+        views: Arc<Views>,
+    ) -> Result<Self, Fault> {
+        let descriptor = router.descriptor();
+        let slot = Self {
+            name: name.to_owned(),
+            digest,
+            descriptor: format!("{} {}", descriptor.name, descriptor.version),
+            health: Health::new(settings.faults),
+            settings,
+            definitions: Arc::default(),
+            library,
+            views,
+            state: Mutex::new(Planning { router, version: None, known: Vec::new() }),
+            stepper: Mutex::new(None),
+            remaking: AtomicBool::new(false),
+        };
+        slot.sync()?;
+        Ok(slot)
+    }
+
+    pub(crate) fn info(&self, previous: Vec<String>) -> RouterInfo {
+        RouterInfo {
+            name: self.name.clone(),
+            digest: self.digest.clone(),
+            descriptor: self.descriptor.clone(),
+            standing: self.health.standing(Instant::now()),
+            quarantines: self.health.quarantines(),
+            plans: self.health.plans.load(Relaxed),
+            faults: self.health.faults.load(Relaxed),
+            last_fault: self.health.last_fault(),
+            invalid_rows: self.health.invalid_rows.load(Relaxed),
+            last_invalid: self.health.last_invalid(),
+            abstentions: self.health.abstentions.load(Relaxed),
+            route_calls: self.health.route_calls.load(Relaxed),
+            route_rows: self.health.route_rows.load(Relaxed),
+            route_nanoseconds: self.health.route_nanoseconds.load(Relaxed),
+            previous,
+        }
+    }
+
+    /// Tells the router about the library if it changed since the last call.
+    pub(crate) fn sync(&self) -> Result<(), Fault> {
+        self.synced(&self.library.snapshot(), &mut lock(&self.state)).map(drop)
+    }
+
+    fn synced(&self, snapshot: &Snapshot, state: &mut Planning) -> Result<Arc<View>, Fault> {
+        let view = Arc::new(self.views.view(snapshot, Arc::clone(&self.definitions)));
+        if state.version == Some(snapshot.version()) {
+            return Ok(view);
+        }
+        let generations: Vec<Generation> =
+            snapshot.iter().map(|(_, module)| module.generation()).collect();
+        let change = LibraryChange {
+            added: (0..)
+                .zip(&generations)
+                .filter(|(_, generation)| !state.known.contains(generation))
+                .map(|(index, _)| index)
+                .collect(),
+            removed: state
+                .known
+                .iter()
+                .filter(|known| !generations.contains(known))
+                .map(Generation::to_string)
+                .collect(),
+        };
+        let library: Arc<dyn LibraryView> = view.clone();
+        let definitions = state.router.library_changed(&library, &change)?;
+        self.definitions.store(&view, definitions);
+        self.definitions.retain(|generation| generations.contains(&generation));
+        state.version = Some(snapshot.version());
+        state.known = generations;
+        Ok(view)
+    }
+
+    /// Plans a request, whose parameters go over the configured ones.
+    pub(crate) fn plan(&self, snapshot: &Snapshot, mut request: Request) -> Result<Plan, Fault> {
+        let mut merged = self.settings.parameters.clone();
+        merged.0.retain(|(name, _)| request.parameters.get(name).is_none());
+        merged.0.append(&mut request.parameters.0);
+        request.parameters = merged;
+        self.health.plans.fetch_add(1, Relaxed);
+        let mut state = lock(&self.state);
+        let view = self.synced(snapshot, &mut state)?;
+        let library: Arc<dyn LibraryView> = view.clone();
+        let (plan, definitions) = state.router.plan(&library, &request)?;
+        self.definitions.store(&view, definitions);
+        Ok(plan)
+    }
+
+    /// Counts a fault and logs it, with what follows from it.
+    pub(crate) fn count_fault(&self, reason: &str) {
+        let router = &self.name;
+        if self.health.fault(reason, Instant::now()) {
+            let standing = self.health.standing(Instant::now());
+            tracing::error!(
+                router,
+                reason,
+                ?standing,
+                "the router faults too often; it is quarantined"
+            );
+        } else {
+            tracing::warn!(router, reason, "the router gave no usable answer");
+        }
+    }
+
+    /// Makes the instance that decides rows, unless there is one.
+    pub(crate) fn prepare_stepper(&self) -> Result<(), Fault> {
+        if lock(&self.stepper).is_some() {
+            return Ok(());
+        }
+        let view = self.views.view(&self.library.snapshot(), Arc::clone(&self.definitions));
+        let library: Arc<dyn LibraryView> = Arc::new(view);
+        let stepper = lock(&self.state).router.stepper(&library)?;
+        *lock(&self.stepper) = Some(stepper);
+        Ok(())
+    }
+
+    /// Decides rows, on the engine thread: never waits. After a trap a fresh instance is made elsewhere,
+    /// and rows fall back until it is there.
+    pub(crate) fn route(
+        self: &Arc<Self>,
+        batch: &Batch<'_>,
+        decision: &mut Decision,
+    ) -> Result<(), Fault> {
+        if self.health.standing(Instant::now()) != Standing::Serving {
+            return Err(Fault::NotReady("it is quarantined".to_owned()));
+        }
+        let not_made = || Fault::NotReady("its instance is being made".to_owned());
+        let Ok(mut stepper) = self.stepper.try_lock() else { return Err(not_made()) };
+        let Some(live) = stepper.as_mut() else {
+            drop(stepper);
+            self.remake_stepper();
+            return Err(not_made());
+        };
+        let started = Instant::now();
+        decision.clear();
+        let routed = live.route(batch, decision);
+        self.health.route_calls.fetch_add(1, Relaxed);
+        self.health.route_rows.fetch_add(batch.num_rows as u64, Relaxed);
+        let spent = started.elapsed().as_nanos() as u64;
+        self.health.route_nanoseconds.fetch_add(spent, Relaxed);
+        match &routed {
+            Ok(()) => {}
+            Err(Fault::Abstain | Fault::NotReady(_)) => {
+                self.health.abstentions.fetch_add(1, Relaxed);
+            }
+            Err(fault) => {
+                let dead = matches!(fault, Fault::Trap(_)).then(|| stepper.take());
+                drop(stepper);
+                self.count_fault(&format!("`route`: {fault}"));
+                if dead.is_some() {
+                    self.remake_stepper();
+                }
+            }
+        }
+        routed
+    }
+
+    fn remake_stepper(self: &Arc<Self>) {
+        if self.remaking.swap(true, Relaxed) {
+            return;
+        }
+        let slot = Arc::clone(self);
+        let remake = move || {
+            if let Err(fault) = slot.prepare_stepper() {
+                slot.count_fault(&format!("making an instance: {fault}"));
+            }
+            slot.remaking.store(false, Relaxed);
+        };
+        if std::thread::Builder::new().name("router-instance".to_owned()).spawn(remake).is_err() {
+            self.remaking.store(false, Relaxed);
+        }
+    }
+}

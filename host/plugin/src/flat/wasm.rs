@@ -1,0 +1,452 @@
+//! Core WebAssembly modules that speak the flat ABI.
+
+use polyskill_sdk::runtime::Fault;
+use polyskill_sdk::{Batch, Decision, Descriptor, LibraryChange, Parameters, Plan, Request};
+use wasmtime::{
+    Caller, Engine, ExternType, InstancePre, Linker, Module, Store, TypedFunc, WasmParams,
+};
+
+use super::{Memory, answered, capacity, outcome};
+use crate::error::Error;
+use crate::instance::{Code, Instance};
+use crate::limits::Budget;
+use crate::sandbox::{compile_error, set_budget, trap};
+use crate::state::State;
+
+/// The module of the host's functions.
+const IMPORTS: &str = "polyskill_v1";
+const PAGE: usize = 1 << 16;
+/// Bytes of `polyskill_request`, `polyskill_batch` and `polyskill_decision` on wasm32.
+const REQUEST_BYTES: u32 = 32;
+const BATCH_BYTES: u32 = 40;
+const DECISION_BYTES: u32 = 20;
+
+/// A guest's linear memory.
+struct Linear<'a>(&'a mut [u8]);
+
+impl Linear<'_> {
+    fn range(&self, address: u64, len: usize) -> Result<std::ops::Range<usize>, String> {
+        let start = usize::try_from(address).ok();
+        let range = start.and_then(|start| Some(start..start.checked_add(len)?));
+        range.filter(|range| range.end <= self.0.len()).ok_or_else(|| {
+            format!("{len} bytes at {address:#x} are outside its memory of {} bytes", self.0.len())
+        })
+    }
+}
+
+impl Memory for Linear<'_> {
+    fn read(&self, address: u64, len: usize) -> Result<&[u8], String> {
+        self.range(address, len).map(|range| &self.0[range])
+    }
+
+    fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), String> {
+        let range = self.range(address, bytes.len())?;
+        self.0[range].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Runs a host function on the caller's memory; a bad pointer traps and names the function.
+fn with<T>(
+    caller: &mut Caller<'_, State>,
+    name: &str,
+    call: impl FnOnce(&mut Linear<'_>, &mut State) -> Result<T, String>,
+) -> wasmtime::Result<T> {
+    let memory = caller.get_export("memory").and_then(wasmtime::Extern::into_memory);
+    let Some(memory) = memory else {
+        return Err(wasmtime::Error::msg("it exports no memory called `memory`"));
+    };
+    let (bytes, state) = memory.data_and_store_mut(caller);
+    call(&mut Linear(bytes), state)
+        .map_err(|reason| wasmtime::Error::msg(format!("host function `{name}`: {reason}")))
+}
+
+type Linking = wasmtime::Result<()>;
+type Guest<'a> = Caller<'a, State>;
+
+/// Links the host's functions; the first argument of each is the host, which means nothing here.
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    link_reading(&mut linker)?;
+    link_modules(&mut linker)?;
+    link_answers(&mut linker)?;
+    Ok(linker)
+}
+
+fn link_reading(linker: &mut Linker<State>) -> Linking {
+    linker.func_wrap(IMPORTS, "log", |mut c: Guest<'_>, _: u32, level: u32, t: u32, n: u32| {
+        with(&mut c, "log", |m, s| super::log(m, s, level, (t.into(), n)))
+    })?;
+    linker.func_wrap(IMPORTS, "model", |mut c: Guest<'_>, _: u32, out: u32| {
+        with(&mut c, "model", |m, s| super::model(m, s, out.into()))
+    })?;
+    linker.func_wrap(IMPORTS, "site", |mut c: Guest<'_>, _: u32, site: u32, out: u32| {
+        with(&mut c, "site", |m, s| super::site(m, s, site, out.into()))
+    })?;
+    linker.func_wrap(
+        IMPORTS,
+        "parameter_number",
+        |mut c: Guest<'_>, _: u32, t: u32, n: u32, out: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::parameter_number(m, s, (t.into(), n), out.into())
+            };
+            with(&mut c, "parameter_number", call)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "parameter_text",
+        |mut c: Guest<'_>, _: u32, t: u32, n: u32, buffer: u32, capacity: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::parameter_text(m, s, (t.into(), n), (buffer.into(), capacity))
+            };
+            with(&mut c, "parameter_text", call)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "parameter_name",
+        |mut c: Guest<'_>, _: u32, at: u32, buffer: u32, capacity: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::parameter_name(m, s, at, (buffer.into(), capacity))
+            };
+            with(&mut c, "parameter_name", call)
+        },
+    )?;
+    Ok(())
+}
+
+fn link_modules(linker: &mut Linker<State>) -> Linking {
+    linker.func_wrap(
+        IMPORTS,
+        "module_site",
+        |mut c: Guest<'_>, _: u32, module: u32, at: u32, out: u32| {
+            with(&mut c, "module_site", |m, s| super::module_site(m, s, (module, at), out.into()))
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "module_text",
+        |mut c: Guest<'_>, _: u32, module: u32, what: u32, t: u32, n: u32, out: u32, cap: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::module_text(m, s, (module, what), (t.into(), n), (out.into(), cap))
+            };
+            with(&mut c, "module_text", call)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "tensor",
+        |mut c: Guest<'_>, _: u32, module: u32, site: u32, part: u32, out: u32, cap: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::tensor(m, s, (module, site, part), (out.into(), cap))
+            };
+            with(&mut c, "tensor", call)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "artefact",
+        |mut c: Guest<'_>, _: u32, module: u32, site: u32, t: u32, n: u32, out: u32, cap: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::artefact(m, s, (module, site), (t.into(), n), (out.into(), cap))
+            };
+            with(&mut c, "artefact", call)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "singular_vector",
+        |mut c: Guest<'_>,
+         _: u32,
+         module: u32,
+         site: u32,
+         n: u32,
+         seed: u64,
+         out: u32,
+         cap: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::singular_vector(m, s, (module, site), (n, seed), (out.into(), cap))
+            };
+            with(&mut c, "singular_vector", call)
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "defined",
+        |mut c: Guest<'_>, _: u32, t: u32, n: u32, module: u32| {
+            with(&mut c, "defined", |m, s| super::defined(m, s, (t.into(), n), module))
+        },
+    )?;
+    linker.func_wrap(
+        IMPORTS,
+        "define",
+        |mut c: Guest<'_>, _: u32, t: u32, n: u32, module: u32, site: u32, row: u32, len: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::define(m, s, (t.into(), n), (module, site), (row.into(), len))
+            };
+            with(&mut c, "define", call)
+        },
+    )?;
+    Ok(())
+}
+
+fn link_answers(linker: &mut Linker<State>) -> Linking {
+    linker.func_wrap(
+        IMPORTS,
+        "describe",
+        |mut c: Guest<'_>, _: u32, t: u32, n: u32, v: u32, len: u32, causal: u32| {
+            let call = |m: &mut Linear<'_>, s: &mut State| {
+                super::describe(m, s, (t.into(), n), (v.into(), len), causal)
+            };
+            with(&mut c, "describe", call)
+        },
+    )?;
+    linker.func_wrap(IMPORTS, "answer_fixed", |mut c: Guest<'_>, _: u32, p: u32, n: u32| {
+        with(&mut c, "answer_fixed", |m, s| super::answer_fixed(m, s, (p.into(), n)))
+    })?;
+    linker.func_wrap(IMPORTS, "answer_programs", |mut c: Guest<'_>, _: u32, t: u32, n: u32| {
+        with(&mut c, "answer_programs", |m, s| super::answer_programs(m, s, (t.into(), n)))
+    })?;
+    linker.func_wrap(IMPORTS, "answer_narrowed", |mut c: Guest<'_>, _: u32, p: u32, n: u32| {
+        with(&mut c, "answer_narrowed", |m, s| super::answer_narrowed(m, s, (p.into(), n)))
+    })?;
+    linker.func_wrap(
+        IMPORTS,
+        "error",
+        |mut c: Guest<'_>, _: u32, p: u32, len: u32, t: u32, n: u32| {
+            with(&mut c, "error", |m, s| super::error(m, s, (p.into(), len), (t.into(), n)))
+        },
+    )?;
+    Ok(())
+}
+
+/// A compiled core module.
+pub(crate) struct FlatCode {
+    pre: InstancePre<State>,
+}
+
+impl FlatCode {
+    /// Links a compiled module.
+    pub(crate) fn new(name: &str, engine: &Engine, module: &Module) -> Result<Self, Error> {
+        let is_function = |wanted: &str| {
+            module
+                .get_export(&format!("{}{wanted}", super::PREFIX))
+                .is_some_and(|export| matches!(export, ExternType::Func(_)))
+        };
+        if !is_function("init") || !is_function("plan") {
+            let names = module.exports().map(|export| export.name().to_owned());
+            let found: Vec<_> = names.filter(|n| n.starts_with(super::ANY_VERSION)).collect();
+            return Err(Error::FlatVersion { name: name.to_owned(), found: found.join(", ") });
+        }
+        let pre = linker(engine).and_then(|linker| linker.instantiate_pre(module));
+        Ok(Self { pre: pre.map_err(|error| compile_error(name, &error))? })
+    }
+}
+
+impl Code for FlatCode {
+    fn instantiate(&self, state: State, budget: Budget) -> Result<Box<dyn Instance>, Fault> {
+        let mut store = Store::new(self.pre.module().engine(), state);
+        store.limiter(|state| &mut state.store_limits);
+        set_budget(&mut store, budget)?;
+        let instance = self.pre.instantiate(&mut store);
+        let instance = instance.map_err(|error| trap("instantiate", &error))?;
+        let memory = instance.get_memory(&mut store, "memory");
+        let memory = memory
+            .ok_or_else(|| Fault::Failed("it exports no memory called `memory`".to_owned()))?;
+        let exports = Exports {
+            init: function(&mut store, &instance, "init")?
+                .ok_or_else(|| Fault::Failed("it exports no `polyskill_v1_init`".to_owned()))?,
+            plan: function(&mut store, &instance, "plan")?
+                .ok_or_else(|| Fault::Failed("it exports no `polyskill_v1_plan`".to_owned()))?,
+            library_changed: function(&mut store, &instance, "library_changed")?,
+            route: function(&mut store, &instance, "route")?,
+            alloc: function(&mut store, &instance, "alloc")?,
+        };
+        Ok(Box::new(FlatInstance { store, memory, exports, area: (0, 0) }))
+    }
+}
+
+/// An export of this name, checked against its type.
+fn function<P: WasmParams>(
+    store: &mut Store<State>,
+    instance: &wasmtime::Instance,
+    name: &str,
+) -> Result<Option<TypedFunc<P, i32>>, Fault> {
+    let name = format!("{}{name}", super::PREFIX);
+    let Some(function) = instance.get_func(&mut *store, &name) else { return Ok(None) };
+    let typed = function.typed(&*store);
+    typed.map(Some).map_err(|error| Fault::Failed(format!("its `{name}`: {error:#}")))
+}
+
+struct Exports {
+    init: TypedFunc<u32, i32>,
+    plan: TypedFunc<(u32, u32), i32>,
+    library_changed: Option<TypedFunc<(u32, u32, u32), i32>>,
+    route: Option<TypedFunc<(u32, u32, u32), i32>>,
+    alloc: Option<TypedFunc<u32, i32>>,
+}
+
+struct FlatInstance {
+    store: Store<State>,
+    memory: wasmtime::Memory,
+    exports: Exports,
+    /// Where arguments are put: address and bytes.
+    area: (u32, usize),
+}
+
+impl FlatInstance {
+    /// Makes sure that arguments of this size have a place; returns its address.
+    fn reserve(&mut self, bytes: usize) -> Result<u32, Fault> {
+        if bytes <= self.area.1 {
+            return Ok(self.area.0);
+        }
+        let bytes = bytes.next_multiple_of(PAGE);
+        let too_large =
+            || Fault::Trap(format!("no room for {bytes} bytes of arguments within `memory_mib`"));
+        let address = match &self.exports.alloc {
+            Some(alloc) => {
+                let size = u32::try_from(bytes).map_err(|_| too_large())?;
+                let address = alloc.call(&mut self.store, size);
+                address.map_err(|error| trap("alloc", &error))?.cast_unsigned()
+            }
+            None => {
+                let pages = self.memory.grow(&mut self.store, (bytes / PAGE) as u64);
+                let address = pages.ok().map(|pages| pages * PAGE as u64);
+                address.and_then(|address| u32::try_from(address).ok()).ok_or_else(too_large)?
+            }
+        };
+        let linear = Linear(self.memory.data_mut(&mut self.store));
+        let range = linear.range(address.into(), bytes);
+        range.map_err(|reason| Fault::Trap(format!("`alloc` returned {reason}")))?;
+        if address % 8 != 0 {
+            return Err(Fault::Trap(format!("`alloc` returned {address:#x}, not aligned to 8")));
+        }
+        self.area = (address, bytes);
+        Ok(address)
+    }
+
+    /// Writes an area of arguments; returns its address.
+    fn put(&mut self, layout: &Layout) -> Result<u32, Fault> {
+        let address = self.reserve(layout.0.len())?;
+        Linear(self.memory.data_mut(&mut self.store))
+            .write(address.into(), &layout.0)
+            .map_err(Fault::Trap)?;
+        Ok(address)
+    }
+
+    fn outcome(&mut self, function: &str, called: wasmtime::Result<i32>) -> Result<(), Fault> {
+        let code = called.map_err(|error| trap(function, &error))?;
+        outcome(self.store.data_mut(), function, code)
+    }
+}
+
+/// Bytes of arguments, to be copied in one go.
+struct Layout(Vec<u8>);
+
+impl Layout {
+    fn words(&mut self, words: impl IntoIterator<Item = u32>) {
+        words.into_iter().for_each(|word| self.0.extend(word.to_le_bytes()));
+    }
+
+    fn floats(&mut self, values: &[f32]) {
+        self.words(values.iter().map(|value| value.to_bits()));
+    }
+}
+
+impl Instance for FlatInstance {
+    fn state(&mut self) -> &mut State {
+        self.store.data_mut()
+    }
+
+    fn set_budget(&mut self, budget: Budget) -> Result<(), Fault> {
+        set_budget(&mut self.store, budget)
+    }
+
+    fn init(&mut self, parameters: &Parameters) -> Result<Descriptor, Fault> {
+        self.store.data_mut().exchange.parameters = parameters.clone();
+        let called = self.exports.init.call(&mut self.store, 0);
+        self.outcome("init", called)?;
+        let descriptor = self.store.data_mut().exchange.descriptor.take();
+        descriptor.ok_or_else(|| Fault::Failed("`init` did not call `describe`".to_owned()))
+    }
+
+    fn library_changed(&mut self, change: &LibraryChange) -> Result<(), Fault> {
+        if self.exports.library_changed.is_none() {
+            return Ok(());
+        }
+        let mut layout = Layout(Vec::new());
+        layout.words(change.added.iter().copied());
+        let address = self.put(&layout)?;
+        let Some(function) = &self.exports.library_changed else { return Ok(()) };
+        let arguments = (0, address, change.added.len() as u32);
+        let called = function.call(&mut self.store, arguments);
+        self.outcome("library_changed", called)
+    }
+
+    fn plan(&mut self, request: &Request) -> Result<Plan, Fault> {
+        self.store.data_mut().exchange.parameters = request.parameters.clone();
+        let text = request.text.as_deref().unwrap_or_default();
+        let candidates = request.candidates.len() as u32;
+        let address =
+            self.reserve(REQUEST_BYTES as usize + 4 * request.candidates.len() + text.len())?;
+        let candidates_at = address + REQUEST_BYTES;
+        let text_at = candidates_at + 4 * candidates;
+        let mut layout = Layout(Vec::new());
+        layout.words([REQUEST_BYTES, candidates, request.prompt_tokens, text.len() as u32]);
+        layout.words([candidates_at, if request.text.is_some() { text_at } else { 0 }]);
+        layout.0.extend(request.bucket.to_le_bytes());
+        layout.words(request.candidates.iter().copied());
+        layout.0.extend_from_slice(text.as_bytes());
+        self.put(&layout)?;
+        let called = self.exports.plan.call(&mut self.store, (0, address));
+        self.outcome("plan", called)?;
+        answered(self.store.data_mut())
+    }
+
+    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
+        if self.exports.route.is_none() {
+            return Err(Fault::Failed("it exports no `polyskill_v1_route`".to_owned()));
+        }
+        let (rows, columns) = (batch.num_rows, batch.candidates.len());
+        let capacity = capacity(rows, columns, self.store.data().limits());
+        let inputs = columns + batch.scores.len() + batch.hidden.len() + batch.arguments.len();
+        let structs = (BATCH_BYTES + DECISION_BYTES) as usize;
+        let bytes = structs + 4 * (inputs + rows + 1 + 2 * capacity);
+        let address = self.reserve(bytes)?;
+        let decision_at = address + BATCH_BYTES;
+        let candidates_at = decision_at + DECISION_BYTES;
+        let scores_at = candidates_at + 4 * columns as u32;
+        let hidden_at = scores_at + 4 * batch.scores.len() as u32;
+        let arguments_at = hidden_at + 4 * batch.hidden.len() as u32;
+        let offsets_at = arguments_at + 4 * batch.arguments.len() as u32;
+        let columns_at = offsets_at + 4 * (rows as u32 + 1);
+        let weights_at = columns_at + 4 * capacity as u32;
+        let or_null = |at: u32, values: &[f32]| if values.is_empty() { 0 } else { at };
+        let mut layout = Layout(Vec::with_capacity(bytes));
+        let hidden_size = batch.hidden.len() / rows.max(1);
+        layout.words([BATCH_BYTES, batch.site, rows as u32, columns as u32]);
+        layout.words([hidden_size as u32, batch.arguments.len() as u32, candidates_at]);
+        layout.words([or_null(scores_at, batch.scores), or_null(hidden_at, batch.hidden)]);
+        layout.words([arguments_at, DECISION_BYTES, capacity as u32]);
+        layout.words([offsets_at, columns_at, weights_at]);
+        layout.words(batch.candidates.iter().copied());
+        layout.floats(batch.scores);
+        layout.floats(batch.hidden);
+        layout.floats(batch.arguments);
+        layout.words(std::iter::repeat_n(0, rows + 1));
+        self.put(&layout)?;
+        let Some(route) = &self.exports.route else { return Ok(()) };
+        let called = route.call(&mut self.store, (0, address, decision_at));
+        self.outcome("route", called)?;
+        let linear = Linear(self.memory.data_mut(&mut self.store));
+        let read = || {
+            let offsets = linear.words(offsets_at.into(), rows as u32 + 1)?;
+            let used = offsets.iter().copied().max().unwrap_or(0).min(capacity as u32);
+            let columns = linear.words(columns_at.into(), used)?;
+            Ok(Decision { offsets, columns, weights: linear.floats(weights_at.into(), used)? })
+        };
+        *decision = read().map_err(Fault::Trap)?;
+        Ok(())
+    }
+}

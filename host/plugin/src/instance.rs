@@ -1,0 +1,151 @@
+//! One guard for every kind of plugin: budgets per call, a fresh instance after a trap.
+
+use std::sync::Arc;
+
+use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter, Stepper};
+use polyskill_sdk::{Batch, Decision, Descriptor, LibraryChange, Parameters, Plan, Request};
+
+use crate::limits::{Budget, Limits};
+use crate::state::State;
+
+/// Compiled code of which instances can be made.
+pub(crate) trait Code: Send + Sync {
+    /// Makes an instance and runs its start code within the budget.
+    fn instantiate(&self, state: State, budget: Budget) -> Result<Box<dyn Instance>, Fault>;
+}
+
+/// A running plugin. After a [`Fault::Trap`] it is not called again.
+pub(crate) trait Instance: Send {
+    fn state(&mut self) -> &mut State;
+    /// Renews fuel and deadline.
+    fn set_budget(&mut self, budget: Budget) -> Result<(), Fault>;
+    fn init(&mut self, parameters: &Parameters) -> Result<Descriptor, Fault>;
+    fn library_changed(&mut self, change: &LibraryChange) -> Result<(), Fault>;
+    fn plan(&mut self, request: &Request) -> Result<Plan, Fault>;
+    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
+}
+
+/// What instances are made of.
+#[derive(Clone)]
+pub(crate) struct Source {
+    pub(crate) name: Arc<str>,
+    pub(crate) code: Arc<dyn Code>,
+    pub(crate) limits: Limits,
+}
+
+impl Source {
+    /// Makes an instance and initialises it.
+    fn start(
+        &self,
+        library: &Arc<dyn LibraryView>,
+        parameters: &Parameters,
+    ) -> Result<(Box<dyn Instance>, Descriptor), Fault> {
+        let state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);
+        let mut instance = self.code.instantiate(state, self.limits.setup_budget())?;
+        let descriptor = instance.init(parameters)?;
+        instance.state().end_call();
+        Ok((instance, descriptor))
+    }
+
+    pub(crate) fn router(
+        self,
+        library: &Arc<dyn LibraryView>,
+        parameters: Parameters,
+    ) -> Result<Box<dyn LoadedRouter>, Fault> {
+        let (instance, descriptor) = self.start(library, &parameters)?;
+        Ok(Box::new(Guarded { source: self, parameters, descriptor, instance: Some(instance) }))
+    }
+}
+
+/// A router in its sandbox.
+struct Guarded {
+    source: Source,
+    parameters: Parameters,
+    descriptor: Descriptor,
+    instance: Option<Box<dyn Instance>>,
+}
+
+impl Guarded {
+    fn call<T>(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        budget: Budget,
+        call: impl FnOnce(&mut dyn Instance) -> Result<T, Fault>,
+    ) -> Result<(T, Vec<Definition>), Fault> {
+        let mut instance = match self.instance.take() {
+            Some(instance) => instance,
+            None => self.source.start(library, &self.parameters)?.0,
+        };
+        instance.state().begin_call(Arc::clone(library));
+        instance.set_budget(budget)?;
+        match call(&mut *instance) {
+            Err(Fault::Trap(reason)) => Err(Fault::Trap(reason)),
+            result => {
+                let definitions = instance.state().end_call();
+                self.instance = Some(instance);
+                Ok((result?, definitions))
+            }
+        }
+    }
+}
+
+impl LoadedRouter for Guarded {
+    fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    fn library_changed(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        change: &LibraryChange,
+    ) -> Result<Vec<Definition>, Fault> {
+        let budget = self.source.limits.setup_budget();
+        let call = |instance: &mut dyn Instance| instance.library_changed(change);
+        Ok(self.call(library, budget, call)?.1)
+    }
+
+    fn plan(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        request: &Request,
+    ) -> Result<(Plan, Vec<Definition>), Fault> {
+        let limits = &self.source.limits;
+        let (budget, max_items) = (limits.plan_budget(), limits.plan_items);
+        let (plan, definitions) = self.call(library, budget, |instance| instance.plan(request))?;
+        check_size(&plan, max_items)?;
+        Ok((plan, definitions))
+    }
+
+    fn stepper(&self, library: &Arc<dyn LibraryView>) -> Result<Box<dyn Stepper>, Fault> {
+        let (instance, _) = self.source.start(library, &self.parameters)?;
+        let budget = self.source.limits.route_budget();
+        Ok(Box::new(GuardedStepper { instance, budget }))
+    }
+}
+
+/// Bounds a plan's size; its content is checked where it is compiled.
+fn check_size(plan: &Plan, max_items: usize) -> Result<(), Fault> {
+    let (count, what) = match plan {
+        Plan::Fixed(picks) => (picks.len(), "picks"),
+        Plan::Narrowed(candidates) => (candidates.len(), "candidates"),
+        Plan::Gated(programs) => {
+            (programs.iter().map(|program| 1 + program.ops.len()).sum(), "programs and ops")
+        }
+    };
+    if count <= max_items {
+        return Ok(());
+    }
+    Err(Fault::Failed(format!("a plan with {count} {what}, `plan_items` allows {max_items}")))
+}
+
+struct GuardedStepper {
+    instance: Box<dyn Instance>,
+    budget: Budget,
+}
+
+impl Stepper for GuardedStepper {
+    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
+        self.instance.set_budget(self.budget)?;
+        self.instance.route(batch, decision)
+    }
+}

@@ -1,0 +1,284 @@
+//! From a bundle to a router: read, trust, compile, start, self-test.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use polyskill_sdk::Parameters;
+use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
+
+use crate::bundle::{Bundle, Capability, Manifest};
+use crate::component::{ComponentCode, NO_EXPORTS};
+use crate::error::Error;
+use crate::flat::dylib::DylibCode;
+use crate::flat::wasm::FlatCode;
+use crate::gate_file::{self, GateFile, GateRouter};
+use crate::instance::{Code, Source};
+use crate::limits::Limits;
+use crate::sandbox::{Sandbox, private_directory};
+use crate::self_test;
+use crate::trust::{Trust, granted};
+
+/// The first bytes of a component and of a core module.
+const COMPONENT_MAGIC: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+const CORE_MAGIC: [u8; 8] = *b"\0asm\x01\0\0\0";
+/// The first bytes of dynamic libraries: ELF, Mach-O, PE.
+const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
+
+/// Loads plugins. One per process.
+#[derive(Debug)]
+pub struct Loader {
+    sandbox: Sandbox,
+    limits: Limits,
+    trust: Trust,
+    /// Where compiled plugins and copies of dynamic libraries are kept.
+    cache: Option<PathBuf>,
+    copies: AtomicU64,
+}
+
+impl Loader {
+    /// Prepares the sandbox and its clock thread. `cache` is a directory of this program's own.
+    ///
+    /// # Errors
+    /// If wasmtime does not support this machine or these limits.
+    pub fn new(limits: Limits, trust: Trust, cache: Option<PathBuf>) -> Result<Self, Error> {
+        let sandbox = Sandbox::new(&limits, cache.clone())?;
+        Ok(Self { sandbox, limits, trust, cache, copies: AtomicU64::new(0) })
+    }
+
+    /// The bundles in a directory.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn find(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+        Bundle::find(directory)
+    }
+
+    /// Reads, checks and compiles a bundle.
+    ///
+    /// # Errors
+    /// If it is not a plugin that this host can run and its operator trusts.
+    pub fn load(&self, path: &Path) -> Result<Plugin, Error> {
+        let bundle = Bundle::read(path, &self.limits)?;
+        let bytes = bundle.code();
+        let is_dylib = DYLIB_MAGICS.iter().any(|magic| bytes.starts_with(magic));
+        let signer = self.trust.admit(path, &bundle, is_dylib)?;
+        let name = bundle.manifest.name.clone();
+        let (kind, code) = if is_dylib {
+            (Kind::Dylib, Loaded::Code(self.dylib(&bundle)?))
+        } else if bundle.manifest.file.ends_with(".toml") {
+            let read = str::from_utf8(bytes).map_err(|_| "not UTF-8".to_owned());
+            let file = read.and_then(gate_file::parse);
+            let file = file.map_err(|reason| Error::NotAPlugin {
+                name: name.clone(),
+                reason: format!("{}: {reason}", bundle.manifest.file),
+            })?;
+            (Kind::GateFile, Loaded::Gates(Arc::new(file)))
+        } else {
+            let (kind, code) = self.wasm(&name, bytes)?;
+            (kind, Loaded::Code(code))
+        };
+        let limits = self.limits.clone();
+        Ok(Plugin { name: name.into(), kind, code, signer, limits, bundle: Arc::new(bundle) })
+    }
+
+    fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
+        let not_a_plugin = |reason: String| Error::NotAPlugin { name: name.to_owned(), reason };
+        match bytes.get(..8) {
+            Some(magic) if magic == COMPONENT_MAGIC => {
+                let component = self.sandbox.component(name, bytes)?;
+                let code = ComponentCode::new(name, &self.sandbox.engine, &component)?;
+                Ok((Kind::Component, Arc::new(code)))
+            }
+            Some(magic) if magic == CORE_MAGIC => {
+                if exports_flat(bytes) {
+                    let module = self.sandbox.module(name, bytes)?;
+                    let code = FlatCode::new(name, &self.sandbox.engine, &module)?;
+                    return Ok((Kind::Core, Arc::new(code)));
+                }
+                let wrapped = wrap_core(bytes).map_err(not_a_plugin)?;
+                let component = self.sandbox.component(name, &wrapped)?;
+                match ComponentCode::new(name, &self.sandbox.engine, &component) {
+                    // It carries no component type, so wrapping it gave a component without exports.
+                    Err(Error::Version { found, .. }) if found == NO_EXPORTS => {
+                        let reason = "this core module exports no `polyskill_v1_init` and carries no \
+                                      component type; build it with the SDK's export! macro, or with \
+                                      polyskill.h";
+                        Err(not_a_plugin(reason.to_owned()))
+                    }
+                    code => Ok((Kind::Component, Arc::new(code?))),
+                }
+            }
+            _ => {
+                let reason = "neither WebAssembly, nor a dynamic library, nor a gate file (.toml)";
+                Err(not_a_plugin(reason.to_owned()))
+            }
+        }
+    }
+
+    /// Opens a private copy of a library: nobody else can change it under our feet, and each load has
+    /// statics of its own.
+    fn dylib(&self, bundle: &Bundle) -> Result<Arc<dyn Code>, Error> {
+        let directory = self.cache.clone().unwrap_or_else(std::env::temp_dir).join("dylibs");
+        let copy = self.copies.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{}-{copy}.so", bundle.digest, std::process::id());
+        let path = directory.join(name);
+        private_directory(&directory)
+            .and_then(|()| std::fs::write(&path, bundle.code()))
+            .map_err(|source| Error::Io { path: path.clone(), source })?;
+        let opened = DylibCode::open(&bundle.manifest.name, &path);
+        // What is mapped stays mapped.
+        let _ = std::fs::remove_file(&path);
+        Ok(opened?)
+    }
+}
+
+/// Whether a core module speaks the flat ABI, in any version; a malformed one is refused when it is
+/// compiled.
+fn exports_flat(bytes: &[u8]) -> bool {
+    let exports = wasmparser::Parser::new(0).parse_all(bytes).find_map(|payload| match payload {
+        Ok(wasmparser::Payload::ExportSection(exports)) => Some(exports),
+        _ => None,
+    });
+    let flat = |export: &wasmparser::Export<'_>| export.name.starts_with(crate::flat::ANY_VERSION);
+    exports.is_some_and(|exports| exports.into_iter().flatten().any(|export| flat(&export)))
+}
+
+/// Makes a component of a core module that carries a component-type section.
+fn wrap_core(bytes: &[u8]) -> Result<Vec<u8>, String> {
+    let encode =
+        || wit_component::ComponentEncoder::default().module(bytes)?.validate(true).encode();
+    encode().map_err(|error| {
+        format!("this core module is not a router built with the SDK's export! macro: {error:#}")
+    })
+}
+
+/// What a plugin is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A WebAssembly component of the WIT worlds.
+    Component,
+    /// A core WebAssembly module of the flat ABI.
+    Core,
+    /// A dynamic library of the flat ABI.
+    Dylib,
+    /// A gate file.
+    GateFile,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Component => "component",
+            Self::Core => "core module",
+            Self::Dylib => "dynamic library",
+            Self::GateFile => "gate file",
+        })
+    }
+}
+
+#[derive(Clone)]
+enum Loaded {
+    Code(Arc<dyn Code>),
+    Gates(Arc<GateFile>),
+}
+
+/// A compiled plugin.
+#[derive(Clone)]
+pub struct Plugin {
+    name: Arc<str>,
+    kind: Kind,
+    code: Loaded,
+    signer: Option<String>,
+    limits: Limits,
+    bundle: Arc<Bundle>,
+}
+
+impl fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plugin")
+            .field("name", &self.name)
+            .field("kind", &self.kind)
+            .field("digest", &self.digest())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Plugin {
+    /// The name from the manifest, or the file's stem.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// SHA-256 over the bundle's files, hexadecimal.
+    pub fn digest(&self) -> &str {
+        &self.bundle.digest
+    }
+
+    /// What it is made of.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The public key that signed it, where that key is trusted.
+    pub fn signer(&self) -> Option<&str> {
+        self.signer.as_deref()
+    }
+
+    /// The bundle's manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.bundle.manifest
+    }
+
+    /// The capabilities that it asks for and `allowed` grants.
+    pub fn capabilities(&self, allowed: &[Capability]) -> Vec<Capability> {
+        granted(&self.bundle.manifest.capabilities, allowed)
+    }
+
+    /// Runs the bundle's own fixtures on a made-up library, then makes an instance and initialises it.
+    ///
+    /// # Errors
+    /// If a fixture fails, or the plugin traps or refuses its parameters.
+    pub fn start(
+        &self,
+        library: &Arc<dyn LibraryView>,
+        parameters: Parameters,
+    ) -> Result<Box<dyn LoadedRouter>, Fault> {
+        for report in self.self_test()? {
+            tracing::debug!(plugin = self.name(), fixture = report.name, "self-test passed");
+        }
+        self.instantiate(library, parameters)
+    }
+
+    /// Runs the bundle's fixtures; see [`self_test`].
+    ///
+    /// # Errors
+    /// The first fixture that fails, with what was found and what was expected.
+    pub fn self_test(&self) -> Result<Vec<self_test::Report>, Fault> {
+        let fixtures = self
+            .bundle
+            .files
+            .iter()
+            .filter(|(name, _)| name.starts_with("fixtures/") && name.ends_with(".json"));
+        fixtures.map(|(name, bytes)| self_test::run(self, name, bytes)).collect()
+    }
+
+    pub(crate) fn instantiate(
+        &self,
+        library: &Arc<dyn LibraryView>,
+        parameters: Parameters,
+    ) -> Result<Box<dyn LoadedRouter>, Fault> {
+        match &self.code {
+            Loaded::Code(code) => {
+                let (name, limits) = (Arc::clone(&self.name), self.limits.clone());
+                Source { name, code: Arc::clone(code), limits }.router(library, parameters)
+            }
+            Loaded::Gates(file) => {
+                let identity = (self.name(), self.manifest().version.as_str());
+                let router = GateRouter::new(GateFile::clone(file), identity, &parameters)?;
+                Ok(Box::new(router))
+            }
+        }
+    }
+}

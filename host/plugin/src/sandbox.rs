@@ -1,0 +1,196 @@
+//! wasmtime, set up for strangers' code: fuel, deadlines, memory, and a cache of compiled plugins.
+
+use std::fmt;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use polyskill_sdk::runtime::Fault;
+use sha2::{Digest, Sha256};
+use wasmtime::component::Component;
+use wasmtime::{
+    Config, Engine, InstanceAllocationStrategy, Module, PoolingAllocationConfig, Precompiled, Store,
+};
+
+use crate::error::Error;
+use crate::limits::{Budget, Limits};
+use crate::state::State;
+
+/// The unit of wall-clock deadlines.
+const EPOCH: Duration = Duration::from_millis(1);
+
+/// Compiles plugins and keeps the clock that stops them.
+pub(crate) struct Sandbox {
+    pub(crate) engine: Engine,
+    cache: Option<PathBuf>,
+    ticking: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sandbox").field("cache", &self.cache).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.ticking.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn new(limits: &Limits, cache: Option<PathBuf>) -> Result<Self, Error> {
+        let fail = |error: wasmtime::Error| compile_error("wasmtime", &error);
+        let engine = Engine::new(&config(limits)).map_err(fail)?;
+        let ticking = Arc::new(AtomicBool::new(true));
+        let (clock, on) = (engine.weak(), Arc::clone(&ticking));
+        let tick = move || {
+            while let (true, Some(engine)) = (on.load(Ordering::Relaxed), clock.upgrade()) {
+                engine.increment_epoch();
+                drop(engine);
+                std::thread::sleep(EPOCH);
+            }
+        };
+        std::thread::Builder::new()
+            .name("plugin-clock".to_owned())
+            .spawn(tick)
+            .map_err(|source| Error::Io { path: PathBuf::from("plugin-clock"), source })?;
+        Ok(Self { engine, cache, ticking })
+    }
+
+    /// Compiles a component, or takes it from the cache.
+    pub(crate) fn component(&self, name: &str, bytes: &[u8]) -> Result<Component, Error> {
+        if let Some(path) = self.cached(bytes, Precompiled::Component) {
+            // SAFETY: see `cached`.
+            #[expect(unsafe_code, reason = "the cache is written by this program alone")]
+            let component = unsafe { Component::deserialize_file(&self.engine, path) };
+            if let Ok(component) = component {
+                return Ok(component);
+            }
+        }
+        let component = Component::new(&self.engine, bytes);
+        let component = component.map_err(|error| compile_error(name, &error))?;
+        self.store(bytes, || component.serialize());
+        Ok(component)
+    }
+
+    /// Compiles a core module, or takes it from the cache.
+    pub(crate) fn module(&self, name: &str, bytes: &[u8]) -> Result<Module, Error> {
+        if let Some(path) = self.cached(bytes, Precompiled::Module) {
+            // SAFETY: see `cached`.
+            #[expect(unsafe_code, reason = "the cache is written by this program alone")]
+            let module = unsafe { Module::deserialize_file(&self.engine, path) };
+            if let Ok(module) = module {
+                return Ok(module);
+            }
+        }
+        let module = Module::new(&self.engine, bytes);
+        let module = module.map_err(|error| compile_error(name, &error))?;
+        self.store(bytes, || module.serialize());
+        Ok(module)
+    }
+
+    /// Where the compiled form of these bytes lies, by their digest, wasmtime's version and settings, and
+    /// the CPU's features.
+    fn path(&self, bytes: &[u8]) -> Option<PathBuf> {
+        let mut compatibility = DefaultHasher::new();
+        self.engine.precompile_compatibility_hash().hash(&mut compatibility);
+        let digest = hex(&Sha256::digest(bytes));
+        let name = format!("{digest}-{:016x}.cwasm", compatibility.finish());
+        Some(self.cache.as_ref()?.join(name))
+    }
+
+    /// A compiled form that is as it was written: loading a damaged one would be unsound, so its digest
+    /// stands beside it, in a directory that only this user may enter.
+    fn cached(&self, bytes: &[u8], kind: Precompiled) -> Option<PathBuf> {
+        let path = self.path(bytes)?;
+        let content = fs::read(&path).ok()?;
+        let expected = fs::read_to_string(path.with_extension("sha256")).ok()?;
+        let intact = hex(&Sha256::digest(&content)) == expected
+            && Engine::detect_precompiled(&content) == Some(kind);
+        intact.then_some(path)
+    }
+
+    /// Writes a compiled form; the cache is a convenience, so a failure is logged and no more.
+    fn store(&self, bytes: &[u8], serialize: impl FnOnce() -> wasmtime::Result<Vec<u8>>) {
+        let Some(path) = self.path(bytes) else { return };
+        let write = || -> Result<(), String> {
+            let content = serialize().map_err(|error| error.to_string())?;
+            let directory = path.parent().unwrap_or(Path::new("."));
+            private_directory(directory).map_err(|error| error.to_string())?;
+            let digest = hex(&Sha256::digest(&content));
+            for (target, content) in [
+                (path.clone(), content.as_slice()),
+                (path.with_extension("sha256"), digest.as_bytes()),
+            ] {
+                let fresh = target.with_extension(format!("{}.new", std::process::id()));
+                fs::write(&fresh, content)
+                    .and_then(|()| fs::rename(&fresh, &target))
+                    .map_err(|error| error.to_string())?;
+            }
+            Ok(())
+        };
+        if let Err(reason) = write() {
+            tracing::warn!(path = %path.display(), reason, "a compiled plugin is not cached");
+        }
+    }
+}
+
+/// Makes a directory that only this user may enter.
+pub(crate) fn private_directory(directory: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(directory)?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+fn config(limits: &Limits) -> Config {
+    let instances = limits.max_instances;
+    let mut pool = PoolingAllocationConfig::default();
+    pool.max_memory_size(limits.memory_mib << 20)
+        .total_component_instances(instances)
+        .total_core_instances(8 * instances)
+        .max_core_instances_per_component(64)
+        .max_memories_per_component(8)
+        .max_tables_per_component(64)
+        .total_memories(2 * instances)
+        .total_tables(8 * instances)
+        .table_elements(limits.table_elements)
+        .linear_memory_keep_resident(0);
+    let mut config = Config::new();
+    config
+        .consume_fuel(true)
+        .epoch_interruption(true)
+        .wasm_component_model(true)
+        .memory_reservation((limits.memory_mib as u64) << 20)
+        .max_wasm_stack(limits.stack_kib << 10)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn compile_error(name: &str, error: &wasmtime::Error) -> Error {
+    Error::Compile { name: name.to_owned(), reason: format!("{error:#}") }
+}
+
+pub(crate) fn trap(function: &str, error: &wasmtime::Error) -> Fault {
+    // The root cause names the trap; the chain before it is the guest's backtrace.
+    let cause = error.root_cause().to_string();
+    Fault::Trap(format!("`{function}`: {cause}"))
+}
+
+pub(crate) fn set_budget(store: &mut Store<State>, budget: Budget) -> Result<(), Fault> {
+    store.set_fuel(budget.fuel).map_err(|error| trap("set_fuel", &error))?;
+    let epochs = budget.time.as_millis().div_ceil(EPOCH.as_millis()).max(1);
+    store.set_epoch_deadline(u64::try_from(epochs).unwrap_or(u64::MAX / 2) + 1);
+    Ok(())
+}

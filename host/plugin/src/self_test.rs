@@ -1,0 +1,294 @@
+//! A bundle's own fixtures, run before it serves anyone.
+//!
+//! A fixture is a JSON file in `fixtures/`: a made-up library, a request, rows, and what the router must
+//! decide. The library is [`StubHost`]'s: one layer of seven sites, eight features wide, modules of rank 1
+//! with fixed weights.
+//!
+//! ```json
+//! {
+//!   "modules": [{"name": "german", "tags": ["language"]}, {"name": "dates"}],
+//!   "parameters": {"top_k": 1},
+//!   "request": {"candidates": [0, 1], "text": "Wie heißt das?", "parameters": {}},
+//!   "site": 0,
+//!   "rows": [[1, 0, 0, 0, 0, 0, 0, 0]],
+//!   "expect": {"picks": [[[0, 1.0]]]}
+//! }
+//! ```
+//!
+//! `expect` holds one of `fixed` (module and weight per pick), `narrowed` (modules), `picks` (per row:
+//! position in the candidates and weight) or `error` (`abstain`, `not-ready`, `invalid-parameter`,
+//! `failed`). Weights may differ by 1e-4.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use polyskill_sdk::gate::{self, Op, Program, SiteSelector};
+use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter};
+use polyskill_sdk::testing::StubHost;
+use polyskill_sdk::{Batch, Decision, LibraryChange, Parameters, Plan, Request, Tensor, Value};
+use serde::Deserialize;
+
+use crate::loader::Plugin;
+
+/// By how much a weight may differ.
+const TOLERANCE: f32 = 1e-4;
+/// Modules of a made-up library.
+const MAX_MODULES: usize = 4_096;
+
+/// A fixture that passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The fixture's file.
+    pub name: String,
+    /// What the router decided, in short.
+    pub decided: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fixture {
+    modules: Vec<FixtureModule>,
+    #[serde(default)]
+    parameters: BTreeMap<String, Scalar>,
+    request: FixtureRequest,
+    #[serde(default)]
+    site: u32,
+    #[serde(default)]
+    rows: Vec<Vec<f32>>,
+    expect: Expect,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FixtureModule {
+    name: String,
+    #[serde(default)]
+    tags: Vec<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    /// The same row at every site.
+    #[serde(default)]
+    artefacts: BTreeMap<String, Vec<f32>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FixtureRequest {
+    candidates: Vec<u32>,
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    prompt_tokens: u32,
+    #[serde(default)]
+    bucket: u64,
+    #[serde(default)]
+    parameters: BTreeMap<String, Scalar>,
+}
+
+#[derive(Clone, Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Flag(bool),
+    Number(f64),
+    Text(String),
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "kebab-case")]
+enum Expect {
+    Fixed(Vec<(u32, f32)>),
+    Narrowed(Vec<u32>),
+    Picks(Vec<Vec<(u32, f32)>>),
+    Error(String),
+}
+
+fn parameters(table: &BTreeMap<String, Scalar>) -> Parameters {
+    let value = |scalar: &Scalar| match scalar {
+        Scalar::Flag(value) => Value::Flag(*value),
+        Scalar::Number(value) => Value::Number(*value),
+        Scalar::Text(value) => Value::Text(value.clone()),
+    };
+    Parameters(table.iter().map(|(name, scalar)| (name.clone(), value(scalar))).collect())
+}
+
+/// Runs one fixture.
+///
+/// # Errors
+/// What the fixture lacks, or what was decided instead of what it expects.
+pub fn run(plugin: &Plugin, name: &str, bytes: &[u8]) -> Result<Report, Fault> {
+    let fail = |reason: String| Fault::Failed(format!("self-test {name}: {reason}"));
+    let fixture: Fixture =
+        serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
+    let library = library(&fixture).map_err(fail)?;
+    let configured = parameters(&fixture.parameters);
+    let view: Arc<dyn LibraryView> = Arc::new(library.clone());
+    let mut router = plugin.instantiate(&view, configured.clone())?;
+    let found = match decide(&mut *router, library, &fixture, configured) {
+        Ok(found) => found,
+        Err(fault) => Expect::Error(error_name(&fault).ok_or_else(|| fail(fault.to_string()))?),
+    };
+    if same(&found, &fixture.expect) {
+        return Ok(Report { name: name.to_owned(), decided: format!("{found:?}") });
+    }
+    Err(fail(format!("decided {found:?}, expected {:?}", fixture.expect)))
+}
+
+fn error_name(fault: &Fault) -> Option<String> {
+    let name = match fault {
+        Fault::Abstain => "abstain",
+        Fault::NotReady(_) => "not-ready",
+        Fault::InvalidParameter(_) => "invalid-parameter",
+        Fault::Failed(_) => "failed",
+        Fault::Trap(_) => return None,
+    };
+    Some(name.to_owned())
+}
+
+fn library(fixture: &Fixture) -> Result<StubHost, String> {
+    if fixture.modules.len() > MAX_MODULES {
+        return Err(format!("{} modules, at most {MAX_MODULES}", fixture.modules.len()));
+    }
+    let width = StubHost::WIDTH as usize;
+    if let Some(row) = fixture.rows.iter().find(|row| row.len() != width) {
+        return Err(format!("a row of {} values, expected {width}", row.len()));
+    }
+    let mut host = StubHost::with_modules(fixture.modules.len() as u32);
+    let num_sites = LibraryView::model(&host).sites.len() as u32;
+    for (index, module) in (0..).zip(&fixture.modules) {
+        if let Some(info) = host.module_mut(index) {
+            info.name.clone_from(&module.name);
+            info.tags.clone_from(&module.tags);
+            info.metadata = module.metadata.clone().into_iter().collect();
+        }
+        for (name, row) in &module.artefacts {
+            for site in 0..num_sites {
+                let tensor = Tensor { shape: vec![row.len() as u32], values: row.clone() };
+                host.set_artefact(index, site, name, tensor);
+            }
+        }
+    }
+    match fixture.request.candidates.iter().find(|&&c| c as usize >= fixture.modules.len()) {
+        Some(candidate) => Err(format!("candidate {candidate} of {}", fixture.modules.len())),
+        None if fixture.site >= num_sites => Err(format!("site {} of {num_sites}", fixture.site)),
+        None => Ok(host),
+    }
+}
+
+/// Tells the router of the library, plans, and decides the rows.
+fn decide(
+    router: &mut dyn LoadedRouter,
+    mut library: StubHost,
+    fixture: &Fixture,
+    mut merged: Parameters,
+) -> Result<Expect, Fault> {
+    let keep = |library: &mut StubHost, definitions: Vec<Definition>| {
+        for Definition { name, module, site, row } in definitions {
+            library.definitions.insert((name, module, site), row);
+        }
+    };
+    let own = parameters(&fixture.request.parameters);
+    merged.0.retain(|(name, _)| own.get(name).is_none());
+    merged.0.extend(own.0);
+    let request = Request {
+        parameters: merged,
+        candidates: fixture.request.candidates.clone(),
+        prompt_tokens: fixture.request.prompt_tokens,
+        text: fixture.request.text.clone(),
+        bucket: fixture.request.bucket,
+    };
+    let added = (0..fixture.modules.len() as u32).collect();
+    let change = LibraryChange { added, removed: Vec::new() };
+    let view: Arc<dyn LibraryView> = Arc::new(library.clone());
+    let definitions = router.library_changed(&view, &change)?;
+    keep(&mut library, definitions);
+    let view: Arc<dyn LibraryView> = Arc::new(library.clone());
+    let (plan, definitions) = router.plan(&view, &request)?;
+    keep(&mut library, definitions);
+    match plan {
+        Plan::Fixed(picks) => {
+            Ok(Expect::Fixed(picks.iter().map(|pick| (pick.module, pick.weight)).collect()))
+        }
+        Plan::Narrowed(candidates) => Ok(Expect::Narrowed(candidates)),
+        Plan::Gated(programs) => {
+            let view: Arc<dyn LibraryView> = Arc::new(library.clone());
+            let at_site = |program: &&Program| match &program.sites {
+                SiteSelector::All => true,
+                SiteSelector::Listed(sites) => sites.contains(&fixture.site),
+            };
+            let Some(program) = programs.iter().find(at_site) else {
+                return Ok(Expect::Picks(vec![Vec::new(); fixture.rows.len()]));
+            };
+            picks(router, &view, &library, (program, &request.candidates), fixture)
+        }
+    }
+}
+
+fn picks(
+    router: &dyn LoadedRouter,
+    view: &Arc<dyn LibraryView>,
+    library: &StubHost,
+    (program, candidates): (&Program, &[u32]),
+    fixture: &Fixture,
+) -> Result<Expect, Fault> {
+    let row =
+        |name: &str, module: u32| library.definitions.get(&(name.to_owned(), module, fixture.site));
+    let defined = |name: &str| candidates.iter().all(|&module| row(name, module).is_some());
+    gate::check(program, defined).map_err(|error| Fault::Failed(error.to_string()))?;
+    let rows = |name: &str| {
+        candidates.iter().filter_map(|&module| row(name, module)).map(Vec::as_slice).collect()
+    };
+    let interpret = |input: &Vec<f32>| {
+        let scores = gate::interpret(&program.ops, input, rows);
+        scores.ok_or_else(|| Fault::Failed("a weight is not finite".to_owned()))
+    };
+    let decided: Vec<Vec<(u32, f32)>> =
+        fixture.rows.iter().map(interpret).collect::<Result<_, _>>()?;
+    let Some(Op::Route { hidden, arguments }) = program.ops.last() else {
+        return Ok(Expect::Picks(decided));
+    };
+    // Scores before `route` may have been thinned out: the columns are what is left in every row.
+    let columns: Vec<u32> = (0..candidates.len() as u32).collect();
+    let scores: Vec<f32> = decided
+        .iter()
+        .filter(|row| !row.is_empty())
+        .flat_map(|row| {
+            columns.iter().map(|&column| {
+                row.iter().find(|(at, _)| *at == column).map_or(f32::NEG_INFINITY, |(_, s)| *s)
+            })
+        })
+        .collect();
+    let inputs: Vec<f32> = fixture.rows.iter().flatten().copied().collect();
+    let batch = Batch {
+        site: fixture.site,
+        num_rows: fixture.rows.len(),
+        candidates: &columns,
+        scores: &scores,
+        hidden: if *hidden { &inputs } else { &[] },
+        arguments,
+    };
+    let mut decision = Decision::default();
+    router.stepper(view)?.route(&batch, &mut decision)?;
+    decision.check_rows(batch.num_rows).map_err(Fault::Failed)?;
+    let checked = (0..batch.num_rows).map(|row| {
+        let mut picks = Vec::new();
+        decision.row(row, columns.len(), &mut picks).map_err(Fault::Failed)?;
+        picks.sort_by_key(|(column, _)| *column);
+        Ok(picks)
+    });
+    Ok(Expect::Picks(checked.collect::<Result<_, Fault>>()?))
+}
+
+fn same(found: &Expect, expected: &Expect) -> bool {
+    let close = |a: &[(u32, f32)], b: &[(u32, f32)]| {
+        let near =
+            |(a, b): (&(u32, f32), &(u32, f32))| a.0 == b.0 && (a.1 - b.1).abs() <= TOLERANCE;
+        a.len() == b.len() && a.iter().zip(b).all(near)
+    };
+    match (found, expected) {
+        (Expect::Fixed(a), Expect::Fixed(b)) => close(a, b),
+        (Expect::Picks(a), Expect::Picks(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b))
+        }
+        (a, b) => a == b,
+    }
+}

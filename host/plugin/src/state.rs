@@ -1,0 +1,172 @@
+//! What the host keeps for one plugin instance, and what it answers: one place for every kind of plugin.
+
+use std::sync::Arc;
+
+use polyskill_sdk::runtime::{Definition, LibraryView, check_definition};
+use polyskill_sdk::{
+    Host, Level, ModelInfo, ModuleInfo, Parameters, Part, Plan, SvdMethod, Tensor,
+};
+use wasmtime::{StoreLimits, StoreLimitsBuilder};
+
+use crate::limits::Limits;
+
+/// Longest log message that is kept.
+const MAX_LOG_BYTES: usize = 4_096;
+
+/// The data behind one instance.
+pub(crate) struct State {
+    plugin: Arc<str>,
+    library: Arc<dyn LibraryView>,
+    limits: Limits,
+    definitions: Vec<Definition>,
+    definition_bytes_left: usize,
+    log_messages_left: usize,
+    pub(crate) store_limits: StoreLimits,
+    /// What a plugin of the flat ABI reads and writes through calls, rather than through arguments.
+    pub(crate) exchange: Exchange,
+}
+
+/// Arguments and answers of one call in the flat ABI.
+#[derive(Default)]
+pub(crate) struct Exchange {
+    pub(crate) parameters: Parameters,
+    pub(crate) descriptor: Option<polyskill_sdk::Descriptor>,
+    pub(crate) plan: Option<Result<Plan, String>>,
+    /// Parameter and message of an answer that is an error.
+    pub(crate) error: (String, String),
+}
+
+/// What an instance sees between calls: nothing, so that it keeps no module alive.
+struct NoLibrary(ModelInfo);
+
+const NO_CALL: &str = "no call is running";
+
+impl LibraryView for NoLibrary {
+    fn model(&self) -> &ModelInfo {
+        &self.0
+    }
+    fn modules(&self) -> &[ModuleInfo] {
+        &[]
+    }
+    fn tensor(&self, _: u32, _: u32, _: Part) -> Result<Tensor, String> {
+        Err(NO_CALL.to_owned())
+    }
+    fn artefact(&self, _: u32, _: u32, _: &str) -> Option<Tensor> {
+        None
+    }
+    fn singular_vector(&self, _: u32, _: u32, _: SvdMethod) -> Result<Vec<f32>, String> {
+        Err(NO_CALL.to_owned())
+    }
+    fn defined(&self, _: &str, _: u32) -> bool {
+        false
+    }
+}
+
+impl State {
+    pub(crate) fn new(plugin: Arc<str>, library: Arc<dyn LibraryView>, limits: &Limits) -> Self {
+        let store_limits = StoreLimitsBuilder::new()
+            .memory_size(limits.memory_mib << 20)
+            .table_elements(limits.table_elements)
+            .instances(64)
+            .memories(8)
+            .tables(64)
+            .trap_on_grow_failure(false)
+            .build();
+        let mut state = Self {
+            plugin,
+            library: Arc::clone(&library),
+            limits: limits.clone(),
+            definitions: Vec::new(),
+            definition_bytes_left: 0,
+            log_messages_left: 0,
+            store_limits,
+            exchange: Exchange::default(),
+        };
+        state.begin_call(library);
+        state
+    }
+
+    /// Renews the budgets for a call that sees this library.
+    pub(crate) fn begin_call(&mut self, library: Arc<dyn LibraryView>) {
+        self.library = library;
+        self.definitions.clear();
+        self.definition_bytes_left = self.limits.definition_mib << 20;
+        self.log_messages_left = self.limits.log_messages;
+        self.exchange = Exchange::default();
+    }
+
+    /// Lets go of the library after a call; returns what the plugin has defined.
+    pub(crate) fn end_call(&mut self) -> Vec<Definition> {
+        self.library = Arc::new(NoLibrary(ModelInfo {
+            digest: String::new(),
+            family: String::new(),
+            num_layers: 0,
+            hidden_size: 0,
+            sites: Vec::new(),
+        }));
+        std::mem::take(&mut self.definitions)
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn library(&self) -> &dyn LibraryView {
+        &*self.library
+    }
+}
+
+impl Host for State {
+    fn log(&mut self, level: Level, message: &str) {
+        let Some(left) = self.log_messages_left.checked_sub(1) else { return };
+        self.log_messages_left = left;
+        let message = &message[..message.floor_char_boundary(MAX_LOG_BYTES)];
+        let plugin = &*self.plugin;
+        match level {
+            Level::Debug => tracing::debug!(plugin, "{message}"),
+            Level::Info => tracing::info!(plugin, "{message}"),
+            Level::Warn => tracing::warn!(plugin, "{message}"),
+            Level::Error => tracing::error!(plugin, "{message}"),
+        }
+    }
+
+    fn model(&self) -> ModelInfo {
+        self.library.model().clone()
+    }
+
+    fn modules(&self) -> Vec<ModuleInfo> {
+        self.library.modules().to_vec()
+    }
+
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
+        self.library.tensor(module, site, part)
+    }
+
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        self.library.artefact(module, site, name)
+    }
+
+    fn singular_vector(
+        &self,
+        module: u32,
+        site: u32,
+        method: SvdMethod,
+    ) -> Result<Vec<f32>, String> {
+        self.library.singular_vector(module, site, method)
+    }
+
+    fn defined(&self, name: &str, module: u32) -> bool {
+        self.library.defined(name, module)
+    }
+
+    fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
+        check_definition(&*self.library, module, site, &row)?;
+        let bytes = name.len() + size_of_val(&*row);
+        self.definition_bytes_left = self
+            .definition_bytes_left
+            .checked_sub(bytes)
+            .ok_or("the call defines more than its limit `definition_mib`")?;
+        self.definitions.push(Definition { name: name.to_owned(), module, site, row });
+        Ok(())
+    }
+}

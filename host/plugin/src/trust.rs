@@ -1,0 +1,229 @@
+//! Who may load what: signatures over a bundle's digest, and the operator's keys.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use serde::Deserialize;
+
+use crate::bundle::{Bundle, Capability, SIGNATURE_FILE};
+use crate::error::Error;
+use crate::limits::Limits;
+use crate::sandbox::hex;
+
+/// What is signed, before the digest: a signature of something else is not one of a plugin.
+const CONTEXT: &str = "polyskill plugin ";
+
+/// What the operator trusts.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
+pub struct Trust {
+    /// Keys whose signatures count.
+    pub keys: Vec<TrustedKey>,
+    /// Development: load bundles without a signature, from anywhere.
+    pub allow_unsigned: bool,
+    /// Development: load bundles without a signature from these directories.
+    pub unsigned: Vec<PathBuf>,
+    /// Dynamic libraries and directories of such that may be loaded, if they are signed.
+    pub dylibs: Vec<PathBuf>,
+}
+
+/// A publisher's key.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct TrustedKey {
+    /// The public key, hexadecimal, as `polyskill plugin sign` prints it.
+    pub key: String,
+    /// Plugins whose names start with this; empty means all.
+    #[serde(default)]
+    pub prefix: String,
+    /// Whether dynamic libraries may be signed with it.
+    #[serde(default)]
+    pub dylibs: bool,
+}
+
+impl Trust {
+    /// Trusts everything that is sandboxed, as tests and development need.
+    pub fn unsigned() -> Self {
+        Self { allow_unsigned: true, ..Self::default() }
+    }
+
+    /// Decides whether a bundle may be loaded; says who signed it.
+    pub(crate) fn admit(
+        &self,
+        path: &Path,
+        bundle: &Bundle,
+        is_dylib: bool,
+    ) -> Result<Option<String>, Error> {
+        let name = bundle.manifest.name.clone();
+        let refuse = |reason: String| Error::Untrusted { name: name.clone(), reason };
+        if is_dylib && !self.dylibs.iter().any(|allowed| lies_in(path, allowed)) {
+            let reason = "it is a dynamic library, and no entry of `dylibs` in [trust] allows its \
+                          path; build it for WebAssembly, which needs no trust";
+            return Err(refuse(reason.to_owned()));
+        }
+        let unsigned = self.allow_unsigned || self.unsigned.iter().any(|dir| lies_in(path, dir));
+        let Some(text) = &bundle.signature else {
+            // A dynamic library has the run of the process: for it, the path alone is not enough.
+            if unsigned && !is_dylib {
+                return Ok(None);
+            }
+            let reason = "it is not signed; sign it with `polyskill plugin sign`, or for development \
+                          start with --allow-unsigned";
+            return Err(refuse(reason.to_owned()));
+        };
+        let signer = verify(&bundle.digest, text).map_err(refuse)?;
+        let known = self.keys.iter().find(|trusted| {
+            trusted.key.eq_ignore_ascii_case(&signer)
+                && name.starts_with(&trusted.prefix)
+                && (trusted.dylibs || !is_dylib)
+        });
+        match known {
+            Some(_) => Ok(Some(signer)),
+            None if unsigned && !is_dylib => Ok(None),
+            None => Err(refuse(format!(
+                "it is signed with {signer}, which [trust] does not list for this name"
+            ))),
+        }
+    }
+}
+
+/// Whether a path is, or lies in, an allowed one; links are resolved.
+fn lies_in(path: &Path, allowed: &Path) -> bool {
+    match (path.canonicalize(), allowed.canonicalize()) {
+        (Ok(path), Ok(allowed)) => path.starts_with(allowed),
+        _ => false,
+    }
+}
+
+/// Checks a signature's text against a digest; returns the signer's public key.
+fn verify(digest: &str, text: &str) -> Result<String, String> {
+    let malformed =
+        || "its signature is not `ed25519 PUBLIC-KEY SIGNATURE` in hexadecimal".to_owned();
+    let mut words = text.split_whitespace();
+    let (Some("ed25519"), Some(key), Some(signature)) = (words.next(), words.next(), words.next())
+    else {
+        return Err(malformed());
+    };
+    let key_bytes: [u8; 32] = unhex(key).ok_or_else(malformed)?;
+    let signature: [u8; 64] = unhex(signature).ok_or_else(malformed)?;
+    let verifier = VerifyingKey::from_bytes(&key_bytes).map_err(|_| malformed())?;
+    verifier
+        .verify_strict(message(digest).as_bytes(), &Signature::from_bytes(&signature))
+        .map_err(|_| {
+            "its signature does not fit its files: they were changed after signing".to_owned()
+        })?;
+    Ok(hex(&key_bytes))
+}
+
+fn message(digest: &str) -> String {
+    format!("{CONTEXT}{digest}")
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    if text.len() != 2 * N || !text.is_ascii() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// Makes a key pair; the secret goes to a file that only this user may read. Returns the public key.
+///
+/// # Errors
+/// If the file exists or cannot be written, or the system has no randomness.
+pub fn new_key(path: &Path) -> Result<String, Error> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret)
+        .map_err(|error| io(std::io::Error::other(format!("no randomness: {error}"))))?;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600);
+    }
+    let mut file = options.open(path).map_err(io)?;
+    std::io::Write::write_all(&mut file, format!("{}\n", hex(&secret)).as_bytes()).map_err(io)?;
+    Ok(hex(SigningKey::from_bytes(&secret).verifying_key().as_bytes()))
+}
+
+/// Signs a bundle: writes its detached signature. Returns digest and public key.
+///
+/// # Errors
+/// If the bundle or the key cannot be read, or the signature cannot be written.
+pub fn sign(path: &Path, key: &Path, limits: &Limits) -> Result<(String, String), Error> {
+    let text =
+        fs::read_to_string(key).map_err(|source| Error::Io { path: key.to_owned(), source })?;
+    let secret = unhex(text.trim()).ok_or_else(|| Error::Manifest {
+        path: key.to_owned(),
+        reason: "is no signing key: expected 64 hexadecimal digits".to_owned(),
+    })?;
+    let key = SigningKey::from_bytes(&secret);
+    let bundle = Bundle::read(path, limits)?;
+    let signature = key.sign(message(&bundle.digest).as_bytes());
+    let public = hex(key.verifying_key().as_bytes());
+    let text = format!("ed25519 {public} {}\n", hex(&signature.to_bytes()));
+    let target = match path.is_dir() {
+        true => path.join(SIGNATURE_FILE),
+        false => path.with_file_name(format!("{}.sig", bundle.manifest.file)),
+    };
+    fs::write(&target, text).map_err(|source| Error::Io { path: target, source })?;
+    Ok((bundle.digest, public))
+}
+
+/// What is asked for and granted, both or not at all.
+pub(crate) fn granted(asked: &[Capability], granted: &[Capability]) -> Vec<Capability> {
+    asked.iter().copied().filter(|capability| granted.contains(capability)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(directory: &Path) -> PathBuf {
+        let path = directory.join("router");
+        fs::create_dir(&path).unwrap();
+        let manifest = "name = \"acme/r\"\nversion = \"1\"\nabi = \"0.1\"\nfile = \"r.toml\"\n";
+        fs::write(path.join("plugin.toml"), manifest).unwrap();
+        fs::write(path.join("r.toml"), "[[program]]\nops = []\n").unwrap();
+        path
+    }
+
+    #[test]
+    fn only_trusted_and_unchanged_bundles_are_admitted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, key) = (bundle(directory.path()), directory.path().join("key"));
+        let limits = Limits::default();
+        let public = new_key(&key).unwrap();
+        assert!(new_key(&key).is_err(), "a key is never overwritten");
+        let trusting = |prefix: &str| Trust {
+            keys: vec![TrustedKey {
+                key: public.clone(),
+                prefix: prefix.to_owned(),
+                dylibs: false,
+            }],
+            ..Trust::default()
+        };
+        let admit = |trust: &Trust| {
+            let bundle = Bundle::read(&path, &limits).unwrap();
+            trust.admit(&path, &bundle, false).map_err(|error| error.to_string())
+        };
+        assert!(admit(&trusting("")).unwrap_err().contains("not signed"));
+        assert_eq!(admit(&Trust::unsigned()), Ok(None));
+        let unsigned = Trust { unsigned: vec![directory.path().to_owned()], ..Trust::default() };
+        assert_eq!(admit(&unsigned), Ok(None));
+        sign(&path, &key, &limits).unwrap();
+        assert_eq!(admit(&trusting("acme/")), Ok(Some(public.clone())));
+        assert!(admit(&trusting("other/")).unwrap_err().contains("does not list"));
+        let bundle = Bundle::read(&path, &limits).unwrap();
+        assert!(trusting("").admit(&path, &bundle, true).is_err(), "dylibs need a path and a key");
+        fs::write(path.join("r.toml"), "[[program]]\nops = [\"emit\"]\n").unwrap();
+        assert!(admit(&trusting("")).unwrap_err().contains("changed after signing"));
+        assert!(admit(&Trust::unsigned()).is_err(), "a false signature is worse than none");
+    }
+}
