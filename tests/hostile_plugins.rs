@@ -6,9 +6,11 @@ use polyskill_engine::Selection;
 use polyskill_plugin::{Limits, Loader};
 use polyskill_sdk::Parameters;
 use polyskill_sdk::runtime::Fault;
-use wit_component::{StringEncoding, embed_component_metadata};
+use proptest::prelude::{ProptestConfig, Strategy, prop_oneof};
+use proptest::test_runner::TestRunner;
+use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 
-use crate::common::{Bench, TASKS, greedy, root, routed, weighted};
+use crate::common::{Bench, TASKS, greedy, plugins, root, routed, weighted};
 
 const DESCRIPTOR: &str = r#"(data (i32.const 1024) "\00\00\00\00\d0\07\00\00\04\00\00\00\d0\07\00\00\04\00\00\00\01")
     (data (i32.const 2000) "evil")"#;
@@ -237,4 +239,92 @@ fn a_deadline_ends_what_fuel_does_not() {
     let composition = bench.compose(&routed("evil", Parameters::default()));
     let reason = composition.fallback().expect("the plan was accepted");
     assert!(reason.contains("interrupt"), "{reason}");
+}
+
+/// Bytes with some changed and the end cut off.
+fn mutated(bytes: &[u8], edits: &[(usize, u8)], keep: f64) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for &(at, byte) in edits {
+        let at = at % bytes.len();
+        bytes[at] = byte;
+    }
+    bytes.truncate((bytes.len() as f64 * keep) as usize);
+    bytes
+}
+
+/// Loads what lies at a path and, where that works, has it plan a request, which must be answered.
+fn load_and_plan(loader: &Loader, bench: &Bench, path: &Path) {
+    let plugin = match loader.load(path) {
+        Ok(plugin) => plugin,
+        Err(error) => return assert!(error.to_string().len() > 20, "{error}"),
+    };
+    let none = Parameters::default();
+    let Ok(router) = plugin.start(&bench.composer.view(), none.clone()) else { return };
+    if bench.composer.add_router("evil", "digest".to_owned(), router, none).is_ok() {
+        let _ = bench.composer.compose(&routed("evil", Parameters::default()));
+    }
+}
+
+/// Positions: most in the first sections, where the structure is, some anywhere.
+fn edits(structure: usize) -> impl Strategy<Value = Vec<(usize, u8)>> {
+    let at = prop_oneof![3 => 0..structure, 1 => 0..usize::MAX];
+    proptest::collection::vec((at, 0..=255_u8), 0..5)
+}
+
+fn keeps() -> impl Strategy<Value = f64> {
+    proptest::sample::select(vec![1.0, 1.0, 1.0, 0.99, 0.5, 0.01])
+}
+
+/// The component of a core module, as the loader makes it.
+fn component(module: &[u8]) -> Vec<u8> {
+    ComponentEncoder::default().module(module).unwrap().validate(true).encode().unwrap()
+}
+
+/// One engine for all cases, as one is compiled with in a server.
+fn tested<S: Strategy>(cases: u32, strategy: &S, test: impl Fn(S::Value)) {
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let run = TestRunner::new(config).run(strategy, |value| {
+        test(value);
+        Ok(())
+    });
+    run.unwrap();
+}
+
+#[test]
+fn mutated_plugins_load_or_are_refused() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let loader = Loader::new(Limits { plan_items: 64, ..limits() }).unwrap();
+    let half = format!("{ONE_PICK} (data (i32.const 3000) \"\\01\\00\\00\\00\\00\\00\\00\\3f\")");
+    let spin = "(loop $l (br $l)) unreachable";
+    for small in [planner(&half, "i32.const 1300"), planner("", spin)] {
+        let small = component(&small);
+        tested(96, &(edits(400), keeps()), |(edits, keep)| {
+            let (_directory, path) = written(&mutated(&small, &edits, keep));
+            load_and_plan(&loader, &bench, &path);
+        });
+    }
+}
+
+#[test]
+fn mutated_bundles_load_or_are_refused() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let loader = Loader::new(limits()).unwrap();
+    let arrow = plugins().join("arrow");
+    let manifest = std::fs::read(arrow.join("plugin.toml")).unwrap();
+    let module = component(&std::fs::read(arrow.join("arrow.wasm")).unwrap());
+    let load = |manifest: &[u8], module: &[u8]| {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("plugin.toml"), manifest).unwrap();
+        std::fs::write(directory.path().join("arrow.wasm"), module).unwrap();
+        load_and_plan(&loader, &bench, directory.path());
+    };
+    tested(16, &(edits(2_000), keeps()), |(edits, keep)| {
+        load(&manifest, &mutated(&module, &edits, keep));
+    });
+    // An empty component is refused quickly, but after the manifest.
+    tested(256, &(edits(200), keeps()), |(edits, keep)| {
+        load(&mutated(&manifest, &edits, keep), b"\0asm\x0d\0\x01\0");
+    });
+    load(&manifest, &module);
+    assert_eq!(bench.composer.routers().len(), 1);
 }

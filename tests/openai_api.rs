@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 
 use crate::common::{fixtures, floats, list, plugins, text};
 
-const ADMIN_KEY: &str = "the admin key";
+pub(crate) const ADMIN_KEY: &str = "the admin key";
 
 /// A server on a port of its own.
 pub(crate) struct Server {
@@ -24,18 +24,18 @@ pub(crate) struct Server {
 /// What a server sent back.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    status: u16,
-    head: String,
-    body: String,
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Reply {
-    fn json(&self) -> Json {
+    pub(crate) fn json(&self) -> Json {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
     /// The body of a reply that must have succeeded.
-    fn ok(&self) -> Json {
+    pub(crate) fn ok(&self) -> Json {
         assert_eq!(self.status, 200, "{self:?}");
         self.json()
     }
@@ -52,7 +52,7 @@ impl Reply {
     }
 
     /// The JSON events of a stream, which must end in `[DONE]`.
-    fn events(&self) -> Vec<Json> {
+    pub(crate) fn events(&self) -> Vec<Json> {
         assert_eq!(self.status, 200, "{self:?}");
         assert!(
             self.head.to_lowercase().contains("content-type: text/event-stream"),
@@ -94,14 +94,21 @@ impl Server {
         SHARED.get_or_init(|| Self::start(|_| {}))
     }
 
-    fn send(&self, method: &str, path: &str, key: Option<&str>, body: &str) -> Reply {
+    pub(crate) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        key: Option<&str>,
+        body: impl AsRef<[u8]>,
+    ) -> Reply {
+        let body = body.as_ref();
         let mut stream = TcpStream::connect(self.address).unwrap();
         let key = key.map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
         let length = body.len();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{key}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
         );
-        stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
+        stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
         let mut reply = String::new();
         stream.read_to_string(&mut reply).unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
@@ -116,11 +123,11 @@ impl Server {
     }
 
     fn post(&self, path: &str, body: &Json) -> Reply {
-        self.send("POST", path, None, &body.to_string())
+        self.send("POST", path, None, body.to_string())
     }
 
     fn admin(&self, path: &str, body: &Json) -> Reply {
-        self.send("POST", path, Some(ADMIN_KEY), &body.to_string())
+        self.send("POST", path, Some(ADMIN_KEY), body.to_string())
     }
 
     fn chat(&self, fields: Json) -> Reply {
@@ -392,8 +399,9 @@ fn concurrent_clients_do_not_disturb_each_other() {
 fn wrong_requests_name_what_is_wrong() {
     let server = Server::shared();
     let malformed = server.send("POST", "/v1/chat/completions", None, "{\"messages\": [");
-    assert!(malformed.error(400, "BadRequestError", None).contains("not usable"));
-    server.post("/v1/chat/completions", &json!({})).error(400, "BadRequestError", None);
+    assert!(malformed.error(400, "BadRequestError", None).contains("not valid JSON"));
+    let empty = server.post("/v1/chat/completions", &json!({}));
+    empty.error(400, "BadRequestError", Some("messages"));
     let unknown = server.chat(json!({"model": "gpt-5"})).error(404, "NotFoundError", Some("model"));
     assert_eq!(unknown, "The model `gpt-5` does not exist.");
     let long = server.complete(json!({"prompt": vec![5; 300]}));
@@ -415,6 +423,16 @@ fn wrong_requests_name_what_is_wrong() {
         (json!({"n": 17}), 400, "n"),
         (json!({"logprobs": 21}), 400, "logprobs"),
         (json!({"max_tokens": 0}), 400, "max_tokens"),
+        (json!({"max_tokens": "8"}), 400, "max_tokens"),
+        (json!({"temperature": "hot"}), 400, "temperature"),
+        (json!({"stop": ["a", "b", "c", "d", "e"]}), 400, "stop"),
+        (json!({"stop": [1]}), 400, "stop"),
+        (json!({"adapters": [{"name": "task-a"}, {"name": "task-a"}]}), 400, "adapters"),
+        (json!({"adapters": [{"name": "task-a", "weight": "1"}]}), 400, "adapters"),
+        (json!({"router": 5}), 400, "router"),
+        (json!({"router": {"params": {}}}), 400, "router"),
+        (json!({"prompt": null}), 400, "prompt"),
+        (json!({"prompt": [1, "a"]}), 400, "prompt"),
         (json!({"prompt": []}), 400, "prompt"),
         (json!({"prompt": [320]}), 400, "prompt"),
         (json!({"logit_bias": {"x": 1}}), 400, "logit_bias"),
@@ -439,6 +457,40 @@ fn wrong_requests_name_what_is_wrong() {
 }
 
 #[test]
+fn refusals_of_a_fields_form_say_what_was_expected() {
+    let server = Server::shared();
+    let message = |fields: Json, param: &str| {
+        server.complete(fields).error(400, "BadRequestError", Some(param))
+    };
+    assert_eq!(
+        message(json!({"prompt": {"text": "x"}}), "prompt"),
+        "`prompt`: found an object, expected text, a list of texts, a list of token ids, or a list of such lists"
+    );
+    assert_eq!(
+        message(json!({"stop": 7}), "stop"),
+        "`stop`: found 7, expected a string or a list of strings"
+    );
+    assert_eq!(
+        message(json!({"router": {"name": "arrow", "topk": 2}}), "router"),
+        "`router`: unknown field `topk`, expected one of `name`, `params`, `modules`"
+    );
+    assert_eq!(
+        message(json!({"adapters": [{"name": "task-a"}, {"name": "task-a"}]}), "adapters"),
+        "`adapters` names `task-a` twice, expected each name once"
+    );
+    let alone = server.chat(json!({"top_logprobs": 2}));
+    let message = alone.error(400, "BadRequestError", Some("top_logprobs"));
+    assert_eq!(message, "`top_logprobs` is 2, which needs `logprobs`: true");
+    server.chat(json!({"top_logprobs": 0})).ok();
+    server.complete(json!({"stop": ["a", "b", "c", "d"]})).ok();
+    let message = server.post("/v1/chat/completions", &json!({"model": "llama-tied"}));
+    let message = message.error(400, "BadRequestError", Some("messages"));
+    assert_eq!(message, "`messages` is required");
+    let text = server.get("/v1/models/%ff").error(400, "BadRequestError", Some("model"));
+    assert!(text.contains("UTF-8"), "{text}");
+}
+
+#[test]
 fn modules_load_and_unload_at_run_time() {
     let root = tempfile::tempdir().unwrap();
     let copy = |name: &str| {
@@ -454,7 +506,7 @@ fn modules_load_and_unload_at_run_time() {
     let (load, unload) = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter");
     let body = json!({"lora_name": "late", "lora_path": path});
     server.post(load, &body).error(401, "AuthenticationError", None);
-    let wrong = server.send("POST", load, Some("wrong"), &body.to_string());
+    let wrong = server.send("POST", load, Some("wrong"), body.to_string());
     wrong.error(401, "AuthenticationError", None);
     server.complete(json!({"model": "late"})).error(404, "NotFoundError", Some("model"));
     let loaded = server.admin(load, &body);

@@ -1,6 +1,7 @@
 //! The HTTP surface: OpenAI's routes, vLLM's module routes, health and metrics.
 
 mod admin;
+mod body;
 mod chat;
 mod completions;
 mod error;
@@ -12,11 +13,12 @@ mod tokenize;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures::FutureExt as _;
 
 use crate::service::Service;
 pub use error::ApiError;
@@ -52,6 +54,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .merge(admin)
         .fallback(|| async { ApiError::not_found("this route does not exist", None) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
+        .layer(from_fn(answer_panics))
         .layer(from_fn(echo_request_id))
         .layer(DefaultBodyLimit::max(max_body_bytes.unwrap_or(MAX_BODY_BYTES)))
         .with_state(service)
@@ -92,16 +95,11 @@ async fn require_admin_key(
     }
 }
 
-/// A request body, whose refusal has the shape of all our errors.
-struct Body(axum::body::Bytes);
-
-impl<S: Send + Sync> FromRequest<S> for Body {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = axum::body::Bytes::from_request(request, state).await;
-        bytes.map(Self).map_err(|error| ApiError::body_not_read(error.status(), error.body_text()))
-    }
+/// A handler that panics is a mistake of ours; its client gets an answer, and the log the reason.
+async fn answer_panics(request: Request, next: Next) -> Response {
+    let reply = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    reply
+        .unwrap_or_else(|_| ApiError::internal("the server failed on this request").into_response())
 }
 
 /// A caller's `X-Request-Id` comes back with the reply.

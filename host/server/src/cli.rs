@@ -178,9 +178,9 @@ fn serve(args: &ServeArgs) -> Result<(), String> {
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
-    let listen = config.listen.clone().unwrap_or_else(|| "127.0.0.1:8080".to_owned());
+    let listen = config.listen();
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind(&listen)
+        let listener = tokio::net::TcpListener::bind(listen)
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
         let address = listener.local_addr().map_err(|error| error.to_string())?;
@@ -230,10 +230,23 @@ fn generate_one(args: GenerateArgs) -> Result<(), String> {
         (Some(_), false) => return Err("--router and --adapter exclude each other".to_owned()),
         (Some(router), true) => routed(router.clone(), &args.params)?,
         (None, true) => Selection::Base,
-        (None, false) => Selection::Weighted(
-            args.adapter.iter().map(|text| weighted(text)).collect::<Result<_, _>>()?,
-        ),
+        (None, false) => {
+            let adapters: Vec<(String, f32)> =
+                args.adapter.iter().map(|text| weighted(text)).collect::<Result<_, _>>()?;
+            let mut seen = std::collections::BTreeSet::new();
+            if let Some((twice, _)) = adapters.iter().find(|(name, _)| !seen.insert(name)) {
+                return Err(format!("--adapter names `{twice}` twice, expected each name once"));
+            }
+            Selection::Weighted(adapters)
+        }
     };
+    let temperature = args.temperature;
+    if !(0.0..=100.0).contains(&temperature) {
+        return Err(format!("--temperature is {temperature}, expected 0 to 100"));
+    }
+    if args.max_tokens == 0 {
+        return Err("--max-tokens is 0, expected at least 1".to_owned());
+    }
     let service = start_service(&args.serve.config()?)?;
     let options = generate::Options {
         prompt: args.prompt,
@@ -305,6 +318,7 @@ fn run_bench(args: &ServeArgs) -> Result<(), String> {
 
 fn check_config(args: &ServeArgs) -> Result<(), String> {
     let mut config = args.config()?;
+    config.check().map_err(|error| error.to_string())?;
     // Keys are secrets; whether they are set is not.
     for key in [&mut config.api_key, &mut config.admin_key].into_iter().flatten() {
         *key = "(set)".to_owned();

@@ -1,5 +1,6 @@
 //! The configuration: one TOML file, overridden by flags and `POLYSKILL_*` variables.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use polyskill_plugin::Limits;
@@ -100,11 +101,11 @@ impl EngineSettings {
     /// The engine's form.
     pub fn to_engine(&self) -> polyskill_engine::EngineConfig {
         polyskill_engine::EngineConfig {
-            max_waiting: self.max_waiting.max(1),
-            max_running: self.max_running.max(1),
-            max_rows: self.max_rows.max(1),
-            max_prompt_rows_while_decoding: self.max_prompt_rows_while_decoding.max(1),
-            max_cached_tokens: self.max_cached_tokens.max(16),
+            max_waiting: self.max_waiting,
+            max_running: self.max_running,
+            max_rows: self.max_rows,
+            max_prompt_rows_while_decoding: self.max_prompt_rows_while_decoding,
+            max_cached_tokens: self.max_cached_tokens,
         }
     }
 }
@@ -129,9 +130,132 @@ pub enum ConfigError {
         /// Where and why.
         reason: String,
     },
+    /// A value that no server can run with.
+    #[error("configuration: `{name}` is {found}, expected {expected}")]
+    Value {
+        /// The key, with its table.
+        name: String,
+        /// What was found.
+        found: String,
+        /// What was expected.
+        expected: String,
+    },
 }
 
+fn bad_value(
+    name: impl Into<String>,
+    found: impl Into<String>,
+    expected: impl Into<String>,
+) -> ConfigError {
+    ConfigError::Value { name: name.into(), found: found.into(), expected: expected.into() }
+}
+
+/// Where the server listens unless told otherwise.
+const LISTEN: &str = "127.0.0.1:8080";
+/// Queues, steps and threads beyond these sizes are mistakes, and the engine allocates some of them.
+const MOST_REQUESTS: u64 = 1 << 16;
+const MOST_ROWS: u64 = 1 << 16;
+const MOST_CACHED_TOKENS: u64 = 1 << 28;
+const MOST_THREADS: u64 = 1 << 10;
+/// A WebAssembly memory has at most 4 GiB.
+const MOST_PLUGIN_MIB: u64 = 1 << 12;
+const MOST_DEFINITION_MIB: u64 = 1 << 20;
+const MOST_BODY_BYTES: u64 = 1 << 32;
+
 impl Config {
+    /// The address to listen on.
+    pub fn listen(&self) -> &str {
+        self.listen.as_deref().unwrap_or(LISTEN)
+    }
+
+    /// Refuses what no server can run with.
+    ///
+    /// # Errors
+    /// The first such value.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !is_address(self.listen()) {
+            let expected = "host:port, such as 127.0.0.1:8080";
+            return Err(bad_value("listen", format!("`{}`", self.listen()), expected));
+        }
+        for (name, value) in [
+            ("model", &self.model),
+            ("served_model_name", &self.served_model_name),
+            ("api_key", &self.api_key),
+            ("admin_key", &self.admin_key),
+        ] {
+            if value.as_ref().is_some_and(String::is_empty) {
+                return Err(bad_value(name, "empty", "at least one character, or no such key"));
+            }
+        }
+        self.check_numbers()?;
+        self.check_names()
+    }
+
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        let (engine, limits) = (&self.engine, &self.limits);
+        let body = self.max_body_bytes.map_or(1, |bytes| bytes as u64);
+        let prompt_rows = engine.max_prompt_rows_while_decoding as u64;
+        for (name, value, least, most) in [
+            ("max_body_bytes", body, 1, MOST_BODY_BYTES),
+            ("engine.max_waiting", engine.max_waiting as u64, 1, MOST_REQUESTS),
+            ("engine.max_running", engine.max_running as u64, 1, MOST_REQUESTS),
+            ("engine.max_rows", engine.max_rows as u64, 1, MOST_ROWS),
+            ("engine.max_prompt_rows_while_decoding", prompt_rows, 1, MOST_ROWS),
+            // One block of the cache.
+            ("engine.max_cached_tokens", engine.max_cached_tokens as u64, 16, MOST_CACHED_TOKENS),
+            ("engine.threads", engine.threads as u64, 0, MOST_THREADS),
+            ("limits.memory_mib", limits.memory_mib as u64, 1, MOST_PLUGIN_MIB),
+            ("limits.plan_fuel", limits.plan_fuel, 1, u64::MAX),
+            ("limits.plan_milliseconds", limits.plan_milliseconds, 1, u64::MAX),
+            ("limits.setup_fuel", limits.setup_fuel, 1, u64::MAX),
+            ("limits.setup_milliseconds", limits.setup_milliseconds, 1, u64::MAX),
+            ("limits.definition_mib", limits.definition_mib as u64, 0, MOST_DEFINITION_MIB),
+            ("limits.plan_items", limits.plan_items as u64, 1, u64::MAX),
+        ] {
+            if !(least..=most).contains(&value) {
+                let expected = match most {
+                    u64::MAX => format!("at least {least}"),
+                    most => format!("{least} to {most}"),
+                };
+                return Err(bad_value(name, value.to_string(), expected));
+            }
+        }
+        Ok(())
+    }
+
+    /// Names stand for one thing each, and parameters are scalars.
+    fn check_names(&self) -> Result<(), ConfigError> {
+        let sets = self.skill_set.iter().map(|set| ("skill_set", "id", &set.id, &set.params));
+        let routers =
+            self.router.iter().map(|router| ("router", "name", &router.name, &router.params));
+        let mut seen = BTreeSet::new();
+        for (table, key, name, params) in sets.chain(routers) {
+            let found = format!("`{name}`");
+            if name.is_empty() {
+                return Err(bad_value(format!("{table}.{key}"), "empty", "a name"));
+            }
+            if !seen.insert((table, name)) {
+                let found = format!("{found} twice");
+                return Err(bad_value(format!("{table}.{key}"), found, "each name once"));
+            }
+            parameters(params).map_err(|reason| {
+                bad_value(
+                    format!("{table}.params"),
+                    format!("that of {found}: {reason}"),
+                    "scalars",
+                )
+            })?;
+        }
+        let base = self.served_model_name.as_ref();
+        match self.skill_set.iter().find(|set| Some(&set.id) == base) {
+            Some(set) => {
+                let found = format!("`{}`, the name of the base model", set.id);
+                Err(bad_value("skill_set.id", found, "a name of its own"))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Reads a file.
     ///
     /// # Errors
@@ -144,6 +268,16 @@ impl Config {
             reason: error.to_string(),
         })
     }
+}
+
+/// Whether a text has the form `host:port`; whether the host exists is seen when the server binds.
+fn is_address(text: &str) -> bool {
+    if text.parse::<std::net::SocketAddr>().is_ok() {
+        return true;
+    }
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    !host.is_empty() && host.chars().all(plain) && port.parse::<u16>().is_ok()
 }
 
 /// Scalars of a TOML table as router parameters; anything else is named in the error.
@@ -159,7 +293,7 @@ pub fn parameters(table: &toml::Table) -> Result<Parameters, String> {
             toml::Value::String(value) => Value::Text(value.clone()),
             other => {
                 return Err(format!(
-                    "parameter `{name}` is a {}, expected a scalar",
+                    "parameter `{name}` has the type {}, expected a scalar",
                     other.type_str()
                 ));
             }
@@ -172,6 +306,44 @@ pub fn parameters(table: &toml::Table) -> Result<Parameters, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_that_no_server_can_run_with_are_refused_by_name() {
+        for (text, parts) in [
+            ("listen = \"nope\"", ["`listen` is `nope`", "host:port"]),
+            ("listen = \"localhost:99999\"", ["localhost:99999", "host:port"]),
+            ("listen = \":80\"", ["`listen` is `:80`", "host:port"]),
+            ("api_key = \"\"", ["`api_key` is empty", "character"]),
+            ("max_body_bytes = 0", ["`max_body_bytes` is 0", "1 to"]),
+            ("[engine]\nmax_rows = 0", ["`engine.max_rows` is 0", "1 to 65536"]),
+            ("[engine]\nmax_waiting = 9000000000000000000", ["`engine.max_waiting`", "65536"]),
+            ("[engine]\nmax_cached_tokens = 15", ["`engine.max_cached_tokens` is 15", "16 to"]),
+            ("[engine]\nthreads = 5000", ["`engine.threads` is 5000", "0 to 1024"]),
+            ("[limits]\nmemory_mib = 8192", ["`limits.memory_mib` is 8192", "1 to 4096"]),
+            ("[limits]\nplan_fuel = 0", ["`limits.plan_fuel` is 0", "at least 1"]),
+            (
+                "[[router]]\nname = \"a\"\n[[router]]\nname = \"a\"",
+                ["`router.name` is `a` twice", "once"],
+            ),
+            (
+                "[[router]]\nname = \"a\"\nparams = { k = [1] }",
+                ["`router.params`", "`k` has the type array"],
+            ),
+            (
+                "served_model_name = \"a\"\n[[skill_set]]\nid = \"a\"\nrouter = \"r\"",
+                ["`skill_set.id` is `a`", "base model"],
+            ),
+        ] {
+            let config: Config = toml::from_str(text).unwrap();
+            let message = config.check().unwrap_err().to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{text}: {message}");
+        }
+        for listen in ["0.0.0.0:0", "[::1]:8080", "localhost:80"] {
+            let config = Config { listen: Some(listen.to_owned()), ..Config::default() };
+            config.check().unwrap();
+        }
+        Config::default().check().unwrap();
+    }
 
     #[test]
     fn unknown_keys_are_refused_by_name() {

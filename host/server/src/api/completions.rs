@@ -9,13 +9,13 @@ use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, StreamExt};
 use polyskill_engine::{Logprob, PromptLogprob};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value as Json, json};
 
-use super::Body;
-use super::chat::{deltas, event, new_id, now, parse, usage};
+use super::body::{Body, one_of, texts};
+use super::chat::{deltas, event, new_id, now, usage};
 use super::error::ApiError;
-use super::generation::Generation;
+use super::generation::{Generation, Wanted, start_choices};
 use super::params::{CommonParams, routing_report};
 use crate::service::Service;
 
@@ -30,17 +30,38 @@ struct CompletionRequest {
     echo: Option<bool>,
     suffix: Option<String>,
     best_of: Option<usize>,
-    #[serde(flatten)]
+    #[serde(skip)]
     common: CommonParams,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Debug)]
 enum Prompt {
-    Text(String),
-    Tokens(Vec<u32>),
     Texts(Vec<String>),
     TokenLists(Vec<Vec<u32>>),
+}
+
+impl<'de> Deserialize<'de> for Prompt {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "text, a list of texts, a list of token ids, or a list of such lists";
+        one_of(deserializer, expected, |value| {
+            if let Json::String(text) = value {
+                return Some(Self::Texts(vec![text.clone()]));
+            }
+            let items = value.as_array()?;
+            if items.first().is_some_and(Json::is_string) {
+                return texts(value).map(Self::Texts);
+            }
+            if items.first().is_some_and(Json::is_array) {
+                return items.iter().map(token_ids).collect::<Option<_>>().map(Self::TokenLists);
+            }
+            Some(Self::TokenLists(vec![token_ids(value)?]))
+        })
+    }
+}
+
+fn token_ids(value: &Json) -> Option<Vec<u32>> {
+    let id = |item: &Json| item.as_u64().and_then(|id| u32::try_from(id).ok());
+    value.as_array()?.iter().map(id).collect()
 }
 
 /// Token ids, and the text that they came from.
@@ -55,9 +76,7 @@ impl Prompt {
             Ok((tokens, Some(text)))
         };
         match self {
-            Self::Text(prompt) => Ok(vec![text(prompt)?]),
             Self::Texts(prompts) => prompts.into_iter().map(text).collect(),
-            Self::Tokens(tokens) => Ok(vec![(tokens, None)]),
             Self::TokenLists(lists) => Ok(lists.into_iter().map(|tokens| (tokens, None)).collect()),
         }
     }
@@ -65,9 +84,10 @@ impl Prompt {
 
 pub(super) async fn completions(
     State(service): State<Arc<Service>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let mut request: CompletionRequest = parse(&body)?;
+    let mut request: CompletionRequest = body.fields()?;
+    request.common = body.fields()?;
     let name = request.common.model_name(&service).to_owned();
     if service.selection(&name).is_none() {
         return Err(ApiError::unknown_model(&name));
@@ -81,7 +101,7 @@ pub(super) async fn completions(
             Some("best_of"),
         ));
     }
-    let prompt = std::mem::replace(&mut request.prompt, Prompt::Tokens(Vec::new()));
+    let prompt = std::mem::replace(&mut request.prompt, Prompt::Texts(Vec::new()));
     let prompts = prompt.encode(&service)?;
     let streams = request.common.streams();
     if streams && request.echo.unwrap_or(false) {
@@ -130,7 +150,6 @@ async fn start(
     request: &CompletionRequest,
     prompts: &[EncodedPrompt],
 ) -> Result<Vec<Generation>, ApiError> {
-    let common = &request.common;
     let echo = request.echo.unwrap_or(false);
     let max_tokens = request.max_tokens.unwrap_or(16);
     if max_tokens == 0 && !echo {
@@ -145,27 +164,12 @@ async fn start(
             Some("logprobs"),
         ));
     }
+    let (logprobs, prompt_logprobs) = (request.logprobs, request.logprobs.filter(|_| echo));
+    let wanted = Wanted { max_tokens, logprobs, prompt_logprobs };
     let mut generations = Vec::new();
     for (prompt, text) in prompts {
-        let selection = common.selection(service, prompt.len(), text.clone())?;
-        let composing = Arc::clone(service);
-        let composition =
-            tokio::task::spawn_blocking(move || composing.composer.compose(&selection))
-                .await
-                .map_err(|error| ApiError::internal(error.to_string()))??;
-        for choice in 0..common.choices()? {
-            let mut sampling = common.sampling(service, max_tokens, choice)?;
-            sampling.logprobs = request.logprobs;
-            sampling.prompt_logprobs = request.logprobs.filter(|_| echo);
-            generations.push(Generation::start(
-                Arc::clone(service),
-                prompt.clone(),
-                sampling,
-                Arc::clone(&composition),
-                common.trace_level()?,
-                (common.stops(), common.include_stop_str_in_output.unwrap_or(false)),
-            )?);
-        }
+        let choices = start_choices(service, &request.common, prompt, text.clone(), wanted).await?;
+        generations.extend(choices);
     }
     Ok(generations)
 }

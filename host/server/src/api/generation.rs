@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::error::ApiError;
+use super::params::CommonParams;
 use crate::service::Service;
 use crate::text::TextStream;
 
@@ -43,8 +44,51 @@ pub(crate) struct Generation {
     stopped: bool,
 }
 
+/// What a request wants of each of its choices.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) max_tokens: usize,
+    /// Alternatives per generated token; `None` reports no log-probabilities.
+    pub(crate) logprobs: Option<usize>,
+    /// Alternatives per token of the prompt.
+    pub(crate) prompt_logprobs: Option<usize>,
+}
+
+/// Composes once for a prompt and starts one generation per choice. `text` is what routers may read.
+pub(crate) async fn start_choices(
+    service: &Arc<Service>,
+    common: &CommonParams,
+    prompt: &[u32],
+    text: Option<String>,
+    wanted: Wanted,
+) -> Result<Vec<Generation>, ApiError> {
+    let selection = common.selection(service, prompt.len(), text)?;
+    let (trace, stops) = (common.trace_level()?, common.stops()?);
+    let include_stop = common.include_stop_str_in_output.unwrap_or(false);
+    let sampling = |choice| {
+        Ok(SamplingParams {
+            logprobs: wanted.logprobs,
+            prompt_logprobs: wanted.prompt_logprobs,
+            ..common.sampling(service, wanted.max_tokens, choice)?
+        })
+    };
+    let sampling: Vec<SamplingParams> =
+        (0..common.choices()?).map(sampling).collect::<Result<_, ApiError>>()?;
+    // Routers plan here, which may take long.
+    let composing = Arc::clone(service);
+    let composition = tokio::task::spawn_blocking(move || composing.composer.compose(&selection))
+        .await
+        .map_err(|error| ApiError::internal(error.to_string()))??;
+    let start = |sampling| {
+        let (service, composition) = (Arc::clone(service), Arc::clone(&composition));
+        let stops = (stops.clone(), include_stop);
+        Generation::start(service, prompt.to_vec(), sampling, composition, trace, stops)
+    };
+    sampling.into_iter().map(start).collect()
+}
+
 impl Generation {
-    pub(crate) fn start(
+    fn start(
         service: Arc<Service>,
         prompt: Vec<u32>,
         sampling: SamplingParams,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value as Json, json};
 
@@ -32,8 +33,9 @@ pub(super) async fn list(State(service): State<Arc<Service>>) -> JsonReply<Json>
 
 pub(super) async fn one(
     State(service): State<Arc<Service>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<JsonReply<Json>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::bad_request(error.body_text(), Some("model")))?;
     let card = cards(&service).into_iter().find(|card| card["id"] == id.as_str());
     card.map(JsonReply).ok_or_else(|| ApiError::unknown_model(&id))
 }

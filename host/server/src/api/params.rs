@@ -1,15 +1,20 @@
 //! Request fields that chat and completions share, and polyskill's own extras.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use polyskill_engine::{Composition, Finished, SamplingParams, Selection, TraceLevel};
 use polyskill_sdk::{Parameters, Value};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
 
+use super::body::{one_of, texts};
 use super::error::ApiError;
 use crate::service::Service;
+
+/// Stop strings of one request, as OpenAI bounds them.
+const MAX_STOPS: usize = 4;
 
 /// Fields of both request kinds. Unknown fields are accepted, as clients send many.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -43,11 +48,17 @@ pub(crate) struct CommonParams {
     pub(crate) response_format: Option<Json>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Stop {
-    One(String),
-    Several(Vec<String>),
+/// One string or several.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop(Vec<String>);
+
+impl<'de> Deserialize<'de> for Stop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        one_of(deserializer, "a string or a list of strings", |value| match value {
+            Json::String(stop) => Some(Self(vec![stop.clone()])),
+            several => texts(several).map(Self),
+        })
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -56,11 +67,23 @@ pub(crate) struct StreamOptions {
     pub(crate) include_usage: Option<bool>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug)]
 pub(crate) enum RouterChoice {
     Name(String),
     Full(RouterSpec),
+}
+
+impl<'de> Deserialize<'de> for RouterChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "a router's name or an object with `name`, `params` and `modules`";
+        let value = one_of(deserializer, expected, |value| {
+            (value.is_string() || value.is_object()).then(|| value.clone())
+        })?;
+        match value {
+            Json::String(name) => Ok(Self::Name(name)),
+            spec => RouterSpec::deserialize(spec).map(Self::Full).map_err(D::Error::custom),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -98,12 +121,14 @@ impl CommonParams {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
     }
 
-    pub(crate) fn stops(&self) -> Vec<String> {
-        match &self.stop {
-            None => Vec::new(),
-            Some(Stop::One(stop)) => vec![stop.clone()],
-            Some(Stop::Several(stops)) => stops.clone(),
+    pub(crate) fn stops(&self) -> Result<Vec<String>, ApiError> {
+        let stops = self.stop.as_ref().map_or(&[][..], |stop| &stop.0);
+        if stops.len() > MAX_STOPS {
+            let message =
+                format!("`stop` holds {} strings, expected at most {MAX_STOPS}", stops.len());
+            return Err(ApiError::bad_request(message, Some("stop")));
         }
+        Ok(stops.to_vec())
     }
 
     pub(crate) fn trace_level(&self) -> Result<TraceLevel, ApiError> {
@@ -136,9 +161,7 @@ impl CommonParams {
             }
             (Some(RouterChoice::Name(name)), None) if name == "none" => Selection::Base,
             (Some(choice), None) => over(named, routed(choice)?),
-            (None, Some(adapters)) => Selection::Weighted(
-                adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight)).collect(),
-            ),
+            (None, Some(adapters)) => weighted(adapters)?,
             (None, None) => named,
         };
         Ok(match selection {
@@ -246,6 +269,16 @@ impl CommonParams {
             }
         }
     }
+}
+
+fn weighted(adapters: &[AdapterWeight]) -> Result<Selection, ApiError> {
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = adapters.iter().find(|adapter| !seen.insert(&adapter.name)) {
+        let message = format!("`adapters` names `{}` twice, expected each name once", twice.name);
+        return Err(ApiError::bad_request(message, Some("adapters")));
+    }
+    let weights = adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight));
+    Ok(Selection::Weighted(weights.collect()))
 }
 
 fn random_seed() -> u64 {

@@ -7,8 +7,8 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
-use super::Body;
-use super::chat::{normalise, parse};
+use super::body::Body;
+use super::chat::normalise;
 use super::error::ApiError;
 use crate::service::Service;
 
@@ -26,9 +26,9 @@ struct DetokenizeRequest {
 
 pub(super) async fn tokenize(
     State(service): State<Arc<Service>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<JsonReply<Json>, ApiError> {
-    let request: TokenizeRequest = parse(&body)?;
+    let request: TokenizeRequest = body.fields()?;
     let tokens = match (&request.prompt, &request.messages) {
         (Some(prompt), None) => service.text.encode(prompt),
         (None, Some(messages)) => {
@@ -48,9 +48,9 @@ pub(super) async fn tokenize(
 
 pub(super) async fn detokenize(
     State(service): State<Arc<Service>>,
-    Body(body): Body,
+    body: Body,
 ) -> Result<JsonReply<Json>, ApiError> {
-    let request: DetokenizeRequest = parse(&body)?;
+    let request: DetokenizeRequest = body.fields()?;
     let text: String = service.text.decode_all(&request.tokens);
     Ok(JsonReply(json!({"prompt": text})))
 }

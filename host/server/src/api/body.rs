@@ -1,0 +1,153 @@
+//! Request bodies: read, parsed, and refused with the field's name and what it should have been.
+
+use axum::extract::{FromRequest, Request};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value as Json;
+
+use super::error::ApiError;
+
+/// A body that is a JSON object.
+#[derive(Debug)]
+pub(super) struct Body(Json);
+
+impl<S: Send + Sync> FromRequest<S> for Body {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = axum::body::Bytes::from_request(request, state)
+            .await
+            .map_err(|error| ApiError::body_not_read(error.status(), error.body_text()))?;
+        Self::parse(&bytes)
+    }
+}
+
+impl Body {
+    fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+        let refused =
+            |reason: String| ApiError::bad_request(format!("the request body {reason}"), None);
+        match serde_json::from_slice(bytes) {
+            Ok(object @ Json::Object(_)) => Ok(Self(object)),
+            Ok(other) => Err(refused(format!("is {}, expected an object", kind(&other)))),
+            Err(error) => Err(refused(format!("is not valid JSON: {error}"))),
+        }
+    }
+
+    /// Reads a group of fields; those that it does not know belong to others.
+    pub(super) fn fields<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
+        serde_path_to_error::deserialize(&self.0).map_err(|error| {
+            let (path, reason) = (error.path().to_string(), error.inner().to_string());
+            if let Some(field) = missing_field(&reason).filter(|_| path == ".") {
+                return ApiError::bad_request(format!("`{field}` is required"), Some(field));
+            }
+            let field = path.split(['.', '[']).next();
+            ApiError::bad_request(format!("`{path}`: {}", plain(&reason)), field)
+        })
+    }
+}
+
+fn missing_field(reason: &str) -> Option<&str> {
+    reason.strip_prefix("missing field `")?.strip_suffix('`')
+}
+
+/// What JSON calls what was found.
+fn kind(value: &Json) -> String {
+    match value {
+        Json::Null => "null".to_owned(),
+        Json::Bool(value) => value.to_string(),
+        Json::Number(value) => value.to_string(),
+        Json::String(_) => "a string".to_owned(),
+        Json::Array(_) => "a list".to_owned(),
+        Json::Object(_) => "an object".to_owned(),
+    }
+}
+
+/// A reason with JSON's names instead of Rust's types.
+fn plain(reason: &str) -> String {
+    let Some((found, expected)) = reason.rsplit_once(", expected ") else {
+        return reason.to_owned();
+    };
+    let expected = match expected {
+        "f32" | "f64" => "a number",
+        "i64" => "a whole number",
+        "u32" | "u64" | "usize" => "a whole number from 0 on",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    };
+    format!("{found}, expected {expected}")
+        .replace(": sequence,", ": list,")
+        .replace(": map,", ": object,")
+}
+
+/// Reads a value that has one of several forms.
+///
+/// serde's untagged enums say only that no variant matched; this says what was found and expected.
+pub(super) fn one_of<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    expected: &str,
+    read: impl FnOnce(&Json) -> Option<T>,
+) -> Result<T, D::Error> {
+    let value = Json::deserialize(deserializer)?;
+    read(&value)
+        .ok_or_else(|| D::Error::custom(format!("found {}, expected {expected}", kind(&value))))
+}
+
+/// The texts of a list that holds nothing else.
+pub(super) fn texts(value: &Json) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only whether they can be read is of interest")]
+    struct Fields {
+        needed: Vec<Inner>,
+        number: Option<f32>,
+        count: Option<usize>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[expect(dead_code, reason = "only whether they can be read is of interest")]
+    struct Inner {
+        name: String,
+    }
+
+    #[test]
+    fn refusals_name_the_field_and_what_was_expected() {
+        for (body, param, message) in [
+            ("[1]", None, "the request body is a list, expected an object"),
+            ("{}", Some("needed"), "`needed` is required"),
+            (
+                r#"{"needed": "x"}"#,
+                Some("needed"),
+                r#"`needed`: invalid type: string "x", expected a list"#,
+            ),
+            (
+                r#"{"needed": [{"name": "a"}, {"name": [2]}]}"#,
+                Some("needed"),
+                "`needed[1].name`: invalid type: list, expected a string",
+            ),
+            (r#"{"needed": [{}]}"#, Some("needed"), "`needed[0]`: missing field `name`"),
+            (
+                r#"{"needed": [], "number": "hot"}"#,
+                Some("number"),
+                r#"`number`: invalid type: string "hot", expected a number"#,
+            ),
+            (
+                r#"{"needed": [], "count": -1}"#,
+                Some("count"),
+                "`count`: invalid value: integer `-1`, expected a whole number from 0 on",
+            ),
+        ] {
+            let fields = Body::parse(body.as_bytes()).and_then(|body| body.fields::<Fields>());
+            assert_eq!(fields.unwrap_err(), ApiError::bad_request(message, param), "{body}");
+        }
+        let truncated = Body::parse(b"{\"needed\":").unwrap_err().body().to_string();
+        assert!(truncated.contains("is not valid JSON: EOF"), "{truncated}");
+    }
+}
