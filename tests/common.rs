@@ -9,7 +9,7 @@ use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Library, peft};
 use polyskill_engine::{
     Composer, Composition, Engine, EngineConfig, Event, Finished, Logprob, PromptLogprob, Request,
-    SamplingParams, Selection, TokenEvent, TraceLevel,
+    RouterSettings, SamplingParams, Selection, TokenEvent, TraceLevel,
 };
 use polyskill_model::{Compute, Decoder, load};
 use polyskill_router_arrow::Arrow;
@@ -286,7 +286,9 @@ impl Bench {
     pub(crate) fn add_arrow(&self) {
         let none = Parameters::default();
         let router = Native::<Arrow>::new(&self.composer.view(), &none).unwrap();
-        self.composer.add_router("arrow", "native".to_owned(), Box::new(router), none).unwrap();
+        self.composer
+            .add_router("arrow", "native".to_owned(), Box::new(router), RouterSettings::default())
+            .unwrap();
     }
 
     pub(crate) fn compose(&self, selection: &Selection) -> Arc<Composition> {

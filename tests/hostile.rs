@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use polyskill_adapters::peft;
-use polyskill_engine::Selection;
+use polyskill_engine::{RouterSettings, Selection};
 use polyskill_model::{Compute, load};
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::runtime::Native;
@@ -209,7 +209,10 @@ fn bench() -> Bench {
     let bench = Bench::new("models/llama-tied", &TASKS);
     let none = Parameters::default();
     let router = Native::<Hostile>::new(&bench.composer.view(), &none).unwrap();
-    bench.composer.add_router("hostile", "native".to_owned(), Box::new(router), none).unwrap();
+    bench
+        .composer
+        .add_router("hostile", "native".to_owned(), Box::new(router), RouterSettings::default())
+        .unwrap();
     bench
 }
 

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use polyskill_engine::Selection;
-use polyskill_plugin::{Limits, Loader};
+use polyskill_engine::{RouterSettings, Selection};
+use polyskill_plugin::{Limits, Loader, Trust};
 use polyskill_sdk::Parameters;
 use polyskill_sdk::runtime::Fault;
 use proptest::prelude::{ProptestConfig, Strategy, prop_oneof};
@@ -64,14 +64,14 @@ fn limits() -> Limits {
 /// Loads a plugin and puts it into the composer.
 fn serve(bench: &Bench, bytes: &[u8], limits: Limits) -> Result<(), Fault> {
     let (_directory, path) = written(bytes);
-    let plugin = Loader::new(limits).unwrap().load(&path).unwrap();
+    let plugin = Loader::new(limits, Trust::unsigned(), None).unwrap().load(&path).unwrap();
     let none = Parameters::default();
-    let router = plugin.start(&bench.composer.view(), none.clone())?;
-    bench.composer.add_router("evil", "digest".to_owned(), router, none)
+    let router = plugin.start(&bench.composer.view(), none)?;
+    bench.composer.add_router("evil", "digest".to_owned(), router, RouterSettings::default())
 }
 
 fn refusal(path: &Path) -> String {
-    Loader::new(limits()).unwrap().load(path).unwrap_err().to_string()
+    Loader::new(limits(), Trust::unsigned(), None).unwrap().load(path).unwrap_err().to_string()
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn too_much_memory_is_refused_before_any_code_runs() {
     let bytes = plugin("1024", DESCRIPTOR, [GOOD_INIT, GOOD_CHANGE, GOOD_INIT]);
     let (_directory, path) = written(&bytes);
     let bench = Bench::new("models/llama-tied", &TASKS);
-    let loaded = Loader::new(limits()).unwrap().load(&path);
+    let loaded = Loader::new(limits(), Trust::unsigned(), None).unwrap().load(&path);
     let message = match loaded {
         Err(error) => error.to_string(),
         Ok(plugin) => {
@@ -231,11 +231,14 @@ fn a_deadline_ends_what_fuel_does_not() {
     let endless = Limits { plan_fuel: u64::MAX, plan_milliseconds: 30, ..Limits::default() };
     // The loader's clock must outlive the plugin, as in the server.
     let (_directory, path) = written(&planner("", "(loop $l (br $l)) unreachable"));
-    let loader = Loader::new(endless).unwrap();
+    let loader = Loader::new(endless, Trust::unsigned(), None).unwrap();
     let plugin = loader.load(&path).unwrap();
     let none = Parameters::default();
-    let router = plugin.start(&bench.composer.view(), none.clone()).unwrap();
-    bench.composer.add_router("evil", "digest".to_owned(), router, none).unwrap();
+    let router = plugin.start(&bench.composer.view(), none).unwrap();
+    bench
+        .composer
+        .add_router("evil", "digest".to_owned(), router, RouterSettings::default())
+        .unwrap();
     let composition = bench.compose(&routed("evil", Parameters::default()));
     let reason = composition.fallback().expect("the plan was accepted");
     assert!(reason.contains("interrupt"), "{reason}");
@@ -259,8 +262,12 @@ fn load_and_plan(loader: &Loader, bench: &Bench, path: &Path) {
         Err(error) => return assert!(error.to_string().len() > 20, "{error}"),
     };
     let none = Parameters::default();
-    let Ok(router) = plugin.start(&bench.composer.view(), none.clone()) else { return };
-    if bench.composer.add_router("evil", "digest".to_owned(), router, none).is_ok() {
+    let Ok(router) = plugin.start(&bench.composer.view(), none) else { return };
+    if bench
+        .composer
+        .add_router("evil", "digest".to_owned(), router, RouterSettings::default())
+        .is_ok()
+    {
         let _ = bench.composer.compose(&routed("evil", Parameters::default()));
     }
 }
@@ -293,7 +300,8 @@ fn tested<S: Strategy>(cases: u32, strategy: &S, test: impl Fn(S::Value)) {
 #[test]
 fn mutated_plugins_load_or_are_refused() {
     let bench = Bench::new("models/llama-tied", &TASKS);
-    let loader = Loader::new(Limits { plan_items: 64, ..limits() }).unwrap();
+    let loader =
+        Loader::new(Limits { plan_items: 64, ..limits() }, Trust::unsigned(), None).unwrap();
     let half = format!("{ONE_PICK} (data (i32.const 3000) \"\\01\\00\\00\\00\\00\\00\\00\\3f\")");
     let spin = "(loop $l (br $l)) unreachable";
     for small in [planner(&half, "i32.const 1300"), planner("", spin)] {
@@ -308,7 +316,7 @@ fn mutated_plugins_load_or_are_refused() {
 #[test]
 fn mutated_bundles_load_or_are_refused() {
     let bench = Bench::new("models/llama-tied", &TASKS);
-    let loader = Loader::new(limits()).unwrap();
+    let loader = Loader::new(limits(), Trust::unsigned(), None).unwrap();
     let arrow = plugins().join("arrow");
     let manifest = std::fs::read(arrow.join("plugin.toml")).unwrap();
     let module = component(&std::fs::read(arrow.join("arrow.wasm")).unwrap());

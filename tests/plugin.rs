@@ -1,19 +1,20 @@
 //! The sandboxed Arrow answers as the native one does, bit for bit.
 
 use polyskill_adapters::library::Expected;
-use polyskill_plugin::{Limits, Loader};
+use polyskill_engine::RouterSettings;
+use polyskill_plugin::{Limits, Loader, Trust};
 use polyskill_sdk::Parameters;
 
 use crate::common::{Bench, TASKS, arrow_selection, cases, greedy, plugins};
 
 fn sandboxed() -> Bench {
     let bench = Bench::new("models/llama-tied", &TASKS);
-    let loader = Loader::new(Limits::default()).unwrap();
+    let loader = Loader::new(Limits::default(), Trust::unsigned(), None).unwrap();
     let plugin = loader.load(&plugins().join("arrow")).unwrap();
     assert_eq!(plugin.name(), "arrow");
     let digest = plugin.digest().to_owned();
     let router = plugin.start(&bench.composer.view(), Parameters::default()).unwrap();
-    bench.composer.add_router("arrow", digest, router, Parameters::default()).unwrap();
+    bench.composer.add_router("arrow", digest, router, RouterSettings::default()).unwrap();
     bench
 }
 

@@ -53,6 +53,14 @@ pub enum Capability {
     Hidden,
 }
 
+impl std::fmt::Display for Capability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Hidden => "hidden",
+        })
+    }
+}
+
 /// A bundle in memory.
 #[derive(Clone)]
 pub(crate) struct Bundle {

@@ -97,6 +97,9 @@ impl Loader {
                     let code = FlatCode::new(name, &self.sandbox.engine, &module)?;
                     return Ok((Kind::Core, Arc::new(code)));
                 }
+                // The encoder trusts its input's structure.
+                let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
+                valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
                 let wrapped = wrap_core(bytes).map_err(not_a_plugin)?;
                 let component = self.sandbox.component(name, &wrapped)?;
                 match ComponentCode::new(name, &self.sandbox.engine, &component) {

@@ -17,7 +17,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use futures::FutureExt as _;
 
 use crate::service::Service;
@@ -47,7 +47,8 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/v1/load_lora_adapter", post(admin::load))
         .route("/v1/unload_lora_adapter", post(admin::unload))
         .route("/admin/modules", get(admin::modules))
-        .route("/admin/routers", get(admin::routers))
+        .route("/admin/routers", get(admin::routers).post(admin::change_router))
+        .route("/admin/routers/{*name}", delete(admin::remove_router))
         .route("/admin/status", get(admin::status))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_admin_key));
     open.merge(keyed)
@@ -115,10 +116,10 @@ async fn echo_request_id(request: Request, next: Next) -> Response {
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let snapshot = service.composer.library().snapshot();
     let names: Vec<String> = snapshot.iter().map(|(name, _)| name.to_owned()).collect();
-    let faults = service.composer.routers().iter().map(|router| router.faults).sum();
+    let routers = service.composer.routers();
     let stats = service.engine.handle().stats().snapshot();
     let bytes = service.composer.library().resident_bytes();
-    let text = service.metrics.render(stats, &names, bytes, faults);
+    let text = service.metrics.render(stats, &names, bytes, &routers);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
 }

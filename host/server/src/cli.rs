@@ -17,7 +17,7 @@ use polyskill_sdk::{Parameters, Value};
 
 use crate::config::Config;
 use crate::service::Service;
-use crate::{api, bench, generate, pull};
+use crate::{api, bench, generate, pull, routers};
 
 /// One frozen base model, many modules, routed per token and per layer.
 #[derive(Debug, Parser)]
@@ -70,6 +70,12 @@ struct ServeArgs {
     /// Bearer key that turns the admin routes on.
     #[arg(long, env = "POLYSKILL_ADMIN_KEY", hide_env_values = true)]
     admin_key: Option<String>,
+    /// Development: load plugins without a trusted signature. They stay in their sandbox.
+    #[arg(long, env = "POLYSKILL_ALLOW_UNSIGNED")]
+    allow_unsigned: bool,
+    /// Watch the directories of plugins and load what changes.
+    #[arg(long, env = "POLYSKILL_WATCH_PLUGINS")]
+    watch_plugins: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -142,12 +148,16 @@ impl ServeArgs {
         if !flags.plugins.is_empty() {
             config.plugins = flags.plugins;
         }
+        config.trust.allow_unsigned |= flags.allow_unsigned;
+        config.watch_plugins |= flags.watch_plugins;
         let shipped = |path: &str| Some(PathBuf::from(path)).filter(|path| path.is_dir());
         if config.adapters.is_empty() && config.model.is_none() {
             config.adapters.extend(shipped("adapters/library"));
         }
         if config.plugins.is_empty() {
+            // Built here, from this source tree.
             config.plugins.extend(shipped("target/plugins"));
+            config.trust.unsigned.extend(shipped("target/plugins"));
         }
         Ok(config)
     }
@@ -173,6 +183,10 @@ fn start_service(config: &Config) -> Result<Service, String> {
 fn serve(args: &ServeArgs) -> Result<(), String> {
     let config = args.config()?;
     let service = Arc::new(start_service(&config)?);
+    if config.watch_plugins {
+        routers::watch(&service, |service| (&service.routers, &service.composer))
+            .map_err(|error| error.to_string())?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

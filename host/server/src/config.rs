@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use polyskill_plugin::Limits;
+use polyskill_engine::FaultPolicy;
+use polyskill_plugin::{Capability, Limits, Trust};
 use polyskill_sdk::{Parameters, Value};
 use serde::{Deserialize, Serialize};
 
@@ -36,6 +38,78 @@ pub struct Config {
     /// Bounds of plugins.
     #[serde(skip_serializing)]
     pub limits: Limits,
+    /// Whose plugins are loaded.
+    #[serde(skip_serializing)]
+    pub trust: Trust,
+    /// What happens when a router fails.
+    pub faults: FaultSettings,
+    /// Whether the directories of plugins are watched and changes loaded.
+    pub watch_plugins: bool,
+    /// A file that gets a line of JSON for every change of the routers.
+    pub audit_log: Option<PathBuf>,
+}
+
+/// What happens when a router fails; see `FaultPolicy`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FaultSettings {
+    /// What its requests get.
+    pub on_fault: OnFault,
+    /// Faults within the window that quarantine a router.
+    pub max_faults: usize,
+    /// The window.
+    pub window_seconds: u64,
+    /// The first quarantine; each next one is twice as long.
+    pub backoff_seconds: u64,
+    /// Returns from quarantine before the router stays out.
+    pub max_returns: u32,
+    /// Time without a fault after which earlier quarantines are forgotten.
+    pub forgiven_after_seconds: u64,
+}
+
+/// What a request gets when its router fails.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFault {
+    /// The base model alone.
+    #[default]
+    BaseOnly,
+    /// The version that served before, or the base model.
+    Previous,
+    /// An error.
+    FailRequest,
+}
+
+impl Default for FaultSettings {
+    fn default() -> Self {
+        let policy = FaultPolicy::default();
+        Self {
+            on_fault: OnFault::default(),
+            max_faults: policy.max_faults,
+            window_seconds: policy.window.as_secs(),
+            backoff_seconds: policy.backoff.as_secs(),
+            max_returns: policy.max_returns,
+            forgiven_after_seconds: policy.forgiven_after.as_secs(),
+        }
+    }
+}
+
+impl FaultSettings {
+    /// The engine's form, for a router that may have an answer of its own.
+    pub fn policy(&self, on_fault: Option<OnFault>) -> FaultPolicy {
+        FaultPolicy {
+            on_fault: match on_fault.unwrap_or(self.on_fault) {
+                OnFault::BaseOnly => polyskill_engine::OnFault::BaseOnly,
+                OnFault::Previous => polyskill_engine::OnFault::Previous,
+                OnFault::FailRequest => polyskill_engine::OnFault::FailRequest,
+            },
+            max_faults: self.max_faults,
+            window: Duration::from_secs(self.window_seconds),
+            backoff: Duration::from_secs(self.backoff_seconds),
+            max_returns: self.max_returns,
+            forgiven_after: Duration::from_secs(self.forgiven_after_seconds),
+        }
+    }
 }
 
 /// Parameters of one router.
@@ -47,6 +121,12 @@ pub struct RouterConfig {
     /// Its parameters.
     #[serde(default)]
     pub params: toml::Table,
+    /// Capabilities that it gets, of those that its manifest asks for.
+    #[serde(default, skip_serializing)]
+    pub grant: Vec<Capability>,
+    /// What its requests get when it fails, other than `faults.on_fault`.
+    #[serde(default)]
+    pub on_fault: Option<OnFault>,
 }
 
 /// A named composition.
@@ -55,7 +135,7 @@ pub struct RouterConfig {
 pub struct SkillSet {
     /// What clients send as `model`.
     pub id: String,
-    /// The router.
+    /// The router, or a chain of several: `retrieval+arrow`.
     pub router: String,
     /// Names, globs or `tag:...` of the modules; empty means all.
     #[serde(default)]
@@ -160,6 +240,11 @@ const MOST_THREADS: u64 = 1 << 10;
 /// A WebAssembly memory has at most 4 GiB.
 const MOST_PLUGIN_MIB: u64 = 1 << 12;
 const MOST_DEFINITION_MIB: u64 = 1 << 20;
+const MOST_PICKS: u64 = 1 << 24;
+/// Calls run on threads of this program, whose stacks are 2 MiB.
+const MOST_STACK_KIB: u64 = 1 << 10;
+const MOST_INSTANCES: u64 = 1 << 12;
+const MOST_SECONDS: u64 = 1 << 24;
 const MOST_BODY_BYTES: u64 = 1 << 32;
 
 impl Config {
@@ -207,6 +292,17 @@ impl Config {
             ("limits.memory_mib", limits.memory_mib as u64, 1, MOST_PLUGIN_MIB),
             ("limits.plan_fuel", limits.plan_fuel, 1, u64::MAX),
             ("limits.plan_milliseconds", limits.plan_milliseconds, 1, u64::MAX),
+            ("limits.route_fuel", limits.route_fuel, 1, u64::MAX),
+            ("limits.route_milliseconds", limits.route_milliseconds, 1, u64::MAX),
+            ("limits.route_picks", limits.route_picks as u64, 1, MOST_PICKS),
+            ("limits.stack_kib", limits.stack_kib as u64, 64, MOST_STACK_KIB),
+            ("limits.file_mib", limits.file_mib, 1, MOST_PLUGIN_MIB),
+            ("limits.max_instances", limits.max_instances.into(), 2, MOST_INSTANCES),
+            ("limits.table_elements", limits.table_elements as u64, 1, MOST_PICKS),
+            ("faults.max_faults", self.faults.max_faults as u64, 1, MOST_REQUESTS),
+            ("faults.window_seconds", self.faults.window_seconds, 1, MOST_SECONDS),
+            ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),
+            ("faults.forgiven_after_seconds", self.faults.forgiven_after_seconds, 1, MOST_SECONDS),
             ("limits.setup_fuel", limits.setup_fuel, 1, u64::MAX),
             ("limits.setup_milliseconds", limits.setup_milliseconds, 1, u64::MAX),
             ("limits.definition_mib", limits.definition_mib as u64, 0, MOST_DEFINITION_MIB),

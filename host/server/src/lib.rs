@@ -9,5 +9,6 @@ pub mod config;
 pub mod generate;
 pub mod metrics;
 pub mod pull;
+pub mod routers;
 pub mod service;
 pub mod text;

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 
-use polyskill_engine::{Finished, StatsSnapshot};
+use polyskill_engine::{Finished, RouterInfo, Standing, StatsSnapshot};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +26,66 @@ struct ModuleLabel {
     adapter_name: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouterLabel {
+    router: String,
+}
+
+/// Gauges per router, brought up to date at each scrape.
+#[derive(Debug, Default)]
+struct RouterMetrics {
+    standing: Family<RouterLabel, Gauge>,
+    plans: Family<RouterLabel, Gauge>,
+    faults: Family<RouterLabel, Gauge>,
+    invalid_rows: Family<RouterLabel, Gauge>,
+    abstentions: Family<RouterLabel, Gauge>,
+    route_seconds: Family<RouterLabel, Float>,
+}
+
+impl RouterMetrics {
+    fn register(&self, registry: &mut Registry) {
+        for (name, help, family) in [
+            ("polyskill:router_standing", "0 serving, 1 quarantined, 2 out", &self.standing),
+            ("polyskill:router_plans", "Plans asked for", &self.plans),
+            ("polyskill:router_faults", "Traps and answers that were not usable", &self.faults),
+            ("polyskill:router_invalid_rows", "Rows with unusable picks", &self.invalid_rows),
+            ("polyskill:router_abstentions", "Decisions left to others", &self.abstentions),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+        let name = "polyskill:router_route_seconds";
+        registry.register(name, "Time in calls of route", self.route_seconds.clone());
+    }
+
+    fn set(&self, routers: &[RouterInfo]) {
+        for family in
+            [&self.standing, &self.plans, &self.faults, &self.invalid_rows, &self.abstentions]
+        {
+            family.clear();
+        }
+        self.route_seconds.clear();
+        for info in routers {
+            let label = RouterLabel { router: info.name.clone() };
+            let standing = match info.standing {
+                Standing::Serving => 0,
+                Standing::Quarantined(_) => 1,
+                Standing::Out => 2,
+            };
+            for (family, value) in [
+                (&self.standing, standing),
+                (&self.plans, info.plans),
+                (&self.faults, info.faults),
+                (&self.invalid_rows, info.invalid_rows),
+                (&self.abstentions, info.abstentions),
+            ] {
+                family.get_or_create(&label).set(value as i64);
+            }
+            let seconds = info.route_nanoseconds as f64 / 1e9;
+            self.route_seconds.get_or_create(&label).set(seconds);
+        }
+    }
+}
+
 /// The metrics of a server.
 #[derive(Debug)]
 pub struct Metrics {
@@ -42,7 +102,7 @@ pub struct Metrics {
     queue_time: Histogram,
     module_tokens: Family<ModuleLabel, Counter<f64, AtomicU64>>,
     fallback_rows: Counter,
-    router_faults: Gauge,
+    routers: RouterMetrics,
     modules_loaded: Gauge,
     module_bytes: Gauge,
     steps: Gauge,
@@ -72,7 +132,7 @@ impl Metrics {
             queue_time: histogram(),
             module_tokens: Family::default(),
             fallback_rows: Counter::default(),
-            router_faults: Gauge::default(),
+            routers: RouterMetrics::default(),
             modules_loaded: Gauge::default(),
             module_bytes: Gauge::default(),
             steps: Gauge::default(),
@@ -149,11 +209,7 @@ impl Metrics {
             "Rows and sites where the base ran alone",
             self.fallback_rows.clone(),
         );
-        registry.register(
-            "polyskill:router_faults",
-            "Plans that were not usable",
-            self.router_faults.clone(),
-        );
+        self.routers.register(registry);
         registry.register(
             "polyskill:modules_loaded",
             "Modules in the library",
@@ -197,12 +253,12 @@ impl Metrics {
         engine: StatsSnapshot,
         modules: &[String],
         module_bytes: usize,
-        faults: u64,
+        routers: &[RouterInfo],
     ) -> String {
         self.waiting.set(engine.waiting as i64);
         self.running.set(engine.running as i64);
         self.kv_usage.set(engine.kv_blocks_used as f64 / engine.kv_blocks.max(1) as f64);
-        self.router_faults.set(faults as i64);
+        self.routers.set(routers);
         self.modules_loaded.set(modules.len() as i64);
         self.module_bytes.set(module_bytes as i64);
         self.steps.set(engine.steps as i64);

@@ -7,12 +7,11 @@ use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Library, peft};
 use polyskill_engine::{Composer, Engine, Selection};
 use polyskill_model::{Compute, Decoder, load};
-use polyskill_plugin::Loader;
-use polyskill_sdk::Parameters;
 
 use crate::config::{Config, SkillSet, parameters};
 use crate::metrics::Metrics;
 use crate::pull;
+use crate::routers::Routers;
 use crate::text::TextModel;
 
 /// Why the server does not start.
@@ -33,6 +32,8 @@ pub struct Service {
     pub text: TextModel,
     /// Makes compositions.
     pub composer: Composer,
+    /// Loads routers into it.
+    pub routers: Routers,
     /// Runs them.
     pub engine: Engine,
     /// The base model.
@@ -75,10 +76,8 @@ impl Service {
             load_modules(&library, directory, &model, report)?;
         }
         let composer = Composer::new(&model, library);
-        let loader = Loader::new(config.limits.clone()).map_err(start_error)?;
-        for directory in &config.plugins {
-            load_routers(&composer, &loader, directory, config, report)?;
-        }
+        let routers = Routers::new(config).map_err(start_error)?;
+        routers.load_all(&composer, report).map_err(start_error)?;
         let skill_sets = skill_sets(config, &composer)?;
         let engine =
             Engine::start(Arc::clone(&model), config.engine.to_engine()).map_err(start_error)?;
@@ -89,6 +88,7 @@ impl Service {
             base_name,
             text,
             composer,
+            routers,
             engine,
             model,
             skill_sets,
@@ -158,50 +158,13 @@ fn load_modules(
     Ok(())
 }
 
-fn load_routers(
-    composer: &Composer,
-    loader: &Loader,
-    directory: &Path,
-    config: &Config,
-    report: &mut dyn FnMut(&str),
-) -> Result<(), StartError> {
-    for path in Loader::find(directory).map_err(start_error)? {
-        let plugin = match loader.load(&path) {
-            Ok(plugin) => plugin,
-            Err(error) => {
-                report(&format!("left out: {error}"));
-                continue;
-            }
-        };
-        let (name, digest) = (plugin.name().to_owned(), plugin.digest().to_owned());
-        let settings = config.router.iter().find(|router| router.name == name);
-        let parameters = match settings {
-            Some(settings) => parameters(&settings.params).map_err(start_error)?,
-            None => Parameters::default(),
-        };
-        let added = plugin
-            .start(&composer.view(), parameters.clone())
-            .and_then(|router| composer.add_router(&name, digest, router, parameters));
-        match added {
-            Ok(()) => report(&format!("router {name}")),
-            Err(fault) => report(&format!("left out: plugin `{name}`: {fault}")),
-        }
-    }
-    Ok(())
-}
-
 /// The configured skill sets; without any, `skills` over all modules where Arrow is loaded.
 fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, StartError> {
     let routers = composer.routers();
     for set in &config.skill_set {
-        if !routers.iter().any(|router| router.name == set.router) {
-            let found: Vec<_> = routers.iter().map(|router| router.name.as_str()).collect();
-            let (id, router) = (&set.id, &set.router);
-            return Err(start_error(format!(
-                "skill set `{id}` names the router `{router}`, loaded are: {}",
-                found.join(", ")
-            )));
-        }
+        composer
+            .check_chain(&set.router)
+            .map_err(|error| start_error(format!("skill set `{}`: {error}", set.id)))?;
         parameters(&set.params).map_err(start_error)?;
     }
     if !config.skill_set.is_empty() {

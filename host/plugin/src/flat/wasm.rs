@@ -69,6 +69,7 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     link_reading(&mut linker)?;
     link_modules(&mut linker)?;
+    link_definitions(&mut linker)?;
     link_answers(&mut linker)?;
     Ok(linker)
 }
@@ -171,6 +172,10 @@ fn link_modules(linker: &mut Linker<State>) -> Linking {
             with(&mut c, "singular_vector", call)
         },
     )?;
+    Ok(())
+}
+
+fn link_definitions(linker: &mut Linker<State>) -> Linking {
     linker.func_wrap(
         IMPORTS,
         "defined",

@@ -1,12 +1,13 @@
-//! Module life cycle at run time (vLLM's routes) and what is loaded.
+//! Modules (vLLM's routes) and routers at run time, and what is loaded.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Error, peft};
+use polyskill_engine::{RouterError, RouterInfo, Standing};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
@@ -106,16 +107,106 @@ pub(super) async fn modules(State(service): State<Arc<Service>>) -> JsonReply<Js
 }
 
 pub(super) async fn routers(State(service): State<Arc<Service>>) -> JsonReply<Json> {
-    let routers: Vec<Json> = service
-        .composer
-        .routers()
+    let routers: Vec<Json> = service.composer.routers().iter().map(router_json).collect();
+    let failed: Vec<Json> = service
+        .routers
+        .attempts()
         .into_iter()
-        .map(|router| {
-            json!({"name": router.name, "digest": router.digest, "version": router.descriptor,
-                   "faults": router.faults, "last_fault": router.last_fault})
+        .filter_map(|attempt| {
+            let error = attempt.outcome.err()?;
+            Some(json!({"path": attempt.path.display().to_string(), "error": error}))
         })
         .collect();
-    JsonReply(json!({"routers": routers}))
+    JsonReply(json!({"routers": routers, "not_loaded": failed}))
+}
+
+fn router_json(router: &RouterInfo) -> Json {
+    let (standing, seconds) = match router.standing {
+        Standing::Serving => ("serving", None),
+        Standing::Quarantined(left) => ("quarantined", Some(left.as_secs_f64())),
+        Standing::Out => ("out", None),
+    };
+    json!({
+        "name": router.name, "digest": router.digest, "version": router.descriptor,
+        "standing": standing, "quarantine_seconds_left": seconds, "quarantines": router.quarantines,
+        "plans": router.plans, "faults": router.faults, "last_fault": router.last_fault,
+        "invalid_rows": router.invalid_rows, "last_invalid_row": router.last_invalid,
+        "abstentions": router.abstentions,
+        "route": {"calls": router.route_calls, "rows": router.route_rows,
+                  "seconds": router.route_nanoseconds as f64 / 1e9},
+        "previous": router.previous,
+    })
+}
+
+/// What is to be done to a router: one of the three.
+#[derive(Debug, Deserialize)]
+struct RouterChange {
+    /// Load the bundle at this path.
+    path: Option<PathBuf>,
+    /// The router to roll back or release.
+    name: Option<String>,
+    /// Let the earlier version of this digest serve again.
+    roll_back: Option<String>,
+    /// End the quarantine.
+    #[serde(default)]
+    release: bool,
+}
+
+pub(super) async fn change_router(
+    State(service): State<Arc<Service>>,
+    body: Body,
+) -> Result<JsonReply<Json>, ApiError> {
+    let change: RouterChange = body.fields()?;
+    if let Some(path) = change.path {
+        return load_router(service, path).await;
+    }
+    let name = required(change.name, "name")?;
+    let changed = match (change.roll_back, change.release) {
+        (Some(digest), false) => service.composer.roll_back(&name, &digest),
+        (None, true) => service.composer.release_router(&name),
+        _ => {
+            let message = "expected `path`, or `name` with `roll_back` or `release`";
+            return Err(ApiError::bad_request(message, Some("roll_back")));
+        }
+    };
+    changed.map_err(|error| router_error(&error))?;
+    let router = service.composer.routers().into_iter().find(|router| router.name == name);
+    let router = router.as_ref().map(router_json).unwrap_or_default();
+    service.routers.record(json!({"action": "change", "by": "admin", "router": router}));
+    Ok(JsonReply(router))
+}
+
+async fn load_router(service: Arc<Service>, path: PathBuf) -> Result<JsonReply<Json>, ApiError> {
+    let load = move || {
+        if !service.routers.allows(&path) {
+            let message = "`path` is not inside a configured `plugins` directory";
+            return Err(ApiError::bad_request(message, Some("path")));
+        }
+        let published = service.routers.load(&service.composer, &path, "admin");
+        published.map_err(|error| ApiError::bad_request(error.to_string(), Some("path")))
+    };
+    let loaded = tokio::task::spawn_blocking(load).await;
+    let loaded = loaded.map_err(|error| ApiError::internal(error.to_string()))??;
+    Ok(JsonReply(
+        json!({"name": loaded.name, "digest": loaded.digest, "unchanged": loaded.unchanged}),
+    ))
+}
+
+pub(super) async fn remove_router(
+    State(service): State<Arc<Service>>,
+    Path(name): Path<String>,
+) -> Result<JsonReply<Json>, ApiError> {
+    service.composer.remove_router(&name).map_err(|error| router_error(&error))?;
+    service.routers.record(json!({"action": "remove", "by": "admin", "name": name}));
+    Ok(JsonReply(json!({"name": name, "removed": true})))
+}
+
+fn router_error(error: &RouterError) -> ApiError {
+    let param = match error {
+        RouterError::UnknownVersion { .. } => "roll_back",
+        _ => "name",
+    };
+    ApiError::not_found(error.to_string(), Some(param))
 }
 
 pub(super) async fn status(State(service): State<Arc<Service>>) -> JsonReply<Json> {
