@@ -13,7 +13,7 @@ use proptest::prelude::{ProptestConfig, Strategy};
 use proptest::sample::select;
 use serde_json::json;
 
-use crate::common::{fixtures, model, root};
+use crate::common::{fixtures, model, read_json, root};
 
 fn edits() -> impl Strategy<Value = Vec<(usize, u8)>> {
     vec((0..usize::MAX, 0..=255_u8), 0..5)
@@ -68,7 +68,7 @@ const PIECES: [&str; 18] = [
 ];
 
 proptest::proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(96) })]
 
     #[test]
     fn mutated_tokenizers_are_used_or_refused(
@@ -144,6 +144,20 @@ proptest::proptest! {
         if let Ok(config) = Config::read(&path) {
             let _ = config.check();
         }
+    }
+}
+
+/// The library that reads tokenizers unwraps here.
+#[test]
+fn a_tokenizer_with_an_unknown_decoder_is_refused() {
+    let source = fixtures().join("models/llama-tied/tokenizer.json");
+    for decoder in [json!({"type": "Nothing"}), json!({"type": 5}), json!([1])] {
+        let mut tokenizer = read_json(&source);
+        tokenizer["decoder"] = decoder;
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::write(scratch.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let message = TextModel::load(scratch.path()).unwrap_err().to_string();
+        assert!(message.contains("tokenizer.json"), "{message}");
     }
 }
 
