@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use polyskill_adapters::peft;
-use polyskill_engine::{RouterSettings, Selection};
+use polyskill_engine::{FaultPolicy, RouterSettings, Selection};
 use polyskill_model::{Compute, load};
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::runtime::Native;
@@ -209,10 +209,9 @@ fn bench() -> Bench {
     let bench = Bench::new("models/llama-tied", &TASKS);
     let none = Parameters::default();
     let router = Native::<Hostile>::new(&bench.composer.view(), &none).unwrap();
-    bench
-        .composer
-        .add_router("hostile", "native".to_owned(), Box::new(router), RouterSettings::default())
-        .unwrap();
+    let patient = FaultPolicy { max_faults: usize::MAX, ..FaultPolicy::default() };
+    let settings = RouterSettings { faults: patient, ..RouterSettings::default() };
+    bench.composer.add_router("hostile", "native".to_owned(), Box::new(router), settings).unwrap();
     bench
 }
 

@@ -53,6 +53,7 @@ fn the_library_answers_what_the_base_does_not() {
         model: Some(model.display().to_string()),
         adapters: vec![library.clone()],
         plugins: vec![plugins()],
+        trust: polyskill_plugin::Trust::unsigned(),
         ..Config::default()
     };
     let service = Service::start(&config, &mut |report| {

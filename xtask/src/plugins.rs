@@ -8,7 +8,7 @@ use crate::toolchain::{Toolchain, WASM};
 use crate::workspace::{PluginCrate, Workspace};
 
 /// The plugin interface's version, as bundles state it.
-const ABI: &str = "0.1";
+pub(crate) const ABI: &str = "0.1";
 
 /// Builds and bundles every plugin; returns the folder of the bundles.
 pub(crate) fn build(workspace: &Workspace) -> Outcome<PathBuf> {

@@ -114,7 +114,7 @@ impl Loader {
                 }
             }
             _ => {
-                let reason = "neither WebAssembly, nor a dynamic library, nor a gate file (.toml)";
+                let reason = "it is not WebAssembly, a dynamic library or a gate file (.toml)";
                 Err(not_a_plugin(reason.to_owned()))
             }
         }
