@@ -92,7 +92,7 @@ impl View {
             generation: module.generation().to_string(),
             kind: module.kind().to_owned(),
             tags: module.tags().to_vec(),
-            metadata: Vec::new(),
+            metadata: module.metadata().to_vec(),
             sites: module
                 .weights()
                 .sites()
@@ -144,8 +144,10 @@ impl LibraryView for View {
         })
     }
 
-    fn artefact(&self, _: u32, _: u32, _: &str) -> Option<Tensor> {
-        None
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        let module = self.leases.get(module as usize)?;
+        let (shape, values) = module.artefact(name, Site::from_index(site as usize))?;
+        Some(Tensor { shape: shape.to_vec(), values })
     }
 
     fn singular_vector(
