@@ -5,6 +5,7 @@
 //! refused by name, and all problems are reported at once.
 
 mod config;
+pub(crate) mod raw;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,17 +14,16 @@ use polyskill_model::{Decoder, ModelConfig, Projection, Site};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::artefact;
-use crate::card::Card;
 use crate::error::Error;
 use crate::files::{Files, Problems};
-use crate::generation::Generation;
 use crate::library::Module;
 use crate::lora::{Elements, Lora, LoraSite};
 use config::LoraSettings;
+use raw::Content;
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-const CARD_FILE: &str = "README.md";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const CARD_FILE: &str = "README.md";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_WEIGHT_BYTES: u64 = 4 << 30;
 
@@ -65,34 +65,12 @@ pub fn load<'a>(
 ) -> Result<Module, Error> {
     let base = base.into();
     let files = Files { name, directory, root };
-    let config_bytes = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
-    if !files.has(WEIGHTS_FILE) {
-        let pickle = files.has("adapter_model.bin");
-        let found = if pickle {
-            "only adapter_model.bin, a pickle, which is never read"
-        } else {
-            "no weights"
-        };
-        return Err(Error::refused(name, vec![format!("found {found}; expected {WEIGHTS_FILE}")]));
-    }
-    let settings =
-        LoraSettings::parse(&config_bytes).map_err(|problems| Error::refused(name, problems))?;
-    let weight_bytes = files.read(WEIGHTS_FILE, MAX_WEIGHT_BYTES)?;
-    let tensors = SafeTensors::deserialize(&weight_bytes).map_err(|error| {
-        Error::refused(
-            name,
-            vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")],
-        )
-    })?;
-    let lora = assemble(&settings, &tensors, base.config)
-        .map_err(|problems| Error::refused(name, problems))?;
-    let generation = Generation::of(&[b"lora", &config_bytes, &weight_bytes]);
-    let card = match files.has(CARD_FILE) {
-        true => Card::parse(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?),
-        false => Card::default(),
-    };
-    let artefacts = artefact::load(files, generation, base)?;
-    Ok(Module::new(generation, lora, card, artefacts))
+    let content = Content::read(files)?;
+    let refused = |problems| Error::refused(name, problems);
+    let tensors = content.tensors().map_err(refused)?;
+    let lora = assemble(&content.settings, &tensors, base.config).map_err(refused)?;
+    let artefacts = artefact::load(files, content.generation, base)?;
+    Ok(Module::new(content.generation, lora, content.card, artefacts))
 }
 
 /// Maps every tensor to a site and every targeted site to its tensors.
