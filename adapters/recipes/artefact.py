@@ -36,18 +36,23 @@ def path(module: Path, name: str) -> Path:
     return module / FOLDER / f"{name}.safetensors"
 
 
-def is_current(module: Path, name: str, expected: dict[str, str]) -> bool:
-    """Whether the artefact exists, belongs to these weights and was made with these settings."""
+def manifest(module: Path, name: str) -> dict[str, str]:
+    """What an artefact says about itself; empty where there is none."""
     file = path(module, name)
     if not file.is_file():
-        return False
+        return {}
     with safe_open(file, "pt") as tensors:
-        manifest = tensors.metadata() or {}
+        return tensors.metadata() or {}
+
+
+def is_current(module: Path, name: str, expected: dict[str, str]) -> bool:
+    """Whether the artefact exists, belongs to these weights and was made with these settings."""
     expected = {"module_generation": generation(module), **expected}
-    return all(manifest.get(key) == value for key, value in expected.items())
+    found = manifest(module, name)
+    return all(found.get(key) == value for key, value in expected.items())
 
 
-def write(module: Path, name: str, tensors: dict[str, torch.Tensor], manifest: dict[str, str]) -> None:
+def write(module: Path, name: str, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
     """Write an artefact; tensors are named by the site that they belong to."""
     (dtype,) = {tensor.dtype for tensor in tensors.values()}
     file = path(module, name)
@@ -60,7 +65,7 @@ def write(module: Path, name: str, tensors: dict[str, torch.Tensor], manifest: d
             "artefact": name,
             "dtype": DTYPES[dtype],
             "module_generation": generation(module),
-            **manifest,
+            **facts,
         },
     )
     partial.chmod(0o644)

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 import artefact
 from base import BASE_SHA256, base_path, common_words, load_model, load_tokenizer, prompt_ids, sha256
+from card import write_gates
 from tasks import TASKS, Item
 from train import SEED, batch_loss, shared_prefix
 
@@ -200,6 +201,7 @@ def main() -> None:
             print(f"{task_name}: gates are up to date", flush=True)
         else:
             make(task_name, directory, gguf, settings)
+        write_gates(directory, artefact.manifest(directory, NAME))
 
 
 if __name__ == "__main__":
