@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where a fixture is not as expected")]
 
 mod common;
+mod conformance;
 
 mod golden;
 mod hostile;

@@ -182,7 +182,8 @@ fn check_plan(plan: &Plan, library: &StubHost, candidates: &[u32]) -> Result<(),
         Plan::Narrowed(fewer) => unique(fewer.clone()),
         Plan::Gated(programs) => programs.iter().try_for_each(|program: &Program| {
             let defined = |name: &str| {
-                let row = |module: &u32| library.definitions.contains_key(&(name.to_owned(), *module, 0));
+                let row =
+                    |module: &u32| library.definitions.contains_key(&(name.to_owned(), *module, 0));
                 candidates.iter().all(row)
             };
             gate::check(program, defined).map_err(|error| error.to_string())
@@ -209,8 +210,14 @@ fn route(
         let scores: Vec<f32> = (0..count).map(score).collect();
         let width = if hidden { StubHost::WIDTH as usize } else { 0 };
         let hidden: Vec<f32> = (0..rows * width).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
-        let batch =
-            Batch { site: 0, num_rows: rows, candidates, scores: &scores, hidden: &hidden, arguments };
+        let batch = Batch {
+            site: 0,
+            num_rows: rows,
+            candidates,
+            scores: &scores,
+            hidden: &hidden,
+            arguments,
+        };
         let mut decision = Decision::default();
         let routed = match stepper.route(&batch, &mut decision) {
             Err(fault @ Fault::Trap(_)) => return Err(format!("{rows} rows: {fault}")),
@@ -231,7 +238,9 @@ fn picks(batch: &Batch<'_>, decision: &Decision) -> Result<Vec<Vec<(u32, u32)>>,
         match decision.row(row, batch.candidates.len(), &mut picks) {
             Err(reason) if !odd => Err(format!("row {row} of {}: {reason}", batch.num_rows)),
             Err(_) => Ok(Vec::new()),
-            Ok(()) => Ok(picks.iter().map(|(column, weight)| (*column, weight.to_bits())).collect()),
+            Ok(()) => {
+                Ok(picks.iter().map(|(column, weight)| (*column, weight.to_bits())).collect())
+            }
         }
     };
     (0..batch.num_rows).map(row).collect()

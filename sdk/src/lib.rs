@@ -41,7 +41,6 @@
 //! ```
 
 mod batch;
-pub mod conformance;
 #[cfg(all(target_arch = "wasm32", not(feature = "flat")))]
 #[expect(
     unreachable_pub,
@@ -53,6 +52,7 @@ pub mod conformance;
 )]
 #[doc(hidden)]
 pub mod bindings;
+pub mod conformance;
 #[doc(hidden)]
 pub mod flat;
 pub mod gate;

@@ -7,6 +7,7 @@
 )]
 
 mod demo;
+mod flavours;
 mod http;
 mod json;
 mod plugins;

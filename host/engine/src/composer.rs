@@ -449,9 +449,9 @@ impl Composer {
         let router = router.map_or("", |router| &router.digest);
         let mut parts: Vec<&[u8]> =
             vec![self.views.model().digest.as_bytes(), router.as_bytes(), plan.as_bytes()];
-        let generations: Vec<Generation> =
-            modules.iter().map(|lease| lease.module.generation()).collect();
-        parts.extend(generations.iter().map(|generation| generation.0.as_slice()));
+        let editions: Vec<Generation> =
+            modules.iter().map(|lease| lease.module.edition()).collect();
+        parts.extend(editions.iter().map(|edition| edition.0.as_slice()));
         // Names too: traces and responses carry them.
         parts.extend(modules.iter().map(|lease| lease.name.as_bytes()));
         Generation::of(&parts)

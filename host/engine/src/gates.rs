@@ -167,7 +167,7 @@ impl Gate {
         let candidates: Vec<u32> =
             (0..).zip(modules).filter(|(_, lease)| acts(lease)).map(|(index, _)| index).collect();
         let row = |name: &str, index: u32| {
-            definitions.row(modules[index as usize].module.generation(), name, site)
+            definitions.row(modules[index as usize].module.edition(), name, site)
         };
         gate::check(program, |name| candidates.iter().all(|&index| row(name, index).is_some()))
             .map_err(|error| error.to_string())?;

@@ -12,36 +12,31 @@ use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod
 /// Most power iterations that a router may ask for.
 const MAX_ITERATIONS: u32 = 10_000;
 
-/// Rows that one router defined: (generation, name) → site → row.
+/// Rows that one router defined: (edition, name) → site → row.
 #[derive(Debug, Default)]
 pub(crate) struct Definitions(DashMap<(Generation, String), SiteRows>);
 
 type SiteRows = BTreeMap<u32, Arc<[f32]>>;
 
 impl Definitions {
-    pub(crate) fn row(
-        &self,
-        generation: Generation,
-        name: &str,
-        site: usize,
-    ) -> Option<Arc<[f32]>> {
-        let rows = self.0.get(&(generation, name.to_owned()))?;
+    pub(crate) fn row(&self, edition: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
+        let rows = self.0.get(&(edition, name.to_owned()))?;
         rows.get(&(site as u32)).cloned()
     }
 
     pub(crate) fn store(&self, view: &View, definitions: Vec<Definition>) {
         for Definition { name, module, site, row } in definitions {
             let Some(module) = view.leases.get(module as usize) else { continue };
-            self.0.entry((module.generation(), name)).or_default().insert(site, row.into());
+            self.0.entry((module.edition(), name)).or_default().insert(site, row.into());
         }
     }
 
     pub(crate) fn retain(&self, keep: impl Fn(Generation) -> bool) {
-        self.0.retain(|(generation, _), _| keep(*generation));
+        self.0.retain(|(edition, _), _| keep(*edition));
     }
 
     fn covers(&self, module: &Module, name: &str) -> bool {
-        let rows = self.0.get(&(module.generation(), name.to_owned()));
+        let rows = self.0.get(&(module.edition(), name.to_owned()));
         rows.is_some_and(|rows| {
             module.weights().sites().all(|(site, _)| rows.contains_key(&(site.index() as u32)))
         })
@@ -117,7 +112,7 @@ fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
         generation: module.generation().to_string(),
         kind: module.kind().to_owned(),
         tags: module.tags().to_vec(),
-        metadata: Vec::new(),
+        metadata: module.metadata().to_vec(),
         sites: module
             .weights()
             .sites()
@@ -164,8 +159,10 @@ impl LibraryView for View {
         })
     }
 
-    fn artefact(&self, _: u32, _: u32, _: &str) -> Option<Tensor> {
-        None
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        let module = self.leases.get(module as usize)?;
+        let (shape, values) = module.artefact(name, Site::from_index(site as usize))?;
+        Some(Tensor { shape: shape.to_vec(), values })
     }
 
     fn singular_vector(

@@ -17,7 +17,7 @@ use polyskill_sdk::{Parameters, Value};
 
 use crate::config::Config;
 use crate::service::Service;
-use crate::{api, bench, generate, pull, routers};
+use crate::{adapters_command, api, bench, generate, pull, routers};
 
 /// One frozen base model, many modules, routed per token and per layer.
 #[derive(Debug, Parser)]
@@ -42,6 +42,9 @@ enum Command {
     Bench(ServeArgs),
     /// Print the effective configuration.
     CheckConfig(ServeArgs),
+    /// Make modules out of modules.
+    #[command(subcommand)]
+    Adapters(adapters_command::AdaptersCommand),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Pull { model } => pull_model(&model),
         Command::Bench(args) => run_bench(&args),
         Command::CheckConfig(args) => check_config(&args),
+        Command::Adapters(command) => make_modules(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -310,6 +314,11 @@ fn pull_model(model: &str) -> Result<(), String> {
     let path = pull::resolve(model, &mut |message| eprintln!("polyskill: {message}"))
         .map_err(|error| error.to_string())?;
     println!("{}", path.display());
+    Ok(())
+}
+
+fn make_modules(command: &adapters_command::AdaptersCommand) -> Result<(), String> {
+    adapters_command::run(command)?.iter().for_each(|path| println!("{}", path.display()));
     Ok(())
 }
 

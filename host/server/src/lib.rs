@@ -2,6 +2,7 @@
 //!
 //! A request goes [`api`] → [`service::Service`] (names → composition) → engine → [`text`] → client.
 
+pub mod adapters_command;
 pub mod api;
 pub mod bench;
 pub mod cli;

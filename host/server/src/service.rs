@@ -148,10 +148,15 @@ fn load_modules(
     folders.sort();
     for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let loaded = peft::load(&name, &folder, directory, model.config())
+        let loaded = peft::load(&name, &folder, directory, model)
             .and_then(|module| library.publish(&name, module, Expected::Any));
         match loaded {
-            Ok(module) => report(&format!("module {name} ({} KiB)", module.num_bytes() >> 10)),
+            Ok(module) => {
+                report(&format!("module {name} ({} KiB)", module.num_bytes() >> 10));
+                for reason in module.left_out() {
+                    report(&format!("left out: adapter `{name}`: {reason}"));
+                }
+            }
             Err(error) => report(&format!("left out: {error}")),
         }
     }

@@ -44,7 +44,10 @@ pub(super) async fn load(
     let reply = format!("Success: LoRA adapter '{name}' added successfully.");
     tokio::task::spawn_blocking(move || {
         let (path, root) = inside_roots(&service, &path)?;
-        let module = peft::load(&name, &path, &root, service.model.config()).map_err(to_api)?;
+        let module = peft::load(&name, &path, &root, service.model.as_ref()).map_err(to_api)?;
+        for reason in module.left_out() {
+            tracing::warn!(adapter = name, reason, "an artefact is left out");
+        }
         service.composer.library().publish(&name, module, expected).map_err(to_api)?;
         service.composer.refresh_routers();
         Ok::<_, ApiError>(())
