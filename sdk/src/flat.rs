@@ -29,8 +29,11 @@ macro_rules! host_functions {
 
         /// `struct polyskill_host`, which means nothing in a sandbox.
         #[cfg(target_arch = "wasm32")]
+        #[repr(C)]
         #[derive(Debug)]
-        pub struct Table(());
+        pub struct Table {
+            opaque: [u8; 0],
+        }
 
         #[cfg(target_arch = "wasm32")]
         mod imports {

@@ -8,7 +8,7 @@
 pub mod composer;
 mod composition;
 mod engine;
-mod gates;
+pub mod gates;
 mod health;
 mod library_view;
 mod request;
