@@ -91,14 +91,19 @@ impl Views {
         &self.model
     }
 
-    pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
+    /// What routers are told of the modules.
+    pub(crate) fn modules(&self, snapshot: &Snapshot) -> Arc<[ModuleInfo]> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != Some(snapshot.version()) {
             *last = (Some(snapshot.version()), snapshot.iter().enumerate().map(info).collect());
         }
+        Arc::clone(&last.1)
+    }
+
+    pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
         View {
             model: Arc::clone(&self.model),
-            modules: Arc::clone(&last.1),
+            modules: self.modules(snapshot),
             leases: snapshot.iter().map(|(_, module)| Arc::clone(module)).collect(),
             definitions,
         }

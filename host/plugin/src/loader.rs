@@ -1,5 +1,6 @@
 //! From a bundle to a router: read, trust, compile, start, self-test.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +31,12 @@ const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
 #[derive(Debug)]
 pub struct Loader {
     sandbox: Sandbox,
+    /// Limits of plugins that have no own.
+    default_limits: Limits,
+    /// The largest of all, for reading files.
     limits: Limits,
+    /// Limits of plugins that have their own, by name.
+    own_limits: BTreeMap<String, Limits>,
     trust: Trust,
     /// Where compiled plugins and copies of dynamic libraries are kept.
     cache: Option<PathBuf>,
@@ -43,8 +49,37 @@ impl Loader {
     /// # Errors
     /// If wasmtime does not support this machine or these limits.
     pub fn new(limits: Limits, trust: Trust, cache: Option<PathBuf>) -> Result<Self, Error> {
-        let sandbox = Sandbox::new(&limits, cache.clone())?;
-        Ok(Self { sandbox, limits, trust, cache, copies: AtomicU64::new(0) })
+        Self::with_own_limits(limits, BTreeMap::new(), trust, cache)
+    }
+
+    /// As [`Loader::new`], with limits of their own for some plugins, by name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_own_limits(
+        limits: Limits,
+        own_limits: BTreeMap<String, Limits>,
+        trust: Trust,
+        cache: Option<PathBuf>,
+    ) -> Result<Self, Error> {
+        // The sandbox reserves for the largest; each instance is held to its own.
+        let mut largest = limits.clone();
+        for own in own_limits.values() {
+            largest.memory_mib = largest.memory_mib.max(own.memory_mib);
+            largest.table_elements = largest.table_elements.max(own.table_elements);
+            largest.stack_kib = largest.stack_kib.max(own.stack_kib);
+            largest.file_mib = largest.file_mib.max(own.file_mib);
+        }
+        let sandbox = Sandbox::new(&largest, cache.clone())?;
+        Ok(Self {
+            sandbox,
+            default_limits: limits,
+            limits: largest,
+            own_limits,
+            trust,
+            cache,
+            copies: AtomicU64::new(0),
+        })
     }
 
     /// The bundles in a directory.
@@ -79,7 +114,7 @@ impl Loader {
             let (kind, code) = self.wasm(&name, bytes)?;
             (kind, Loaded::Code(code))
         };
-        let limits = self.limits.clone();
+        let limits = self.own_limits.get(&name).unwrap_or(&self.default_limits).clone();
         Ok(Plugin { name: name.into(), kind, code, signer, limits, bundle: Arc::new(bundle) })
     }
 

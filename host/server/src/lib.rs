@@ -10,6 +10,7 @@ pub mod config;
 pub mod generate;
 pub mod metrics;
 pub mod pull;
+pub mod record;
 pub mod routers;
 pub mod service;
 pub mod text;
