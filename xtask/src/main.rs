@@ -7,6 +7,7 @@
 )]
 
 mod demo;
+mod foreign;
 mod http;
 mod json;
 mod plugins;
@@ -26,7 +27,8 @@ use workspace::Workspace;
 const HELP: &str = "\
 cargo xtask <task>
 
-  plugins      build every crate in plugins/ to WASM and bundle it in target/plugins
+  plugins      build everything in plugins/ to WASM and bundle it in target/plugins;
+               what is not written in Rust is skipped where its compiler is missing
   toolchain    find or provision the compiler for WASM, and say which one it is
   model        fetch the demo's base model
   demo         plugins, model and server; asks one question per adapter in adapters/library
