@@ -229,3 +229,24 @@ fn retrieval_narrows_a_large_library_for_arrow() {
     assert!(!output.tokens[0].routing.is_empty());
     assert!(bench.composer.routers().iter().all(|router| router.faults == 0));
 }
+
+/// A component that another language's tool has made, under the same limits as any other.
+#[test]
+fn python_plans() {
+    let folder = plugins().join("../python-plugins");
+    if !optional(&folder.join("python-planner")) {
+        return;
+    }
+    // An interpreter takes long to compile.
+    let cache = Some(plugins().join("../foreign/cache"));
+    let loader = Loader::new(Limits::default(), Trust::unsigned(), cache).unwrap();
+    let bench = bench(&[]);
+    assert!(add(&bench, &loader.load(&folder.join("python-planner")).unwrap()) > 0);
+    let given = [("max_modules", Value::Number(1.0))];
+    let planned = run(&bench, &selection("python-planner", Some("Task B!"), &given));
+    assert_eq!(planned.bits(), run(&bench, &weighted(&[("task-b", 1.0)])).bits());
+    let wrong = [("max_modules", Value::Number(0.5))];
+    assert!(bench.composer.compose(&selection("python-planner", None, &wrong)).is_err());
+    let silent = bench.compose(&selection("python-planner", None, &[]));
+    assert!(silent.fallback().is_some_and(|reason| reason.contains("abstained")));
+}
