@@ -17,5 +17,6 @@ mod openai_client;
 mod parity;
 mod plugin;
 mod pull;
+mod routers;
 mod skills;
 mod tidy;

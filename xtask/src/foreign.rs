@@ -13,6 +13,8 @@ use crate::workspace::Workspace;
 
 /// Where C plugins go as dynamic libraries: not among the bundles that a server loads by itself.
 const NATIVE: &str = "native-plugins";
+/// Where Python plugins go: each brings an interpreter that takes a server half a minute to compile.
+const PYTHON: &str = "python-plugins";
 /// A sum must have the same bits wherever it is compiled.
 const C_FLAGS: [&str; 6] = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"];
 /// C compilers for WebAssembly, and how each is told to build for it.
@@ -31,14 +33,18 @@ pub(crate) fn build(workspace: &Workspace, source: &Path) -> Outcome<()> {
     let manifest = read_text(&source.join("plugin.toml"))?;
     let file = file_of(&manifest)
         .ok_or_else(|| Failure::new(format!("{name}/plugin.toml: no line `file = \"...\"`")))?;
-    let bundle = workspace.bundles().join(&name);
+    let with = |extension| Some(source.join(file).with_extension(extension));
+    let python_code = with("py").filter(|path| path.is_file());
+    let bundle = match python_code {
+        Some(_) => workspace.target.join(PYTHON).join(&name),
+        None => workspace.bundles().join(&name),
+    };
     step(&format!("plugin {name}"), || {
-        let with = |extension| Some(source.join(file).with_extension(extension));
         let made = if let Some(code) = with("c").filter(|path| path.is_file()) {
             c_library(workspace, source, &code)?;
             c_wasm(workspace, &code)?
-        } else if let Some(code) = with("py").filter(|path| path.is_file()) {
-            python(workspace, &code)?
+        } else if let Some(code) = &python_code {
+            python(workspace, code)?
         } else {
             Some(source.join(file))
         };
@@ -137,18 +143,25 @@ fn c_library(workspace: &Workspace, folder: &Path, source: &Path) -> Outcome<()>
     write(folder, &bundle, (&manifest, &library), &made)
 }
 
+/// Makes a component; again only if the source, the interface or the tool has changed.
 fn python(workspace: &Workspace, source: &Path) -> Outcome<Option<PathBuf>> {
-    if !is_ok(Command::new("componentize-py").arg("--version")) {
+    let Ok(version) = output(Command::new("componentize-py").arg("--version")) else {
         skipped("no `componentize-py` on the PATH; install the Python package of this name");
         return Ok(None);
-    }
-    let made = scratch(workspace)?.join("plugin-python.wasm");
+    };
+    let interface = workspace.root.join("sdk/wit/router-0.1");
     let module = source.file_stem().unwrap_or_default();
+    let made = scratch(workspace)?.join(module).with_extension("wasm");
+    let stamp = made.with_extension("stamp");
+    let inputs = version + &read_text(&interface.join("router.wit"))? + &read_text(source)?;
+    if made.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == inputs) {
+        return Ok(Some(made));
+    }
     let mut tool = Command::new("componentize-py");
-    tool.arg("-d").arg(workspace.root.join("sdk/wit/router-0.1"));
-    tool.args(["-w", "plan-only", "componentize", "--stub-wasi", "-p"]);
+    tool.arg("-d").arg(interface).args(["-w", "plan-only", "componentize", "--stub-wasi", "-p"]);
     tool.arg(source.parent().unwrap_or(Path::new("."))).arg(module).arg("-o").arg(&made);
     output(&mut tool)?;
+    fs::write(&stamp, inputs).context(|| format!("cannot write {}", stamp.display()))?;
     Ok(Some(made))
 }
 
