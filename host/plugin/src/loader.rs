@@ -122,7 +122,7 @@ impl Loader {
         let not_a_plugin = |reason: String| Error::NotAPlugin { name: name.to_owned(), reason };
         match bytes.get(..8) {
             Some(magic) if magic == COMPONENT_MAGIC => {
-                let component = self.sandbox.component(name, bytes)?;
+                let component = self.sandbox.component(name, bytes, || Ok(None))?;
                 let code = ComponentCode::new(name, &self.sandbox.engine, &component)?;
                 Ok((Kind::Component, Arc::new(code)))
             }
@@ -132,11 +132,13 @@ impl Loader {
                     let code = FlatCode::new(name, &self.sandbox.engine, &module)?;
                     return Ok((Kind::Core, Arc::new(code)));
                 }
-                // The encoder trusts its input's structure.
-                let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
-                valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
-                let wrapped = wrap_core(bytes).map_err(not_a_plugin)?;
-                let component = self.sandbox.component(name, &wrapped)?;
+                let wrap = || {
+                    // The encoder trusts its input's structure.
+                    let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
+                    valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
+                    wrap_core(bytes).map(Some).map_err(not_a_plugin)
+                };
+                let component = self.sandbox.component(name, bytes, wrap)?;
                 match ComponentCode::new(name, &self.sandbox.engine, &component) {
                     // It carries no component type, so wrapping it gave a component without exports.
                     Err(Error::Version { found, .. }) if found == NO_EXPORTS => {
