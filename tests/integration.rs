@@ -18,3 +18,4 @@ mod plugin;
 mod pull;
 mod skills;
 mod tidy;
+mod zoo;
