@@ -3,10 +3,17 @@
 use std::sync::Arc;
 
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter, Stepper};
-use polyskill_sdk::{Batch, Decision, Descriptor, LibraryChange, Parameters, Plan, Request};
+use polyskill_sdk::{
+    Batch, Decision, Descriptor, LibraryChange, ParameterError, Parameters, Plan, Request,
+};
 
 use crate::limits::{Budget, Limits};
 use crate::state::State;
+
+/// Longest reason that is kept of a fault: it goes into logs and replies.
+const MAX_REASON_BYTES: usize = 1_000;
+/// Longest name and version that a plugin gives itself.
+const MAX_DESCRIPTOR_BYTES: usize = 200;
 
 /// Compiled code of which instances can be made.
 pub(crate) trait Code: Send + Sync {
@@ -25,6 +32,26 @@ pub(crate) trait Instance: Send {
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
 }
 
+/// A fault whose reason has a bounded length, whatever the plugin said or a parser quoted of it.
+fn shortened(fault: Fault) -> Fault {
+    let cut = |mut text: String| {
+        if text.len() > MAX_REASON_BYTES {
+            text.truncate(text.floor_char_boundary(MAX_REASON_BYTES));
+            text.push('…');
+        }
+        text
+    };
+    match fault {
+        Fault::Abstain => Fault::Abstain,
+        Fault::NotReady(reason) => Fault::NotReady(cut(reason)),
+        Fault::Failed(reason) => Fault::Failed(cut(reason)),
+        Fault::Trap(reason) => Fault::Trap(cut(reason)),
+        Fault::InvalidParameter(ParameterError { name, message }) => {
+            Fault::InvalidParameter(ParameterError { name: cut(name), message: cut(message) })
+        }
+    }
+}
+
 /// What instances are made of.
 #[derive(Clone)]
 pub(crate) struct Source {
@@ -41,9 +68,18 @@ impl Source {
         parameters: &Parameters,
     ) -> Result<(Box<dyn Instance>, Descriptor), Fault> {
         let state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);
-        let mut instance = self.code.instantiate(state, self.limits.setup_budget())?;
-        let descriptor = instance.init(parameters)?;
+        let started = self.code.instantiate(state, self.limits.setup_budget());
+        let mut instance = started.map_err(shortened)?;
+        let descriptor = instance.init(parameters).map_err(shortened)?;
         instance.state().end_call();
+        for (what, text) in [("name", &descriptor.name), ("version", &descriptor.version)] {
+            if text.len() > MAX_DESCRIPTOR_BYTES {
+                let found = text.len();
+                return Err(Fault::Failed(format!(
+                    "its {what} has {found} bytes, at most {MAX_DESCRIPTOR_BYTES} are kept"
+                )));
+            }
+        }
         Ok((instance, descriptor))
     }
 
@@ -78,7 +114,7 @@ impl Guarded {
         };
         instance.state().begin_call(Arc::clone(library));
         instance.set_budget(budget)?;
-        match call(&mut *instance) {
+        match call(&mut *instance).map_err(shortened) {
             Err(Fault::Trap(reason)) => Err(Fault::Trap(reason)),
             result => {
                 let definitions = instance.state().end_call();
@@ -146,6 +182,6 @@ struct GuardedStepper {
 impl Stepper for GuardedStepper {
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
         self.instance.set_budget(self.budget)?;
-        self.instance.route(batch, decision)
+        self.instance.route(batch, decision).map_err(shortened)
     }
 }

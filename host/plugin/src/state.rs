@@ -32,6 +32,8 @@ pub(crate) struct Exchange {
     pub(crate) parameters: Parameters,
     pub(crate) descriptor: Option<polyskill_sdk::Descriptor>,
     pub(crate) plan: Option<Result<Plan, String>>,
+    /// Whether a plan is asked for: answers cost the host time, which `route` has not.
+    pub(crate) planning: bool,
     /// Parameter and message of an answer that is an error.
     pub(crate) error: (String, String),
 }

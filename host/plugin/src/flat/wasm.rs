@@ -390,7 +390,8 @@ impl Instance for FlatInstance {
     }
 
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault> {
-        self.store.data_mut().exchange.parameters = request.parameters.clone();
+        let exchange = &mut self.store.data_mut().exchange;
+        (exchange.parameters, exchange.planning) = (request.parameters.clone(), true);
         let text = request.text.as_deref().unwrap_or_default();
         let candidates = request.candidates.len() as u32;
         let address =
