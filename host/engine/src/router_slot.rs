@@ -1,6 +1,7 @@
 //! One version of one router: its planning instance, the instance that decides rows, and what it defined.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -69,6 +70,9 @@ pub(crate) struct RouterSlot {
     state: Mutex<Planning>,
     /// Used by the engine thread alone, once it is made.
     stepper: Mutex<Option<Box<dyn Stepper>>>,
+    /// Whether there is one, so that whoever plans need not take its lock: while it is held elsewhere,
+    /// rows fall back.
+    has_stepper: AtomicBool,
     remaking: AtomicBool,
 }
 
@@ -110,6 +114,7 @@ impl RouterSlot {
             views,
             state: Mutex::new(Planning { router, version: None, known: Vec::new() }),
             stepper: Mutex::new(None),
+            has_stepper: AtomicBool::new(false),
             remaking: AtomicBool::new(false),
         };
         slot.sync()?;
@@ -203,13 +208,19 @@ impl RouterSlot {
 
     /// Makes the instance that decides rows, unless there is one.
     pub(crate) fn prepare_stepper(&self) -> Result<(), Fault> {
-        if lock(&self.stepper).is_some() {
+        if self.has_stepper.load(Acquire) {
+            return Ok(());
+        }
+        let state = lock(&self.state);
+        // Somebody else may have made it meanwhile.
+        if self.has_stepper.load(Acquire) {
             return Ok(());
         }
         let view = self.views.view(&self.library.snapshot(), Arc::clone(&self.definitions));
         let library: Arc<dyn LibraryView> = Arc::new(view);
-        let stepper = lock(&self.state).router.stepper(&library)?;
+        let stepper = state.router.stepper(&library)?;
         *lock(&self.stepper) = Some(stepper);
+        self.has_stepper.store(true, Release);
         Ok(())
     }
 
@@ -243,10 +254,14 @@ impl RouterSlot {
                 self.health.abstentions.fetch_add(1, Relaxed);
             }
             Err(fault) => {
-                let dead = matches!(fault, Fault::Trap(_)).then(|| stepper.take());
+                let dead = matches!(fault, Fault::Trap(_));
+                if dead {
+                    *stepper = None;
+                    self.has_stepper.store(false, Release);
+                }
                 drop(stepper);
                 self.count_fault(&format!("`route`: {fault}"));
-                if dead.is_some() {
+                if dead {
                     self.remake_stepper();
                 }
             }
