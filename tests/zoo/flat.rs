@@ -5,7 +5,9 @@ use super::{Keeper, Member};
 /// Leaves the rows of one site to `route`, with their hidden states.
 fn program() -> String {
     let site = super::SITE;
-    format!("[[program]]\nsites = [{site}]\nops = [\"load-input\", {{ route = {{ hidden = true }} }}]")
+    format!(
+        "[[program]]\nsites = [{site}]\nops = [\"load-input\", {{ route = {{ hidden = true }} }}]"
+    )
 }
 
 /// What is left out is taken from the prelude: a memory, an init, a plan that asks `route` if there is one.
@@ -56,9 +58,17 @@ const CALLS: [HostCall; 24] = [
         call: "(drop (call $module_text H H H H H P (i32.const 100)))",
         long: "",
     },
-    HostCall { name: "module_text", call: "(drop (call $module_text H H (i32.const 4) P N H H))", long: BOUNDED },
+    HostCall {
+        name: "module_text",
+        call: "(drop (call $module_text H H (i32.const 4) P N H H))",
+        long: BOUNDED,
+    },
     HostCall { name: "tensor", call: "(drop (call $tensor H H H H P (i32.const -1)))", long: "" },
-    HostCall { name: "tensor", call: "(drop (call $tensor H H H (i32.const 1) P (i32.const 100000)))", long: "" },
+    HostCall {
+        name: "tensor",
+        call: "(drop (call $tensor H H H (i32.const 1) P (i32.const 100000)))",
+        long: "",
+    },
     HostCall { name: "artefact", call: "(drop (call $artefact H H H P N H H))", long: BOUNDED },
     HostCall {
         name: "singular_vector",
@@ -66,16 +76,32 @@ const CALLS: [HostCall; 24] = [
         long: "",
     },
     HostCall { name: "defined", call: "(drop (call $defined H P N H))", long: BOUNDED },
-    HostCall { name: "define", call: "(drop (call $define H P N H H H (i32.const 64)))", long: BOUNDED },
-    HostCall { name: "define", call: "(drop (call $define H T T3 H H P (i32.const 64)))", long: "" },
+    HostCall {
+        name: "define",
+        call: "(drop (call $define H P N H H H (i32.const 64)))",
+        long: BOUNDED,
+    },
+    HostCall {
+        name: "define",
+        call: "(drop (call $define H T T3 H H P (i32.const 64)))",
+        long: "",
+    },
     HostCall { name: "define", call: "(drop (call $define H T T3 H H P N))", long: BOUNDED },
-    HostCall { name: "parameter_number", call: "(drop (call $parameter_number H P N H))", long: BOUNDED },
+    HostCall {
+        name: "parameter_number",
+        call: "(drop (call $parameter_number H P N H))",
+        long: BOUNDED,
+    },
     HostCall {
         name: "parameter_number",
         call: "(drop (call $parameter_number H (i32.const 4100) (i32.const 6) P))",
         long: "",
     },
-    HostCall { name: "parameter_text", call: "(drop (call $parameter_text H P N H H))", long: BOUNDED },
+    HostCall {
+        name: "parameter_text",
+        call: "(drop (call $parameter_text H P N H H))",
+        long: BOUNDED,
+    },
     HostCall {
         name: "parameter_text",
         call: "(drop (call $parameter_text H (i32.const 4096) (i32.const 4) P (i32.const -1)))",
