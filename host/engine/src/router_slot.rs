@@ -19,6 +19,8 @@ pub struct RouterSettings {
     pub parameters: Parameters,
     /// Whether its programs may hand hidden states to `route`.
     pub hidden: bool,
+    /// Bytes of rows that are kept of what it defines.
+    pub defined_bytes: Option<usize>,
     /// What happens when it fails.
     pub faults: FaultPolicy,
 }
@@ -108,8 +110,10 @@ impl RouterSlot {
             digest,
             descriptor: format!("{} {}", descriptor.name, descriptor.version),
             health: Health::new(settings.faults),
+            definitions: Arc::new(Definitions::bounded(
+                settings.defined_bytes.unwrap_or(usize::MAX),
+            )),
             settings,
-            definitions: Arc::default(),
             library,
             views,
             state: Mutex::new(Planning { router, version: None, known: Vec::new() }),
@@ -168,8 +172,9 @@ impl RouterSlot {
         };
         let library: Arc<dyn LibraryView> = view.clone();
         let definitions = state.router.library_changed(&library, &change)?;
-        self.definitions.store(&view, definitions);
+        // What went makes room for what came.
         self.definitions.retain(|generation| generations.contains(&generation));
+        self.definitions.store(&view, definitions)?;
         state.version = Some(snapshot.version());
         state.known = generations;
         Ok(view)
@@ -186,7 +191,7 @@ impl RouterSlot {
         let view = self.synced(snapshot, &mut state)?;
         let library: Arc<dyn LibraryView> = view.clone();
         let (plan, definitions) = state.router.plan(&library, &request)?;
-        self.definitions.store(&view, definitions);
+        self.definitions.store(&view, definitions)?;
         Ok(plan)
     }
 

@@ -1,6 +1,7 @@
 //! One guard for every kind of plugin: budgets per call, a fresh instance after a trap.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter, Stepper};
 use polyskill_sdk::{
@@ -58,6 +59,33 @@ pub(crate) struct Source {
     pub(crate) name: Arc<str>,
     pub(crate) code: Arc<dyn Code>,
     pub(crate) limits: Limits,
+    pub(crate) room: Arc<Room>,
+}
+
+/// Instances that may still be made, over all plugins of a loader.
+#[derive(Debug)]
+pub(crate) struct Room(AtomicU32);
+
+impl Room {
+    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Self(AtomicU32::new(limits.max_instances)))
+    }
+}
+
+/// The place of one instance; dropping it makes room.
+pub(crate) struct Seat(Arc<Room>);
+
+impl Seat {
+    fn take(room: &Arc<Room>) -> Option<Self> {
+        let one_less = |left: u32| left.checked_sub(1);
+        room.0.fetch_update(Relaxed, Relaxed, one_less).ok().map(|_| Self(Arc::clone(room)))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Relaxed);
+    }
 }
 
 impl Source {
@@ -67,7 +95,12 @@ impl Source {
         library: &Arc<dyn LibraryView>,
         parameters: &Parameters,
     ) -> Result<(Box<dyn Instance>, Descriptor), Fault> {
-        let state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);
+        let seat = Seat::take(&self.room).ok_or_else(|| {
+            let most = self.limits.max_instances;
+            Fault::Failed(format!("`max_instances` allows {most}, and all are in use"))
+        })?;
+        let mut state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);
+        state.seat = Some(seat);
         let started = self.code.instantiate(state, self.limits.setup_budget());
         let mut instance = started.map_err(shortened)?;
         let descriptor = instance.init(parameters).map_err(shortened)?;

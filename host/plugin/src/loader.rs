@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::flat::dylib::DylibCode;
 use crate::flat::wasm::FlatCode;
 use crate::gate_file::{self, GateFile, GateRouter};
-use crate::instance::{Code, Source};
+use crate::instance::{Code, Room, Source};
 use crate::limits::Limits;
 use crate::sandbox::{Sandbox, private_directory};
 use crate::self_test;
@@ -32,6 +32,7 @@ pub struct Loader {
     sandbox: Sandbox,
     limits: Limits,
     trust: Trust,
+    room: Arc<Room>,
     /// Where compiled plugins and copies of dynamic libraries are kept.
     cache: Option<PathBuf>,
     copies: AtomicU64,
@@ -44,7 +45,8 @@ impl Loader {
     /// If wasmtime does not support this machine or these limits.
     pub fn new(limits: Limits, trust: Trust, cache: Option<PathBuf>) -> Result<Self, Error> {
         let sandbox = Sandbox::new(&limits, cache.clone())?;
-        Ok(Self { sandbox, limits, trust, cache, copies: AtomicU64::new(0) })
+        let room = Room::new(&limits);
+        Ok(Self { sandbox, limits, trust, room, cache, copies: AtomicU64::new(0) })
     }
 
     /// The bundles in a directory.
@@ -79,8 +81,8 @@ impl Loader {
             let (kind, code) = self.wasm(&name, bytes)?;
             (kind, Loaded::Code(code))
         };
-        let limits = self.limits.clone();
-        Ok(Plugin { name: name.into(), kind, code, signer, limits, bundle: Arc::new(bundle) })
+        let (limits, room) = (self.limits.clone(), Arc::clone(&self.room));
+        Ok(Plugin { name: name.into(), kind, code, signer, limits, room, bundle: Arc::new(bundle) })
     }
 
     fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
@@ -195,6 +197,7 @@ pub struct Plugin {
     code: Loaded,
     signer: Option<String>,
     limits: Limits,
+    room: Arc<Room>,
     bundle: Arc<Bundle>,
 }
 
@@ -275,7 +278,8 @@ impl Plugin {
         match &self.code {
             Loaded::Code(code) => {
                 let (name, limits) = (Arc::clone(&self.name), self.limits.clone());
-                Source { name, code: Arc::clone(code), limits }.router(library, parameters)
+                let (code, room) = (Arc::clone(code), Arc::clone(&self.room));
+                Source { name, code, limits, room }.router(library, parameters)
             }
             Loaded::Gates(file) => {
                 let identity = (self.name(), self.manifest().version.as_str());

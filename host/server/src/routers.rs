@@ -51,6 +51,7 @@ pub struct Attempt {
 #[derive(Debug)]
 pub struct Routers {
     loader: Loader,
+    defined_bytes: usize,
     configured: Vec<RouterConfig>,
     faults: FaultSettings,
     roots: Vec<PathBuf>,
@@ -74,6 +75,7 @@ impl Routers {
         let audit = config.audit_log.as_ref().map(open).transpose()?.map(Mutex::new);
         Ok(Self {
             loader,
+            defined_bytes: config.limits.definition_mib << 20,
             configured: config.router.clone(),
             faults: config.faults.clone(),
             roots: config.plugins.clone(),
@@ -167,6 +169,7 @@ impl Routers {
                 None => polyskill_sdk::Parameters::default(),
             },
             hidden: capabilities.contains(&Capability::Hidden),
+            defined_bytes: Some(self.defined_bytes),
             faults: self.faults.policy(on_fault),
         })
     }

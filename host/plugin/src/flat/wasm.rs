@@ -252,7 +252,7 @@ impl FlatCode {
 impl Code for FlatCode {
     fn instantiate(&self, state: State, budget: Budget) -> Result<Box<dyn Instance>, Fault> {
         let mut store = Store::new(self.pre.module().engine(), state);
-        store.limiter(|state| &mut state.store_limits);
+        store.limiter(|state| &mut state.caps);
         set_budget(&mut store, budget)?;
         let instance = self.pre.instantiate(&mut store);
         let instance = instance.map_err(|error| trap("instantiate", &error))?;
