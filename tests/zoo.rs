@@ -14,6 +14,7 @@
 //! | `rows: ...` | rows with an unusable answer, all or `invalid: n` of the prompt's |
 //! | `serves`, `base`, `tolerated` | it does no harm: the rows of `well-behaved`, no picks, or either |
 
+mod components;
 mod faults;
 mod flat;
 mod fuzzed;

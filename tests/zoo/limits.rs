@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use polyskill_engine::Selection;
+use polyskill_engine::{RouterSettings, Selection};
 use polyskill_plugin::Limits;
 use polyskill_sdk::Parameters;
 
@@ -103,7 +103,10 @@ fn logged(member: &str) -> String {
 
 #[test]
 fn logs_are_bounded_in_number_and_length() {
-    assert_eq!(logged("log-floods").matches("flood plugin").count(), Limits::default().log_messages);
+    assert_eq!(
+        logged("log-floods").matches("flood plugin").count(),
+        Limits::default().log_messages
+    );
     let long = logged("log-is-long");
     assert!(long.contains("ERROR") && long.len() < 40_000, "{} bytes", long.len());
     let odd = logged("log-is-no-text");
@@ -116,7 +119,8 @@ fn what_a_router_defines_is_bounded_over_its_life() {
     let bench = Bench::new("models/llama-tied", &TASKS);
     let bytes = Member::read("defines-ever-more").bytes();
     let loader = loader(Limits { definition_mib: 1, ..Limits::default() });
-    publish(&bench, &loader, ("hoarder", &bytes), patient()).unwrap();
+    let settings = RouterSettings { defined_bytes: Some(1 << 20), ..patient() };
+    publish(&bench, &loader, ("hoarder", &bytes), settings).unwrap();
     let selection = routed("hoarder", Parameters::default());
     // 3000 rows of 260 bytes each: the second call goes over the mebibyte.
     assert_eq!(bench.compose(&selection).fallback(), None);
