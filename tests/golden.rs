@@ -1,11 +1,14 @@
 //! The maths of the reference routers, at single sites (`goldens/routing.json`), and the text side
 //! (`goldens/tokenizer.json`).
 
+use std::path::{Path, PathBuf};
+
 use polyskill::text::{TextModel, TextStream};
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_adapters::lora::{Elements, LoraSite};
-use polyskill_adapters::prototypes;
+use polyskill_adapters::{prototypes, transform};
 use polyskill_sdk::gate::{self, Op};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::Value as Json;
 
 use crate::common::{fixtures, floats, golden, ids, list, text, worst};
@@ -135,22 +138,56 @@ fn require_arrow(case: &Json, experts: &[LoraSite], x: &[Vec<f32>]) {
     require(&what, &deltas(Combine::OutputSum, experts, x, &picks), &case["delta"]);
 }
 
+/// A module with one site: A `[rank, inputs]` and B `[outputs, rank]` at the first q_proj.
+fn write_module(directory: &Path, a: &Json, b: &Json, alpha: f32) -> PathBuf {
+    std::fs::create_dir_all(directory).unwrap();
+    let rank = list(a).len();
+    let config = format!(
+        r#"{{"peft_type": "LORA", "r": {rank}, "lora_alpha": {alpha}, "target_modules": ["q_proj"]}}"#
+    );
+    std::fs::write(directory.join("adapter_config.json"), config).unwrap();
+    let bytes = [a, b].map(|matrix| {
+        floats(matrix).iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>()
+    });
+    let views = ["A", "B"].into_iter().zip([a, b]).zip(&bytes).map(|((part, matrix), bytes)| {
+        let shape = vec![list(matrix).len(), floats(&list(matrix)[0]).len()];
+        (key(part), TensorView::new(Dtype::F32, shape, bytes).unwrap())
+    });
+    let weights = serialize(views, None).unwrap();
+    std::fs::write(directory.join("adapter_model.safetensors"), weights).unwrap();
+    directory.to_path_buf()
+}
+
+fn key(part: &str) -> String {
+    format!("base_model.model.model.layers.0.self_attn.q_proj.lora_{part}.weight")
+}
+
 /// Subtracting the general adapters' mean from A and B (GenKnowSub), then Arrow.
 #[test]
 fn pefts_arrow_after_subtracting_general_knowledge() {
     let golden = golden("routing");
     let (arrow, case) = (&golden["arrow_peft"], &golden["arrow_peft_gks"]);
-    let subtract = |task: &Json, general: &Json| -> Vec<Vec<f32>> {
-        let general: Vec<Vec<f32>> = list(general).iter().map(floats).collect();
-        let mean =
-            |at: usize| general.iter().map(|values| values[at]).sum::<f32>() / general.len() as f32;
-        let less = |values: &Json| {
-            floats(values).iter().enumerate().map(|(at, value)| value - mean(at)).collect()
-        };
-        list(task).iter().map(less).collect()
-    };
-    require("A", &subtract(&arrow["A"], &case["gA"]).concat(), &case["A_after"]);
-    require("B", &subtract(&arrow["B"], &case["gB"]).concat(), &case["B_after"]);
+    let alphas = floats(&arrow["alpha"]);
+    let root = tempfile::tempdir().unwrap();
+    let (mut a_after, mut b_after) = (Vec::new(), Vec::new());
+    for (at, &alpha) in alphas.iter().enumerate() {
+        // A module and what is subtracted from it have one scale; the golden's modules differ.
+        let folder = root.path().join(at.to_string());
+        let module = |name: &str, a: &Json, b: &Json| write_module(&folder.join(name), a, b, alpha);
+        let pairs = list(&case["gA"]).iter().zip(list(&case["gB"])).enumerate();
+        let general: Vec<PathBuf> =
+            pairs.map(|(at, (a, b))| module(&format!("general-{at}"), a, b)).collect();
+        let task = module("task", &arrow["A"][at], &arrow["B"][at]);
+        let written = transform::gen_know_sub(&general, &[task], &folder.join("out")).unwrap();
+        let bytes = std::fs::read(written[0].join("adapter_model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        for (part, all) in [("A", &mut a_after), ("B", &mut b_after)] {
+            let values = tensors.tensor(&key(part)).unwrap().data().chunks_exact(4);
+            all.extend(values.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())));
+        }
+    }
+    require("A", &a_after, &case["A_after"]);
+    require("B", &b_after, &case["B_after"]);
     let experts = experts(&case["A_after"], &case["B_after"], &scales(arrow));
     require_arrow(case, &experts, &rows(&arrow["x"]));
 }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where a fixture is not as expected")]
 
 mod common;
+mod conformance;
 
 mod golden;
 mod hostile;
@@ -16,6 +17,7 @@ mod openai_client;
 mod parity;
 mod plugin;
 mod pull;
+mod routers;
 mod skills;
 mod tidy;
 mod zoo;

@@ -72,6 +72,7 @@ impl Server {
             model: Some(fixtures().join("models/llama-tied").display().to_string()),
             adapters: vec![fixtures().join("adapters")],
             plugins: vec![plugins()],
+            trust: polyskill_plugin::Trust::unsigned(),
             admin_key: Some(ADMIN_KEY.to_owned()),
             ..Config::default()
         };

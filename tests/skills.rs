@@ -53,12 +53,18 @@ fn the_library_answers_what_the_base_does_not() {
         model: Some(model.display().to_string()),
         adapters: vec![library.clone()],
         plugins: vec![plugins()],
+        trust: polyskill_plugin::Trust::unsigned(),
         ..Config::default()
     };
     let service = Service::start(&config, &mut |report| {
         assert!(!report.starts_with("left out"), "{report}");
     });
     let service = service.unwrap();
+    for (name, module) in service.composer.library().snapshot().iter() {
+        let gates = module.artefacts().iter().find(|artefact| artefact.name() == "phatgoose");
+        assert_eq!(gates.unwrap().sites().count(), service.model.config().num_sites(), "{name}");
+        assert!(module.description().is_some(), "{name}");
+    }
     let skills = service.selection("skills").unwrap();
     let examples = examples(&library);
     assert_eq!(examples.len(), 4);

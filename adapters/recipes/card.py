@@ -38,6 +38,7 @@ def write_card(
     first = split.test[0]
     settings_text = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "seconds")
     text = f"""---
+description: {task.summary}
 base_model: {BASE_ID}
 library_name: peft
 pipeline_tag: text-generation
@@ -92,3 +93,25 @@ not seen {_rate(module_scores.correct, unseen)}. "Answer contained" counts a rig
 exact match is the habit of answering briefly and in one form.
 """
     (out / "README.md").write_text(text, encoding="utf-8")
+
+
+GATES = "\n## Gates\n"
+
+
+def write_gates(out: Path, manifest: dict[str, str]) -> None:
+    """Say at the end of a card how the module's PHATGOOSE gates were made."""
+    card = out / "README.md"
+    text = card.read_text(encoding="utf-8").split(GATES)[0]
+    text += f"""{GATES}
+`artefacts/phatgoose.safetensors`: one vector per linear for the router PHATGOOSE, {manifest["dtype"]}.
+Trained on the module's own training questions with base and module frozen: {manifest["steps"]} steps,
+batch {manifest["batch"]}, learning rate {manifest["learning_rate"]}, warm-up ratio {manifest["warmup_ratio"]} and then constant, AdamW, seed {manifest["seed"]};
+{manifest["versions"]}. Again: `python adapters/recipes/phatgoose.py {out.name}`.
+
+| loss on 32 validation questions | |
+|---|---|
+| gates at zero, which halves the module | {manifest["loss_before"]} |
+| trained gates | {manifest["loss_after"]} |
+| module without gates | {manifest["loss_module_alone"]} |
+"""
+    card.write_text(text, encoding="utf-8")

@@ -24,6 +24,12 @@ pub enum Error {
         /// One sentence per problem: the thing, what was found, what was expected.
         problems: Vec<String>,
     },
+    /// Modules that cannot be made into new ones; nothing was written.
+    #[error("no module is written: {}", problems.join("; "))]
+    Transform {
+        /// One sentence per problem: the thing, what was found, what was expected.
+        problems: Vec<String>,
+    },
     /// A name that the library does not accept.
     #[error("adapter name `{name}`: {reason}")]
     BadName {

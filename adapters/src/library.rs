@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use dashmap::DashMap;
+use polyskill_model::Site;
 
+use crate::artefact::{Artefact, Artefacts};
+use crate::card::Card;
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::lora::Lora;
@@ -18,19 +21,38 @@ const MAX_NAME_BYTES: usize = 128;
 #[derive(Debug)]
 pub struct Module {
     generation: Generation,
-    lora: Lora,
-    tags: Vec<String>,
+    edition: Generation,
+    lora: Arc<Lora>,
+    card: Card,
+    artefacts: Artefacts,
 }
 
 impl Module {
-    /// A LoRA module.
+    /// A LoRA module with tags and nothing else beside its weights.
     pub fn lora(generation: Generation, lora: Lora, tags: Vec<String>) -> Self {
-        Self { generation, lora, tags }
+        Self::new(generation, lora, Card { tags, metadata: Vec::new() }, Artefacts::default())
     }
 
-    /// Identity.
+    pub(crate) fn new(
+        generation: Generation,
+        lora: Lora,
+        card: Card,
+        artefacts: Artefacts,
+    ) -> Self {
+        let edition = edition(generation, &card, &artefacts);
+        Self { generation, edition, lora: Arc::new(lora), card, artefacts }
+    }
+
+    /// Identity: what the module computes.
     pub fn generation(&self) -> Generation {
         self.generation
+    }
+
+    /// Identity of all that a router can see: generation, card and artefacts.
+    ///
+    /// What a router has derived from a module is valid for one edition.
+    pub fn edition(&self) -> Generation {
+        self.edition
     }
 
     /// What kind of module this is, as in reports.
@@ -45,13 +67,53 @@ impl Module {
 
     /// Tags of the module card.
     pub fn tags(&self) -> &[String] {
-        &self.tags
+        &self.card.tags
+    }
+
+    /// What else the module card says, in its order; a list gives one entry per item.
+    pub fn metadata(&self) -> &[(String, String)] {
+        &self.card.metadata
+    }
+
+    /// The module card's `description`.
+    pub fn description(&self) -> Option<&str> {
+        let mut entries = self.metadata().iter();
+        entries.find(|(key, _)| key == "description").map(|(_, value)| value.as_str())
+    }
+
+    /// The router artefacts that came with the module, by name.
+    pub fn artefacts(&self) -> &[Artefact] {
+        &self.artefacts.valid
+    }
+
+    /// Shape and values of an artefact at a site.
+    pub fn artefact(&self, name: &str, site: Site) -> Option<(&[u32], Vec<f32>)> {
+        self.artefacts().iter().find(|artefact| artefact.name() == name)?.at(site)
+    }
+
+    /// Artefacts that are not offered because they were made with another base, and why.
+    pub fn left_out(&self) -> &[String] {
+        &self.artefacts.left_out
     }
 
     /// Bytes of weights.
     pub fn num_bytes(&self) -> usize {
         self.lora.num_bytes()
     }
+}
+
+fn edition(generation: Generation, card: &Card, artefacts: &Artefacts) -> Generation {
+    let mut parts = vec![generation.0.to_vec()];
+    for artefact in &artefacts.valid {
+        parts.extend([artefact.name().as_bytes().to_vec(), artefact.digest().to_vec()]);
+    }
+    let entries = card.metadata.iter().map(|(key, value)| (key.as_str(), value));
+    let tags = card.tags.iter().map(|tag| ("tags", tag));
+    for (key, value) in tags.chain(entries) {
+        parts.extend([key.as_bytes().to_vec(), value.as_bytes().to_vec()]);
+    }
+    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+    Generation::of(&parts)
 }
 
 /// The library at one moment.
@@ -105,8 +167,8 @@ pub struct Library {
     current: RwLock<Arc<Snapshot>>,
     /// Serialises writers, so that compare-and-swap compares with what it replaces.
     writer: Mutex<()>,
-    /// Every generation that is loaded or still leased, so that equal content is held once.
-    generations: DashMap<Generation, Weak<Module>>,
+    /// The editions of every generation that are loaded or still leased, so that equal content is held once.
+    generations: DashMap<Generation, Vec<Weak<Module>>>,
 }
 
 impl Library {
@@ -157,19 +219,32 @@ impl Library {
 
     /// Bytes of all modules that are loaded or still leased.
     pub fn resident_bytes(&self) -> usize {
-        self.generations.retain(|_, module| module.strong_count() > 0);
-        let held = self.generations.iter().filter_map(|entry| entry.value().upgrade());
-        held.map(|module| module.num_bytes()).sum()
+        self.generations.retain(|_, editions| {
+            editions.retain(|module| module.strong_count() > 0);
+            !editions.is_empty()
+        });
+        let bytes = |editions: &Vec<Weak<Module>>| {
+            let held: Vec<Arc<Module>> = editions.iter().filter_map(Weak::upgrade).collect();
+            let weights = held.first().map_or(0, |module| module.num_bytes());
+            let artefacts = held.iter().flat_map(|module| module.artefacts());
+            weights + artefacts.map(Artefact::num_bytes).sum::<usize>()
+        };
+        self.generations.iter().map(|entry| bytes(entry.value())).sum()
     }
 
-    fn share(&self, module: Module) -> Arc<Module> {
-        let generation = module.generation;
-        let mut entry = self.generations.entry(generation).or_default();
-        if let Some(shared) = entry.upgrade() {
-            return shared;
+    /// The same edition that is already held, or the module with the weights that are already held.
+    fn share(&self, mut module: Module) -> Arc<Module> {
+        let mut editions = self.generations.entry(module.generation).or_default();
+        editions.retain(|held| held.strong_count() > 0);
+        let held: Vec<Arc<Module>> = editions.iter().filter_map(Weak::upgrade).collect();
+        if let Some(same) = held.iter().find(|held| held.edition == module.edition) {
+            return Arc::clone(same);
+        }
+        if let Some(twin) = held.first() {
+            module.lora = Arc::clone(&twin.lora);
         }
         let module = Arc::new(module);
-        *entry = Arc::downgrade(&module);
+        editions.push(Arc::downgrade(&module));
         module
     }
 
@@ -197,7 +272,7 @@ fn check_expected(
 }
 
 /// Names travel in URLs, metrics labels and paths, so they are plain.
-fn check_name(name: &str) -> Result<(), Error> {
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let bad = |reason| Err(Error::BadName { name: name.chars().take(64).collect(), reason });
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return bad("must have 1 to 128 characters");
@@ -243,6 +318,19 @@ mod tests {
         let a = library.publish("a", module(1), Expected::Absent).unwrap();
         let b = library.publish("b", module(1), Expected::Absent).unwrap();
         assert!(Arc::ptr_eq(&a, &b));
+    }
+
+    #[test]
+    fn editions_of_a_generation_share_the_weights() {
+        let library = Library::default();
+        let tagged = |tag: &str| {
+            Module::lora(Generation::of(&[b"same"]), Lora::new(0), vec![tag.to_owned()])
+        };
+        let a = library.publish("a", tagged("old"), Expected::Absent).unwrap();
+        let b = library.publish("a", tagged("new"), Expected::Any).unwrap();
+        assert_eq!((a.generation(), b.tags()), (b.generation(), ["new".to_owned()].as_slice()));
+        assert_ne!(a.edition(), b.edition());
+        assert!(Arc::ptr_eq(&a.lora, &b.lora));
     }
 
     #[test]

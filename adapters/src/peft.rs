@@ -5,26 +5,48 @@
 //! refused by name, and all problems are reported at once.
 
 mod config;
+pub(crate) mod raw;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use polyskill_model::{ModelConfig, Projection, Site};
+use polyskill_model::{Decoder, ModelConfig, Projection, Site};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
+use crate::artefact;
 use crate::error::Error;
-use crate::generation::Generation;
+use crate::files::{Files, Problems};
 use crate::library::Module;
 use crate::lora::{Elements, Lora, LoraSite};
 use config::LoraSettings;
+use raw::Content;
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-const CARD_FILE: &str = "README.md";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const CARD_FILE: &str = "README.md";
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_WEIGHT_BYTES: u64 = 4 << 30;
-/// Problems listed in one refusal; a wrong base would otherwise name every tensor.
-const MAX_PROBLEMS: usize = 20;
+
+/// The base model that modules are read for.
+#[derive(Clone, Copy, Debug)]
+pub struct Base<'a> {
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// Its digest, where it is known; artefacts may be bound to it.
+    pub digest: Option<[u8; 32]>,
+}
+
+impl<'a> From<&'a ModelConfig> for Base<'a> {
+    fn from(config: &'a ModelConfig) -> Self {
+        Self { config, digest: None }
+    }
+}
+
+impl<'a> From<&'a Decoder> for Base<'a> {
+    fn from(model: &'a Decoder) -> Self {
+        Self { config: model.config(), digest: Some(model.digest()) }
+    }
+}
 
 /// Whether a directory looks like a PEFT module.
 pub fn is_module_directory(path: &Path) -> bool {
@@ -35,91 +57,20 @@ pub fn is_module_directory(path: &Path) -> bool {
 ///
 /// # Errors
 /// If a file cannot be read, or with every reason why PEFT's result could not be reproduced.
-pub fn load(
+pub fn load<'a>(
     name: &str,
     directory: &Path,
     root: &Path,
-    base: &ModelConfig,
+    base: impl Into<Base<'a>>,
 ) -> Result<Module, Error> {
+    let base = base.into();
     let files = Files { name, directory, root };
-    let config_bytes = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
-    if !directory.join(WEIGHTS_FILE).exists() {
-        let pickle = directory.join("adapter_model.bin").exists();
-        let found = if pickle {
-            "only adapter_model.bin, a pickle, which is never read"
-        } else {
-            "no weights"
-        };
-        return Err(Error::refused(name, vec![format!("found {found}; expected {WEIGHTS_FILE}")]));
-    }
-    let settings =
-        LoraSettings::parse(&config_bytes).map_err(|problems| Error::refused(name, problems))?;
-    let weight_bytes = files.read(WEIGHTS_FILE, MAX_WEIGHT_BYTES)?;
-    let tensors = SafeTensors::deserialize(&weight_bytes).map_err(|error| {
-        Error::refused(
-            name,
-            vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")],
-        )
-    })?;
-    let lora =
-        assemble(&settings, &tensors, base).map_err(|problems| Error::refused(name, problems))?;
-    let generation = Generation::of(&[b"lora", &config_bytes, &weight_bytes]);
-    let tags = match directory.join(CARD_FILE).exists() {
-        true => card_tags(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?),
-        false => Vec::new(),
-    };
-    Ok(Module::lora(generation, lora, tags))
-}
-
-struct Files<'a> {
-    name: &'a str,
-    directory: &'a Path,
-    root: &'a Path,
-}
-
-impl Files<'_> {
-    /// Reads a file that lies inside the root after all links are resolved.
-    fn read(&self, file: &str, max_bytes: u64) -> Result<Vec<u8>, Error> {
-        let path = self.directory.join(file);
-        let io = |source| Error::io(self.name, &path, source);
-        let resolved = path.canonicalize().map_err(io)?;
-        let root: PathBuf = self.root.canonicalize().map_err(io)?;
-        if !resolved.starts_with(&root) {
-            let problem = format!("{file} lies outside the directory that modules may come from");
-            return Err(Error::refused(self.name, vec![problem]));
-        }
-        let metadata = std::fs::metadata(&resolved).map_err(io)?;
-        if !metadata.is_file() || metadata.len() > max_bytes {
-            let problem =
-                format!("{file} is {} bytes, at most {max_bytes} are read", metadata.len());
-            return Err(Error::refused(self.name, vec![problem]));
-        }
-        std::fs::read(&resolved).map_err(io)
-    }
-}
-
-/// Collects problems up to a bound and says how many there were.
-#[derive(Default)]
-struct Problems {
-    listed: Vec<String>,
-    more: usize,
-}
-
-impl Problems {
-    fn add(&mut self, problem: String) {
-        if self.listed.len() < MAX_PROBLEMS {
-            self.listed.push(problem);
-        } else {
-            self.more += 1;
-        }
-    }
-
-    fn into_result<T>(mut self, value: T) -> Result<T, Vec<String>> {
-        if self.more > 0 {
-            self.listed.push(format!("and {} more", self.more));
-        }
-        if self.listed.is_empty() { Ok(value) } else { Err(self.listed) }
-    }
+    let content = Content::read(files)?;
+    let refused = |problems| Error::refused(name, problems);
+    let tensors = content.tensors().map_err(refused)?;
+    let lora = assemble(&content.settings, &tensors, base.config).map_err(refused)?;
+    let artefacts = artefact::load(files, content.generation, base)?;
+    Ok(Module::new(content.generation, lora, content.card, artefacts))
 }
 
 /// Maps every tensor to a site and every targeted site to its tensors.
@@ -175,7 +126,7 @@ fn parse_key(name: &str) -> Option<(&str, bool)> {
 }
 
 /// `model.layers.N.<projection>` → site, by exact names.
-fn site_of(path: &str, base: &ModelConfig) -> Option<Site> {
+pub(crate) fn site_of(path: &str, base: &ModelConfig) -> Option<Site> {
     let (layer, path) = path.strip_prefix("model.layers.")?.split_once('.')?;
     let number: usize = layer.parse().ok()?;
     let projection = Projection::ALL.into_iter().find(|projection| projection.path() == path)?;
@@ -217,7 +168,8 @@ fn build_site(
     }
 }
 
-fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
+/// The elements of a tensor, if its dtype is known and all are finite.
+pub(crate) fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
     let halves = || view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     let elements = match view.dtype() {
         Dtype::F32 => Elements::F32(
@@ -238,17 +190,6 @@ fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
     finite.then_some(elements).ok_or_else(|| "holds a value that is not finite".to_owned())
 }
 
-/// The `tags:` list of a model card's front matter.
-fn card_tags(card: &[u8]) -> Vec<String> {
-    let text = String::from_utf8_lossy(card);
-    let Some(front) = text.strip_prefix("---").and_then(|rest| rest.split("\n---").next()) else {
-        return Vec::new();
-    };
-    let after = front.lines().skip_while(|line| line.trim_end() != "tags:").skip(1);
-    let items = after.map_while(|line| line.trim_start().strip_prefix("- "));
-    items.map(|tag| tag.trim().trim_matches(['"', '\'']).to_owned()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,12 +202,5 @@ mod tests {
         assert_eq!(parse_key(&key("lora_B.weight")), Some((path, true)));
         assert_eq!(parse_key(&key("lora_B.bias")), None);
         assert_eq!(parse_key(&key("lora_A.default.weight")), None);
-    }
-
-    #[test]
-    fn tags_come_from_the_front_matter() {
-        let card = b"---\nlicense: x\ntags:\n- german\n  - \"numbers\"\nother: 1\n---\n# Card\ntags:\n- no";
-        assert_eq!(card_tags(card), ["german", "numbers"]);
-        assert!(card_tags(b"# no front matter").is_empty());
     }
 }

@@ -20,6 +20,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What an exported function returns; details go to polyskill_error before. */
 enum {
     POLYSKILL_OK = 0,
@@ -35,8 +39,15 @@ enum {
 enum { POLYSKILL_DEBUG, POLYSKILL_INFO, POLYSKILL_WARN, POLYSKILL_ERROR };
 enum { POLYSKILL_Q, POLYSKILL_K, POLYSKILL_V, POLYSKILL_O, POLYSKILL_GATE, POLYSKILL_UP, POLYSKILL_DOWN };
 enum { POLYSKILL_LORA_A, POLYSKILL_LORA_B };
-/* Texts of a module; METADATA takes a key, TAGS come one per line. */
-enum { POLYSKILL_NAME, POLYSKILL_GENERATION, POLYSKILL_KIND, POLYSKILL_TAGS, POLYSKILL_METADATA };
+/* Texts of a module: TAGS come one per line, METADATA takes a key, ALL_METADATA are lines of `key=value`. */
+enum {
+    POLYSKILL_NAME,
+    POLYSKILL_GENERATION,
+    POLYSKILL_KIND,
+    POLYSKILL_TAGS,
+    POLYSKILL_METADATA,
+    POLYSKILL_ALL_METADATA
+};
 
 typedef struct polyskill_host polyskill_host;
 
@@ -218,5 +229,9 @@ int32_t polyskill_v1_route(const polyskill_host *host, const polyskill_batch *ba
  * and uses what is new, which suits C without malloc and any allocator that leaves foreign pages alone.
  */
 POLYSKILL_EXPORT(polyskill_v1_alloc) void *polyskill_v1_alloc(uint32_t size);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -288,6 +288,70 @@ fn top_k(scores: &mut Vec<(u32, f32)>, k: usize) {
     scores.sort_by_key(|(candidate, _)| *candidate);
 }
 
+/// Writes programs as the text of gate files, which plugins of the flat ABI answer with. Numbers come
+/// back exactly.
+pub fn to_text(programs: &[Program]) -> String {
+    // An f32 has a short form that reads back as another f32 when it went through f64: so write the f64.
+    let number = |value: f32| format!("{:?}", f64::from(value)).to_ascii_lowercase();
+    let mut text = String::new();
+    for program in programs {
+        text.push_str("[[program]]\n");
+        if let SiteSelector::Listed(sites) = &program.sites {
+            text.push_str(&format!("sites = {sites:?}\n"));
+        }
+        let share = match program.share {
+            Share::Site => "site",
+            Share::Group => "group",
+            Share::Layer => "layer",
+        };
+        let combine = match program.combine {
+            Combine::OutputSum => "output-sum",
+            Combine::AbMerge => "ab-merge",
+        };
+        text.push_str(&format!("share = \"{share}\"\ncombine = \"{combine}\"\nops = ["));
+        for op in &program.ops {
+            let name = op.name();
+            let op = match op {
+                Op::LayerNorm { epsilon: value }
+                | Op::Threshold { least: value }
+                | Op::Renormalise { epsilon: value } => {
+                    format!("{{ {name} = {} }}", number(*value))
+                }
+                Op::TopK { k } => format!("{{ {name} = {k} }}"),
+                Op::Linear { name: rows } => format!("{{ {name} = {} }}", quoted(rows)),
+                Op::Affine { scale, shift } => {
+                    let (scale, shift) = (number(*scale), number(*shift));
+                    format!("{{ {name} = {{ scale = {scale}, shift = {shift} }} }}")
+                }
+                Op::Route { hidden, arguments } => {
+                    let arguments: Vec<String> = arguments.iter().copied().map(number).collect();
+                    let arguments = arguments.join(", ");
+                    format!("{{ {name} = {{ hidden = {hidden}, arguments = [{arguments}] }} }}")
+                }
+                _ => format!("\"{name}\""),
+            };
+            text.push_str(&op);
+            text.push_str(", ");
+        }
+        text.push_str("]\n");
+    }
+    text
+}
+
+/// A text as a basic string of TOML.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -41,7 +41,7 @@
 //! ```
 
 mod batch;
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(target_arch = "wasm32", not(feature = "flat")))]
 #[expect(
     unreachable_pub,
     unsafe_code,
@@ -52,8 +52,11 @@ mod batch;
 )]
 #[doc(hidden)]
 pub mod bindings;
+pub mod conformance;
+#[doc(hidden)]
+pub mod flat;
 pub mod gate;
-#[cfg(target_arch = "wasm32")]
+#[cfg(all(target_arch = "wasm32", not(feature = "flat")))]
 #[doc(hidden)]
 pub mod guest;
 mod parameters;
@@ -68,7 +71,19 @@ pub use router::{
     Request, RouteError, Router, SiteInfo, SvdMethod, Tensor,
 };
 
-/// Makes a [`Router`] the plugin's export. Does nothing in native builds, so tests link as usual.
+/// Makes a [`Router`] the plugin's export: of a component, or with the feature `flat` of the flat ABI.
+/// Without that feature it does nothing in native builds, so tests link as usual.
+#[cfg(feature = "flat")]
+#[macro_export]
+macro_rules! export {
+    ($router:ty) => {
+        $crate::export_flat!($router);
+    };
+}
+
+/// Makes a [`Router`] the plugin's export: of a component, or with the feature `flat` of the flat ABI.
+/// Without that feature it does nothing in native builds, so tests link as usual.
+#[cfg(not(feature = "flat"))]
 #[macro_export]
 macro_rules! export {
     ($router:ty) => {

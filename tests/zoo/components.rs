@@ -5,7 +5,7 @@ use polyskill_sdk::Parameters;
 
 use super::{Member, counters, info, loader, patient, publish, run};
 use crate::common::{Bench, TASKS, routed};
-use crate::hostile_plugins::{component, planner};
+use crate::hostile_plugins::planner;
 
 const ANSWER: &str = "i32.const 1300";
 
@@ -54,8 +54,9 @@ fn with_memories(count: u8) -> Vec<u8> {
            (data (i32.const 3000) "\01\00\00\00\00\00\00\3f")"#,
         ANSWER,
     );
-    let mut bytes = component(&good);
-    let first = wasmparser_modules(&bytes);
+    let encoder = wit_component::ComponentEncoder::default().module(&good).unwrap();
+    let mut bytes = encoder.validate(true).encode().unwrap();
+    let first = core_modules(&bytes);
     let module = wat::parse_str("(module (memory 128))").unwrap();
     for index in 0..count {
         bytes.extend([1, module.len() as u8]);
@@ -66,7 +67,7 @@ fn with_memories(count: u8) -> Vec<u8> {
 }
 
 /// Core modules at the top of a component: sections of kind 1.
-fn wasmparser_modules(bytes: &[u8]) -> u8 {
+fn core_modules(bytes: &[u8]) -> u8 {
     let (mut at, mut count) = (8, 0);
     while at < bytes.len() {
         count += u8::from(bytes[at] == 1);

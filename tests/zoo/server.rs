@@ -185,10 +185,12 @@ fn administrators_may_load_the_zoo() {
                 name: member.name.clone(),
                 params: toml::Table::new(),
                 grant: vec![Capability::Hidden],
+                limits: toml::Table::new(),
                 on_fault: None,
             })
             .collect();
     });
+    assert!(server.reports.iter().any(|line| line == "router arrow"), "{:?}", server.reports);
     let others = [json!({}), json!({"model": "lora-all"}), json!({"model": "skills"})];
     let chosen = |fields: &Json| answer(&server, fields)["choices"].clone();
     let expected = others.each_ref().map(chosen);

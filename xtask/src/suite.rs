@@ -4,11 +4,12 @@ use std::time::Instant;
 
 use crate::step::{Outcome, run, step};
 use crate::workspace::Workspace;
-use crate::{demo, plugins};
+use crate::{demo, flavours, plugins};
 
 /// Builds the plugins, fetches the model if that is possible, and runs every test.
 fn prepare_and_test(workspace: &Workspace) -> Outcome<()> {
     let bundles = plugins::build(workspace)?;
+    flavours::build(workspace)?;
     if let Err(failure) = demo::pull_model(workspace) {
         println!("    going on without the model: {}", failure.message);
     }

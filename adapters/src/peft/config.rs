@@ -164,7 +164,7 @@ impl LoraSettings {
             .collect()
     }
 
-    fn is_target(&self, path: &str) -> bool {
+    pub(super) fn is_target(&self, path: &str) -> bool {
         let excluded = self.exclude.as_ref().is_some_and(|exclude| exclude.matches(path));
         !excluded && self.target.matches(path) && self.is_in_layers(path)
     }

@@ -13,7 +13,7 @@ use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod
 /// Most power iterations that a router may ask for.
 const MAX_ITERATIONS: u32 = 10_000;
 
-/// Rows that one router defined: (generation, name) → site → row.
+/// Rows that one router defined: (edition, name) → site → row.
 #[derive(Debug)]
 pub(crate) struct Definitions {
     rows: DashMap<(Generation, String), SiteRows>,
@@ -40,22 +40,17 @@ impl Definitions {
         Self { rows: DashMap::new(), bytes: AtomicUsize::new(0), most_bytes }
     }
 
-    pub(crate) fn row(
-        &self,
-        generation: Generation,
-        name: &str,
-        site: usize,
-    ) -> Option<Arc<[f32]>> {
-        let rows = self.rows.get(&(generation, name.to_owned()))?;
+    pub(crate) fn row(&self, edition: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
+        let rows = self.rows.get(&(edition, name.to_owned()))?;
         rows.get(&(site as u32)).cloned()
     }
 
-    /// Keeps rows, until there are too many: those of a generation are kept for as long as it is loaded.
+    /// Keeps rows, until there are too many: they stay for as long as their module is loaded.
     pub(crate) fn store(&self, view: &View, definitions: Vec<Definition>) -> Result<(), Fault> {
         for Definition { name, module, site, row } in definitions {
             let Some(module) = view.leases.get(module as usize) else { continue };
             let more = size(&name, &row);
-            let mut rows = self.rows.entry((module.generation(), name)).or_default();
+            let mut rows = self.rows.entry((module.edition(), name)).or_default();
             let less = rows.get(&site).map_or(0, |known| size(&rows.key().1, known));
             let bytes = self.bytes.load(Relaxed) + more - less;
             if bytes > self.most_bytes {
@@ -71,7 +66,7 @@ impl Definitions {
     }
 
     pub(crate) fn retain(&self, keep: impl Fn(Generation) -> bool) {
-        self.rows.retain(|(generation, _), _| keep(*generation));
+        self.rows.retain(|(edition, _), _| keep(*edition));
         let sizes = self
             .rows
             .iter()
@@ -80,7 +75,7 @@ impl Definitions {
     }
 
     fn covers(&self, module: &Module, name: &str) -> bool {
-        let rows = self.rows.get(&(module.generation(), name.to_owned()));
+        let rows = self.rows.get(&(module.edition(), name.to_owned()));
         rows.is_some_and(|rows| {
             module.weights().sites().all(|(site, _)| rows.contains_key(&(site.index() as u32)))
         })
@@ -135,14 +130,19 @@ impl Views {
         &self.model
     }
 
-    pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
+    /// What routers are told of the modules.
+    pub(crate) fn modules(&self, snapshot: &Snapshot) -> Arc<[ModuleInfo]> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != Some(snapshot.version()) {
             *last = (Some(snapshot.version()), snapshot.iter().enumerate().map(info).collect());
         }
+        Arc::clone(&last.1)
+    }
+
+    pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
         View {
             model: Arc::clone(&self.model),
-            modules: Arc::clone(&last.1),
+            modules: self.modules(snapshot),
             leases: snapshot.iter().map(|(_, module)| Arc::clone(module)).collect(),
             definitions,
         }
@@ -156,7 +156,7 @@ fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
         generation: module.generation().to_string(),
         kind: module.kind().to_owned(),
         tags: module.tags().to_vec(),
-        metadata: Vec::new(),
+        metadata: module.metadata().to_vec(),
         sites: module
             .weights()
             .sites()
@@ -203,8 +203,10 @@ impl LibraryView for View {
         })
     }
 
-    fn artefact(&self, _: u32, _: u32, _: &str) -> Option<Tensor> {
-        None
+    fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
+        let module = self.leases.get(module as usize)?;
+        let (shape, values) = module.artefact(name, Site::from_index(site as usize))?;
+        Some(Tensor { shape: shape.to_vec(), values })
     }
 
     fn singular_vector(

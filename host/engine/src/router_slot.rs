@@ -88,7 +88,13 @@ struct Planning {
     router: Box<dyn LoadedRouter>,
     /// The library version that the router was last told about.
     version: Option<u64>,
-    known: Vec<Generation>,
+    known: Vec<Known>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    edition: Generation,
+    generation: Generation,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -155,28 +161,31 @@ impl RouterSlot {
         if state.version == Some(snapshot.version()) {
             return Ok(view);
         }
-        let generations: Vec<Generation> =
-            snapshot.iter().map(|(_, module)| module.generation()).collect();
+        // By edition: what a router derives from a module may come from its artefacts.
+        let known: Vec<Known> = snapshot
+            .iter()
+            .map(|(_, module)| Known { edition: module.edition(), generation: module.generation() })
+            .collect();
         let change = LibraryChange {
             added: (0..)
-                .zip(&generations)
-                .filter(|(_, generation)| !state.known.contains(generation))
+                .zip(&known)
+                .filter(|(_, module)| !state.known.contains(module))
                 .map(|(index, _)| index)
                 .collect(),
             removed: state
                 .known
                 .iter()
-                .filter(|known| !generations.contains(known))
-                .map(Generation::to_string)
+                .filter(|module| !known.contains(module))
+                .map(|module| module.generation.to_string())
                 .collect(),
         };
         let library: Arc<dyn LibraryView> = view.clone();
         let definitions = state.router.library_changed(&library, &change)?;
         // What went makes room for what came.
-        self.definitions.retain(|generation| generations.contains(&generation));
+        self.definitions.retain(|edition| known.iter().any(|module| module.edition == edition));
         self.definitions.store(&view, definitions)?;
         state.version = Some(snapshot.version());
-        state.known = generations;
+        state.known = known;
         Ok(view)
     }
 

@@ -148,6 +148,12 @@ pub(crate) fn module_text(
                 None => return Ok(NOTHING),
             }
         }
+        5 => {
+            // One line each, as the header says.
+            let line =
+                |(key, value): &(String, String)| format!("{key}={}\n", value.replace('\n', " "));
+            info.metadata.iter().map(line).collect()
+        }
         _ => return Ok(NOTHING),
     };
     memory.write_all(buffer, text.len(), text.as_bytes())

@@ -64,11 +64,15 @@ pub(crate) struct Source {
 
 /// Instances that may still be made, over all plugins of a loader.
 #[derive(Debug)]
-pub(crate) struct Room(AtomicU32);
+pub(crate) struct Room {
+    left: AtomicU32,
+    most: u32,
+}
 
 impl Room {
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
-        Arc::new(Self(AtomicU32::new(limits.max_instances)))
+        let most = limits.max_instances;
+        Arc::new(Self { left: AtomicU32::new(most), most })
     }
 }
 
@@ -78,13 +82,13 @@ pub(crate) struct Seat(Arc<Room>);
 impl Seat {
     fn take(room: &Arc<Room>) -> Option<Self> {
         let one_less = |left: u32| left.checked_sub(1);
-        room.0.fetch_update(Relaxed, Relaxed, one_less).ok().map(|_| Self(Arc::clone(room)))
+        room.left.fetch_update(Relaxed, Relaxed, one_less).ok().map(|_| Self(Arc::clone(room)))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.0.fetch_add(1, Relaxed);
+        self.0.left.fetch_add(1, Relaxed);
     }
 }
 
@@ -96,7 +100,7 @@ impl Source {
         parameters: &Parameters,
     ) -> Result<(Box<dyn Instance>, Descriptor), Fault> {
         let seat = Seat::take(&self.room).ok_or_else(|| {
-            let most = self.limits.max_instances;
+            let most = self.room.most;
             Fault::Failed(format!("`max_instances` allows {most}, and all are in use"))
         })?;
         let mut state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);

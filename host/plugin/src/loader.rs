@@ -1,5 +1,6 @@
 //! From a bundle to a router: read, trust, compile, start, self-test.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +31,12 @@ const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
 #[derive(Debug)]
 pub struct Loader {
     sandbox: Sandbox,
+    /// Limits of plugins that have no own.
+    default_limits: Limits,
+    /// The largest of all, for reading files.
     limits: Limits,
+    /// Limits of plugins that have their own, by name.
+    own_limits: BTreeMap<String, Limits>,
     trust: Trust,
     room: Arc<Room>,
     /// Where compiled plugins and copies of dynamic libraries are kept.
@@ -44,9 +50,39 @@ impl Loader {
     /// # Errors
     /// If wasmtime does not support this machine or these limits.
     pub fn new(limits: Limits, trust: Trust, cache: Option<PathBuf>) -> Result<Self, Error> {
-        let sandbox = Sandbox::new(&limits, cache.clone())?;
+        Self::with_own_limits(limits, BTreeMap::new(), trust, cache)
+    }
+
+    /// As [`Loader::new`], with limits of their own for some plugins, by name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_own_limits(
+        limits: Limits,
+        own_limits: BTreeMap<String, Limits>,
+        trust: Trust,
+        cache: Option<PathBuf>,
+    ) -> Result<Self, Error> {
+        // The sandbox reserves for the largest; each instance is held to its own.
+        let mut largest = limits.clone();
+        for own in own_limits.values() {
+            largest.memory_mib = largest.memory_mib.max(own.memory_mib);
+            largest.table_elements = largest.table_elements.max(own.table_elements);
+            largest.stack_kib = largest.stack_kib.max(own.stack_kib);
+            largest.file_mib = largest.file_mib.max(own.file_mib);
+        }
+        let sandbox = Sandbox::new(&largest, cache.clone())?;
         let room = Room::new(&limits);
-        Ok(Self { sandbox, limits, trust, room, cache, copies: AtomicU64::new(0) })
+        Ok(Self {
+            sandbox,
+            default_limits: limits,
+            limits: largest,
+            own_limits,
+            trust,
+            room,
+            cache,
+            copies: AtomicU64::new(0),
+        })
     }
 
     /// The bundles in a directory.
@@ -81,7 +117,8 @@ impl Loader {
             let (kind, code) = self.wasm(&name, bytes)?;
             (kind, Loaded::Code(code))
         };
-        let (limits, room) = (self.limits.clone(), Arc::clone(&self.room));
+        let limits = self.own_limits.get(&name).unwrap_or(&self.default_limits).clone();
+        let room = Arc::clone(&self.room);
         Ok(Plugin { name: name.into(), kind, code, signer, limits, room, bundle: Arc::new(bundle) })
     }
 
@@ -116,7 +153,7 @@ impl Loader {
                 }
             }
             _ => {
-                let reason = "neither WebAssembly, nor a dynamic library, nor a gate file (.toml)";
+                let reason = "it is not WebAssembly, a dynamic library or a gate file (.toml)";
                 Err(not_a_plugin(reason.to_owned()))
             }
         }
@@ -235,6 +272,11 @@ impl Plugin {
     /// The bundle's manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.bundle.manifest
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The capabilities that it asks for and `allowed` grants.

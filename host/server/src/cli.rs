@@ -17,7 +17,7 @@ use polyskill_sdk::{Parameters, Value};
 
 use crate::config::Config;
 use crate::service::Service;
-use crate::{api, bench, generate, pull, routers};
+use crate::{adapters_command, api, bench, generate, pull, record, routers};
 
 /// One frozen base model, many modules, routed per token and per layer.
 #[derive(Debug, Parser)]
@@ -40,8 +40,13 @@ enum Command {
     },
     /// Measure prefill and decode of base, one LoRA, and a router.
     Bench(ServeArgs),
+    /// Write what a router of a running server planned as fixtures for its self-test.
+    Record(record::RecordArgs),
     /// Print the effective configuration.
     CheckConfig(ServeArgs),
+    /// Make modules out of modules.
+    #[command(subcommand)]
+    Adapters(adapters_command::AdaptersCommand),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -118,7 +123,11 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate_one(args),
         Command::Pull { model } => pull_model(&model),
         Command::Bench(args) => run_bench(&args),
+        Command::Record(args) => record::record(&args).map(|count| {
+            eprintln!("polyskill: {count} fixtures written");
+        }),
         Command::CheckConfig(args) => check_config(&args),
+        Command::Adapters(command) => make_modules(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -310,6 +319,11 @@ fn pull_model(model: &str) -> Result<(), String> {
     let path = pull::resolve(model, &mut |message| eprintln!("polyskill: {message}"))
         .map_err(|error| error.to_string())?;
     println!("{}", path.display());
+    Ok(())
+}
+
+fn make_modules(command: &adapters_command::AdaptersCommand) -> Result<(), String> {
+    adapters_command::run(command)?.iter().for_each(|path| println!("{}", path.display()));
     Ok(())
 }
 

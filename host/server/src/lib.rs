@@ -2,6 +2,7 @@
 //!
 //! A request goes [`api`] → [`service::Service`] (names → composition) → engine → [`text`] → client.
 
+pub mod adapters_command;
 pub mod api;
 pub mod bench;
 pub mod cli;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod generate;
 pub mod metrics;
 pub mod pull;
+pub mod record;
 pub mod routers;
 pub mod service;
 pub mod text;

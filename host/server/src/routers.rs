@@ -51,7 +51,6 @@ pub struct Attempt {
 #[derive(Debug)]
 pub struct Routers {
     loader: Loader,
-    defined_bytes: usize,
     configured: Vec<RouterConfig>,
     faults: FaultSettings,
     roots: Vec<PathBuf>,
@@ -66,7 +65,15 @@ impl Routers {
     /// If the sandbox cannot run here or the audit log cannot be written.
     pub fn new(config: &Config) -> Result<Self, LoadError> {
         let cache = cache_directory().join("plugins");
-        let loader = Loader::new(config.limits.clone(), config.trust.clone(), Some(cache))
+        let own_limits = config
+            .router
+            .iter()
+            .filter(|router| !router.limits.is_empty())
+            .map(|router| Ok((router.name.clone(), router.limits(&config.limits)?)))
+            .collect::<Result<_, String>>()
+            .map_err(LoadError)?;
+        let (limits, trust) = (config.limits.clone(), config.trust.clone());
+        let loader = Loader::with_own_limits(limits, own_limits, trust, Some(cache))
             .map_err(|error| LoadError(error.to_string()))?;
         let open = |path: &PathBuf| {
             let file = File::options().create(true).append(true).open(path);
@@ -75,7 +82,6 @@ impl Routers {
         let audit = config.audit_log.as_ref().map(open).transpose()?.map(Mutex::new);
         Ok(Self {
             loader,
-            defined_bytes: config.limits.definition_mib << 20,
             configured: config.router.clone(),
             faults: config.faults.clone(),
             roots: config.plugins.clone(),
@@ -169,7 +175,7 @@ impl Routers {
                 None => polyskill_sdk::Parameters::default(),
             },
             hidden: capabilities.contains(&Capability::Hidden),
-            defined_bytes: Some(self.defined_bytes),
+            defined_bytes: Some(plugin.limits().definition_mib << 20),
             faults: self.faults.policy(on_fault),
         })
     }

@@ -1,0 +1,107 @@
+//! Reading the files of a module's directory, which come from outside.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::Error;
+
+/// Problems listed in one refusal; a wrong base would otherwise name every tensor.
+const MAX_PROBLEMS: usize = 20;
+
+/// The directory of one module.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Files<'a> {
+    /// The module, for messages.
+    pub(crate) name: &'a str,
+    /// Where the module lies.
+    pub(crate) directory: &'a Path,
+    /// What no file of the module may lie outside.
+    pub(crate) root: &'a Path,
+}
+
+impl Files<'_> {
+    /// Whether there is something under a name.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        self.directory.join(file).exists()
+    }
+
+    /// Reads a file that lies inside the root after all links are resolved.
+    pub(crate) fn read(&self, file: &str, max_bytes: u64) -> Result<Vec<u8>, Error> {
+        let resolved = self.resolve(file)?;
+        let io = |source| Error::io(self.name, &resolved, source);
+        let metadata = std::fs::metadata(&resolved).map_err(io)?;
+        if !metadata.is_file() {
+            return Err(self.refused(format!("{file} is not a file")));
+        }
+        if metadata.len() > max_bytes {
+            let problem =
+                format!("{file} is {} bytes, at most {max_bytes} are read", metadata.len());
+            return Err(self.refused(problem));
+        }
+        std::fs::read(&resolved).map_err(io)
+    }
+
+    /// The stems of the files in a folder that end in an extension, ascending and at most `max`.
+    pub(crate) fn stems(
+        &self,
+        folder: &str,
+        extension: &str,
+        max: usize,
+    ) -> Result<Vec<String>, Error> {
+        let resolved = self.resolve(folder)?;
+        let entries = std::fs::read_dir(&resolved)
+            .map_err(|source| Error::io(self.name, &resolved, source))?;
+        let mut stems = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|source| Error::io(self.name, &resolved, source))?;
+            let file = PathBuf::from(entry.file_name());
+            if file.extension().is_none_or(|found| found != extension) {
+                continue;
+            }
+            if stems.len() == max {
+                return Err(self.refused(format!("{folder} has more than {max} files")));
+            }
+            stems.push(file.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+        }
+        stems.sort();
+        Ok(stems)
+    }
+
+    fn resolve(&self, file: &str) -> Result<PathBuf, Error> {
+        let path = self.directory.join(file);
+        let io = |source| Error::io(self.name, &path, source);
+        let resolved = path.canonicalize().map_err(io)?;
+        if !resolved.starts_with(self.root.canonicalize().map_err(io)?) {
+            let problem = format!("{file} lies outside the directory that modules may come from");
+            return Err(self.refused(problem));
+        }
+        Ok(resolved)
+    }
+
+    fn refused(&self, problem: String) -> Error {
+        Error::refused(self.name, vec![problem])
+    }
+}
+
+/// Collects problems up to a bound and says how many there were.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    listed: Vec<String>,
+    more: usize,
+}
+
+impl Problems {
+    pub(crate) fn add(&mut self, problem: String) {
+        if self.listed.len() < MAX_PROBLEMS {
+            self.listed.push(problem);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    pub(crate) fn into_result<T>(mut self, value: T) -> Result<T, Vec<String>> {
+        if self.more > 0 {
+            self.listed.push(format!("and {} more", self.more));
+        }
+        if self.listed.is_empty() { Ok(value) } else { Err(self.listed) }
+    }
+}

@@ -1,0 +1,114 @@
+//! A PEFT directory as it lies on disk, before it is known which base it is for.
+
+use std::collections::BTreeMap;
+
+use safetensors::tensor::SafeTensors;
+
+use super::config::LoraSettings;
+use super::{
+    CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT_BYTES, WEIGHTS_FILE, elements, parse_key,
+};
+use crate::card::Card;
+use crate::error::Error;
+use crate::files::{Files, Problems};
+use crate::generation::Generation;
+
+/// The files of a module.
+pub(crate) struct Content {
+    pub(crate) config: Vec<u8>,
+    pub(crate) generation: Generation,
+    pub(crate) card: Card,
+    pub(super) settings: LoraSettings,
+    weights: Vec<u8>,
+}
+
+impl Content {
+    pub(crate) fn read(files: Files<'_>) -> Result<Self, Error> {
+        let refused = |problems| Error::refused(files.name, problems);
+        let config = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
+        if !files.has(WEIGHTS_FILE) {
+            let found = match files.has("adapter_model.bin") {
+                true => "only adapter_model.bin, a pickle, which is never read",
+                false => "no weights",
+            };
+            return Err(refused(vec![format!("found {found}; expected {WEIGHTS_FILE}")]));
+        }
+        let settings = LoraSettings::parse(&config).map_err(refused)?;
+        let weights = files.read(WEIGHTS_FILE, MAX_WEIGHT_BYTES)?;
+        let generation = Generation::of(&[b"lora", &config, &weights]);
+        let card = match files.has(CARD_FILE) {
+            true => Card::parse(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?),
+            false => Card::default(),
+        };
+        Ok(Self { config, generation, card, settings, weights })
+    }
+
+    pub(crate) fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
+        SafeTensors::deserialize(&self.weights).map_err(|error| {
+            vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")]
+        })
+    }
+
+    /// A and B by the path of the linear (`model.layers.0.self_attn.q_proj`), as 32-bit floats.
+    pub(crate) fn sites(&self) -> Result<BTreeMap<String, RawSite>, Vec<String>> {
+        let mut problems = Problems::default();
+        let mut sites: BTreeMap<String, [Option<Matrix>; 2]> = BTreeMap::new();
+        for (name, view) in self.tensors()?.iter() {
+            let Some((path, is_b)) =
+                parse_key(name).filter(|(path, _)| self.settings.is_target(path))
+            else {
+                problems.add(format!("tensor `{name}` belongs to no target module"));
+                continue;
+            };
+            let (rank, _) = self.settings.rank_and_scale(path);
+            match (elements(&view), view.shape()) {
+                (Ok(elements), &[rows, columns]) if [rows, columns][usize::from(is_b)] == rank => {
+                    let values = elements.as_slice().to_f32();
+                    let matrix = Matrix { shape: [rows, columns], values };
+                    sites.entry(path.to_owned()).or_default()[usize::from(is_b)] = Some(matrix);
+                }
+                (Err(problem), _) => problems.add(format!("tensor `{name}` {problem}")),
+                (_, shape) => problems
+                    .add(format!("tensor `{name}` has shape {shape:?}, expected rank {rank}")),
+            }
+        }
+        let mut complete = BTreeMap::new();
+        for (path, matrices) in sites {
+            let (rank, scale) = self.settings.rank_and_scale(&path);
+            match matrices {
+                [Some(a), Some(b)] => {
+                    complete.insert(path, RawSite { rank, scale, matrices: [a, b] });
+                }
+                [None, _] => problems.add(format!("{path} has no `lora_A`")),
+                [_, None] => problems.add(format!("{path} has no `lora_B`")),
+            }
+        }
+        problems.into_result(complete)
+    }
+}
+
+/// A matrix, row by row.
+pub(crate) struct Matrix {
+    pub(crate) shape: [usize; 2],
+    pub(crate) values: Vec<f32>,
+}
+
+/// A LoRA at one linear: A `[rank, inputs]`, then B `[outputs, rank]`.
+pub(crate) struct RawSite {
+    rank: usize,
+    scale: f32,
+    pub(crate) matrices: [Matrix; 2],
+}
+
+impl RawSite {
+    /// What two LoRAs must share for their matrices to be summed.
+    pub(crate) fn numbers(&self) -> [(&'static str, String); 4] {
+        let [a, b] = &self.matrices;
+        [
+            ("rank", self.rank.to_string()),
+            ("scale", self.scale.to_string()),
+            ("inputs", a.shape[1].to_string()),
+            ("outputs", b.shape[0].to_string()),
+        ]
+    }
+}
