@@ -20,3 +20,4 @@ mod pull;
 mod routers;
 mod skills;
 mod tidy;
+mod zoo;

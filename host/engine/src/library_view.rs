@@ -1,42 +1,81 @@
 //! A library snapshot as routers see it, and the rows that a router has defined.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use polyskill_adapters::{Generation, Module, Snapshot, prototypes};
 use polyskill_model::{Decoder, Site};
-use polyskill_sdk::runtime::{Definition, LibraryView};
+use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
 use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor};
 
 /// Most power iterations that a router may ask for.
 const MAX_ITERATIONS: u32 = 10_000;
 
 /// Rows that one router defined: (edition, name) → site → row.
-#[derive(Debug, Default)]
-pub(crate) struct Definitions(DashMap<(Generation, String), SiteRows>);
+#[derive(Debug)]
+pub(crate) struct Definitions {
+    rows: DashMap<(Generation, String), SiteRows>,
+    bytes: AtomicUsize,
+    most_bytes: usize,
+}
+
+impl Default for Definitions {
+    fn default() -> Self {
+        Self::bounded(usize::MAX)
+    }
+}
 
 type SiteRows = BTreeMap<u32, Arc<[f32]>>;
 
+/// Bytes that a row counts for.
+fn size(name: &str, row: &[f32]) -> usize {
+    name.len() + size_of_val(row)
+}
+
 impl Definitions {
+    /// Rows of at most so many bytes.
+    pub(crate) fn bounded(most_bytes: usize) -> Self {
+        Self { rows: DashMap::new(), bytes: AtomicUsize::new(0), most_bytes }
+    }
+
     pub(crate) fn row(&self, edition: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
-        let rows = self.0.get(&(edition, name.to_owned()))?;
+        let rows = self.rows.get(&(edition, name.to_owned()))?;
         rows.get(&(site as u32)).cloned()
     }
 
-    pub(crate) fn store(&self, view: &View, definitions: Vec<Definition>) {
+    /// Keeps rows, until there are too many: they stay for as long as their module is loaded.
+    pub(crate) fn store(&self, view: &View, definitions: Vec<Definition>) -> Result<(), Fault> {
         for Definition { name, module, site, row } in definitions {
             let Some(module) = view.leases.get(module as usize) else { continue };
-            self.0.entry((module.edition(), name)).or_default().insert(site, row.into());
+            let more = size(&name, &row);
+            let mut rows = self.rows.entry((module.edition(), name)).or_default();
+            let less = rows.get(&site).map_or(0, |known| size(&rows.key().1, known));
+            let bytes = self.bytes.load(Relaxed) + more - less;
+            if bytes > self.most_bytes {
+                return Err(Fault::Failed(format!(
+                    "it has defined more than the {} bytes that `definition_mib` allows in all",
+                    self.most_bytes
+                )));
+            }
+            rows.insert(site, row.into());
+            self.bytes.store(bytes, Relaxed);
         }
+        Ok(())
     }
 
     pub(crate) fn retain(&self, keep: impl Fn(Generation) -> bool) {
-        self.0.retain(|(edition, _), _| keep(*edition));
+        self.rows.retain(|(edition, _), _| keep(*edition));
+        let sizes = self
+            .rows
+            .iter()
+            .map(|entry| entry.values().map(|row| size(&entry.key().1, row)).sum::<usize>());
+        self.bytes.store(sizes.sum(), Relaxed);
     }
 
     fn covers(&self, module: &Module, name: &str) -> bool {
-        let rows = self.0.get(&(module.edition(), name.to_owned()));
+        let rows = self.rows.get(&(module.edition(), name.to_owned()));
         rows.is_some_and(|rows| {
             module.weights().sites().all(|(site, _)| rows.contains_key(&(site.index() as u32)))
         })

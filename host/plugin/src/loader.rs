@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::flat::dylib::DylibCode;
 use crate::flat::wasm::FlatCode;
 use crate::gate_file::{self, GateFile, GateRouter};
-use crate::instance::{Code, Source};
+use crate::instance::{Code, Room, Source};
 use crate::limits::Limits;
 use crate::sandbox::{Sandbox, private_directory};
 use crate::self_test;
@@ -38,6 +38,7 @@ pub struct Loader {
     /// Limits of plugins that have their own, by name.
     own_limits: BTreeMap<String, Limits>,
     trust: Trust,
+    room: Arc<Room>,
     /// Where compiled plugins and copies of dynamic libraries are kept.
     cache: Option<PathBuf>,
     copies: AtomicU64,
@@ -71,12 +72,14 @@ impl Loader {
             largest.file_mib = largest.file_mib.max(own.file_mib);
         }
         let sandbox = Sandbox::new(&largest, cache.clone())?;
+        let room = Room::new(&limits);
         Ok(Self {
             sandbox,
             default_limits: limits,
             limits: largest,
             own_limits,
             trust,
+            room,
             cache,
             copies: AtomicU64::new(0),
         })
@@ -115,7 +118,8 @@ impl Loader {
             (kind, Loaded::Code(code))
         };
         let limits = self.own_limits.get(&name).unwrap_or(&self.default_limits).clone();
-        Ok(Plugin { name: name.into(), kind, code, signer, limits, bundle: Arc::new(bundle) })
+        let room = Arc::clone(&self.room);
+        Ok(Plugin { name: name.into(), kind, code, signer, limits, room, bundle: Arc::new(bundle) })
     }
 
     fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
@@ -232,6 +236,7 @@ pub struct Plugin {
     code: Loaded,
     signer: Option<String>,
     limits: Limits,
+    room: Arc<Room>,
     bundle: Arc<Bundle>,
 }
 
@@ -269,6 +274,11 @@ impl Plugin {
     /// The bundle's manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.bundle.manifest
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The capabilities that it asks for and `allowed` grants.
@@ -312,7 +322,8 @@ impl Plugin {
         match &self.code {
             Loaded::Code(code) => {
                 let (name, limits) = (Arc::clone(&self.name), self.limits.clone());
-                Source { name, code: Arc::clone(code), limits }.router(library, parameters)
+                let (code, room) = (Arc::clone(code), Arc::clone(&self.room));
+                Source { name, code, limits, room }.router(library, parameters)
             }
             Loaded::Gates(file) => {
                 let identity = (self.name(), self.manifest().version.as_str());
