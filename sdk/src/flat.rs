@@ -29,8 +29,9 @@ macro_rules! host_functions {
 
         /// `struct polyskill_host`, which means nothing in a sandbox.
         #[cfg(target_arch = "wasm32")]
+        #[repr(C)]
         #[derive(Debug)]
-        pub struct Table(());
+        pub struct Table([u8; 0]);
 
         #[cfg(target_arch = "wasm32")]
         mod imports {
@@ -534,6 +535,7 @@ unsafe fn slice<'a, T>(values: *const T, count: u32) -> &'a [T] {
 #[macro_export]
 macro_rules! export_flat {
     ($router:ty) => {
+        $crate::require_router!($router);
         const _: () = {
             static INSTANCES: $crate::flat::Instances<$router> = $crate::flat::Instances::empty();
 

@@ -121,7 +121,8 @@ fn calls(plugin: &Plugin, parameters: &Parameters, modules: u32) -> (Times, Figu
     let scores = program.ops.iter().any(|op| matches!(op, Op::Linear { .. }));
     let case = |rows: usize| {
         let measured = route_rows(&*router, &library, (rows, modules, scores, hidden), arguments);
-        (format!("route, {rows} rows, {modules} modules"), measured)
+        let plural = if rows == 1 { "" } else { "s" };
+        (format!("route, {rows} row{plural}, {modules} modules"), measured)
     };
     (planned, ROWS.into_iter().map(case).collect())
 }

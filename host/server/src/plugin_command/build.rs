@@ -144,7 +144,12 @@ fn compile(command: &mut Command, out: &mut dyn Write) -> Result<(), String> {
         return Err(format!("`{program}` failed:\n{}{}", said.trim_end(), also.trim_end()));
     }
     if said.contains("warning") {
-        say(out, said.trim_end())?;
+        let progress = |line: &&str| {
+            ["Compiling ", "Finished ", "Blocking "]
+                .iter()
+                .any(|p| line.trim_start().starts_with(p))
+        };
+        said.lines().filter(|line| !progress(line)).try_for_each(|line| say(out, line))?;
     }
     Ok(())
 }

@@ -221,3 +221,47 @@ fn fingerprint(dir: &Path) -> BTreeMap<PathBuf, (u64, Option<SystemTime>)> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plugin_command::{Language, NewArgs, PluginCommand};
+
+    #[test]
+    fn what_fails_its_fixtures_is_not_handed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, served) = (folder.path().join("project"), folder.path().join("served"));
+        let new = NewArgs {
+            lang: Language::Gate,
+            sdk: None,
+            name: "gates".to_owned(),
+            dir: Some(dir.clone()),
+        };
+        crate::plugin_command::run(&PluginCommand::New(new), &mut Vec::new()).unwrap();
+        let args = DevArgs {
+            dir: dir.clone(),
+            to: "http://127.0.0.1:8080".to_owned(),
+            plugins: Some(served.clone()),
+            admin_key: None,
+            flavour: None,
+            offline: true,
+            sandbox: SandboxArgs::default(),
+            serve: Vec::new(),
+        };
+        let (target, starts) = target(&args).unwrap();
+        assert!(!starts, "--plugins means that a server runs");
+        let seen = fingerprint(&dir);
+        let mut out = Vec::new();
+        round(&args, &target, true, &mut out).unwrap();
+        assert_eq!(fingerprint(&dir), seen, "what is built is no source");
+        let installed = served.join("gates/gates.toml");
+        let before = std::fs::read_to_string(&installed).unwrap();
+        let changed = before.replace("top_k = 2", "top_k = 1").replace("\"abs\",", "");
+        std::fs::write(dir.join("gates.toml"), changed).unwrap();
+        assert_ne!(fingerprint(&dir), seen);
+        std::fs::write(dir.join("fixtures/two-of-three.json"), "{}").unwrap();
+        let reason = round(&args, &target, true, &mut out).unwrap_err();
+        assert!(reason.contains("FAILED") && reason.contains("two-of-three"), "{reason}");
+        assert_eq!(std::fs::read_to_string(&installed).unwrap(), before);
+    }
+}

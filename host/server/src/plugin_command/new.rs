@@ -64,7 +64,6 @@ const GATE: Files = &[
 ];
 const PYTHON: Files = &[
     ("router.py", include_str!("../../templates/python/router.py")),
-    ("polyskill.toml", include_str!("../../templates/python/polyskill.toml")),
     ("wit/router.wit", include_str!("../../../../sdk/wit/router-0.1/router.wit")),
     ("README.md", include_str!("../../templates/python/README.md")),
     BY_NAME,

@@ -7,12 +7,16 @@ use std::time::Instant;
 use polyskill_plugin::{Fault, Plugin, self_test};
 use polyskill_sdk::conformance::{self, Decided};
 
+use crate::pull::cache_directory;
+
 use super::{SandboxArgs, Settings, prepare, say};
 
 pub(super) fn run(bundle: &Path, args: &SandboxArgs, out: &mut dyn Write) -> Result<(), String> {
     let settings = Settings::new(args)?;
+    // The server's own cache: what was compiled for a test is not compiled again to serve.
+    let cache = Some(cache_directory().join("plugins"));
     let start = Instant::now();
-    let prepared = prepare(bundle, &settings.limits, None, args.native)?;
+    let prepared = prepare(bundle, &settings.limits, cache, args.native)?;
     let plugin = prepared.loader.load(&prepared.path).map_err(|error| error.to_string())?;
     let manifest = plugin.manifest();
     say(
