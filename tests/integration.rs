@@ -16,6 +16,7 @@ mod openai_api;
 mod openai_client;
 mod parity;
 mod plugin;
+mod plugin_command;
 mod pull;
 mod routers;
 mod skills;

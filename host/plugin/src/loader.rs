@@ -22,10 +22,10 @@ use crate::self_test;
 use crate::trust::{Trust, granted};
 
 /// The first bytes of a component and of a core module.
-const COMPONENT_MAGIC: [u8; 8] = *b"\0asm\x0d\0\x01\0";
-const CORE_MAGIC: [u8; 8] = *b"\0asm\x01\0\0\0";
+pub(crate) const COMPONENT_MAGIC: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+pub(crate) const CORE_MAGIC: [u8; 8] = *b"\0asm\x01\0\0\0";
 /// The first bytes of dynamic libraries: ELF, Mach-O, PE.
-const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
+pub(crate) const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
 
 /// Loads plugins. One per process.
 #[derive(Debug)]
@@ -180,7 +180,7 @@ impl Loader {
 
 /// Whether a core module speaks the flat ABI, in any version; a malformed one is refused when it is
 /// compiled.
-fn exports_flat(bytes: &[u8]) -> bool {
+pub(crate) fn exports_flat(bytes: &[u8]) -> bool {
     let exports = wasmparser::Parser::new(0).parse_all(bytes).find_map(|payload| match payload {
         Ok(wasmparser::Payload::ExportSection(exports)) => Some(exports),
         _ => None,
@@ -306,12 +306,15 @@ impl Plugin {
     /// # Errors
     /// The first fixture that fails, with what was found and what was expected.
     pub fn self_test(&self) -> Result<Vec<self_test::Report>, Fault> {
-        let fixtures = self
-            .bundle
-            .files
-            .iter()
-            .filter(|(name, _)| name.starts_with("fixtures/") && name.ends_with(".json"));
-        fixtures.map(|(name, bytes)| self_test::run(self, name, bytes)).collect()
+        self.fixtures().map(|(name, bytes)| self_test::run(self, name, bytes)).collect()
+    }
+
+    /// The bundle's fixtures, by file, for [`self_test::run`].
+    pub fn fixtures(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let files = self.bundle.files.iter();
+        files
+            .filter(|(name, _)| name.starts_with("fixtures/") && name.ends_with(".json"))
+            .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
     }
 
     pub(crate) fn instantiate(
