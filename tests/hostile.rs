@@ -237,7 +237,7 @@ fn the_base_answers_for_a_router_that_does_not() {
         assert_eq!((info.faults, info.abstentions), (faults, abstentions), "{name}");
     }
     let info = &bench.composer.routers()[0];
-    assert!(info.last_fault.as_ref().is_some_and(|fault| fault.contains("I give up")));
+    assert!(info.last_fault.as_ref().is_some_and(|fault| fault.contains("failed: failed")));
 }
 
 /// Weights that overflow only on real rows are found there: the base runs alone, row by row.
