@@ -18,6 +18,7 @@ mod components;
 mod faults;
 mod flat;
 mod fuzzed;
+mod generated;
 mod limits;
 mod server;
 
