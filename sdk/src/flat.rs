@@ -537,6 +537,7 @@ unsafe fn slice<'a, T>(values: *const T, count: u32) -> &'a [T] {
 #[macro_export]
 macro_rules! export_flat {
     ($router:ty) => {
+        $crate::require_router!($router);
         const _: () = {
             static INSTANCES: $crate::flat::Instances<$router> = $crate::flat::Instances::empty();
 

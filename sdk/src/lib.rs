@@ -71,8 +71,20 @@ pub use router::{
     Request, RouteError, Router, SiteInfo, SvdMethod, Tensor,
 };
 
+/// Names a type that is no router in any build, so that unit tests find it too.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! require_router {
+    ($router:ty) => {
+        const _: fn() = || {
+            fn require_router<R: $crate::Router>() {}
+            require_router::<$router>();
+        };
+    };
+}
+
 /// Makes a [`Router`] the plugin's export: of a component, or with the feature `flat` of the flat ABI.
-/// Without that feature it does nothing in native builds, so tests link as usual.
+/// Without that feature native builds check the type and export nothing, so tests link as usual.
 #[cfg(feature = "flat")]
 #[macro_export]
 macro_rules! export {
@@ -82,11 +94,12 @@ macro_rules! export {
 }
 
 /// Makes a [`Router`] the plugin's export: of a component, or with the feature `flat` of the flat ABI.
-/// Without that feature it does nothing in native builds, so tests link as usual.
+/// Without that feature native builds check the type and export nothing, so tests link as usual.
 #[cfg(not(feature = "flat"))]
 #[macro_export]
 macro_rules! export {
     ($router:ty) => {
+        $crate::require_router!($router);
         #[cfg(target_arch = "wasm32")]
         const _: () = {
             static INSTANCE: $crate::guest::Instance<$router> = $crate::guest::Instance::empty();

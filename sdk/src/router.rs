@@ -8,6 +8,11 @@ use crate::parameters::{ParameterError, Parameters};
 ///
 /// An instance is a cache, never a store: the host may discard it between any two calls and make a new
 /// one, so the answer must depend on the arguments and the host's answers alone.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no router",
+    label = "this type does not implement `polyskill_sdk::Router`",
+    note = "a router has `init`, `descriptor` and `plan`; `polyskill plugin new` writes one to start from"
+)]
 pub trait Router: Sized + Send + 'static {
     /// Makes an instance from the configured parameters.
     ///

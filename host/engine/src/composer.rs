@@ -413,46 +413,47 @@ impl Composer {
         let mut digests: Vec<&str> = Vec::new();
         let mut reasons: Vec<String> = Vec::new();
         for (at, link) in chain.iter().enumerate() {
-            let is_last = at + 1 == chain.len();
-            let (slot, outcome) = self.ask(snapshot, link, (selection, is_last), &candidates)?;
-            digests.push(&slot.digest);
-            let identity = || identity(name, &digests);
-            match outcome {
-                Outcome::Narrowed(fewer) => candidates = fewer,
-                Outcome::Passed(reason) => reasons.push(format!("{}: {reason}", slot.name)),
-                Outcome::Failed(reason) => return Ok(self.base(Some(identity()), Some(reason))),
-                Outcome::Planned(plan) => {
-                    let compiled = self.compile(snapshot, slot, plan, &candidates, &identity());
-                    return compiled.or_else(|reason| {
-                        slot.count_fault(&reason);
-                        refused(slot, &reason)?;
-                        Ok(self.base(Some(identity()), Some(reason)))
-                    });
+            let asked = (selection, at + 1 == chain.len());
+            let mut failure = None;
+            for (version, slot) in link.versions().enumerate() {
+                if version > 0 {
+                    digests.pop();
                 }
+                digests.push(&slot.digest);
+                let reason = match self.ask_version(snapshot, slot, asked, &candidates)? {
+                    Outcome::Narrowed(fewer) => {
+                        candidates = fewer;
+                        None
+                    }
+                    Outcome::Passed(reason) => {
+                        reasons.push(format!("{}: {reason}", slot.name));
+                        None
+                    }
+                    Outcome::Failed(reason) => Some(reason),
+                    Outcome::Planned(plan) => {
+                        let identity = identity(name, &digests);
+                        match self.compile(snapshot, slot, plan, &candidates, &identity) {
+                            Ok(composition) => return Ok(composition),
+                            Err(reason) => {
+                                slot.count_fault(&reason);
+                                Some(reason)
+                            }
+                        }
+                    }
+                };
+                failure = reason;
+                let Some(reason) = &failure else { break };
+                refused(&link.slot, reason)?;
+            }
+            if failure.is_some() {
+                return Ok(self.base(Some(identity(name, &digests)), failure));
             }
         }
         let reason = format!("no router of the chain decided: {}", reasons.join("; "));
         Ok(self.base(Some(identity(name, &digests)), Some(reason)))
     }
 
-    /// Asks one router, and its previous version where its policy says so.
-    fn ask<'l>(
-        &self,
-        snapshot: &Snapshot,
-        link: &'l Link,
-        (selection, is_last): (&Selection, bool),
-        candidates: &[u32],
-    ) -> Result<(&'l Arc<RouterSlot>, Outcome), ComposeError> {
-        let slot = &link.slot;
-        let outcome = self.ask_version(snapshot, slot, (selection, is_last), candidates)?;
-        let Outcome::Failed(reason) = outcome else { return Ok((slot, outcome)) };
-        refused(slot, &reason)?;
-        let previous = link.previous.as_ref();
-        let previous = previous.filter(|_| slot.health.policy().on_fault == OnFault::Previous);
-        let Some(previous) = previous else { return Ok((slot, Outcome::Failed(reason))) };
-        Ok((previous, self.ask_version(snapshot, previous, (selection, is_last), candidates)?))
-    }
-
+    /// Asks one version of a router.
     fn ask_version(
         &self,
         snapshot: &Snapshot,
@@ -585,6 +586,15 @@ impl Versions {
 struct Link {
     slot: Arc<RouterSlot>,
     previous: Option<Arc<RouterSlot>>,
+}
+
+impl Link {
+    /// Who is asked in turn, until one answers: after the serving version the previous one, where the
+    /// policy says so.
+    fn versions(&self) -> impl Iterator<Item = &Arc<RouterSlot>> {
+        let previous = self.slot.health.policy().on_fault == OnFault::Previous;
+        std::iter::once(&self.slot).chain(self.previous.as_ref().filter(|_| previous))
+    }
 }
 
 /// What a router answered.

@@ -69,7 +69,7 @@ fn check_exports(name: &str, engine: &Engine, component: &Component) -> Result<(
 impl Code for ComponentCode {
     fn instantiate(&self, state: State, budget: Budget) -> Result<Box<dyn Instance>, Fault> {
         let mut store = Store::new(self.pre.engine(), state);
-        store.limiter(|state| &mut state.store_limits);
+        store.limiter(|state| &mut state.caps);
         set_budget(&mut store, budget)?;
         let instance = self.pre.instance_pre().instantiate(&mut store);
         let instance = instance.map_err(|error| trap("instantiate", &error))?;

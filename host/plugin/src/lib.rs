@@ -12,6 +12,7 @@ mod component;
 mod error;
 mod flat;
 mod gate_file;
+mod inspect;
 mod instance;
 mod limits;
 mod loader;
@@ -22,6 +23,7 @@ mod trust;
 
 pub use bundle::{ABI, Capability, MANIFEST_FILE, Manifest, SIGNATURE_FILE, pack};
 pub use error::Error;
+pub use inspect::{Inspection, inspect};
 pub use limits::Limits;
 pub use loader::{Kind, Loader, Plugin};
 pub use polyskill_sdk::runtime::Fault;

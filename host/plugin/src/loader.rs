@@ -15,17 +15,17 @@ use crate::error::Error;
 use crate::flat::dylib::DylibCode;
 use crate::flat::wasm::FlatCode;
 use crate::gate_file::{self, GateFile, GateRouter};
-use crate::instance::{Code, Source};
+use crate::instance::{Code, Room, Source};
 use crate::limits::Limits;
 use crate::sandbox::{Sandbox, private_directory};
 use crate::self_test;
 use crate::trust::{Trust, granted};
 
 /// The first bytes of a component and of a core module.
-const COMPONENT_MAGIC: [u8; 8] = *b"\0asm\x0d\0\x01\0";
-const CORE_MAGIC: [u8; 8] = *b"\0asm\x01\0\0\0";
+pub(crate) const COMPONENT_MAGIC: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+pub(crate) const CORE_MAGIC: [u8; 8] = *b"\0asm\x01\0\0\0";
 /// The first bytes of dynamic libraries: ELF, Mach-O, PE.
-const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
+pub(crate) const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
 
 /// Loads plugins. One per process.
 #[derive(Debug)]
@@ -38,6 +38,7 @@ pub struct Loader {
     /// Limits of plugins that have their own, by name.
     own_limits: BTreeMap<String, Limits>,
     trust: Trust,
+    room: Arc<Room>,
     /// Where compiled plugins and copies of dynamic libraries are kept.
     cache: Option<PathBuf>,
     copies: AtomicU64,
@@ -71,12 +72,14 @@ impl Loader {
             largest.file_mib = largest.file_mib.max(own.file_mib);
         }
         let sandbox = Sandbox::new(&largest, cache.clone())?;
+        let room = Room::new(&limits);
         Ok(Self {
             sandbox,
             default_limits: limits,
             limits: largest,
             own_limits,
             trust,
+            room,
             cache,
             copies: AtomicU64::new(0),
         })
@@ -115,14 +118,15 @@ impl Loader {
             (kind, Loaded::Code(code))
         };
         let limits = self.own_limits.get(&name).unwrap_or(&self.default_limits).clone();
-        Ok(Plugin { name: name.into(), kind, code, signer, limits, bundle: Arc::new(bundle) })
+        let room = Arc::clone(&self.room);
+        Ok(Plugin { name: name.into(), kind, code, signer, limits, room, bundle: Arc::new(bundle) })
     }
 
     fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
         let not_a_plugin = |reason: String| Error::NotAPlugin { name: name.to_owned(), reason };
         match bytes.get(..8) {
             Some(magic) if magic == COMPONENT_MAGIC => {
-                let component = self.sandbox.component(name, bytes)?;
+                let component = self.sandbox.component(name, bytes, || Ok(None))?;
                 let code = ComponentCode::new(name, &self.sandbox.engine, &component)?;
                 Ok((Kind::Component, Arc::new(code)))
             }
@@ -132,11 +136,13 @@ impl Loader {
                     let code = FlatCode::new(name, &self.sandbox.engine, &module)?;
                     return Ok((Kind::Core, Arc::new(code)));
                 }
-                // The encoder trusts its input's structure.
-                let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
-                valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
-                let wrapped = wrap_core(bytes).map_err(not_a_plugin)?;
-                let component = self.sandbox.component(name, &wrapped)?;
+                let wrap = || {
+                    // The encoder trusts its input's structure.
+                    let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
+                    valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
+                    wrap_core(bytes).map(Some).map_err(not_a_plugin)
+                };
+                let component = self.sandbox.component(name, bytes, wrap)?;
                 match ComponentCode::new(name, &self.sandbox.engine, &component) {
                     // It carries no component type, so wrapping it gave a component without exports.
                     Err(Error::Version { found, .. }) if found == NO_EXPORTS => {
@@ -174,7 +180,7 @@ impl Loader {
 
 /// Whether a core module speaks the flat ABI, in any version; a malformed one is refused when it is
 /// compiled.
-fn exports_flat(bytes: &[u8]) -> bool {
+pub(crate) fn exports_flat(bytes: &[u8]) -> bool {
     let exports = wasmparser::Parser::new(0).parse_all(bytes).find_map(|payload| match payload {
         Ok(wasmparser::Payload::ExportSection(exports)) => Some(exports),
         _ => None,
@@ -230,6 +236,7 @@ pub struct Plugin {
     code: Loaded,
     signer: Option<String>,
     limits: Limits,
+    room: Arc<Room>,
     bundle: Arc<Bundle>,
 }
 
@@ -269,6 +276,11 @@ impl Plugin {
         &self.bundle.manifest
     }
 
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// The capabilities that it asks for and `allowed` grants.
     pub fn capabilities(&self, allowed: &[Capability]) -> Vec<Capability> {
         granted(&self.bundle.manifest.capabilities, allowed)
@@ -294,12 +306,15 @@ impl Plugin {
     /// # Errors
     /// The first fixture that fails, with what was found and what was expected.
     pub fn self_test(&self) -> Result<Vec<self_test::Report>, Fault> {
-        let fixtures = self
-            .bundle
-            .files
-            .iter()
-            .filter(|(name, _)| name.starts_with("fixtures/") && name.ends_with(".json"));
-        fixtures.map(|(name, bytes)| self_test::run(self, name, bytes)).collect()
+        self.fixtures().map(|(name, bytes)| self_test::run(self, name, bytes)).collect()
+    }
+
+    /// The bundle's fixtures, by file, for [`self_test::run`].
+    pub fn fixtures(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let files = self.bundle.files.iter();
+        files
+            .filter(|(name, _)| name.starts_with("fixtures/") && name.ends_with(".json"))
+            .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
     }
 
     pub(crate) fn instantiate(
@@ -310,7 +325,8 @@ impl Plugin {
         match &self.code {
             Loaded::Code(code) => {
                 let (name, limits) = (Arc::clone(&self.name), self.limits.clone());
-                Source { name, code: Arc::clone(code), limits }.router(library, parameters)
+                let (code, room) = (Arc::clone(code), Arc::clone(&self.room));
+                Source { name, code, limits, room }.router(library, parameters)
             }
             Loaded::Gates(file) => {
                 let identity = (self.name(), self.manifest().version.as_str());

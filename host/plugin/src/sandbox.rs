@@ -61,8 +61,14 @@ impl Sandbox {
         Ok(Self { engine, cache, ticking })
     }
 
-    /// Compiles a component, or takes it from the cache.
-    pub(crate) fn component(&self, name: &str, bytes: &[u8]) -> Result<Component, Error> {
+    /// Compiles a component, or takes it from the cache. `make` gives the component where the
+    /// bytes are another form of it.
+    pub(crate) fn component(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        make: impl FnOnce() -> Result<Option<Vec<u8>>, Error>,
+    ) -> Result<Component, Error> {
         if let Some(path) = self.cached(bytes, Precompiled::Component) {
             // SAFETY: see `cached`.
             #[expect(unsafe_code, reason = "the cache is written by this program alone")]
@@ -71,7 +77,10 @@ impl Sandbox {
                 return Ok(component);
             }
         }
-        let component = Component::new(&self.engine, bytes);
+        let component = match make()? {
+            None => Component::new(&self.engine, bytes),
+            Some(made) => Component::new(&self.engine, made),
+        };
         let component = component.map_err(|error| compile_error(name, &error))?;
         self.store(bytes, || component.serialize());
         Ok(component)

@@ -97,7 +97,7 @@ fn lies_in(path: &Path, allowed: &Path) -> bool {
 }
 
 /// Checks a signature's text against a digest; returns the signer's public key.
-fn verify(digest: &str, text: &str) -> Result<String, String> {
+pub(crate) fn verify(digest: &str, text: &str) -> Result<String, String> {
     let malformed =
         || "its signature is not `ed25519 PUBLIC-KEY SIGNATURE` in hexadecimal".to_owned();
     let mut words = text.split_whitespace();

@@ -13,11 +13,10 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use polyskill_engine::Selection;
-use polyskill_sdk::{Parameters, Value};
 
-use crate::config::Config;
+use crate::config::{Config, parse_parameters};
 use crate::service::Service;
-use crate::{adapters_command, api, bench, generate, pull, record, routers};
+use crate::{adapters_command, api, bench, generate, plugin_command, pull, record, routers};
 
 /// One frozen base model, many modules, routed per token and per layer.
 #[derive(Debug, Parser)]
@@ -47,6 +46,9 @@ enum Command {
     /// Make modules out of modules.
     #[command(subcommand)]
     Adapters(adapters_command::AdaptersCommand),
+    /// Write, build, test, measure, sign and serve router plugins.
+    #[command(subcommand)]
+    Plugin(plugin_command::PluginCommand),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -128,6 +130,7 @@ pub fn main() -> ExitCode {
         }),
         Command::CheckConfig(args) => check_config(&args),
         Command::Adapters(command) => make_modules(&command),
+        Command::Plugin(command) => plugin_command::run(&command, &mut std::io::stdout()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -283,19 +286,9 @@ fn generate_one(args: GenerateArgs) -> Result<(), String> {
 }
 
 fn routed(router: String, params: &[String]) -> Result<Selection, String> {
-    let parse = |text: &String| {
-        let (name, value) =
-            text.split_once('=').ok_or_else(|| format!("--param `{text}`, expected name=value"))?;
-        let value = match (value.parse::<f64>(), value.parse::<bool>()) {
-            (Ok(number), _) => Value::Number(number),
-            (_, Ok(flag)) => Value::Flag(flag),
-            _ => Value::Text(value.to_owned()),
-        };
-        Ok::<_, String>((name.to_owned(), value))
-    };
     Ok(Selection::Routed {
         router,
-        parameters: Parameters(params.iter().map(parse).collect::<Result<_, _>>()?),
+        parameters: parse_parameters(params)?,
         modules: Vec::new(),
         prompt_tokens: 0,
         text: None,

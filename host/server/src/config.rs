@@ -438,6 +438,24 @@ pub fn parameters(table: &toml::Table) -> Result<Parameters, String> {
     table.iter().map(scalar).collect::<Result<_, _>>().map(Parameters)
 }
 
+/// Parameters from the command line, `name=value` each.
+///
+/// # Errors
+/// The first that has no `=`.
+pub fn parse_parameters(texts: &[String]) -> Result<Parameters, String> {
+    let parse = |text: &String| {
+        let (name, value) =
+            text.split_once('=').ok_or_else(|| format!("--param `{text}`, expected name=value"))?;
+        let value = match (value.parse::<f64>(), value.parse::<bool>()) {
+            (Ok(number), _) => Value::Number(number),
+            (_, Ok(flag)) => Value::Flag(flag),
+            _ => Value::Text(value.to_owned()),
+        };
+        Ok((name.to_owned(), value))
+    };
+    texts.iter().map(parse).collect::<Result<_, _>>().map(Parameters)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

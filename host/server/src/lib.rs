@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod generate;
 pub mod metrics;
+pub mod plugin_command;
 pub mod pull;
 pub mod record;
 pub mod routers;

@@ -175,6 +175,7 @@ impl Routers {
                 None => polyskill_sdk::Parameters::default(),
             },
             hidden: capabilities.contains(&Capability::Hidden),
+            defined_bytes: Some(plugin.limits().definition_mib << 20),
             faults: self.faults.policy(on_fault),
         })
     }

@@ -267,7 +267,8 @@ impl Instance for DylibInstance {
     }
 
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault> {
-        self.state.exchange.parameters = request.parameters.clone();
+        let exchange = &mut self.state.exchange;
+        (exchange.parameters, exchange.planning) = (request.parameters.clone(), true);
         let text = request.text.as_deref();
         let wire = WireRequest {
             size: size_of::<WireRequest>() as u32,

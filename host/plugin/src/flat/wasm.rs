@@ -252,7 +252,7 @@ impl FlatCode {
 impl Code for FlatCode {
     fn instantiate(&self, state: State, budget: Budget) -> Result<Box<dyn Instance>, Fault> {
         let mut store = Store::new(self.pre.module().engine(), state);
-        store.limiter(|state| &mut state.store_limits);
+        store.limiter(|state| &mut state.caps);
         set_budget(&mut store, budget)?;
         let instance = self.pre.instantiate(&mut store);
         let instance = instance.map_err(|error| trap("instantiate", &error))?;
@@ -420,7 +420,8 @@ impl Instance for FlatInstance {
     }
 
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault> {
-        self.store.data_mut().exchange.parameters = request.parameters.clone();
+        let exchange = &mut self.store.data_mut().exchange;
+        (exchange.parameters, exchange.planning) = (request.parameters.clone(), true);
         let text = request.text.as_deref().unwrap_or_default();
         let candidates = request.candidates.len() as u32;
         let bytes = REQUEST_BYTES as usize + 4 * request.candidates.len() + text.len();

@@ -1,0 +1,335 @@
+//! `polyskill plugin build`: from a project to a bundle.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use clap::{Args, ValueEnum};
+use polyskill_plugin::{Kind, Limits, MANIFEST_FILE, Manifest, SIGNATURE_FILE};
+
+use super::{Language, bundle_folder, read_manifest, say, short_name, toolchain};
+
+/// What `build` makes.
+#[derive(Args, Clone, Debug)]
+pub struct BuildArgs {
+    /// The project's folder.
+    #[arg(default_value = ".")]
+    pub dir: PathBuf,
+    /// What the code becomes; by default a component for Rust and Python, a core module for C.
+    #[arg(long = "as", value_enum)]
+    pub flavour: Option<Flavour>,
+    /// Have cargo use what is on this machine already.
+    #[arg(long)]
+    pub offline: bool,
+}
+
+/// What code becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Flavour {
+    /// A component of the WIT world.
+    Component,
+    /// A core module of the flat ABI.
+    Core,
+    /// A dynamic library of the flat ABI: no sandbox.
+    Dylib,
+}
+
+/// Cargo's feature for the flat ABI.
+const FLAT: &str = "polyskill-sdk/flat";
+
+pub(super) fn run(args: &BuildArgs, out: &mut dyn Write) -> Result<(), String> {
+    let start = Instant::now();
+    let built = build(args, out)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let kib = built.code_bytes.div_ceil(1024);
+    say(
+        out,
+        format_args!(
+            "built {} ({}, {kib} KiB) in {seconds:.1} s",
+            built.folder.display(),
+            built.kind
+        ),
+    )
+}
+
+/// What a build made.
+pub(super) struct Built {
+    pub(super) folder: PathBuf,
+    pub(super) kind: Kind,
+    pub(super) code_bytes: usize,
+}
+
+/// Compiles a project and writes its bundle.
+pub(super) fn build(args: &BuildArgs, out: &mut dyn Write) -> Result<Built, String> {
+    let mut manifest = read_manifest(&args.dir)?;
+    let language = language(&args.dir, &manifest)?;
+    let flavour = args.flavour.unwrap_or(match language {
+        Language::C => Flavour::Core,
+        _ => Flavour::Component,
+    });
+    let mut manifest_text = fs::read_to_string(args.dir.join(MANIFEST_FILE))
+        .map_err(|error| format!("{}: {error}", args.dir.display()))?;
+    if flavour == Flavour::Dylib && language != Language::Gate {
+        let file = format!("{}{}", short_name(&manifest.name), std::env::consts::DLL_SUFFIX);
+        let mut table: toml::Table =
+            toml::from_str(&manifest_text).map_err(|error| error.to_string())?;
+        table.insert("file".to_owned(), toml::Value::String(file.clone()));
+        manifest_text = table.to_string();
+        manifest.file = file;
+    }
+    let code = match (language, flavour) {
+        (Language::Gate, _) => read(&args.dir.join(&manifest.file))?,
+        (Language::Rust, _) => rust(args, flavour, out)?,
+        (Language::C, Flavour::Core | Flavour::Dylib) => c(&args.dir, flavour, &manifest, out)?,
+        (Language::Python, Flavour::Component) => python(&args.dir, &manifest, out)?,
+        (Language::C, Flavour::Component) => {
+            return Err("C becomes a core module or a dynamic library, not a component".to_owned());
+        }
+        (Language::Python, _) => return Err("Python becomes a component only".to_owned()),
+    };
+    let code_bytes = code.len();
+    let mut files = fixtures(&args.dir)?;
+    files.insert(MANIFEST_FILE.to_owned(), manifest_text.into_bytes());
+    files.insert(manifest.file.clone(), code);
+    let mut folder = bundle_folder(&args.dir, &manifest.name);
+    // Other forms lie beside the ordinary one, to be compared with it.
+    if let Some(flavour) = args.flavour {
+        let form =
+            flavour.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+        folder = args.dir.join("target/bundle").join(form).join(short_name(&manifest.name));
+    }
+    replace_folder(&folder, &files)?;
+    let found = polyskill_plugin::inspect(&folder, &Limits::default());
+    let kind = found.map_err(|error| error.to_string())?.kind;
+    Ok(Built { folder, kind, code_bytes })
+}
+
+fn language(dir: &Path, manifest: &Manifest) -> Result<Language, String> {
+    let has = |extension: &str| sources(dir, extension).next().is_some();
+    if dir.join("Cargo.toml").is_file() {
+        Ok(Language::Rust)
+    } else if manifest.file.ends_with(".toml") {
+        Ok(Language::Gate)
+    } else if has("c") {
+        Ok(Language::C)
+    } else if has("py") {
+        Ok(Language::Python)
+    } else {
+        Err(format!(
+            "{} holds no Cargo.toml, no gate file that plugin.toml names, no .c and no .py: nothing to \
+             build",
+            dir.display()
+        ))
+    }
+}
+
+fn sources(dir: &Path, extension: &str) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> =
+        entries.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
+    found.sort();
+    found.into_iter()
+}
+
+/// Runs a compiler; what it says is shown where it fails or warns.
+fn compile(command: &mut Command, out: &mut dyn Write) -> Result<(), String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|error| format!("cannot run `{program}`: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !output.status.success() {
+        let also = String::from_utf8_lossy(&output.stdout).into_owned();
+        return Err(format!("`{program}` failed:\n{}{}", said.trim_end(), also.trim_end()));
+    }
+    if said.contains("warning") {
+        let progress = |line: &&str| {
+            ["Compiling ", "Finished ", "Blocking "]
+                .iter()
+                .any(|p| line.trim_start().starts_with(p))
+        };
+        said.lines().filter(|line| !progress(line)).try_for_each(|line| say(out, line))?;
+    }
+    Ok(())
+}
+
+fn rust(args: &BuildArgs, flavour: Flavour, out: &mut dyn Write) -> Result<Vec<u8>, String> {
+    let dir = &args.dir;
+    let library = library_name(dir)?;
+    // Each form has a directory of its own: the SDK is built with other features there.
+    let (folder, triple, file) = match flavour {
+        Flavour::Component => ("wasm", toolchain::WASM, format!("{library}.wasm")),
+        Flavour::Core => ("wasm-flat", toolchain::WASM, format!("{library}.wasm")),
+        Flavour::Dylib => {
+            let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+            ("native-flat", "", format!("{prefix}{library}{suffix}"))
+        }
+    };
+    let target = std::path::absolute(dir.join("target").join(folder))
+        .map_err(|error| format!("{}: {error}", dir.display()))?;
+    let mut cargo = toolchain::cargo();
+    cargo.args(["build", "--release"]).current_dir(dir).arg("--target-dir").arg(&target);
+    if flavour == Flavour::Dylib {
+        toolchain::without_flags(&mut cargo);
+    } else {
+        let compiler = toolchain::rust(dir)?;
+        claim(&target, &compiler.describe())?;
+        compiler.apply(&mut cargo);
+        cargo.args(["--target", toolchain::WASM]);
+    }
+    if flavour != Flavour::Component {
+        cargo.args(["--features", FLAT]);
+    }
+    if args.offline {
+        cargo.arg("--offline");
+    }
+    compile(&mut cargo, out)?;
+    let code = target.join(triple).join("release").join(file);
+    read(&code).map_err(|error| format!("{error} (is its crate-type `cdylib`?)"))
+}
+
+/// Empties a target directory that another compiler has built in: cargo tells compilers apart, but not
+/// standard libraries built by the same one.
+fn claim(target: &Path, compiler: &str) -> Result<(), String> {
+    let stamp = target.join("compiler.stamp");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == compiler) {
+        return Ok(());
+    }
+    let emptied = if target.exists() { fs::remove_dir_all(target) } else { Ok(()) };
+    emptied
+        .and_then(|()| fs::create_dir_all(target))
+        .and_then(|()| fs::write(&stamp, compiler))
+        .map_err(|error| format!("{}: {error}", target.display()))
+}
+
+/// What cargo calls the crate's library.
+fn library_name(dir: &Path) -> Result<String, String> {
+    let path = dir.join("Cargo.toml");
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let table: toml::Table =
+        toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    let name = |table_name: &str| table.get(table_name)?.get("name")?.as_str();
+    let name = name("lib").or_else(|| name("package"));
+    let name = name.ok_or_else(|| format!("{} names no package", path.display()))?;
+    Ok(name.replace('-', "_"))
+}
+
+fn c(
+    dir: &Path,
+    flavour: Flavour,
+    manifest: &Manifest,
+    out: &mut dyn Write,
+) -> Result<Vec<u8>, String> {
+    let target = dir.join("target");
+    fs::create_dir_all(&target).map_err(|error| format!("{}: {error}", target.display()))?;
+    let object = target.join(&manifest.file);
+    let words: Vec<String> = if flavour == Flavour::Dylib {
+        ["cc", "-shared", "-fPIC", "-fvisibility=hidden"].map(str::to_owned).to_vec()
+    } else {
+        let mut words = toolchain::c().ok_or_else(|| {
+            format!("there is no C compiler for WebAssembly; get one with\n{}", toolchain::GET_C)
+        })?;
+        words.extend(["-nostdlib", "-mbulk-memory", "-Wl,--no-entry"].map(str::to_owned));
+        words
+    };
+    let mut compiler = Command::new(&words[0]);
+    compiler.args(&words[1..]).args(["-O3", "-Wall", "-Wextra"]).args(sources(dir, "c"));
+    compile(compiler.arg("-o").arg(&object), out)?;
+    read(&object)
+}
+
+fn python(dir: &Path, manifest: &Manifest, out: &mut dyn Write) -> Result<Vec<u8>, String> {
+    if toolchain::componentize_py().is_none() {
+        return Err(format!("there is no componentize-py; get it with\n{}", toolchain::GET_PYTHON));
+    }
+    let target = dir.join("target");
+    fs::create_dir_all(&target).map_err(|error| format!("{}: {error}", target.display()))?;
+    let mut tool = Command::new("componentize-py");
+    tool.args(["-d", "wit", "-w", "plan-only", "componentize", "--stub-wasi", "router"]);
+    tool.arg("-o").arg(Path::new("target").join(&manifest.file)).current_dir(dir);
+    compile(&mut tool, out)?;
+    read(&target.join(&manifest.file))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn fixtures(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    sources(&dir.join("fixtures"), "json")
+        .map(|path| Ok((format!("fixtures/{}", name(&path)), read(&path)?)))
+        .collect()
+}
+
+/// Makes a folder hold these files and no others. Files change in one go, and only where they differ: a
+/// server may be watching.
+pub(super) fn replace_folder(
+    folder: &Path,
+    files: &BTreeMap<String, Vec<u8>>,
+) -> Result<(), String> {
+    let fail = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
+    let mut changed = false;
+    for (name, content) in files {
+        let path = folder.join(name);
+        if fs::read(&path).is_ok_and(|old| old == *content) {
+            continue;
+        }
+        changed = true;
+        let parent = path.parent().unwrap_or(folder);
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        let fresh = parent.join(format!(".{file}.new"));
+        fs::create_dir_all(parent)
+            .and_then(|()| fs::write(&fresh, content))
+            .and_then(|()| fs::rename(&fresh, &path))
+            .map_err(|error| fail(&path, error))?;
+    }
+    // A signature stays for as long as it fits.
+    let kept = |name: &String| files.contains_key(name) || (name == SIGNATURE_FILE && !changed);
+    for name in list(folder)?.into_keys().filter(|name| !kept(name)) {
+        let path = folder.join(name);
+        fs::remove_file(&path).map_err(|error| fail(&path, error))?;
+    }
+    Ok(())
+}
+
+/// Copies a bundle's folder, or makes one of a bare file.
+pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<(), String> {
+    if from.is_dir() {
+        let read = |(name, path): (String, PathBuf)| Ok((name, read(&path)?));
+        let files = list(from)?.into_iter().map(read).collect::<Result<_, String>>()?;
+        return replace_folder(to, &files);
+    }
+    let name =
+        |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let (stem, file) = (name(from.file_stem()), name(from.file_name()));
+    let manifest = format!(
+        "name = {stem:?}\nversion = \"0\"\nabi = \"{}\"\nfile = {file:?}\n",
+        polyskill_plugin::ABI
+    );
+    let files =
+        BTreeMap::from([(MANIFEST_FILE.to_owned(), manifest.into_bytes()), (file, read(from)?)]);
+    replace_folder(to, &files)
+}
+
+/// The files of a bundle's folder, as it counts them: up to two folders deep, hidden ones left out.
+fn list(folder: &Path) -> Result<BTreeMap<String, PathBuf>, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![(folder.to_owned(), String::new())];
+    while let Some((folder, prefix)) = folders.pop() {
+        let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        for entry in entries.flatten() {
+            let file = entry.file_name().to_string_lossy().into_owned();
+            let name = format!("{prefix}{file}");
+            if file.starts_with('.') {
+                continue;
+            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push((entry.path(), format!("{name}/")));
+            } else {
+                found.insert(name, entry.path());
+            }
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,79 @@
+//! `polyskill plugin pack`, `sign` and `verify`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use polyskill_plugin::{Kind, Limits};
+
+use super::{say, short_name};
+
+#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
+fn fail(error: polyskill_plugin::Error) -> String {
+    error.to_string()
+}
+
+pub(super) fn pack(
+    bundle: &Path,
+    output: Option<&Path>,
+    out: &mut dyn Write,
+) -> Result<(), String> {
+    let limits = Limits::default();
+    let found = polyskill_plugin::inspect(bundle, &limits).map_err(fail)?;
+    let name = format!("{}-{}.tar", short_name(&found.manifest.name), found.manifest.version);
+    let target = output.map_or_else(|| PathBuf::from(name), Path::to_owned);
+    polyskill_plugin::pack(bundle, &target, &limits).map_err(fail)?;
+    let signed = match found.signer? {
+        Some(key) => format!("signed by {key}"),
+        None => "not signed".to_owned(),
+    };
+    let size = std::fs::metadata(&target).map_or(0, |entry| entry.len()).div_ceil(1024);
+    say(out, format_args!("{} ({size} KiB)\ndigest {}, {signed}", target.display(), found.digest))
+}
+
+pub(super) fn sign(
+    bundle: &Path,
+    key: &Path,
+    new_key: bool,
+    out: &mut dyn Write,
+) -> Result<(), String> {
+    let limits = Limits::default();
+    // A tar carries its signature inside, so what is signed is the folder that is packed.
+    if bundle.extension().is_some_and(|extension| extension == "tar") {
+        return Err(format!(
+            "{} is a tar; sign the bundle's folder, then pack it",
+            bundle.display()
+        ));
+    }
+    let found = polyskill_plugin::inspect(bundle, &limits).map_err(fail)?;
+    if new_key {
+        polyskill_plugin::new_key(key).map_err(fail)?;
+        say(
+            out,
+            format_args!("wrote the secret key to {}: keep it, and keep it secret", key.display()),
+        )?;
+    }
+    let (digest, public) = polyskill_plugin::sign(bundle, key, &limits).map_err(fail)?;
+    let name = &found.manifest.name;
+    let prefix =
+        name.rsplit_once('/').map_or(name.clone(), |(publisher, _)| format!("{publisher}/"));
+    let dylibs = if found.kind == Kind::Dylib { ", dylibs = true" } else { "" };
+    say(out, format_args!("signed {name}, digest {digest}"))?;
+    say(out, "a server trusts it with this in its configuration:\n")?;
+    say(
+        out,
+        format_args!("[trust]\nkeys = [{{ key = \"{public}\", prefix = \"{prefix}\"{dylibs} }}]"),
+    )
+}
+
+pub(super) fn verify(bundle: &Path, key: &str, out: &mut dyn Write) -> Result<(), String> {
+    let found = polyskill_plugin::inspect(bundle, &Limits::default()).map_err(fail)?;
+    let name = &found.manifest.name;
+    let signer = found.signer.map_err(|reason| format!("plugin `{name}`: {reason}"))?;
+    match signer {
+        None => Err(format!("plugin `{name}` is not signed")),
+        Some(signer) if signer.eq_ignore_ascii_case(key) => {
+            say(out, format_args!("ok: {name} {}, digest {}", found.manifest.version, found.digest))
+        }
+        Some(signer) => Err(format!("plugin `{name}` is signed with {signer}, expected {key}")),
+    }
+}
