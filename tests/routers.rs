@@ -90,12 +90,65 @@ fn every_router_starts_and_answers() {
     assert!(bench.composer.routers().iter().all(|router| router.faults == 0));
 }
 
-/// Its weights are tested where they can be made up; here, no module brings gates.
 #[test]
 fn phatgoose_names_what_is_missing() {
     let composition = bench(&["phatgoose"]).compose(&selection("phatgoose", None, &[]));
     let reason = composition.fallback().unwrap_or_default();
     assert!(reason.contains("`task-a` has no artefact `phatgoose`"), "{reason}");
+}
+
+/// Modules that bring gates: two of them for every token and site, with weights in sum 1 but for ε.
+#[test]
+fn phatgoose_routes_by_the_gates_of_modules() {
+    let (bench, roots) = (bench(&[]), fixtures().join("adapters"));
+    let directory = tempfile::tempdir().unwrap();
+    for (number, name) in TASKS.iter().enumerate() {
+        let copy = directory.path().join(name);
+        copy_bundle(&roots.join(name), &copy);
+        let module = peft::load(name, &copy, directory.path(), bench.model.config()).unwrap();
+        std::fs::create_dir(copy.join("artefacts")).unwrap();
+        let generation = module.generation().to_string();
+        let gates = gates(&bench, &generation, number);
+        std::fs::write(copy.join("artefacts/phatgoose.safetensors"), gates).unwrap();
+        let module = peft::load(name, &copy, directory.path(), bench.model.config()).unwrap();
+        drop(bench.library.remove(name, Expected::Any).unwrap());
+        bench.library.publish(name, module, Expected::Absent).unwrap();
+    }
+    add_bundle(&bench, "phatgoose");
+    let output = run(&bench, &selection("phatgoose", None, &[]));
+    let picks = output.tokens.iter().flat_map(|token| &token.routing).map(|site| &site.picks);
+    let mut modules = std::collections::BTreeSet::new();
+    for picks in picks {
+        let sum: f32 = picks.iter().map(|(_, weight)| weight).sum();
+        assert!(picks.len() == 2 && (sum - 1.0).abs() < 1e-4, "{picks:?}");
+        modules.extend(picks.iter().map(|(module, _)| *module));
+    }
+    assert!(modules.len() > 2, "the gates make a difference: {modules:?}");
+}
+
+/// An artefact with made-up gates for every site.
+fn gates(bench: &Bench, generation: &str, number: usize) -> Vec<u8> {
+    let manifest = serde_json::json!({
+        "artefact": "phatgoose", "method": "phatgoose", "variant": "test",
+        "module_generation": generation, "dtype": "F32",
+    });
+    let mut header = serde_json::json!({ "__metadata__": manifest });
+    let mut data: Vec<u8> = Vec::new();
+    for site in &bench.composer.view().model().sites {
+        let folder = match site.projection.as_str() {
+            "gate_proj" | "up_proj" | "down_proj" => "mlp",
+            _ => "self_attn",
+        };
+        let start = data.len();
+        let value = |at: u32| ((at * 37 + site.index * 11 + number as u32 * 53) % 19) as f32 - 9.0;
+        data.extend((0..site.inputs).flat_map(|at| value(at).to_le_bytes()));
+        let name = format!("model.layers.{}.{folder}.{}", site.layer, site.projection);
+        header[name] = serde_json::json!({
+            "dtype": "F32", "shape": [site.inputs], "data_offsets": [start, data.len()],
+        });
+    }
+    let header = header.to_string().into_bytes();
+    [&(header.len() as u64).to_le_bytes(), header.as_slice(), &data].concat()
 }
 
 #[test]
@@ -200,7 +253,9 @@ fn retrieval_narrows_a_large_library_for_arrow() {
     let bench = Bench::new("models/llama-tied", &[]);
     let roots = fixtures().join("adapters");
     for number in 0..MODULES {
-        let (name, path) = (format!("skill-{number}"), roots.join(TASKS[number as usize % 5]));
+        // A word that all have would tell none apart.
+        let kind = if number % 2 == 1 { "skill" } else { "craft" };
+        let (name, path) = (format!("{kind}-{number}"), roots.join(TASKS[number as usize % 5]));
         let module = peft::load(&name, &path, &roots, bench.model.config()).unwrap();
         bench.library.publish(&name, module, Expected::Absent).unwrap();
     }

@@ -93,6 +93,10 @@ impl Margin {
         best.truncate(stands_out.map_or(max_k, |rank| rank + 1));
         best.sort_unstable_by_key(|(_, column)| *column);
         let sum: f32 = best.iter().map(|(probability, _)| probability).sum();
+        // Nothing to share out; only scores that are no probabilities add up to that.
+        if sum <= 0.0 {
+            return;
+        }
         best.iter().for_each(|&(probability, column)| decision.pick(column, probability / sum));
     }
 }
@@ -185,6 +189,14 @@ mod tests {
                 |((a, x), (b, y)): (&(u32, f32), &(u32, f32))| a == b && (x - y).abs() < 1e-6;
             assert!(decided.len() == 2 && decided.iter().zip(&expected).all(same), "{scores:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_probability_gives_no_weight_that_is_not_a_number() {
+        let mut decision = Decision::default();
+        Margin::default().decide(&[0.5, -0.5], (2.0, 2), &mut decision);
+        decision.end_row();
+        assert_eq!(decision.offsets, [0, 0]);
     }
 
     #[test]

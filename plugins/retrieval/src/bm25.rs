@@ -7,6 +7,11 @@ const K1: f32 = 1.2;
 /// How much longer documents are discounted.
 const B: f32 = 0.75;
 
+/// English words that say nothing about a task. In a small library, BM25 alone does not see that.
+const IGNORED: &str = " a an and are as at be by can do does for from give has have how i in into is it its \
+                       like me my not of on one or please say so that the this to was what which will \
+                       with you your ";
+
 /// Word → documents that hold it, with its share of their score.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
@@ -33,6 +38,8 @@ impl Index {
         }
         let count = lengths.len() as f32;
         let average = (lengths.iter().sum::<f32>() / count.max(1.0)).max(1.0);
+        // What all say tells none apart: the licence, the base model.
+        postings.retain(|_, documents| documents.len() < lengths.len() || lengths.len() == 1);
         for documents in postings.values_mut() {
             let held_by = documents.len() as f32;
             let rarity = (1.0 + (count - held_by + 0.5) / (held_by + 0.5)).ln();
@@ -57,17 +64,19 @@ impl Index {
     }
 }
 
-/// Runs of letters and digits in lower case, without a plural's `s`.
+/// Runs of letters and digits in lower case, without a plural's `s` and without words that say nothing.
 fn words(text: &str) -> impl Iterator<Item = String> {
     let runs = text.split(|c: char| !c.is_alphanumeric()).filter(|run| !run.is_empty());
-    runs.map(|run| {
-        let mut word = run.to_lowercase();
-        let singular = word.strip_suffix('s').filter(|rest| rest.len() > 2 && !rest.ends_with('s'));
-        if let Some(length) = singular.map(str::len) {
-            word.truncate(length);
-        }
-        word
-    })
+    runs.map(str::to_lowercase).filter(|word| !IGNORED.contains(&format!(" {word} "))).map(
+        |mut word| {
+            let singular =
+                word.strip_suffix('s').filter(|rest| rest.len() > 2 && !rest.ends_with('s'));
+            if let Some(length) = singular.map(str::len) {
+                word.truncate(length);
+            }
+            word
+        },
+    )
 }
 
 #[cfg(test)]
@@ -81,15 +90,24 @@ mod tests {
         assert_eq!(found("Größen · 日本"), ["größen", "日本"]);
     }
 
-    /// Against the formula, worked out by hand for two documents of three words and one.
+    /// Against the formula, worked out by hand for documents of three words, one and two.
     #[test]
     fn scores_are_bm25() {
-        let documents = [vec!["a b".to_owned(), "a".to_owned()], vec!["b".to_owned()]];
-        let index = Index::new(documents.into_iter());
-        let scores = index.scores("a a z");
-        let expected = 2.0_f32.ln() * 2.0 * 2.2 / (2.0 + 1.2 * (0.25 + 0.75 * 1.5));
+        let documents = [vec!["x y", "x"], vec!["y"], vec!["z", "the", "z"]];
+        let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
+        let index = Index::new(documents.into_iter().map(owned));
+        let scores = index.scores("x x w");
+        let rarity = (1.0_f32 + 2.5 / 1.5).ln();
+        let expected = rarity * 2.0 * 2.2 / (2.0 + 1.2 * (0.25 + 0.75 * 1.5));
         assert!((scores[0] - expected).abs() < 1e-6 && scores[1] == 0.0, "{scores:?}");
-        assert!(index.scores("b")[1] > index.scores("b")[0], "short documents count more");
-        assert!(Index::default().scores("a").is_empty());
+        assert!(index.scores("y")[1] > index.scores("y")[0], "short documents count more");
+        assert!(Index::default().scores("x").is_empty());
+    }
+
+    #[test]
+    fn what_all_say_counts_for_nothing() {
+        let index = |texts: &[&str]| Index::new(texts.iter().map(|text| vec![(*text).to_owned()]));
+        assert_eq!(index(&["mit dates", "mit names"]).scores("mit"), [0.0, 0.0]);
+        assert!(index(&["mit dates"]).scores("mit")[0] > 0.0, "one module alone is not compared");
     }
 }
