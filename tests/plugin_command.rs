@@ -65,7 +65,6 @@ fn project(lang: Language, name: &str) -> (tempfile::TempDir, PathBuf) {
 fn a_gate_file_goes_from_nothing_to_a_signed_tar() {
     let (folder, dir) = project(Language::Gate, "acme/nearest");
     assert!(fails(&new(Language::Gate, "acme/nearest", &dir)).contains("exists"));
-    assert!(fails(&test(&dir)).contains("fixtures/two-of-three.json") || dir.is_dir());
     assert!(works(&build(&dir, None)).contains("gate file"));
     let tested = works(&test(&dir));
     for part in
@@ -153,6 +152,31 @@ fn a_rust_project_builds_and_passes_its_tests() {
     );
 }
 
+/// Needs a C compiler; the one for WebAssembly is another than the one for libraries.
+#[test]
+fn a_c_project_builds_and_passes_its_tests() {
+    let (_folder, dir) = project(Language::C, "best");
+    for (flavour, native) in [(Flavour::Core, false), (Flavour::Dylib, true)] {
+        let (text, built) = say(&build(&dir, Some(flavour)));
+        match built {
+            Err(reason) if reason.contains("get one with") || reason.contains("cannot run") => {
+                continue;
+            }
+            built => built.unwrap_or_else(|reason| panic!("{reason}\n{text}")),
+        }
+        let form = if native { "dylib" } else { "core" };
+        let bundle = dir.join("target/bundle").join(form).join("best");
+        assert!(works(&inspect(&bundle)).contains("polyskill_v1_route"));
+        if native {
+            let refused = fails(&test(&bundle));
+            assert!(refused.contains("--native"), "{refused}");
+        }
+        let sandbox = SandboxArgs { native, ..SandboxArgs::default() };
+        let tested = works(&PluginCommand::Test { bundle, sandbox });
+        assert!(tested.contains("15 plans") && tested.contains("60 batches"), "{tested}");
+    }
+}
+
 /// What rustc says to a crate that exports a router.
 fn compile(folder: &Path, source: &str) -> String {
     let rustc = || {
@@ -200,14 +224,15 @@ fn what_is_no_router_is_told_so_by_the_compiler() {
         (router(&[]), &["missing: `init`, `descriptor`, `plan`"]),
         (
             router(&[METHODS[0], METHODS[1], "fn plan(&self) {}"]),
-            &["`plan` has an incompatible type", "expected signature"][..1],
+            &["has 1 parameter but the declaration in trait", "Router::plan"],
+        ),
+        (
+            router(&[METHODS[0], METHODS[1], &METHODS[2].replace("Result<Plan, RouteError>", "!")]),
+            &["expected signature", "Result<polyskill_sdk::Plan"],
         ),
     ] {
         let said = compile(folder.path(), &source);
-        let found = parts.iter().all(|part| said.contains(part));
-        assert!(
-            found || said.contains("E0050") && source.contains("&self) {}"),
-            "{source}\n{said}"
-        );
+        let missing = parts.iter().find(|part| !said.contains(**part));
+        assert_eq!(missing, None, "{source}\n{said}");
     }
 }

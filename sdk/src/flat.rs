@@ -365,6 +365,17 @@ impl Host for Call {
     }
 }
 
+/// A panic ends as a trap without words; its own go to the host's log. A sandboxed plugin needs no pointer
+/// to its host.
+#[cfg(target_arch = "wasm32")]
+fn report_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let hook = |info: &std::panic::PanicHookInfo<'_>| {
+        Host::log(&mut Call(std::ptr::null()), Level::Error, &info.to_string());
+    };
+    ONCE.call_once(|| std::panic::set_hook(Box::new(hook)));
+}
+
 /// The instances of a plugin: one plans, one decides rows. The host may use them from two threads.
 #[derive(Debug)]
 pub struct Instances<R> {
@@ -384,6 +395,8 @@ impl<R: Router> Instances<R> {
 
     /// The export `polyskill_v1_init`.
     pub fn init(&self, host: *const Table) -> i32 {
+        #[cfg(target_arch = "wasm32")]
+        report_panics();
         let mut call = Call(host);
         let parameters = call.parameters();
         let mut made = || R::init(&mut call, &parameters).map_err(RouteError::Failed);

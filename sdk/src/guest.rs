@@ -16,6 +16,13 @@ pub use crate::bindings::exports::polyskill::router::stepper as wire_stepper;
 pub use wire::Guest;
 pub use wire_stepper::Guest as StepperGuest;
 
+/// A panic ends as a trap without words; its own go to the host's log.
+fn report_panics() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    let hook = |info: &std::panic::PanicHookInfo<'_>| Imports.log(Level::Error, &info.to_string());
+    ONCE.call_once(|| std::panic::set_hook(Box::new(hook)));
+}
+
 /// The one instance of a plugin.
 #[derive(Debug)]
 pub struct Instance<R>(Mutex<Option<R>>);
@@ -35,6 +42,7 @@ impl<R: Router> Instance<R> {
 
     /// The export `init`.
     pub fn init(&self, parameters: Vec<wire::Parameter>) -> Result<wire::Descriptor, String> {
+        report_panics();
         let router = R::init(&mut Imports, &from_wire(parameters))?;
         let descriptor = router.descriptor();
         self.with(|slot| *slot = Some(router));

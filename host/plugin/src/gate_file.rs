@@ -21,7 +21,8 @@ use std::sync::Arc;
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::runtime::{Call, Definition, Fault, LibraryView, LoadedRouter, Stepper};
 use polyskill_sdk::{
-    Descriptor, Host, LibraryChange, ParameterError, Parameters, Plan, Request, SvdMethod, Value,
+    Descriptor, Host, LibraryChange, ModuleInfo, ParameterError, Parameters, Plan, Request,
+    SvdMethod, Value,
 };
 use serde::Deserialize;
 
@@ -194,16 +195,14 @@ impl GateFile {
         self.program.iter().map(program).collect()
     }
 
-    fn define(&self, host: &mut dyn Host, module: u32) -> Result<(), String> {
-        let modules = host.modules();
-        let Some(info) = modules.get(module as usize) else { return Ok(()) };
+    fn define(&self, host: &mut dyn Host, module: &ModuleInfo) -> Result<(), String> {
         for define in &self.define {
-            if host.defined(define.name(), module) {
+            if host.defined(define.name(), module.index) {
                 continue;
             }
-            for at in &info.sites {
-                let row = define.row(host, info, at.site)?;
-                host.define(define.name(), module, at.site, row)?;
+            for at in &module.sites {
+                let row = define.row(host, module, at.site)?;
+                host.define(define.name(), module.index, at.site, row)?;
             }
         }
         Ok(())
@@ -225,12 +224,7 @@ impl Define {
         }
     }
 
-    fn row(
-        &self,
-        host: &dyn Host,
-        module: &polyskill_sdk::ModuleInfo,
-        site: u32,
-    ) -> Result<Vec<f32>, String> {
+    fn row(&self, host: &dyn Host, module: &ModuleInfo, site: u32) -> Result<Vec<f32>, String> {
         match self {
             Self::SingularVector { iterations, seed, .. } => {
                 let method = match *iterations {
@@ -309,7 +303,9 @@ impl LoadedRouter for GateRouter {
     ) -> Result<(Plan, Vec<Definition>), Fault> {
         let programs = self.checked(&request.parameters).map_err(Fault::InvalidParameter)?;
         let mut call = Call::new(&**library);
-        for &module in &request.candidates {
+        // The view's own list: a copy for each candidate would cost the square of them.
+        let modules = library.modules();
+        for module in request.candidates.iter().filter_map(|&at| modules.get(at as usize)) {
             self.file.define(&mut call, module).map_err(Fault::NotReady)?;
         }
         Ok((Plan::Gated(programs), call.definitions))

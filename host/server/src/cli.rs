@@ -252,7 +252,7 @@ async fn shutdown_signal() {
 }
 
 fn generate_one(args: GenerateArgs) -> Result<(), String> {
-    let selection = match (&args.router, args.adapter.is_empty()) {
+    let mut selection = match (&args.router, args.adapter.is_empty()) {
         (Some(_), false) => return Err("--router and --adapter exclude each other".to_owned()),
         (Some(router), true) => routed(router.clone(), &args.params)?,
         (None, true) => Selection::Base,
@@ -266,6 +266,9 @@ fn generate_one(args: GenerateArgs) -> Result<(), String> {
             Selection::Weighted(adapters)
         }
     };
+    if let Selection::Routed { text, .. } = &mut selection {
+        *text = Some(args.prompt.clone());
+    }
     let temperature = args.temperature;
     if !(0.0..=100.0).contains(&temperature) {
         return Err(format!("--temperature is {temperature}, expected 0 to 100"));

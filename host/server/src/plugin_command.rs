@@ -151,6 +151,7 @@ fn short_name(name: &str) -> String {
 
 /// Where a project's bundle is built to.
 fn bundle_folder(project: &Path, name: &str) -> PathBuf {
+    let project = if project == Path::new(".") { Path::new("") } else { project };
     project.join("target/bundle").join(short_name(name))
 }
 
