@@ -80,7 +80,7 @@ fn faults_quarantine_until_a_person_acts() {
         matches!(found.standing, Standing::Quarantined(left) if left <= Duration::from_secs(10))
     );
     assert_eq!((found.plans, found.faults, found.quarantines), (plans, 3, 1));
-    assert_eq!(found.previous, [good.clone()]);
+    assert_eq!(found.previous, std::slice::from_ref(&good));
 
     // Release: it is asked again, and fails again.
     bench.composer.release_router("router").unwrap();
