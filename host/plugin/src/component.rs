@@ -149,6 +149,10 @@ impl Instance for ComponentInstance {
             .map(from_wire_plan)
     }
 
+    fn routes(&self) -> bool {
+        self.route.is_some()
+    }
+
     #[expect(unsafe_code, reason = "a typed function cannot be kept with a borrowed argument")]
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
         let Some(route) = self.route else {

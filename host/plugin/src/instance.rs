@@ -30,6 +30,8 @@ pub(crate) trait Instance: Send {
     fn init(&mut self, parameters: &Parameters) -> Result<Descriptor, Fault>;
     fn library_changed(&mut self, change: &LibraryChange) -> Result<(), Fault>;
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault>;
+    /// Whether it exports `route`.
+    fn routes(&self) -> bool;
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
 }
 
@@ -191,6 +193,11 @@ impl LoadedRouter for Guarded {
 
     fn stepper(&self, library: &Arc<dyn LibraryView>) -> Result<Box<dyn Stepper>, Fault> {
         let (instance, _) = self.source.start(library, &self.parameters)?;
+        if !instance.routes() {
+            return Err(Fault::Failed(
+                "its plan leaves rows to `route`, which it lacks".to_owned(),
+            ));
+        }
         let budget = self.source.limits.route_budget();
         Ok(Box::new(GuardedStepper { instance, budget }))
     }

@@ -285,6 +285,10 @@ impl Instance for DylibInstance {
         answered(&mut self.state)
     }
 
+    fn routes(&self) -> bool {
+        self.exports.route.is_some()
+    }
+
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
         let Some(route) = self.exports.route else {
             return Err(Fault::Failed("it exports no `polyskill_v1_route`".to_owned()));

@@ -439,6 +439,10 @@ impl Instance for FlatInstance {
         answered(self.store.data_mut())
     }
 
+    fn routes(&self) -> bool {
+        self.exports.route.is_some()
+    }
+
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
         if self.exports.route.is_none() {
             return Err(Fault::Failed("it exports no `polyskill_v1_route`".to_owned()));
