@@ -118,6 +118,7 @@ fn mistakes_in_a_project_are_named() {
     assert!(fails(&test(folder.path())).contains("plugin.toml"));
     let (_folder, dir) = project(Language::C, "c-router");
     assert!(fails(&build(&dir, Some(Flavour::Component))).contains("core module"));
+    assert!(fails(&test(&dir)).contains("polyskill plugin build"));
     std::fs::remove_file(dir.join("router.c")).unwrap();
     assert!(fails(&build(&dir, None)).contains("nothing to build"));
     let (_folder, dir) = project(Language::Gate, "gates");
@@ -229,7 +230,11 @@ fn what_is_no_router_is_told_so_by_the_compiler() {
             &["has 1 parameter but the declaration in trait", "Router::plan"],
         ),
         (
-            router(&[METHODS[0], METHODS[1], &METHODS[2].replace("Result<Plan, RouteError>", "!")]),
+            router(&[
+                METHODS[0],
+                METHODS[1],
+                &METHODS[2].replace("Result<Plan, RouteError>", "Plan"),
+            ]),
             &["expected signature", "Result<polyskill_sdk::Plan"],
         ),
     ] {
