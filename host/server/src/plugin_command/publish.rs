@@ -7,6 +7,7 @@ use polyskill_plugin::{Kind, Limits};
 
 use super::{say, short_name};
 
+#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 fn fail(error: polyskill_plugin::Error) -> String {
     error.to_string()
 }
