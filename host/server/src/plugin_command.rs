@@ -112,19 +112,20 @@ pub fn run(command: &PluginCommand, out: &mut dyn Write) -> Result<(), String> {
     match command {
         PluginCommand::New(args) => new::run(args, out),
         PluginCommand::Build(args) => build::run(args, out),
-        PluginCommand::Test { bundle, sandbox } => test::run(&bundle_of(bundle), sandbox, out),
+        PluginCommand::Test { bundle, sandbox } => test::run(&bundle_of(bundle)?, sandbox, out),
         PluginCommand::Bench { bundles, sandbox } => {
-            let bundles: Vec<PathBuf> = bundles.iter().map(|path| bundle_of(path)).collect();
+            let bundles =
+                bundles.iter().map(|path| bundle_of(path)).collect::<Result<Vec<_>, _>>()?;
             bench::run(&bundles, sandbox, out)
         }
         PluginCommand::Pack { bundle, output } => {
-            publish::pack(&bundle_of(bundle), output.as_deref(), out)
+            publish::pack(&bundle_of(bundle)?, output.as_deref(), out)
         }
         PluginCommand::Sign { bundle, key, new_key } => {
-            publish::sign(&bundle_of(bundle), key, *new_key, out)
+            publish::sign(&bundle_of(bundle)?, key, *new_key, out)
         }
-        PluginCommand::Verify { bundle, key } => publish::verify(&bundle_of(bundle), key, out),
-        PluginCommand::Inspect { bundle } => inspect::run(&bundle_of(bundle), out),
+        PluginCommand::Verify { bundle, key } => publish::verify(&bundle_of(bundle)?, key, out),
+        PluginCommand::Inspect { bundle } => inspect::run(&bundle_of(bundle)?, out),
         PluginCommand::Doctor => doctor::run(out),
         PluginCommand::Dev(args) => dev::run(args, out),
     }
@@ -156,11 +157,19 @@ fn bundle_folder(project: &Path, name: &str) -> PathBuf {
 }
 
 /// A path that is given as a bundle: a project stands for what was built of it.
-fn bundle_of(path: &Path) -> PathBuf {
-    let built = read_manifest(path).map(|manifest| bundle_folder(path, &manifest.name));
-    match built {
-        Ok(built) if built.join(MANIFEST_FILE).is_file() => built,
-        _ => path.to_owned(),
+fn bundle_of(path: &Path) -> Result<PathBuf, String> {
+    let Ok(manifest) = read_manifest(path) else { return Ok(path.to_owned()) };
+    let built = bundle_folder(path, &manifest.name);
+    if built.join(MANIFEST_FILE).is_file() {
+        return Ok(built);
+    }
+    let path_shown = path.display();
+    match path.join(&manifest.file).is_file() {
+        true => Ok(path.to_owned()),
+        false => Err(format!(
+            "{path_shown} holds no `{}`; if it is a project, run `polyskill plugin build {path_shown}`",
+            manifest.file
+        )),
     }
 }
 

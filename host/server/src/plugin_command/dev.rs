@@ -156,7 +156,8 @@ fn round(args: &DevArgs, target: &Target, load: bool, out: &mut dyn Write) -> Re
 fn start_server(args: &DevArgs, target: &Target) -> Result<Server, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
-    command.args(["serve", "--allow-unsigned", "--listen", &target.host]);
+    // Watching, for a change that comes before it listens.
+    command.args(["serve", "--allow-unsigned", "--watch-plugins", "--listen", &target.host]);
     command.arg("--plugins").arg(&target.directory).args(&args.serve);
     if let Some(config) = &args.sandbox.config {
         command.arg("--config").arg(config);
