@@ -16,7 +16,7 @@ use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter, Native};
 use polyskill_sdk::testing::StubHost;
 use polyskill_sdk::{Parameters, Router, Value};
 
-use crate::common::plugins;
+use crate::common::{fixtures, plugins};
 
 /// Where `cargo xtask` puts core modules and dynamic libraries of the routers.
 fn flavour(flavour: &str, router: &str) -> PathBuf {
@@ -133,6 +133,17 @@ fn planners_decide_alike_in_every_build() {
     ] {
         assert!(!transcript.0.is_empty());
         assert_eq!(count(&transcript, refused), 0, "{transcript:?}");
+    }
+}
+
+/// Plugins that were built against each minor of the interface keep loading and deciding as they did.
+/// A new minor gets a folder of its own; the files of a released one are never built again.
+#[test]
+fn binaries_of_past_minors_decide_as_today() {
+    let native = native::<Margin>(&Parameters::default());
+    for (file, kind) in [("component.wasm", Kind::Component), ("core.wasm", Kind::Core)] {
+        let path = fixtures().join("plugins/router-0.1").join(file);
+        assert!(transcript(&path, kind, &Parameters::default()) == native, "{file}");
     }
 }
 

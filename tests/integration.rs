@@ -11,6 +11,7 @@ mod hostile;
 mod hostile_plugins;
 mod hostile_requests;
 mod hostile_text;
+mod hot_swap;
 mod invariants;
 mod openai_api;
 mod openai_client;

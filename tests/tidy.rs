@@ -141,3 +141,23 @@ fn no_test_sleeps_or_is_ignored() {
         }
     }
 }
+
+/// Pages are copied from terminals; what belongs to the terminal's machine stays behind.
+#[test]
+fn pages_name_no_machine() {
+    let mut folders = vec![root().to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() && !name.starts_with('.') && name != "target" {
+                folders.push(path);
+            } else if name.ends_with(".md") {
+                let page = std::fs::read_to_string(&path).unwrap();
+                for word in ["/root/", "/home/", "/work/", "/tmp/"] {
+                    assert!(!page.contains(word), "{} names {word}", path.display());
+                }
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use polyskill_engine::{RouterSettings, Selection};
 use polyskill_plugin::Limits;
@@ -87,7 +87,13 @@ impl Write for Lines {
     }
 }
 
+/// With one subscriber in the process, tracing asks only the thread that comes first to a log statement
+/// whether anyone listens, and other tests come there too. With two it asks both.
+static SECOND: LazyLock<tracing::Dispatch> =
+    LazyLock::new(|| tracing::Dispatch::new(tracing_subscriber::registry()));
+
 fn logged(member: &str) -> String {
+    LazyLock::force(&SECOND);
     let bench = Bench::new("models/llama-tied", &TASKS);
     let bytes = Member::read(member).bytes();
     publish(&bench, &loader(Limits::default()), (member, &bytes), patient()).unwrap();

@@ -206,9 +206,10 @@ impl Routers {
 
     /// Looks at the directories once; loads what has changed since the last look and is not changing
     /// any more.
-    fn look(&self, composer: &Composer, seen: &mut BTreeMap<PathBuf, (Fingerprint, bool)>) {
+    pub fn look(&self, composer: &Composer, seen: &mut Seen) {
         for path in self.roots.iter().filter_map(|root| Loader::find(root).ok()).flatten() {
             let now = fingerprint(&path);
+            let seen = &mut seen.0;
             let before = seen.insert(path.clone(), (now.clone(), false));
             match before {
                 // Written to a moment ago: the next look tells whether it is complete.
@@ -234,11 +235,11 @@ pub fn watch<S: Send + Sync + 'static>(
 ) -> std::io::Result<()> {
     let service: Weak<S> = Arc::downgrade(service);
     let run = move || {
-        let mut seen = BTreeMap::new();
+        let mut seen = Seen::default();
         if let Some(service) = service.upgrade() {
             for attempt in parts(&service).0.attempts() {
                 let print = fingerprint(&attempt.path);
-                seen.insert(attempt.path, (print, false));
+                seen.0.insert(attempt.path, (print, false));
             }
         }
         while let Some(service) = service.upgrade() {
@@ -250,6 +251,10 @@ pub fn watch<S: Send + Sync + 'static>(
     };
     std::thread::Builder::new().name("plugin-watch".to_owned()).spawn(run).map(drop)
 }
+
+/// What a watcher has seen of the directories so far, and whether it was changing.
+#[derive(Debug, Default)]
+pub struct Seen(BTreeMap<PathBuf, (Fingerprint, bool)>);
 
 /// Names, sizes and times of a bundle's files.
 type Fingerprint = Vec<(PathBuf, u64, Option<SystemTime>)>;

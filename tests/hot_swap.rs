@@ -1,0 +1,129 @@
+//! Routers that are replaced, watched and recorded in a running server.
+
+use std::path::Path;
+
+use polyskill::config::Config;
+use polyskill::record::fixture;
+use polyskill::routers::{Routers, Seen};
+use polyskill_engine::Selection;
+use polyskill_plugin::Trust;
+
+use crate::common::{Bench, TASKS, plugins, routed};
+use polyskill_sdk::Parameters;
+
+const GATES: &str = r#"
+[[define]]
+name = "p"
+from = "singular-vector"
+[[program]]
+ops = ["load-input", { linear = "p" }, "abs", { top-k = 2 }, "softmax", "emit"]
+"#;
+
+fn write_bundle(directory: &Path, version: &str, gates: &str) {
+    let bundle = directory.join("nearest");
+    std::fs::create_dir_all(&bundle).unwrap();
+    let manifest =
+        format!("name = \"nearest\"\nversion = \"{version}\"\nabi = \"0.1\"\nfile = \"g.toml\"\n");
+    std::fs::write(bundle.join("g.toml"), gates).unwrap();
+    std::fs::write(bundle.join("plugin.toml"), manifest).unwrap();
+}
+
+fn routers(directory: &Path) -> Routers {
+    let config = Config {
+        plugins: vec![directory.to_owned()],
+        trust: Trust::unsigned(),
+        audit_log: Some(directory.join(".audit.jsonl")),
+        ..Config::default()
+    };
+    Routers::new(&config).unwrap()
+}
+
+/// A change is loaded once it is complete; what is broken changes nothing and says why.
+#[test]
+fn a_watched_directory_is_served_as_it_changes() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let directory = tempfile::tempdir().unwrap();
+    let (routers, mut seen) = (routers(directory.path()), Seen::default());
+    let mut look = || {
+        // Once to see a change, once to see that it is complete.
+        routers.look(&bench.composer, &mut seen);
+        routers.look(&bench.composer, &mut seen);
+        bench
+            .composer
+            .routers()
+            .first()
+            .map(|router| (router.digest.clone(), router.previous.len()))
+    };
+    assert_eq!(look(), None);
+    write_bundle(directory.path(), "1", GATES);
+    let (first, previous) = look().unwrap();
+    assert_eq!((previous, look()), (0, Some((first.clone(), 0))), "no change, no new version");
+
+    let pinned = bench.compose(&routed("nearest", Parameters::default()));
+    write_bundle(directory.path(), "22", GATES);
+    let (second, previous) = look().unwrap();
+    assert!(second != first && previous == 1);
+    assert_eq!(pinned.router().unwrap().digest, first);
+    let fresh = bench.compose(&routed("nearest", Parameters::default()));
+    assert_eq!(fresh.router().unwrap().digest, second);
+
+    write_bundle(directory.path(), "333", "[[program]]\nops = [\"lod-input\"]\n");
+    assert_eq!(look(), Some((second.clone(), 1)));
+    let attempts = routers.attempts();
+    let error = attempts[0].outcome.as_ref().unwrap_err();
+    assert!(error.contains("nearest") && error.contains("lod-input"), "{error}");
+
+    bench.composer.roll_back("nearest", &first).unwrap();
+    assert_eq!(bench.composer.routers()[0].digest, first);
+    let audit = std::fs::read_to_string(directory.path().join(".audit.jsonl")).unwrap();
+    let events: Vec<serde_json::Value> =
+        audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let digests: Vec<&str> = events.iter().filter_map(|event| event["digest"].as_str()).collect();
+    assert_eq!(digests, [first.as_str(), second.as_str()]);
+    assert!(events.last().unwrap()["error"].as_str().unwrap().contains("lod-input"));
+    assert!(events.iter().all(|event| event["by"] == "watch" && event["time"].is_u64()));
+}
+
+/// What a router planned for live requests becomes fixtures, which its bundle is then held to.
+#[test]
+fn recorded_plans_are_fixtures() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = directory.path().join("retrieval");
+    std::fs::create_dir_all(bundle.join("fixtures")).unwrap();
+    for file in ["plugin.toml", "retrieval.wasm"] {
+        std::fs::copy(plugins().join("retrieval").join(file), bundle.join(file)).unwrap();
+    }
+    let routers = routers(directory.path());
+    routers.load(&bench.composer, &bundle, "test").unwrap();
+    let ask = |said: &str| {
+        let mut selection = routed("retrieval", Parameters::default());
+        if let Selection::Routed { text, .. } = &mut selection {
+            *text = Some(said.to_owned());
+        }
+        bench.compose(&selection)
+    };
+    ask("task a");
+    assert!(bench.composer.kept_plans().is_empty(), "nothing is kept unasked");
+    bench.composer.keep_plans(2);
+    for said in ["task a", "task b", "nothing of the kind"] {
+        ask(said);
+    }
+    let kept = bench.composer.kept_plans();
+    assert_eq!(kept.len(), 2);
+    assert_eq!(kept[0].request.text.as_deref(), Some("task b"));
+    for (number, planned) in kept.iter().enumerate() {
+        let path = bundle.join(format!("fixtures/recorded-{number}.json"));
+        std::fs::write(path, fixture(planned).to_string()).unwrap();
+    }
+    let loaded = routers.load(&bench.composer, &bundle, "test").unwrap();
+    assert!(!loaded.unchanged, "fixtures are part of what is loaded");
+
+    let path = bundle.join("fixtures/recorded-0.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("\"expect\":{", "\"expect\":{\"fixed\":[]}, \"was\":{"))
+        .unwrap();
+    let error = routers.load(&bench.composer, &bundle, "test").unwrap_err().to_string();
+    assert!(error.contains("recorded-0.json"), "{error}");
+    assert_eq!(bench.composer.routers()[0].digest, loaded.digest);
+}
