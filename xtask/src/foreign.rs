@@ -9,6 +9,7 @@ use std::process::Command;
 
 use crate::plugins::{fixtures, replace};
 use crate::step::{Context as _, Failure, Outcome, output, step};
+use crate::toolchain;
 use crate::workspace::Workspace;
 
 /// Where C plugins go as dynamic libraries: not among the bundles that a server loads by itself.
@@ -91,12 +92,55 @@ fn skipped(why: &str) {
     println!("    SKIPPED: {why}");
 }
 
+/// Compilers of languages other than Rust, as Python packages.
+const PACKAGES: [&str; 2] = ["ziglang==0.17.1", "componentize-py==0.25.1"];
+
+/// Where `cargo xtask compilers` puts them.
+fn compilers() -> Option<PathBuf> {
+    toolchain::cache().ok().map(|cache| cache.join("plugin-compilers"))
+}
+
+/// The task `compilers`: gets what builds the plugins in C and Python, privately.
+pub(crate) fn install() -> Outcome<()> {
+    let folder = toolchain::cache()?.join("plugin-compilers");
+    if PACKAGES.iter().all(|package| is_installed(&folder, package)) {
+        println!("{} has {}", folder.display(), PACKAGES.join(", "));
+        return Ok(());
+    }
+    step("compilers for C and Python (about 150 MB to download)", || {
+        output(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let pip = folder.join("bin/python");
+        output(Command::new(pip).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+        for package in PACKAGES {
+            let stamp = folder.join(format!("{package}.stamp"));
+            fs::write(&stamp, "").context(|| format!("cannot write {}", stamp.display()))?;
+        }
+        Ok(())
+    })
+}
+
+fn is_installed(folder: &Path, package: &str) -> bool {
+    folder.join(format!("{package}.stamp")).is_file()
+}
+
+/// A program among the private compilers, or on the PATH.
+fn found(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let old = std::env::var_os("PATH").unwrap_or_default();
+    let private = compilers().map(|folder| folder.join("bin"));
+    let folders = private.into_iter().chain(std::env::split_paths(&old));
+    if let Ok(path) = std::env::join_paths(folders) {
+        command.env("PATH", path);
+    }
+    command
+}
+
 fn is_ok(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
 fn command(program: &[&str]) -> Command {
-    let mut command = Command::new(program.first().copied().unwrap_or_default());
+    let mut command = found(program.first().copied().unwrap_or_default());
     command.args(program.iter().skip(1));
     command
 }
@@ -116,8 +160,7 @@ fn c_wasm(workspace: &Workspace, source: &Path) -> Outcome<Option<PathBuf>> {
         WASM_COMPILERS.into_iter().find(|&compiler| is_ok(&mut compile(compiler, &probe)))
     else {
         skipped(
-            "no C compiler for WebAssembly; install clang with lld, or zig, or the Python package \
-             `ziglang`",
+            "no C compiler for WebAssembly; run `cargo xtask compilers`, or install clang with lld",
         );
         return Ok(None);
     };
@@ -145,8 +188,8 @@ fn c_library(workspace: &Workspace, folder: &Path, source: &Path) -> Outcome<()>
 
 /// Makes a component; again only if the source, the interface or the tool has changed.
 fn python(workspace: &Workspace, source: &Path) -> Outcome<Option<PathBuf>> {
-    let Ok(version) = output(Command::new("componentize-py").arg("--version")) else {
-        skipped("no `componentize-py` on the PATH; install the Python package of this name");
+    let Ok(version) = output(found("componentize-py").arg("--version")) else {
+        skipped("no `componentize-py`; run `cargo xtask compilers`");
         return Ok(None);
     };
     let interface = workspace.root.join("sdk/wit/router-0.1");
@@ -157,7 +200,7 @@ fn python(workspace: &Workspace, source: &Path) -> Outcome<Option<PathBuf>> {
     if made.is_file() && fs::read_to_string(&stamp).is_ok_and(|found| found == inputs) {
         return Ok(Some(made));
     }
-    let mut tool = Command::new("componentize-py");
+    let mut tool = found("componentize-py");
     tool.arg("-d").arg(interface).args(["-w", "plan-only", "componentize", "--stub-wasi", "-p"]);
     tool.arg(source.parent().unwrap_or(Path::new("."))).arg(module).arg("-o").arg(&made);
     output(&mut tool)?;

@@ -31,6 +31,7 @@ cargo xtask <task>
   plugins      build everything in plugins/ to WASM and bundle it in target/plugins;
                what is not written in Rust is skipped where its compiler is missing
   flavours     build the same as core modules and dynamic libraries, into target/flavours
+  compilers    get compilers for the plugins in C and Python, as packages of Python
   toolchain    find or provision the compiler for WASM, and say which one it is
   model        fetch the demo's base model
   demo         plugins, model and server; asks one question per adapter in adapters/library
@@ -70,6 +71,7 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
     match task {
         "plugins" => plugins::build(&Workspace::find()?).map(|_| ()),
         "flavours" => flavours::build(&Workspace::find()?),
+        "compilers" => foreign::install(),
         "toolchain" => toolchain::show(&Workspace::find()?),
         "model" => demo::pull_model(&Workspace::find()?),
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),

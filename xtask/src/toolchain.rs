@@ -160,7 +160,7 @@ fn host(workspace: &Workspace) -> Outcome<(PathBuf, String)> {
 }
 
 /// The project's cache folder, absolute.
-fn cache() -> Outcome<PathBuf> {
+pub(crate) fn cache() -> Outcome<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let folder = variable("POLYSKILL_CACHE")
         .map(PathBuf::from)
