@@ -45,7 +45,7 @@ fn plugin(pages: &str, data: &str, [init, change, plan]: [&str; 3]) -> Vec<u8> {
 }
 
 /// A plugin that behaves until it plans.
-fn planner(data: &str, plan: &str) -> Vec<u8> {
+pub(crate) fn planner(data: &str, plan: &str) -> Vec<u8> {
     plugin("2", &format!("{DESCRIPTOR} {data}"), [GOOD_INIT, GOOD_CHANGE, plan])
 }
 

@@ -18,5 +18,7 @@ mod parity;
 mod plugin;
 mod plugin_command;
 mod pull;
+mod routers;
 mod skills;
 mod tidy;
+mod zoo;

@@ -20,6 +20,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* What an exported function returns; details go to polyskill_error before. */
 enum {
     POLYSKILL_OK = 0,
@@ -225,5 +229,9 @@ int32_t polyskill_v1_route(const polyskill_host *host, const polyskill_batch *ba
  * and uses what is new, which suits C without malloc and any allocator that leaves foreign pages alone.
  */
 POLYSKILL_EXPORT(polyskill_v1_alloc) void *polyskill_v1_alloc(uint32_t size);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

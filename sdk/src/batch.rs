@@ -107,7 +107,6 @@ impl Decision {
         if columns.len() > num_columns {
             return Err(format!("{} picks among {num_columns} candidates", columns.len()));
         }
-        let first = picks.len();
         for (&column, &weight) in columns.iter().zip(weights) {
             if column as usize >= num_columns {
                 return Err(format!("column {column} of {num_columns}"));
@@ -115,13 +114,25 @@ impl Decision {
             if !weight.is_finite() {
                 return Err(format!("column {column} has the weight {weight}"));
             }
-            if picks[first..].iter().any(|(known, _)| *known == column) {
-                return Err(format!("column {column} is picked twice"));
-            }
             picks.push((column, weight));
         }
-        Ok(())
+        match repeated(columns) {
+            Some(column) => Err(format!("column {column} is picked twice")),
+            None => Ok(()),
+        }
     }
+}
+
+/// A column that occurs twice. Few picks are compared with each other, many are sorted: a plugin decides
+/// how many there are, and this runs between two tokens of everybody.
+fn repeated(columns: &[u32]) -> Option<u32> {
+    if columns.len() <= 16 {
+        let seen_before = |(at, column): &(usize, &u32)| columns[..*at].contains(column);
+        return columns.iter().enumerate().find(seen_before).map(|(_, column)| *column);
+    }
+    let mut sorted = columns.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 #[cfg(test)]
@@ -167,6 +178,16 @@ mod tests {
         assert_eq!(rows(&decision, 4), [Ok(vec![(3, 0.25)]), Ok(vec![])]);
         decision.clear();
         assert_eq!(decision, Decision::default());
+    }
+
+    #[test]
+    fn repeated_picks_are_found_among_few_and_many() {
+        for count in [2, 16, 17, 300] {
+            let mut columns: Vec<u32> = (0..count).rev().collect();
+            assert_eq!(repeated(&columns), None);
+            columns[0] = 0;
+            assert_eq!(repeated(&columns), Some(0), "{count}");
+        }
     }
 
     proptest! {

@@ -151,10 +151,9 @@ fn plan_twice(
     transcript.0.push(Decided::Plan(plan.clone()));
     let Ok(Plan::Gated(programs)) = plan else { return Ok(()) };
     for program in &programs {
-        if let Some(Op::Route { hidden, arguments }) = program.ops.last() {
+        if matches!(program.ops.last(), Some(Op::Route { .. })) {
             let view: Arc<dyn LibraryView> = Arc::new(library.clone());
-            let scores = program.ops.iter().any(|op| matches!(op, Op::Linear { .. }));
-            route(router, &view, (&candidates, scores, *hidden, arguments), transcript)
+            route(router, &view, (&candidates, &program.ops), transcript)
                 .map_err(|reason| violation(&case, &reason))?;
         }
     }
@@ -195,20 +194,20 @@ fn check_plan(plan: &Plan, library: &StubHost, candidates: &[u32]) -> Result<(),
 fn route(
     router: &dyn LoadedRouter,
     view: &Arc<dyn LibraryView>,
-    (candidates, scores, hidden, arguments): (&[u32], bool, bool, &[f32]),
+    (candidates, ops): (&[u32], &[Op]),
     transcript: &mut Transcript,
 ) -> Result<(), String> {
+    let Some(Op::Route { hidden, arguments }) = ops.last() else { return Ok(()) };
+    let linear = ops.iter().position(|op| matches!(op, Op::Linear { .. }));
     let mut stepper = router.stepper(view).map_err(|fault| fault.to_string())?;
     for rows in ROWS {
-        let odd = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 0.0];
-        let score = |at: usize| match at % 41 {
-            special @ 37..=40 if rows > 1 => odd[special - 37],
-            _ => ((at * 7919) % 23) as f32 / 4.0 - 2.0,
+        let scores: Vec<f32> = match linear {
+            Some(at) => {
+                (0..rows).flat_map(|row| scores(row, candidates.len(), &ops[at..])).collect()
+            }
+            None => Vec::new(),
         };
-        let columns = candidates.len();
-        let count = if scores { rows * columns } else { 0 };
-        let scores: Vec<f32> = (0..count).map(score).collect();
-        let width = if hidden { StubHost::WIDTH as usize } else { 0 };
+        let width = if *hidden { StubHost::WIDTH as usize } else { 0 };
         let hidden: Vec<f32> = (0..rows * width).map(|at| (at % 13) as f32 / 6.0 - 1.0).collect();
         let batch = Batch {
             site: 0,
@@ -227,6 +226,20 @@ fn route(
         transcript.0.push(Decided::Rows(routed));
     }
     Ok(())
+}
+
+/// A row as the host hands it over: made-up products, through the ops that follow.
+fn scores(row: usize, columns: usize, ops: &[Op]) -> Vec<f32> {
+    let odd = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 0.0];
+    let product = |column: usize| match (row * columns + column) % 41 {
+        special @ 37..=40 if row > 0 => odd[special - 37],
+        _ => (((row * columns + column) * 7919) % 23) as f32 / 4.0 - 2.0,
+    };
+    let mut left: Vec<(u32, f32)> = (0..columns).map(|c| (c as u32, product(c))).collect();
+    ops.iter().for_each(|op| gate::apply_to_scores(op, &mut left));
+    let mut scores = vec![f32::NEG_INFINITY; columns];
+    left.iter().for_each(|&(column, score)| scores[column as usize] = score);
+    scores
 }
 
 fn picks(batch: &Batch<'_>, decision: &Decision) -> Result<Vec<Vec<(u32, u32)>>, String> {

@@ -31,7 +31,9 @@ macro_rules! host_functions {
         #[cfg(target_arch = "wasm32")]
         #[repr(C)]
         #[derive(Debug)]
-        pub struct Table([u8; 0]);
+        pub struct Table {
+            opaque: [u8; 0],
+        }
 
         #[cfg(target_arch = "wasm32")]
         mod imports {

@@ -70,6 +70,32 @@ impl Parameters {
         }
     }
 
+    /// A text, where one is given.
+    ///
+    /// # Errors
+    /// If the value is no text.
+    pub fn text(&self, name: &str) -> Result<Option<&str>, ParameterError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text)),
+            Some(other) => Err(wrong(name, other, "a text")),
+        }
+    }
+
+    /// A flag, or the default.
+    ///
+    /// # Errors
+    /// If the value is no flag.
+    pub fn flag(&self, name: &str, default: bool) -> Result<bool, ParameterError> {
+        match self.get(name) {
+            None => Ok(default),
+            Some(Value::Flag(value)) => Ok(*value),
+            // The flat ABI carries flags as numbers.
+            Some(&Value::Number(value)) if value == 0.0 || value == 1.0 => Ok(value == 1.0),
+            Some(other) => Err(wrong(name, other, "true or false")),
+        }
+    }
+
     /// One of several texts; the first is the default. Returns its position.
     ///
     /// # Errors

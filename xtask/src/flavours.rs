@@ -17,28 +17,37 @@ pub(crate) fn build(workspace: &Workspace) -> Outcome<()> {
     let toolchain = Toolchain::find(workspace)?;
     let wasm = workspace.target.join("wasm-flat");
     toolchain.claim(&wasm)?;
-    for plugin in &workspace.plugins {
-        step(&format!("plugin {} as core module and dynamic library", plugin.name), || {
-            let mut cargo = workspace.cargo();
-            toolchain.apply(&mut cargo);
-            cargo.args(["build", "--release", "--target", WASM, "-p", &plugin.package]);
-            run(cargo.args(["--features", FEATURE]).arg("--target-dir").arg(&wasm))?;
-            let crate_name = plugin.package.replace('-', "_");
-            let code = wasm.join(WASM).join("release").join(format!("{crate_name}.wasm"));
-            bundle(workspace, plugin, ("core", "wasm"), &code)?;
-
-            // A directory of its own: the SDK is built with another feature here.
-            let native = workspace.target.join("native-flat");
-            let mut cargo = workspace.cargo();
-            without_flags(&mut cargo);
-            cargo.args(["build", "--release", "-p", &plugin.package, "--features", FEATURE]);
-            run(cargo.arg("--target-dir").arg(&native))?;
-            let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
-            let code = native.join("release").join(format!("{prefix}{crate_name}{suffix}"));
+    let packages: Vec<&str> =
+        workspace.plugins.iter().flat_map(|plugin| ["-p", &plugin.package]).collect();
+    step("routers as core modules", || {
+        let mut cargo = workspace.cargo();
+        toolchain.apply(&mut cargo);
+        cargo.args(["build", "--release", "--target", WASM, "--features", FEATURE]);
+        cargo.args(["--config", "profile.release.strip=true"]).args(&packages);
+        run(cargo.arg("--target-dir").arg(&wasm))?;
+        workspace.plugins.iter().try_for_each(|plugin| {
+            let code = wasm.join(WASM).join("release").join(format!("{}.wasm", library(plugin)));
+            bundle(workspace, plugin, ("core", "wasm"), &code)
+        })
+    })?;
+    step("routers as dynamic libraries", || {
+        // A directory of its own: the SDK is built with another feature here.
+        let native = workspace.target.join("native-flat");
+        let mut cargo = workspace.cargo();
+        without_flags(&mut cargo);
+        cargo.args(["build", "--release", "--features", FEATURE]).args(&packages);
+        run(cargo.arg("--target-dir").arg(&native))?;
+        let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
+        workspace.plugins.iter().try_for_each(|plugin| {
+            let code = native.join("release").join(format!("{prefix}{}{suffix}", library(plugin)));
             bundle(workspace, plugin, ("dylib", suffix.trim_start_matches('.')), &code)
-        })?;
-    }
-    Ok(())
+        })
+    })
+}
+
+/// The name of a crate's library.
+fn library(plugin: &PluginCrate) -> String {
+    plugin.package.replace('-', "_")
 }
 
 fn bundle(

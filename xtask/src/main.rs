@@ -8,6 +8,7 @@
 
 mod demo;
 mod flavours;
+mod foreign;
 mod http;
 mod json;
 mod plugins;
@@ -27,7 +28,9 @@ use workspace::Workspace;
 const HELP: &str = "\
 cargo xtask <task>
 
-  plugins      build every crate in plugins/ to WASM and bundle it in target/plugins
+  plugins      build everything in plugins/ to WASM and bundle it in target/plugins;
+               what is not written in Rust is skipped where its compiler is missing
+  flavours     build the same as core modules and dynamic libraries, into target/flavours
   toolchain    find or provision the compiler for WASM, and say which one it is
   model        fetch the demo's base model
   demo         plugins, model and server; asks one question per adapter in adapters/library
@@ -66,6 +69,7 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
     }
     match task {
         "plugins" => plugins::build(&Workspace::find()?).map(|_| ()),
+        "flavours" => flavours::build(&Workspace::find()?),
         "toolchain" => toolchain::show(&Workspace::find()?),
         "model" => demo::pull_model(&Workspace::find()?),
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),

@@ -1,8 +1,10 @@
-//! Builds the plugins in `plugins/` to WASM and bundles each with its manifest.
+//! Builds the plugins in `plugins/` and bundles each with its manifest and fixtures.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::foreign;
 use crate::step::{Context as _, Failure, Outcome, run, step};
 use crate::toolchain::{Toolchain, WASM};
 use crate::workspace::{PluginCrate, Workspace};
@@ -24,6 +26,9 @@ pub(crate) fn build(workspace: &Workspace) -> Outcome<PathBuf> {
             bundle(workspace, &toolchain, &target, plugin)
         })?;
     }
+    for source in &workspace.foreign {
+        foreign::build(workspace, source)?;
+    }
     Ok(workspace.bundles())
 }
 
@@ -36,6 +41,8 @@ fn bundle(
     let mut cargo = workspace.cargo();
     toolchain.apply(&mut cargo);
     cargo.args(["build", "--release", "--target", WASM, "-p", &plugin.package]);
+    // Line tables would make up most of the file.
+    cargo.args(["--config", "profile.release.strip=true"]);
     run(cargo.arg("--target-dir").arg(target))?;
     let library = target
         .join(WASM)
@@ -49,18 +56,44 @@ fn bundle(
     let folder = workspace.bundles().join(&plugin.name);
     fs::create_dir_all(&folder).context(|| format!("cannot create {}", folder.display()))?;
     replace(&folder, &format!("{}.wasm", plugin.name), &code)?;
+    fixtures(&workspace.root.join("plugins").join(&plugin.name), &folder)?;
     replace(&folder, "plugin.toml", manifest(plugin).as_bytes())?;
     println!("    {} ({} KiB)", folder.display(), code.len() / 1024);
     Ok(())
 }
 
 fn manifest(plugin: &PluginCrate) -> String {
-    let PluginCrate { name, version, .. } = plugin;
-    format!("name = \"{name}\"\nversion = \"{version}\"\nabi = \"{ABI}\"\nfile = \"{name}.wasm\"\n")
+    let PluginCrate { name, version, description, .. } = plugin;
+    let description = description.replace('\\', "\\\\").replace('"', "\\\"");
+    format!(
+        "name = \"{name}\"\nversion = \"{version}\"\nabi = \"{ABI}\"\nfile = \"{name}.wasm\"\n\
+         description = \"{description}\"\n"
+    )
+}
+
+/// Makes a bundle's fixtures those of its source: a host runs all that it finds.
+pub(crate) fn fixtures(source: &Path, bundle: &Path) -> Outcome<()> {
+    let (from, to) = (source.join("fixtures"), bundle.join("fixtures"));
+    let names = |folder: &Path| -> Vec<OsString> {
+        let entries = fs::read_dir(folder).into_iter().flatten();
+        entries.filter_map(Result::ok).map(|entry| entry.file_name()).collect()
+    };
+    let wanted = names(&from);
+    for stale in names(&to).iter().filter(|name| !wanted.contains(name)) {
+        let path = to.join(stale);
+        fs::remove_file(&path).context(|| format!("cannot remove {}", path.display()))?;
+    }
+    for name in wanted {
+        fs::create_dir_all(&to).context(|| format!("cannot create {}", to.display()))?;
+        let path = from.join(&name);
+        let content = fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
+        replace(&to, &name.to_string_lossy(), &content)?;
+    }
+    Ok(())
 }
 
 /// Replaces a file in one go, and only if it changes: a running server may be watching it.
-fn replace(folder: &Path, name: &str, content: &[u8]) -> Outcome<()> {
+pub(crate) fn replace(folder: &Path, name: &str, content: &[u8]) -> Outcome<()> {
     let path = folder.join(name);
     if fs::read(&path).is_ok_and(|old| old == content) {
         return Ok(());
@@ -81,9 +114,10 @@ mod tests {
             name: "arrow".to_owned(),
             package: "polyskill-router-arrow".to_owned(),
             version: "0.1.0".to_owned(),
+            description: "says \"p\"".to_owned(),
         };
-        let expected =
-            "name = \"arrow\"\nversion = \"0.1.0\"\nabi = \"0.1\"\nfile = \"arrow.wasm\"\n";
+        let expected = "name = \"arrow\"\nversion = \"0.1.0\"\nabi = \"0.1\"\nfile = \"arrow.wasm\"\n\
+                        description = \"says \\\"p\\\"\"\n";
         assert_eq!(manifest(&plugin), expected);
     }
 }

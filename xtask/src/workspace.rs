@@ -1,5 +1,6 @@
-//! Where the workspace and its build output lie, and which plugin crates it has, as cargo sees them.
+//! Where the workspace and its build output lie, and which plugins it has.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// The crates in `plugins/`, sorted by name.
     pub(crate) plugins: Vec<PluginCrate>,
+    /// The folders in `plugins/` that hold a manifest instead of a crate, sorted by name.
+    pub(crate) foreign: Vec<PathBuf>,
 }
 
 /// A plugin written in Rust.
@@ -24,6 +27,7 @@ pub(crate) struct PluginCrate {
     pub(crate) name: String,
     pub(crate) package: String,
     pub(crate) version: String,
+    pub(crate) description: String,
 }
 
 impl Workspace {
@@ -45,7 +49,8 @@ impl Workspace {
             .filter_map(|package| plugin_crate(package, &root.join("plugins")))
             .collect();
         plugins.sort_by(|left, right| left.name.cmp(&right.name));
-        Ok(Self { target: PathBuf::from(target), root, plugins })
+        let foreign = foreign(&root.join("plugins"))?;
+        Ok(Self { target: PathBuf::from(target), root, plugins, foreign })
     }
 
     /// Cargo in the workspace's root, with the target directory found before.
@@ -68,7 +73,19 @@ fn plugin_crate(package: &Value, folder: &Path) -> Option<PluginCrate> {
         name: crate_root.file_name()?.to_str()?.to_owned(),
         package: package.text("name")?.to_owned(),
         version: package.text("version")?.to_owned(),
+        description: package.text("description").unwrap_or_default().to_owned(),
     })
+}
+
+fn foreign(folder: &Path) -> Outcome<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).context(|| format!("cannot read {}", folder.display()))?;
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| path.join("plugin.toml").is_file() && !path.join("Cargo.toml").exists())
+        .collect();
+    found.sort();
+    Ok(found)
 }
 
 /// Cargo sets `CARGO` and `CARGO_MANIFEST_DIR` for what it runs.

@@ -3,16 +3,16 @@
 //! Called on admission, off the engine thread: routers plan here, artefacts are computed here, and gates
 //! are packed here. Equal compositions are made once and shared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use dashmap::DashMap;
 use polyskill_adapters::{Generation, Library, Snapshot};
 use polyskill_model::{Decoder, ModelConfig};
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
-use polyskill_sdk::{ParameterError, Parameters, Pick, Request};
+use polyskill_sdk::{ModuleInfo, ParameterError, Parameters, Pick, Request};
 
 use crate::composition::{Composition, LeasedModule, Plan, RouterIdentity};
 use crate::gates::Gates;
@@ -134,6 +134,29 @@ pub struct Composer {
     views: Arc<Views>,
     routers: RwLock<BTreeMap<String, Versions>>,
     cache: DashMap<Generation, Weak<Composition>>,
+    plans: Mutex<KeptPlans>,
+}
+
+/// A request that a router planned, kept to make fixtures of.
+#[derive(Clone, Debug)]
+pub struct PlannedRequest {
+    /// The router's name.
+    pub router: String,
+    /// Digest of its code.
+    pub digest: String,
+    /// What it was asked, with the request's own parameters.
+    pub request: Request,
+    /// The candidates, in the order of the request.
+    pub candidates: Vec<ModuleInfo>,
+    /// What it answered.
+    pub plan: Result<polyskill_sdk::Plan, Fault>,
+}
+
+/// The last plans, as many as the operator wants.
+#[derive(Debug, Default)]
+struct KeptPlans {
+    most: usize,
+    plans: VecDeque<PlannedRequest>,
 }
 
 /// The serving version of a router and those before it, the last one first.
@@ -157,7 +180,44 @@ impl Composer {
             views: Arc::new(Views::new(Arc::new(model_info(model)))),
             routers: RwLock::default(),
             cache: DashMap::new(),
+            plans: Mutex::default(),
         }
+    }
+
+    /// Keeps the last `most` plans, with the texts that users wrote; none by default.
+    pub fn keep_plans(&self, most: usize) {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).most = most;
+    }
+
+    /// The plans that are kept, oldest first.
+    pub fn kept_plans(&self) -> Vec<PlannedRequest> {
+        let kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.plans.iter().cloned().collect()
+    }
+
+    fn keep(
+        &self,
+        slot: &RouterSlot,
+        request: &Request,
+        plan: &Result<polyskill_sdk::Plan, Fault>,
+    ) {
+        let mut kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.most == 0 {
+            return;
+        }
+        let modules = self.views.modules(&self.library.snapshot());
+        let candidate = |index: &u32| modules.get(*index as usize).cloned();
+        let candidates = request.candidates.iter().filter_map(candidate).collect();
+        while kept.plans.len() >= kept.most {
+            kept.plans.pop_front();
+        }
+        kept.plans.push_back(PlannedRequest {
+            router: slot.name.clone(),
+            digest: slot.digest.clone(),
+            request: request.clone(),
+            candidates,
+            plan: plan.clone(),
+        });
     }
 
     /// The library that names are looked up in.
@@ -353,44 +413,87 @@ impl Composer {
         let mut digests: Vec<&str> = Vec::new();
         let mut reasons: Vec<String> = Vec::new();
         for (at, link) in chain.iter().enumerate() {
-            let is_last = at + 1 == chain.len();
-            let (slot, outcome) = self.ask(snapshot, link, (selection, is_last), &candidates)?;
-            digests.push(&slot.digest);
-            let identity = || identity(name, &digests);
-            match outcome {
-                Outcome::Narrowed(fewer) => candidates = fewer,
-                Outcome::Passed(reason) => reasons.push(format!("{}: {reason}", slot.name)),
-                Outcome::Failed(reason) => return Ok(self.base(Some(identity()), Some(reason))),
-                Outcome::Planned(plan) => {
-                    let compiled = self.compile(snapshot, slot, plan, &candidates, &identity());
-                    return compiled.or_else(|reason| {
-                        slot.count_fault(&reason);
-                        refused(slot, &reason)?;
-                        Ok(self.base(Some(identity()), Some(reason)))
-                    });
+            let asked = (selection, at + 1 == chain.len());
+            let mut failure = None;
+            for (version, slot) in link.versions().enumerate() {
+                if version > 0 {
+                    digests.pop();
                 }
+                digests.push(&slot.digest);
+                let reason = match self.ask_version(snapshot, slot, asked, &candidates)? {
+                    Outcome::Narrowed(fewer) => {
+                        candidates = fewer;
+                        None
+                    }
+                    Outcome::Passed(reason) => {
+                        reasons.push(format!("{}: {reason}", slot.name));
+                        None
+                    }
+                    Outcome::Failed(reason) => Some(reason),
+                    Outcome::Planned(plan) => {
+                        let identity = identity(name, &digests);
+                        match self.compile(snapshot, slot, plan, &candidates, &identity) {
+                            Ok(composition) => return Ok(composition),
+                            Err(reason) => {
+                                slot.count_fault(&reason);
+                                Some(reason)
+                            }
+                        }
+                    }
+                };
+                failure = reason;
+                let Some(reason) = &failure else { break };
+                refused(&link.slot, reason)?;
+            }
+            if failure.is_some() {
+                return Ok(self.base(Some(identity(name, &digests)), failure));
             }
         }
         let reason = format!("no router of the chain decided: {}", reasons.join("; "));
         Ok(self.base(Some(identity(name, &digests)), Some(reason)))
     }
 
-    /// Asks one router, and its previous version where its policy says so.
-    fn ask<'l>(
+    /// Asks one version of a router.
+    fn ask_version(
         &self,
         snapshot: &Snapshot,
-        link: &'l Link,
+        slot: &RouterSlot,
         (selection, is_last): (&Selection, bool),
         candidates: &[u32],
-    ) -> Result<(&'l Arc<RouterSlot>, Outcome), ComposeError> {
-        let slot = &link.slot;
-        let outcome = ask_version(snapshot, slot, (selection, is_last), candidates)?;
-        let Outcome::Failed(reason) = outcome else { return Ok((slot, outcome)) };
-        refused(slot, &reason)?;
-        let previous = link.previous.as_ref();
-        let previous = previous.filter(|_| slot.health.policy().on_fault == OnFault::Previous);
-        let Some(previous) = previous else { return Ok((slot, Outcome::Failed(reason))) };
-        Ok((previous, ask_version(snapshot, previous, (selection, is_last), candidates)?))
+    ) -> Result<Outcome, ComposeError> {
+        match slot.health.standing(Instant::now()) {
+            Standing::Serving => {}
+            Standing::Quarantined(left) => {
+                let seconds = left.as_secs_f64().ceil();
+                return Ok(Outcome::Failed(format!("it is quarantined for {seconds} s more")));
+            }
+            Standing::Out => {
+                let reason = "it is out after too many faults, until it is released or replaced";
+                return Ok(Outcome::Failed(reason.to_owned()));
+            }
+        }
+        let request = request_for(slot, (selection, is_last), candidates);
+        let failed = |reason: String| {
+            slot.count_fault(&reason);
+            Ok(Outcome::Failed(reason))
+        };
+        let planned = slot.plan(snapshot, request.clone());
+        self.keep(slot, &request, &planned);
+        match planned {
+            Err(Fault::InvalidParameter(error)) => Err(ComposeError::Parameter(error)),
+            Err(fault @ (Fault::Abstain | Fault::NotReady(_))) => {
+                slot.health.abstentions.fetch_add(1, Relaxed);
+                Ok(Outcome::Passed(fault.to_string()))
+            }
+            Err(fault) => failed(fault.to_string()),
+            Ok(polyskill_sdk::Plan::Narrowed(narrowed)) if !is_last => {
+                match check_narrowed(narrowed, candidates) {
+                    Ok(fewer) => Ok(Outcome::Narrowed(fewer)),
+                    Err(reason) => failed(reason),
+                }
+            }
+            Ok(plan) => Ok(Outcome::Planned(plan)),
+        }
     }
 
     /// Checks a plan and makes it ready; a reason where it is not usable.
@@ -485,6 +588,15 @@ struct Link {
     previous: Option<Arc<RouterSlot>>,
 }
 
+impl Link {
+    /// Who is asked in turn, until one answers: after the serving version the previous one, where the
+    /// policy says so.
+    fn versions(&self) -> impl Iterator<Item = &Arc<RouterSlot>> {
+        let previous = self.slot.health.policy().on_fault == OnFault::Previous;
+        std::iter::once(&self.slot).chain(self.previous.as_ref().filter(|_| previous))
+    }
+}
+
 /// What a router answered.
 enum Outcome {
     /// A mixture or programs.
@@ -495,45 +607,6 @@ enum Outcome {
     Passed(String),
     /// A fault, already counted.
     Failed(String),
-}
-
-fn ask_version(
-    snapshot: &Snapshot,
-    slot: &RouterSlot,
-    (selection, is_last): (&Selection, bool),
-    candidates: &[u32],
-) -> Result<Outcome, ComposeError> {
-    match slot.health.standing(Instant::now()) {
-        Standing::Serving => {}
-        Standing::Quarantined(left) => {
-            let seconds = left.as_secs_f64().ceil();
-            return Ok(Outcome::Failed(format!("it is quarantined for {seconds} s more")));
-        }
-        Standing::Out => {
-            let reason = "it is out after too many faults, until it is released or replaced";
-            return Ok(Outcome::Failed(reason.to_owned()));
-        }
-    }
-    let request = request_for(slot, (selection, is_last), candidates);
-    let failed = |reason: String| {
-        slot.count_fault(&reason);
-        Ok(Outcome::Failed(reason))
-    };
-    match slot.plan(snapshot, request) {
-        Err(Fault::InvalidParameter(error)) => Err(ComposeError::Parameter(error)),
-        Err(fault @ (Fault::Abstain | Fault::NotReady(_))) => {
-            slot.health.abstentions.fetch_add(1, Relaxed);
-            Ok(Outcome::Passed(fault.to_string()))
-        }
-        Err(fault) => failed(fault.to_string()),
-        Ok(polyskill_sdk::Plan::Narrowed(narrowed)) if !is_last => {
-            match check_narrowed(narrowed, candidates) {
-                Ok(fewer) => Ok(Outcome::Narrowed(fewer)),
-                Err(reason) => failed(reason),
-            }
-        }
-        Ok(plan) => Ok(Outcome::Planned(plan)),
-    }
 }
 
 /// An error where the policy is to fail the request.

@@ -390,21 +390,14 @@ impl State {
         for record in recorded {
             routed[layout.sequences[record.row] as usize].push(record.picks);
         }
+        for &row in &fallback_rows {
+            self.running[layout.sequences[row] as usize].fall_back();
+        }
         let vocab_size = self.model.config().vocab_size;
         let mut rows = logits.chunks_exact_mut(vocab_size);
         for ((running, range), mut picks) in self.running.iter_mut().zip(ranges).zip(routed) {
             picks.sort_by_key(|picks| picks.site);
             running.advance(range, &mut rows, picks);
-        }
-        for &row in &fallback_rows {
-            let running = &mut self.running[layout.sequences[row] as usize];
-            running.fallback_rows += 1;
-            if running.composition.fails_on_fault() && running.ended.is_none() {
-                running.ended = Some(FinishReason::Error(
-                    "the router left a row undecided, and its policy is to fail the request"
-                        .to_owned(),
-                ));
-            }
         }
         self.stats.fallback_rows.fetch_add(fallback_rows.len() as u64, Relaxed);
         self.stats.steps.fetch_add(1, Relaxed);
@@ -490,6 +483,15 @@ impl Running {
         Progress { computed: self.computed, known, decoding: self.computed >= self.prompt_len }
     }
 
+    /// A row ran on the base instead. Where the policy is to fail, no token of this step is given out.
+    fn fall_back(&mut self) {
+        self.fallback_rows += 1;
+        if self.composition.fails_on_fault() {
+            let reason = "the router left a row undecided, and its policy is to fail the request";
+            self.ended = Some(FinishReason::Error(reason.to_owned()));
+        }
+    }
+
     /// Takes over the results of a step for the positions in `range`.
     fn advance<'l>(
         &mut self,
@@ -517,7 +519,7 @@ impl Running {
             _ if completes && self.max_tokens > 0 => last = logits.next(),
             _ => {}
         }
-        if !completes {
+        if !completes || self.ended.is_some() {
             return;
         }
         self.report_prompt();

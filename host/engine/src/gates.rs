@@ -33,7 +33,7 @@ pub(crate) struct SiteGate {
 
 /// One decision point: a program with its candidates at the site that decides.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub struct Gate {
     /// The site whose input is scored.
     pub(crate) site: usize,
     /// Whether other sites use the decision too.
@@ -233,9 +233,26 @@ impl Gate {
         usable
     }
 
+    /// A gate over given rows, `[candidates, inputs]` for the one name that its program multiplies with;
+    /// for measuring it without a library.
+    pub fn over(ops: Vec<Op>, rows: &[f32], num_candidates: usize) -> Self {
+        let names = ops.iter().filter_map(|op| match op {
+            Op::Linear { name } => Some(name.clone()),
+            _ => None,
+        });
+        let matrices = names.map(|name| (name, Elements::F32(rows.to_vec()))).collect();
+        Self {
+            site: 0,
+            shared: false,
+            ops,
+            candidates: (0..num_candidates as u32).collect(),
+            matrices,
+        }
+    }
+
     /// Picks for one row as `(module, weight)`; `false` if a weight is not finite, so that the row must
     /// fall back. `input` is what the deciding site reads.
-    pub(crate) fn run(
+    pub fn run(
         &self,
         input: &[f32],
         buffers: &mut GateBuffers,
@@ -279,7 +296,7 @@ impl Gate {
 
 /// Buffers reused from row to row.
 #[derive(Debug, Default)]
-pub(crate) struct GateBuffers {
+pub struct GateBuffers {
     vector: Vec<f32>,
     dots: Vec<f32>,
     scores: Vec<(u32, f32)>,

@@ -8,7 +8,7 @@
 pub mod composer;
 mod composition;
 mod engine;
-mod gates;
+pub mod gates;
 mod health;
 mod library_view;
 mod request;
@@ -19,7 +19,7 @@ mod scheduler;
 mod stats;
 mod trace;
 
-pub use composer::{CHAIN, ComposeError, Composer, RouterError, Selection};
+pub use composer::{CHAIN, ComposeError, Composer, PlannedRequest, RouterError, Selection};
 pub use composition::{Composition, LeasedModule, RouterIdentity};
 pub use engine::{Engine, EngineConfig, Handle, SubmitError};
 pub use health::{FaultPolicy, OnFault, Standing};

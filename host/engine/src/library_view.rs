@@ -1,44 +1,108 @@
 //! A library snapshot as routers see it, and the rows that a router has defined.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use polyskill_adapters::{Generation, Module, Snapshot, prototypes};
 use polyskill_model::{Decoder, Site};
-use polyskill_sdk::runtime::{Definition, LibraryView};
+use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
 use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor};
 
 /// Most power iterations that a router may ask for.
 const MAX_ITERATIONS: u32 = 10_000;
 
-/// Rows that one router defined: (edition, name) → site → row.
-#[derive(Debug, Default)]
-pub(crate) struct Definitions(DashMap<(Generation, String), SiteRows>);
+/// Calls for which rows that were used are not forgotten: a plan is compiled some time after it was made.
+const RECENT_CALLS: u64 = 64;
 
-type SiteRows = BTreeMap<u32, Arc<[f32]>>;
+/// Rows that one router defined: (edition, name) → site → row. A cache within a bound: the router is told
+/// what is there, and gives again what was forgotten.
+#[derive(Debug)]
+pub(crate) struct Definitions {
+    rows: DashMap<(Generation, String), SiteRows>,
+    /// Counts calls of the router; orders entries by their last use.
+    calls: AtomicU64,
+    most_bytes: usize,
+}
+
+impl Default for Definitions {
+    fn default() -> Self {
+        Self::bounded(usize::MAX)
+    }
+}
+
+/// One name's rows of one module.
+#[derive(Debug, Default)]
+struct SiteRows {
+    by_site: BTreeMap<u32, Arc<[f32]>>,
+    bytes: usize,
+    last_used: AtomicU64,
+}
 
 impl Definitions {
-    pub(crate) fn row(&self, edition: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
-        let rows = self.0.get(&(edition, name.to_owned()))?;
-        rows.get(&(site as u32)).cloned()
+    /// Rows of at most so many bytes.
+    pub(crate) fn bounded(most_bytes: usize) -> Self {
+        Self { rows: DashMap::new(), calls: AtomicU64::new(0), most_bytes }
     }
 
-    pub(crate) fn store(&self, view: &View, definitions: Vec<Definition>) {
+    pub(crate) fn row(&self, edition: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
+        let rows = self.rows.get(&(edition, name.to_owned()))?;
+        rows.last_used.store(self.calls.load(Relaxed), Relaxed);
+        rows.by_site.get(&(site as u32)).cloned()
+    }
+
+    /// Keeps what a call defined; forgets what was not used for long where it is too much.
+    pub(crate) fn store(&self, view: &View, definitions: Vec<Definition>) -> Result<(), Fault> {
+        let call = self.calls.fetch_add(1, Relaxed) + 1;
+        if definitions.is_empty() {
+            return Ok(());
+        }
         for Definition { name, module, site, row } in definitions {
             let Some(module) = view.leases.get(module as usize) else { continue };
-            self.0.entry((module.edition(), name)).or_default().insert(site, row.into());
+            let more = name.len() + size_of_val(&*row);
+            let mut rows = self.rows.entry((module.edition(), name)).or_default();
+            rows.last_used.store(call, Relaxed);
+            let before = rows.by_site.insert(site, row.into());
+            if before.is_none() {
+                rows.bytes += more;
+            }
         }
+        let mut entries: Vec<(u64, usize, (Generation, String))> = self
+            .rows
+            .iter()
+            .map(|rows| (rows.last_used.load(Relaxed), rows.bytes, rows.key().clone()))
+            .collect();
+        let mut bytes: usize = entries.iter().map(|(_, bytes, _)| bytes).sum();
+        entries.sort_unstable_by_key(|(last_used, ..)| *last_used);
+        for (last_used, size, key) in entries {
+            if bytes <= self.most_bytes || last_used + RECENT_CALLS > call {
+                break;
+            }
+            self.rows.remove(&key);
+            bytes -= size;
+        }
+        if bytes <= self.most_bytes {
+            return Ok(());
+        }
+        // What this call brought is too much beside what is in use.
+        self.rows.retain(|_, rows| rows.last_used.load(Relaxed) < call);
+        Err(Fault::Failed(format!(
+            "its rows in use take {bytes} bytes, and `definition_mib` allows {}",
+            self.most_bytes
+        )))
     }
 
     pub(crate) fn retain(&self, keep: impl Fn(Generation) -> bool) {
-        self.0.retain(|(edition, _), _| keep(*edition));
+        self.rows.retain(|(edition, _), _| keep(*edition));
     }
 
     fn covers(&self, module: &Module, name: &str) -> bool {
-        let rows = self.0.get(&(module.edition(), name.to_owned()));
+        let rows = self.rows.get(&(module.edition(), name.to_owned()));
         rows.is_some_and(|rows| {
-            module.weights().sites().all(|(site, _)| rows.contains_key(&(site.index() as u32)))
+            rows.last_used.store(self.calls.load(Relaxed), Relaxed);
+            let has = |index: usize| rows.by_site.contains_key(&(index as u32));
+            module.weights().sites().all(|(site, _)| has(site.index()))
         })
     }
 }
@@ -91,14 +155,19 @@ impl Views {
         &self.model
     }
 
-    pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
+    /// What routers are told of the modules.
+    pub(crate) fn modules(&self, snapshot: &Snapshot) -> Arc<[ModuleInfo]> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != Some(snapshot.version()) {
             *last = (Some(snapshot.version()), snapshot.iter().enumerate().map(info).collect());
         }
+        Arc::clone(&last.1)
+    }
+
+    pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
         View {
             model: Arc::clone(&self.model),
-            modules: Arc::clone(&last.1),
+            modules: self.modules(snapshot),
             leases: snapshot.iter().map(|(_, module)| Arc::clone(module)).collect(),
             definitions,
         }

@@ -1,6 +1,7 @@
 //! One version of one router: its planning instance, the instance that decides rows, and what it defined.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,6 +19,8 @@ pub struct RouterSettings {
     pub parameters: Parameters,
     /// Whether its programs may hand hidden states to `route`.
     pub hidden: bool,
+    /// Bytes of rows that are kept of what it defines.
+    pub defined_bytes: Option<usize>,
     /// What happens when it fails.
     pub faults: FaultPolicy,
 }
@@ -69,6 +72,9 @@ pub(crate) struct RouterSlot {
     state: Mutex<Planning>,
     /// Used by the engine thread alone, once it is made.
     stepper: Mutex<Option<Box<dyn Stepper>>>,
+    /// Whether there is one, so that whoever plans need not take its lock: while it is held elsewhere,
+    /// rows fall back.
+    has_stepper: AtomicBool,
     remaking: AtomicBool,
 }
 
@@ -110,12 +116,15 @@ impl RouterSlot {
             digest,
             descriptor: format!("{} {}", descriptor.name, descriptor.version),
             health: Health::new(settings.faults),
+            definitions: Arc::new(Definitions::bounded(
+                settings.defined_bytes.unwrap_or(usize::MAX),
+            )),
             settings,
-            definitions: Arc::default(),
             library,
             views,
             state: Mutex::new(Planning { router, version: None, known: Vec::new() }),
             stepper: Mutex::new(None),
+            has_stepper: AtomicBool::new(false),
             remaking: AtomicBool::new(false),
         };
         slot.sync()?;
@@ -172,8 +181,9 @@ impl RouterSlot {
         };
         let library: Arc<dyn LibraryView> = view.clone();
         let definitions = state.router.library_changed(&library, &change)?;
-        self.definitions.store(&view, definitions);
+        // What went makes room for what came.
         self.definitions.retain(|edition| known.iter().any(|module| module.edition == edition));
+        self.definitions.store(&view, definitions)?;
         state.version = Some(snapshot.version());
         state.known = known;
         Ok(view)
@@ -190,7 +200,7 @@ impl RouterSlot {
         let view = self.synced(snapshot, &mut state)?;
         let library: Arc<dyn LibraryView> = view.clone();
         let (plan, definitions) = state.router.plan(&library, &request)?;
-        self.definitions.store(&view, definitions);
+        self.definitions.store(&view, definitions)?;
         Ok(plan)
     }
 
@@ -212,13 +222,19 @@ impl RouterSlot {
 
     /// Makes the instance that decides rows, unless there is one.
     pub(crate) fn prepare_stepper(&self) -> Result<(), Fault> {
-        if lock(&self.stepper).is_some() {
+        if self.has_stepper.load(Acquire) {
+            return Ok(());
+        }
+        let state = lock(&self.state);
+        // Somebody else may have made it meanwhile.
+        if self.has_stepper.load(Acquire) {
             return Ok(());
         }
         let view = self.views.view(&self.library.snapshot(), Arc::clone(&self.definitions));
         let library: Arc<dyn LibraryView> = Arc::new(view);
-        let stepper = lock(&self.state).router.stepper(&library)?;
+        let stepper = state.router.stepper(&library)?;
         *lock(&self.stepper) = Some(stepper);
+        self.has_stepper.store(true, Release);
         Ok(())
     }
 
@@ -252,10 +268,14 @@ impl RouterSlot {
                 self.health.abstentions.fetch_add(1, Relaxed);
             }
             Err(fault) => {
-                let dead = matches!(fault, Fault::Trap(_)).then(|| stepper.take());
+                let dead = matches!(fault, Fault::Trap(_));
+                if dead {
+                    *stepper = None;
+                    self.has_stepper.store(false, Release);
+                }
                 drop(stepper);
                 self.count_fault(&format!("`route`: {fault}"));
-                if dead.is_some() {
+                if dead {
                     self.remake_stepper();
                 }
             }

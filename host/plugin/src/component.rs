@@ -69,7 +69,7 @@ fn check_exports(name: &str, engine: &Engine, component: &Component) -> Result<(
 impl Code for ComponentCode {
     fn instantiate(&self, state: State, budget: Budget) -> Result<Box<dyn Instance>, Fault> {
         let mut store = Store::new(self.pre.engine(), state);
-        store.limiter(|state| &mut state.store_limits);
+        store.limiter(|state| &mut state.caps);
         set_budget(&mut store, budget)?;
         let instance = self.pre.instance_pre().instantiate(&mut store);
         let instance = instance.map_err(|error| trap("instantiate", &error))?;
@@ -147,6 +147,10 @@ impl Instance for ComponentInstance {
             .map_err(|error| trap("plan", &error))?
             .map_err(from_wire_error)
             .map(from_wire_plan)
+    }
+
+    fn routes(&self) -> bool {
+        self.route.is_some()
     }
 
     #[expect(unsafe_code, reason = "a typed function cannot be kept with a borrowed argument")]

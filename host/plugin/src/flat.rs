@@ -297,11 +297,20 @@ pub(crate) fn describe(
     Ok(())
 }
 
+/// Answers are for `plan` alone.
+fn asked(state: &State) -> Answer<()> {
+    match state.exchange.planning {
+        true => Ok(()),
+        false => Err("answers are given in `plan` alone".to_owned()),
+    }
+}
+
 pub(crate) fn answer_fixed(
     memory: &impl Memory,
     state: &mut State,
     (picks, count): (u64, u32),
 ) -> Answer<()> {
+    asked(state)?;
     let words = memory.words(picks, 2 * bounded(count, "picks")?)?;
     let pick = |pair: &[u32]| Pick { module: pair[0], weight: f32::from_bits(pair[1]) };
     let picks = words.chunks_exact(2).map(pick).collect();
@@ -310,6 +319,7 @@ pub(crate) fn answer_fixed(
 }
 
 pub(crate) fn answer_programs(memory: &impl Memory, state: &mut State, text: Text) -> Answer<()> {
+    asked(state)?;
     let text = memory.text(text.0, bounded(text.1, "programs")?)?;
     state.exchange.plan = Some(gate_file::programs(&text).map(Plan::Gated));
     Ok(())
@@ -320,6 +330,7 @@ pub(crate) fn answer_narrowed(
     state: &mut State,
     (candidates, count): (u64, u32),
 ) -> Answer<()> {
+    asked(state)?;
     let candidates = memory.words(candidates, bounded(count, "candidates")?)?;
     state.exchange.plan = Some(Ok(Plan::Narrowed(candidates)));
     Ok(())

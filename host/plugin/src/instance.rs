@@ -1,12 +1,20 @@
 //! One guard for every kind of plugin: budgets per call, a fresh instance after a trap.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter, Stepper};
-use polyskill_sdk::{Batch, Decision, Descriptor, LibraryChange, Parameters, Plan, Request};
+use polyskill_sdk::{
+    Batch, Decision, Descriptor, LibraryChange, ParameterError, Parameters, Plan, Request,
+};
 
 use crate::limits::{Budget, Limits};
 use crate::state::State;
+
+/// Longest reason that is kept of a fault: it goes into logs and replies.
+const MAX_REASON_BYTES: usize = 1_000;
+/// Longest name and version that a plugin gives itself.
+const MAX_DESCRIPTOR_BYTES: usize = 200;
 
 /// Compiled code of which instances can be made.
 pub(crate) trait Code: Send + Sync {
@@ -22,7 +30,29 @@ pub(crate) trait Instance: Send {
     fn init(&mut self, parameters: &Parameters) -> Result<Descriptor, Fault>;
     fn library_changed(&mut self, change: &LibraryChange) -> Result<(), Fault>;
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault>;
+    /// Whether it exports `route`.
+    fn routes(&self) -> bool;
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
+}
+
+/// A fault whose reason has a bounded length, whatever the plugin said or a parser quoted of it.
+fn shortened(fault: Fault) -> Fault {
+    let cut = |mut text: String| {
+        if text.len() > MAX_REASON_BYTES {
+            text.truncate(text.floor_char_boundary(MAX_REASON_BYTES));
+            text.push('…');
+        }
+        text
+    };
+    match fault {
+        Fault::Abstain => Fault::Abstain,
+        Fault::NotReady(reason) => Fault::NotReady(cut(reason)),
+        Fault::Failed(reason) => Fault::Failed(cut(reason)),
+        Fault::Trap(reason) => Fault::Trap(cut(reason)),
+        Fault::InvalidParameter(ParameterError { name, message }) => {
+            Fault::InvalidParameter(ParameterError { name: cut(name), message: cut(message) })
+        }
+    }
 }
 
 /// What instances are made of.
@@ -31,6 +61,37 @@ pub(crate) struct Source {
     pub(crate) name: Arc<str>,
     pub(crate) code: Arc<dyn Code>,
     pub(crate) limits: Limits,
+    pub(crate) room: Arc<Room>,
+}
+
+/// Instances that may still be made, over all plugins of a loader.
+#[derive(Debug)]
+pub(crate) struct Room {
+    left: AtomicU32,
+    most: u32,
+}
+
+impl Room {
+    pub(crate) fn new(limits: &Limits) -> Arc<Self> {
+        let most = limits.max_instances;
+        Arc::new(Self { left: AtomicU32::new(most), most })
+    }
+}
+
+/// The place of one instance; dropping it makes room.
+pub(crate) struct Seat(Arc<Room>);
+
+impl Seat {
+    fn take(room: &Arc<Room>) -> Option<Self> {
+        let one_less = |left: u32| left.checked_sub(1);
+        room.left.fetch_update(Relaxed, Relaxed, one_less).ok().map(|_| Self(Arc::clone(room)))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.left.fetch_add(1, Relaxed);
+    }
 }
 
 impl Source {
@@ -40,10 +101,24 @@ impl Source {
         library: &Arc<dyn LibraryView>,
         parameters: &Parameters,
     ) -> Result<(Box<dyn Instance>, Descriptor), Fault> {
-        let state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);
-        let mut instance = self.code.instantiate(state, self.limits.setup_budget())?;
-        let descriptor = instance.init(parameters)?;
+        let seat = Seat::take(&self.room).ok_or_else(|| {
+            let most = self.room.most;
+            Fault::Failed(format!("`max_instances` allows {most}, and all are in use"))
+        })?;
+        let mut state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);
+        state.seat = Some(seat);
+        let started = self.code.instantiate(state, self.limits.setup_budget());
+        let mut instance = started.map_err(shortened)?;
+        let descriptor = instance.init(parameters).map_err(shortened)?;
         instance.state().end_call();
+        for (what, text) in [("name", &descriptor.name), ("version", &descriptor.version)] {
+            if text.len() > MAX_DESCRIPTOR_BYTES {
+                let found = text.len();
+                return Err(Fault::Failed(format!(
+                    "its {what} has {found} bytes, at most {MAX_DESCRIPTOR_BYTES} are kept"
+                )));
+            }
+        }
         Ok((instance, descriptor))
     }
 
@@ -78,7 +153,7 @@ impl Guarded {
         };
         instance.state().begin_call(Arc::clone(library));
         instance.set_budget(budget)?;
-        match call(&mut *instance) {
+        match call(&mut *instance).map_err(shortened) {
             Err(Fault::Trap(reason)) => Err(Fault::Trap(reason)),
             result => {
                 let definitions = instance.state().end_call();
@@ -118,6 +193,11 @@ impl LoadedRouter for Guarded {
 
     fn stepper(&self, library: &Arc<dyn LibraryView>) -> Result<Box<dyn Stepper>, Fault> {
         let (instance, _) = self.source.start(library, &self.parameters)?;
+        if !instance.routes() {
+            return Err(Fault::Failed(
+                "its plan leaves rows to `route`, which it lacks".to_owned(),
+            ));
+        }
         let budget = self.source.limits.route_budget();
         Ok(Box::new(GuardedStepper { instance, budget }))
     }
@@ -146,6 +226,6 @@ struct GuardedStepper {
 impl Stepper for GuardedStepper {
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
         self.instance.set_budget(self.budget)?;
-        self.instance.route(batch, decision)
+        self.instance.route(batch, decision).map_err(shortened)
     }
 }

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Limits of one plugin instance; all configurable.
-#[derive(Clone, Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Linear memory.
+    /// Linear memory, of all memories of an instance together.
     pub memory_mib: usize,
     /// Instructions (wasmtime's fuel) per `plan`.
     pub plan_fuel: u64,
@@ -30,7 +30,7 @@ pub struct Limits {
     pub table_elements: usize,
     /// Size of a plugin's file.
     pub file_mib: u64,
-    /// Bytes of rows that one call may define.
+    /// Bytes of rows that one call may define, and that are kept of all calls.
     pub definition_mib: usize,
     /// Log messages per call; longer messages are cut.
     pub log_messages: usize,

@@ -1,5 +1,6 @@
 //! From a bundle to a router: read, trust, compile, start, self-test.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::flat::dylib::DylibCode;
 use crate::flat::wasm::FlatCode;
 use crate::gate_file::{self, GateFile, GateRouter};
-use crate::instance::{Code, Source};
+use crate::instance::{Code, Room, Source};
 use crate::limits::Limits;
 use crate::sandbox::{Sandbox, private_directory};
 use crate::self_test;
@@ -30,8 +31,14 @@ pub(crate) const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"
 #[derive(Debug)]
 pub struct Loader {
     sandbox: Sandbox,
+    /// Limits of plugins that have no own.
+    default_limits: Limits,
+    /// The largest of all, for reading files.
     limits: Limits,
+    /// Limits of plugins that have their own, by name.
+    own_limits: BTreeMap<String, Limits>,
     trust: Trust,
+    room: Arc<Room>,
     /// Where compiled plugins and copies of dynamic libraries are kept.
     cache: Option<PathBuf>,
     copies: AtomicU64,
@@ -43,8 +50,39 @@ impl Loader {
     /// # Errors
     /// If wasmtime does not support this machine or these limits.
     pub fn new(limits: Limits, trust: Trust, cache: Option<PathBuf>) -> Result<Self, Error> {
-        let sandbox = Sandbox::new(&limits, cache.clone())?;
-        Ok(Self { sandbox, limits, trust, cache, copies: AtomicU64::new(0) })
+        Self::with_own_limits(limits, BTreeMap::new(), trust, cache)
+    }
+
+    /// As [`Loader::new`], with limits of their own for some plugins, by name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_own_limits(
+        limits: Limits,
+        own_limits: BTreeMap<String, Limits>,
+        trust: Trust,
+        cache: Option<PathBuf>,
+    ) -> Result<Self, Error> {
+        // The sandbox reserves for the largest; each instance is held to its own.
+        let mut largest = limits.clone();
+        for own in own_limits.values() {
+            largest.memory_mib = largest.memory_mib.max(own.memory_mib);
+            largest.table_elements = largest.table_elements.max(own.table_elements);
+            largest.stack_kib = largest.stack_kib.max(own.stack_kib);
+            largest.file_mib = largest.file_mib.max(own.file_mib);
+        }
+        let sandbox = Sandbox::new(&largest, cache.clone())?;
+        let room = Room::new(&limits);
+        Ok(Self {
+            sandbox,
+            default_limits: limits,
+            limits: largest,
+            own_limits,
+            trust,
+            room,
+            cache,
+            copies: AtomicU64::new(0),
+        })
     }
 
     /// The bundles in a directory.
@@ -79,15 +117,16 @@ impl Loader {
             let (kind, code) = self.wasm(&name, bytes)?;
             (kind, Loaded::Code(code))
         };
-        let limits = self.limits.clone();
-        Ok(Plugin { name: name.into(), kind, code, signer, limits, bundle: Arc::new(bundle) })
+        let limits = self.own_limits.get(&name).unwrap_or(&self.default_limits).clone();
+        let room = Arc::clone(&self.room);
+        Ok(Plugin { name: name.into(), kind, code, signer, limits, room, bundle: Arc::new(bundle) })
     }
 
     fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
         let not_a_plugin = |reason: String| Error::NotAPlugin { name: name.to_owned(), reason };
         match bytes.get(..8) {
             Some(magic) if magic == COMPONENT_MAGIC => {
-                let component = self.sandbox.component(name, bytes)?;
+                let component = self.sandbox.component(name, bytes, || Ok(None))?;
                 let code = ComponentCode::new(name, &self.sandbox.engine, &component)?;
                 Ok((Kind::Component, Arc::new(code)))
             }
@@ -97,11 +136,13 @@ impl Loader {
                     let code = FlatCode::new(name, &self.sandbox.engine, &module)?;
                     return Ok((Kind::Core, Arc::new(code)));
                 }
-                // The encoder trusts its input's structure.
-                let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
-                valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
-                let wrapped = wrap_core(bytes).map_err(not_a_plugin)?;
-                let component = self.sandbox.component(name, &wrapped)?;
+                let wrap = || {
+                    // The encoder trusts its input's structure.
+                    let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
+                    valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
+                    wrap_core(bytes).map(Some).map_err(not_a_plugin)
+                };
+                let component = self.sandbox.component(name, bytes, wrap)?;
                 match ComponentCode::new(name, &self.sandbox.engine, &component) {
                     // It carries no component type, so wrapping it gave a component without exports.
                     Err(Error::Version { found, .. }) if found == NO_EXPORTS => {
@@ -195,6 +236,7 @@ pub struct Plugin {
     code: Loaded,
     signer: Option<String>,
     limits: Limits,
+    room: Arc<Room>,
     bundle: Arc<Bundle>,
 }
 
@@ -232,6 +274,11 @@ impl Plugin {
     /// The bundle's manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.bundle.manifest
+    }
+
+    /// What it may use.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// The capabilities that it asks for and `allowed` grants.
@@ -278,7 +325,8 @@ impl Plugin {
         match &self.code {
             Loaded::Code(code) => {
                 let (name, limits) = (Arc::clone(&self.name), self.limits.clone());
-                Source { name, code: Arc::clone(code), limits }.router(library, parameters)
+                let (code, room) = (Arc::clone(code), Arc::clone(&self.room));
+                Source { name, code, limits, room }.router(library, parameters)
             }
             Loaded::Gates(file) => {
                 let identity = (self.name(), self.manifest().version.as_str());

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! `expect` holds one of `fixed` (module and weight per pick), `narrowed` (modules), `picks` (per row:
-//! position in the candidates and weight) or `error` (`abstain`, `not-ready`, `invalid-parameter`,
-//! `failed`). Weights may differ by 1e-4.
+//! position in the candidates and weight), `programs` (the plan as text of a gate file) or `error`
+//! (`abstain`, `not-ready`, `invalid-parameter`, `failed`). Weights may differ by 1e-4.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -99,6 +99,7 @@ enum Expect {
     Fixed(Vec<(u32, f32)>),
     Narrowed(Vec<u32>),
     Picks(Vec<Vec<(u32, f32)>>),
+    Programs(String),
     Error(String),
 }
 
@@ -209,6 +210,9 @@ fn decide(
             Ok(Expect::Fixed(picks.iter().map(|pick| (pick.module, pick.weight)).collect()))
         }
         Plan::Narrowed(candidates) => Ok(Expect::Narrowed(candidates)),
+        Plan::Gated(programs) if matches!(fixture.expect, Expect::Programs(_)) => {
+            Ok(Expect::Programs(gate::to_text(&programs)))
+        }
         Plan::Gated(programs) => {
             let view: Arc<dyn LibraryView> = Arc::new(library.clone());
             let at_site = |program: &&Program| match &program.sites {

@@ -6,8 +6,9 @@ use polyskill_sdk::runtime::{Definition, LibraryView, check_definition};
 use polyskill_sdk::{
     Host, Level, ModelInfo, ModuleInfo, Parameters, Part, Plan, SvdMethod, Tensor,
 };
-use wasmtime::{StoreLimits, StoreLimitsBuilder};
+use wasmtime::{ResourceLimiter, StoreLimits, StoreLimitsBuilder};
 
+use crate::instance::Seat;
 use crate::limits::Limits;
 
 /// Longest log message that is kept.
@@ -21,9 +22,56 @@ pub(crate) struct State {
     definitions: Vec<Definition>,
     definition_bytes_left: usize,
     log_messages_left: usize,
-    pub(crate) store_limits: StoreLimits,
+    pub(crate) caps: Caps,
+    /// Held for as long as the instance lives.
+    pub(crate) seat: Option<Seat>,
     /// What a plugin of the flat ABI reads and writes through calls, rather than through arguments.
     pub(crate) exchange: Exchange,
+}
+
+/// What an instance may grow to. `memory_mib` is for all of its memories together: a component has one per
+/// core module.
+pub(crate) struct Caps {
+    limits: StoreLimits,
+    memory_left: usize,
+}
+
+impl ResourceLimiter for Caps {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let left = self.memory_left.checked_sub(desired.saturating_sub(current));
+        let Some(left) = left else { return Ok(false) };
+        let grows = self.limits.memory_growing(current, desired, maximum)?;
+        if grows {
+            self.memory_left = left;
+        }
+        Ok(grows)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        self.limits.table_growing(current, desired, maximum)
+    }
+
+    fn instances(&self) -> usize {
+        self.limits.instances()
+    }
+
+    fn tables(&self) -> usize {
+        self.limits.tables()
+    }
+
+    fn memories(&self) -> usize {
+        self.limits.memories()
+    }
 }
 
 /// Arguments and answers of one call in the flat ABI.
@@ -32,6 +80,8 @@ pub(crate) struct Exchange {
     pub(crate) parameters: Parameters,
     pub(crate) descriptor: Option<polyskill_sdk::Descriptor>,
     pub(crate) plan: Option<Result<Plan, String>>,
+    /// Whether a plan is asked for: answers cost the host time, which `route` has not.
+    pub(crate) planning: bool,
     /// Parameter and message of an answer that is an error.
     pub(crate) error: (String, String),
 }
@@ -64,7 +114,7 @@ impl LibraryView for NoLibrary {
 
 impl State {
     pub(crate) fn new(plugin: Arc<str>, library: Arc<dyn LibraryView>, limits: &Limits) -> Self {
-        let store_limits = StoreLimitsBuilder::new()
+        let limited = StoreLimitsBuilder::new()
             .memory_size(limits.memory_mib << 20)
             .table_elements(limits.table_elements)
             .instances(64)
@@ -79,7 +129,8 @@ impl State {
             definitions: Vec::new(),
             definition_bytes_left: 0,
             log_messages_left: 0,
-            store_limits,
+            caps: Caps { limits: limited, memory_left: limits.memory_mib << 20 },
+            seat: None,
             exchange: Exchange::default(),
         };
         state.begin_call(library);

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, Capability, SIGNATURE_FILE};
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::sandbox::hex;
 const CONTEXT: &str = "polyskill plugin ";
 
 /// What the operator trusts.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trust {
     /// Keys whose signatures count.
@@ -29,7 +29,7 @@ pub struct Trust {
 }
 
 /// A publisher's key.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct TrustedKey {
     /// The public key, hexadecimal, as `polyskill plugin sign` prints it.

@@ -49,6 +49,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/admin/modules", get(admin::modules))
         .route("/admin/routers", get(admin::routers).post(admin::change_router))
         .route("/admin/routers/{*name}", delete(admin::remove_router))
+        .route("/admin/plans", get(admin::plans))
         .route("/admin/status", get(admin::status))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_admin_key));
     open.merge(keyed)

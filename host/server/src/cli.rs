@@ -16,7 +16,7 @@ use polyskill_engine::Selection;
 
 use crate::config::{Config, parse_parameters};
 use crate::service::Service;
-use crate::{adapters_command, api, bench, generate, plugin_command, pull, routers};
+use crate::{adapters_command, api, bench, generate, plugin_command, pull, record, routers};
 
 /// One frozen base model, many modules, routed per token and per layer.
 #[derive(Debug, Parser)]
@@ -39,6 +39,8 @@ enum Command {
     },
     /// Measure prefill and decode of base, one LoRA, and a router.
     Bench(ServeArgs),
+    /// Write what a router of a running server planned as fixtures for its self-test.
+    Record(record::RecordArgs),
     /// Print the effective configuration.
     CheckConfig(ServeArgs),
     /// Make modules out of modules.
@@ -123,6 +125,9 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate_one(args),
         Command::Pull { model } => pull_model(&model),
         Command::Bench(args) => run_bench(&args),
+        Command::Record(args) => record::record(&args).map(|count| {
+            eprintln!("polyskill: {count} fixtures written");
+        }),
         Command::CheckConfig(args) => check_config(&args),
         Command::Adapters(command) => make_modules(&command),
         Command::Plugin(command) => plugin_command::run(&command, &mut std::io::stdout()),

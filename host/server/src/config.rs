@@ -36,10 +36,8 @@ pub struct Config {
     /// Bounds of the engine.
     pub engine: EngineSettings,
     /// Bounds of plugins.
-    #[serde(skip_serializing)]
     pub limits: Limits,
     /// Whose plugins are loaded.
-    #[serde(skip_serializing)]
     pub trust: Trust,
     /// What happens when a router fails.
     pub faults: FaultSettings,
@@ -47,6 +45,8 @@ pub struct Config {
     pub watch_plugins: bool,
     /// A file that gets a line of JSON for every change of the routers.
     pub audit_log: Option<PathBuf>,
+    /// Plans that are kept to be recorded as fixtures, with what users wrote; 0 keeps none.
+    pub keep_plans: usize,
 }
 
 /// What happens when a router fails; see `FaultPolicy`.
@@ -122,11 +122,28 @@ pub struct RouterConfig {
     #[serde(default)]
     pub params: toml::Table,
     /// Capabilities that it gets, of those that its manifest asks for.
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     pub grant: Vec<Capability>,
+    /// Limits other than those of `[limits]`.
+    #[serde(default)]
+    pub limits: toml::Table,
     /// What its requests get when it fails, other than `faults.on_fault`.
     #[serde(default)]
     pub on_fault: Option<OnFault>,
+}
+
+impl RouterConfig {
+    /// Its limits: its own over the general ones.
+    ///
+    /// # Errors
+    /// The name of an unknown limit, or of one with another type.
+    pub fn limits(&self, general: &Limits) -> Result<Limits, String> {
+        let mut table = toml::Table::try_from(general).map_err(|error| error.to_string())?;
+        table.extend(self.limits.clone());
+        table.try_into().map_err(|error: toml::de::Error| {
+            format!("`router.limits` of `{}`: {}", self.name, error.message())
+        })
+    }
 }
 
 /// A named composition.
@@ -277,7 +294,7 @@ impl Config {
     }
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
-        let (engine, limits) = (&self.engine, &self.limits);
+        let engine = &self.engine;
         let body = self.max_body_bytes.map_or(1, |bytes| bytes as u64);
         let prompt_rows = engine.max_prompt_rows_while_decoding as u64;
         for (name, value, least, most) in [
@@ -289,32 +306,21 @@ impl Config {
             // One block of the cache.
             ("engine.max_cached_tokens", engine.max_cached_tokens as u64, 16, MOST_CACHED_TOKENS),
             ("engine.threads", engine.threads as u64, 0, MOST_THREADS),
-            ("limits.memory_mib", limits.memory_mib as u64, 1, MOST_PLUGIN_MIB),
-            ("limits.plan_fuel", limits.plan_fuel, 1, u64::MAX),
-            ("limits.plan_milliseconds", limits.plan_milliseconds, 1, u64::MAX),
-            ("limits.route_fuel", limits.route_fuel, 1, u64::MAX),
-            ("limits.route_milliseconds", limits.route_milliseconds, 1, u64::MAX),
-            ("limits.route_picks", limits.route_picks as u64, 1, MOST_PICKS),
-            ("limits.stack_kib", limits.stack_kib as u64, 64, MOST_STACK_KIB),
-            ("limits.file_mib", limits.file_mib, 1, MOST_PLUGIN_MIB),
-            ("limits.max_instances", limits.max_instances.into(), 2, MOST_INSTANCES),
-            ("limits.table_elements", limits.table_elements as u64, 1, MOST_PICKS),
+            ("keep_plans", self.keep_plans as u64, 0, MOST_REQUESTS),
             ("faults.max_faults", self.faults.max_faults as u64, 1, MOST_REQUESTS),
             ("faults.window_seconds", self.faults.window_seconds, 1, MOST_SECONDS),
             ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),
             ("faults.forgiven_after_seconds", self.faults.forgiven_after_seconds, 1, MOST_SECONDS),
-            ("limits.setup_fuel", limits.setup_fuel, 1, u64::MAX),
-            ("limits.setup_milliseconds", limits.setup_milliseconds, 1, u64::MAX),
-            ("limits.definition_mib", limits.definition_mib as u64, 0, MOST_DEFINITION_MIB),
-            ("limits.plan_items", limits.plan_items as u64, 1, u64::MAX),
         ] {
-            if !(least..=most).contains(&value) {
-                let expected = match most {
-                    u64::MAX => format!("at least {least}"),
-                    most => format!("{least} to {most}"),
-                };
-                return Err(bad_value(name, value.to_string(), expected));
-            }
+            in_range(name, value, (least, most))?;
+        }
+        check_limits(&self.limits)?;
+        for router in &self.router {
+            let limits = router.limits(&self.limits);
+            let limits = limits.map_err(|reason| {
+                bad_value(format!("router `{}`", router.name), reason, "limits as in [limits]")
+            })?;
+            check_limits(&limits)?;
         }
         Ok(())
     }
@@ -364,6 +370,39 @@ impl Config {
             reason: error.to_string(),
         })
     }
+}
+
+fn in_range(name: &str, value: u64, (least, most): (u64, u64)) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let expected = match most {
+        u64::MAX => format!("at least {least}"),
+        most => format!("{least} to {most}"),
+    };
+    Err(bad_value(name, value.to_string(), expected))
+}
+
+fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
+    for (name, value, least, most) in [
+        ("limits.memory_mib", limits.memory_mib as u64, 1, MOST_PLUGIN_MIB),
+        ("limits.plan_fuel", limits.plan_fuel, 1, u64::MAX),
+        ("limits.plan_milliseconds", limits.plan_milliseconds, 1, u64::MAX),
+        ("limits.route_fuel", limits.route_fuel, 1, u64::MAX),
+        ("limits.route_milliseconds", limits.route_milliseconds, 1, u64::MAX),
+        ("limits.route_picks", limits.route_picks as u64, 1, MOST_PICKS),
+        ("limits.stack_kib", limits.stack_kib as u64, 64, MOST_STACK_KIB),
+        ("limits.file_mib", limits.file_mib, 1, MOST_PLUGIN_MIB),
+        ("limits.max_instances", limits.max_instances.into(), 2, MOST_INSTANCES),
+        ("limits.table_elements", limits.table_elements as u64, 1, MOST_PICKS),
+        ("limits.setup_fuel", limits.setup_fuel, 1, u64::MAX),
+        ("limits.setup_milliseconds", limits.setup_milliseconds, 1, u64::MAX),
+        ("limits.definition_mib", limits.definition_mib as u64, 0, MOST_DEFINITION_MIB),
+        ("limits.plan_items", limits.plan_items as u64, 1, u64::MAX),
+    ] {
+        in_range(name, value, (least, most))?;
+    }
+    Ok(())
 }
 
 /// Whether a text has the form `host:port`; whether the host exists is seen when the server binds.

@@ -11,6 +11,7 @@ pub mod generate;
 pub mod metrics;
 pub mod plugin_command;
 pub mod pull;
+pub mod record;
 pub mod routers;
 pub mod service;
 pub mod text;

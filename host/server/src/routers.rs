@@ -65,7 +65,15 @@ impl Routers {
     /// If the sandbox cannot run here or the audit log cannot be written.
     pub fn new(config: &Config) -> Result<Self, LoadError> {
         let cache = cache_directory().join("plugins");
-        let loader = Loader::new(config.limits.clone(), config.trust.clone(), Some(cache))
+        let own_limits = config
+            .router
+            .iter()
+            .filter(|router| !router.limits.is_empty())
+            .map(|router| Ok((router.name.clone(), router.limits(&config.limits)?)))
+            .collect::<Result<_, String>>()
+            .map_err(LoadError)?;
+        let (limits, trust) = (config.limits.clone(), config.trust.clone());
+        let loader = Loader::with_own_limits(limits, own_limits, trust, Some(cache))
             .map_err(|error| LoadError(error.to_string()))?;
         let open = |path: &PathBuf| {
             let file = File::options().create(true).append(true).open(path);
@@ -167,6 +175,7 @@ impl Routers {
                 None => polyskill_sdk::Parameters::default(),
             },
             hidden: capabilities.contains(&Capability::Hidden),
+            defined_bytes: Some(plugin.limits().definition_mib << 20),
             faults: self.faults.policy(on_fault),
         })
     }

@@ -48,6 +48,8 @@ pub struct Service {
     pub api_key: Option<String>,
     /// Bearer key of the admin routes.
     pub admin_key: Option<String>,
+    /// Plans that are kept to be recorded.
+    pub keep_plans: usize,
     /// Seconds since the epoch, for `created`.
     pub started: u64,
 }
@@ -76,6 +78,7 @@ impl Service {
             load_modules(&library, directory, &model, report)?;
         }
         let composer = Composer::new(&model, library);
+        composer.keep_plans(config.keep_plans);
         let routers = Routers::new(config).map_err(start_error)?;
         routers.load_all(&composer, report).map_err(start_error)?;
         let skill_sets = skill_sets(config, &composer)?;
@@ -95,6 +98,7 @@ impl Service {
             adapter_roots: config.adapters.clone(),
             api_key: config.api_key.clone(),
             admin_key: config.admin_key.clone(),
+            keep_plans: config.keep_plans,
             started: since_epoch.map_or(0, |since| since.as_secs()),
         })
     }

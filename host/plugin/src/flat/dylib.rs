@@ -267,7 +267,8 @@ impl Instance for DylibInstance {
     }
 
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault> {
-        self.state.exchange.parameters = request.parameters.clone();
+        let exchange = &mut self.state.exchange;
+        (exchange.parameters, exchange.planning) = (request.parameters.clone(), true);
         let text = request.text.as_deref();
         let wire = WireRequest {
             size: size_of::<WireRequest>() as u32,
@@ -282,6 +283,10 @@ impl Instance for DylibInstance {
         // SAFETY: as above.
         self.call("plan", |host| unsafe { plan(host, &raw const wire) })?;
         answered(&mut self.state)
+    }
+
+    fn routes(&self) -> bool {
+        self.exports.route.is_some()
     }
 
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {

@@ -252,7 +252,7 @@ impl FlatCode {
 impl Code for FlatCode {
     fn instantiate(&self, state: State, budget: Budget) -> Result<Box<dyn Instance>, Fault> {
         let mut store = Store::new(self.pre.module().engine(), state);
-        store.limiter(|state| &mut state.store_limits);
+        store.limiter(|state| &mut state.caps);
         set_budget(&mut store, budget)?;
         let instance = self.pre.instantiate(&mut store);
         let instance = instance.map_err(|error| trap("instantiate", &error))?;
@@ -331,12 +331,17 @@ impl FlatInstance {
         Ok(address)
     }
 
-    /// Writes an area of arguments; returns its address.
-    fn put(&mut self, layout: &Layout) -> Result<u32, Fault> {
-        let address = self.reserve(layout.0.len())?;
-        Linear(self.memory.data_mut(&mut self.store))
-            .write(address.into(), &layout.0)
-            .map_err(Fault::Trap)?;
+    /// Makes room for arguments and lets `write` lay them out; returns their address.
+    fn put(
+        &mut self,
+        bytes: usize,
+        write: impl FnOnce(u32, &mut Layout<'_>),
+    ) -> Result<u32, Fault> {
+        let address = self.reserve(bytes)?;
+        let start = address as usize;
+        let area = self.memory.data_mut(&mut self.store).get_mut(start..start + bytes);
+        let area = area.ok_or_else(|| Fault::Trap("its memory shrank".to_owned()))?;
+        write(address, &mut Layout(area));
         Ok(address)
     }
 
@@ -346,16 +351,42 @@ impl FlatInstance {
     }
 }
 
-/// Bytes of arguments, to be copied in one go.
-struct Layout(Vec<u8>);
+/// What is left of an area of arguments.
+struct Layout<'a>(&'a mut [u8]);
 
-impl Layout {
-    fn words(&mut self, words: impl IntoIterator<Item = u32>) {
-        words.into_iter().for_each(|word| self.0.extend(word.to_le_bytes()));
+impl Layout<'_> {
+    fn bytes(&mut self, bytes: &[u8]) {
+        let (now, rest) = std::mem::take(&mut self.0).split_at_mut(bytes.len());
+        now.copy_from_slice(bytes);
+        self.0 = rest;
+    }
+
+    /// Numbers of four bytes each; a plain copy on a little-endian machine.
+    fn numbers<T: Copy>(&mut self, values: &[T], to_bytes: impl Fn(T) -> [u8; 4]) {
+        let (now, rest) = std::mem::take(&mut self.0).split_at_mut(4 * values.len());
+        for (target, &value) in now.chunks_exact_mut(4).zip(values) {
+            target.copy_from_slice(&to_bytes(value));
+        }
+        self.0 = rest;
+    }
+
+    fn words(&mut self, words: &[u32]) {
+        self.numbers(words, u32::to_le_bytes);
     }
 
     fn floats(&mut self, values: &[f32]) {
-        self.words(values.iter().map(|value| value.to_bits()));
+        self.numbers(values, f32::to_le_bytes);
+    }
+
+    fn zeros(&mut self, count: usize) {
+        let (now, rest) = std::mem::take(&mut self.0).split_at_mut(4 * count);
+        now.fill(0);
+        self.0 = rest;
+    }
+
+    /// Leaves room for what the plugin writes.
+    fn skip(&mut self, count: usize) {
+        self.0 = std::mem::take(&mut self.0).split_at_mut(4 * count).1;
     }
 }
 
@@ -380,9 +411,8 @@ impl Instance for FlatInstance {
         if self.exports.library_changed.is_none() {
             return Ok(());
         }
-        let mut layout = Layout(Vec::new());
-        layout.words(change.added.iter().copied());
-        let address = self.put(&layout)?;
+        let added = &change.added;
+        let address = self.put(4 * added.len(), |_, layout| layout.words(added))?;
         let Some(function) = &self.exports.library_changed else { return Ok(()) };
         let arguments = (0, address, change.added.len() as u32);
         let called = function.call(&mut self.store, arguments);
@@ -390,23 +420,27 @@ impl Instance for FlatInstance {
     }
 
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault> {
-        self.store.data_mut().exchange.parameters = request.parameters.clone();
+        let exchange = &mut self.store.data_mut().exchange;
+        (exchange.parameters, exchange.planning) = (request.parameters.clone(), true);
         let text = request.text.as_deref().unwrap_or_default();
         let candidates = request.candidates.len() as u32;
-        let address =
-            self.reserve(REQUEST_BYTES as usize + 4 * request.candidates.len() + text.len())?;
-        let candidates_at = address + REQUEST_BYTES;
-        let text_at = candidates_at + 4 * candidates;
-        let mut layout = Layout(Vec::new());
-        layout.words([REQUEST_BYTES, candidates, request.prompt_tokens, text.len() as u32]);
-        layout.words([candidates_at, if request.text.is_some() { text_at } else { 0 }]);
-        layout.0.extend(request.bucket.to_le_bytes());
-        layout.words(request.candidates.iter().copied());
-        layout.0.extend_from_slice(text.as_bytes());
-        self.put(&layout)?;
+        let bytes = REQUEST_BYTES as usize + 4 * request.candidates.len() + text.len();
+        let address = self.put(bytes, |address, layout| {
+            let candidates_at = address + REQUEST_BYTES;
+            let text_at = candidates_at + 4 * candidates;
+            layout.words(&[REQUEST_BYTES, candidates, request.prompt_tokens, text.len() as u32]);
+            layout.words(&[candidates_at, if request.text.is_some() { text_at } else { 0 }]);
+            layout.bytes(&request.bucket.to_le_bytes());
+            layout.words(&request.candidates);
+            layout.bytes(text.as_bytes());
+        })?;
         let called = self.exports.plan.call(&mut self.store, (0, address));
         self.outcome("plan", called)?;
         answered(self.store.data_mut())
+    }
+
+    fn routes(&self) -> bool {
+        self.exports.route.is_some()
     }
 
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
@@ -417,33 +451,35 @@ impl Instance for FlatInstance {
         let capacity = capacity(rows, columns, self.store.data().limits());
         let inputs = columns + batch.scores.len() + batch.hidden.len() + batch.arguments.len();
         let structs = (BATCH_BYTES + DECISION_BYTES) as usize;
-        let bytes = structs + 4 * (inputs + rows + 1 + 2 * capacity);
-        let address = self.reserve(bytes)?;
-        let decision_at = address + BATCH_BYTES;
-        let candidates_at = decision_at + DECISION_BYTES;
-        let scores_at = candidates_at + 4 * columns as u32;
-        let hidden_at = scores_at + 4 * batch.scores.len() as u32;
-        let arguments_at = hidden_at + 4 * batch.hidden.len() as u32;
-        let offsets_at = arguments_at + 4 * batch.arguments.len() as u32;
-        let columns_at = offsets_at + 4 * (rows as u32 + 1);
+        // Answers come first, so that their place is known; what the plugin leaves there is checked.
+        let (offsets_at, columns_at) = (structs as u32, structs as u32 + 4 * (rows as u32 + 1));
         let weights_at = columns_at + 4 * capacity as u32;
-        let or_null = |at: u32, values: &[f32]| if values.is_empty() { 0 } else { at };
-        let mut layout = Layout(Vec::with_capacity(bytes));
-        let hidden_size = batch.hidden.len() / rows.max(1);
-        layout.words([BATCH_BYTES, batch.site, rows as u32, columns as u32]);
-        layout.words([hidden_size as u32, batch.arguments.len() as u32, candidates_at]);
-        layout.words([or_null(scores_at, batch.scores), or_null(hidden_at, batch.hidden)]);
-        layout.words([arguments_at, DECISION_BYTES, capacity as u32]);
-        layout.words([offsets_at, columns_at, weights_at]);
-        layout.words(batch.candidates.iter().copied());
-        layout.floats(batch.scores);
-        layout.floats(batch.hidden);
-        layout.floats(batch.arguments);
-        layout.words(std::iter::repeat_n(0, rows + 1));
-        self.put(&layout)?;
+        let inputs_at = weights_at + 4 * capacity as u32;
+        let bytes = structs + 4 * (rows + 1 + 2 * capacity + inputs);
+        let address = self.put(bytes, |address, layout| {
+            let candidates_at = address + inputs_at;
+            let scores_at = candidates_at + 4 * columns as u32;
+            let hidden_at = scores_at + 4 * batch.scores.len() as u32;
+            let arguments_at = hidden_at + 4 * batch.hidden.len() as u32;
+            let or_null = |at: u32, values: &[f32]| if values.is_empty() { 0 } else { at };
+            let hidden_size = (batch.hidden.len() / rows.max(1)) as u32;
+            layout.words(&[BATCH_BYTES, batch.site, rows as u32, columns as u32]);
+            layout.words(&[hidden_size, batch.arguments.len() as u32, candidates_at]);
+            layout.words(&[or_null(scores_at, batch.scores), or_null(hidden_at, batch.hidden)]);
+            layout.words(&[arguments_at, DECISION_BYTES, capacity as u32]);
+            layout.words(&[address + offsets_at, address + columns_at, address + weights_at]);
+            layout.zeros(rows + 1);
+            layout.skip(2 * capacity);
+            layout.words(batch.candidates);
+            layout.floats(batch.scores);
+            layout.floats(batch.hidden);
+            layout.floats(batch.arguments);
+        })?;
         let Some(route) = &self.exports.route else { return Ok(()) };
-        let called = route.call(&mut self.store, (0, address, decision_at));
+        let called = route.call(&mut self.store, (0, address, address + BATCH_BYTES));
         self.outcome("route", called)?;
+        let (offsets_at, columns_at) = (address + offsets_at, address + columns_at);
+        let weights_at = address + weights_at;
         let linear = Linear(self.memory.data_mut(&mut self.store));
         let read = || {
             let offsets = linear.words(offsets_at.into(), rows as u32 + 1)?;

@@ -7,12 +7,13 @@ use axum::Json as JsonReply;
 use axum::extract::{Path, State};
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Error, peft};
-use polyskill_engine::{RouterError, RouterInfo, Standing};
+use polyskill_engine::{PlannedRequest, RouterError, RouterInfo, Standing};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::body::Body;
 use super::error::ApiError;
+use crate::record::fixture;
 use crate::service::Service;
 
 #[derive(Debug, Deserialize)]
@@ -193,6 +194,13 @@ async fn load_router(service: Arc<Service>, path: PathBuf) -> Result<JsonReply<J
     Ok(JsonReply(
         json!({"name": loaded.name, "digest": loaded.digest, "unchanged": loaded.unchanged}),
     ))
+}
+
+/// The plans that are kept, as fixtures.
+pub(super) async fn plans(State(service): State<Arc<Service>>) -> JsonReply<Json> {
+    let plan = |planned: &PlannedRequest| json!({"router": planned.router, "digest": planned.digest, "fixture": fixture(planned)});
+    let plans: Vec<Json> = service.composer.kept_plans().iter().map(plan).collect();
+    JsonReply(json!({"keep_plans": service.keep_plans, "plans": plans}))
 }
 
 pub(super) async fn remove_router(

@@ -1,0 +1,238 @@
+//! Task table: a task names its skills, and the modules with these tags answer together.
+//!
+//! After SkillNet (Zhang et al., "SkillNet-NLU: A Sparsely Activated Model for General-Purpose Natural
+//! Language Understanding", 2022), where a table made by hand says which skills a task activates.
+//!
+//! | parameter | default | meaning |
+//! |---|---|---|
+//! | `task` | none | the request's tasks, separated by commas |
+//! | `table` | empty | `task=tag+tag; other=tag`; a task that is not in it stands for the tag of its name |
+//! | `keywords` | true | without `task`: tasks and tags that the text names |
+//! | `weights` | `uniform` | `uniform`, or `metadata`: in proportion to each module's metadata `weight` (1 without) |
+//! | `mode` | `mixture` | `mixture`, or `narrow`: the next router of the chain chooses among them |
+
+use std::collections::BTreeSet;
+
+use polyskill_sdk::{
+    Descriptor, Host, LibraryChange, ModuleInfo, ParameterError, Parameters, Pick, Plan, Request,
+    RouteError, Router, Value,
+};
+
+/// A module's share of a mixture, in its metadata.
+const WEIGHT: &str = "weight";
+
+/// The router. What it knows of the modules is a cache.
+#[derive(Debug)]
+pub struct TaskTable {
+    modules: Option<Vec<Skills>>,
+}
+
+/// What one module can do.
+#[derive(Debug)]
+struct Skills {
+    tags: Vec<String>,
+    weight: f32,
+}
+
+polyskill_sdk::export!(TaskTable);
+
+impl Router for TaskTable {
+    fn init(_: &mut dyn Host, parameters: &Parameters) -> Result<Self, String> {
+        Settings::read(parameters).map_err(|error| error.to_string())?;
+        Ok(Self { modules: None })
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Descriptor { name: "task-table".to_owned(), version, causal: true }
+    }
+
+    fn library_changed(&mut self, _: &mut dyn Host, _: &LibraryChange) -> Result<(), String> {
+        self.modules = None;
+        Ok(())
+    }
+
+    fn plan(&mut self, host: &mut dyn Host, request: &Request) -> Result<Plan, RouteError> {
+        let settings = Settings::read(&request.parameters)?;
+        let modules = self
+            .modules
+            .get_or_insert_with(|| host.modules().iter().map(Skills::of).collect::<Vec<_>>());
+        let known = |&m: &u32| Some((m, modules.get(m as usize)?));
+        let candidates: Vec<(u32, &Skills)> = request.candidates.iter().filter_map(known).collect();
+        let tags = settings.tags(request.text.as_deref(), &candidates);
+        let active: Vec<(u32, f32)> = candidates
+            .iter()
+            .filter(|(_, skills)| skills.tags.iter().any(|tag| tags.contains(tag)))
+            .map(|(module, skills)| (*module, if settings.uniform { 1.0 } else { skills.weight }))
+            .collect();
+        if settings.narrow && !active.is_empty() {
+            return Ok(Plan::Narrowed(active.into_iter().map(|(module, _)| module).collect()));
+        }
+        let sum: f32 = active.iter().map(|(_, weight)| weight).sum();
+        if sum <= 0.0 {
+            return Err(RouteError::Abstain);
+        }
+        let pick = |(module, weight): (u32, f32)| Pick { module, weight: weight / sum };
+        Ok(Plan::Fixed(active.into_iter().map(pick).collect()))
+    }
+}
+
+impl Skills {
+    fn of(module: &ModuleInfo) -> Self {
+        let weight = module.metadata.iter().find(|(key, _)| key == WEIGHT);
+        let weight = weight.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(1.0_f32);
+        Self {
+            tags: module.tags.iter().map(|tag| normalised(tag)).collect(),
+            weight: if weight.is_finite() { weight.max(0.0) } else { 1.0 },
+        }
+    }
+}
+
+/// Lower-case words with one space between.
+fn normalised(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
+}
+
+#[derive(Debug)]
+struct Settings {
+    tasks: Vec<String>,
+    /// Tasks and their tags.
+    table: Vec<(String, Vec<String>)>,
+    keywords: bool,
+    uniform: bool,
+    narrow: bool,
+}
+
+impl Settings {
+    fn read(parameters: &Parameters) -> Result<Self, ParameterError> {
+        parameters.only(&["task", "table", "keywords", "weights", "mode"])?;
+        let tasks = text(parameters, "task")?.split(',').map(normalised);
+        let entries = text(parameters, "table")?.split(';').filter(|e| !e.trim().is_empty());
+        let entry = |entry: &str| {
+            let (task, tags) = entry.split_once('=').ok_or_else(|| {
+                let message = format!("found `{}`, expected `task=tag+tag`", entry.trim());
+                ParameterError { name: "table".to_owned(), message }
+            })?;
+            Ok((normalised(task), tags.split('+').map(normalised).collect()))
+        };
+        let keywords = match parameters.get("keywords") {
+            None => true,
+            Some(Value::Flag(value)) => *value,
+            Some(other) => return Err(wrong("keywords", other, "true or false")),
+        };
+        Ok(Self {
+            tasks: tasks.filter(|task| !task.is_empty()).collect(),
+            table: entries.map(entry).collect::<Result<_, _>>()?,
+            keywords,
+            uniform: parameters.choice("weights", &["uniform", "metadata"])? == 0,
+            narrow: parameters.choice("mode", &["mixture", "narrow"])? == 1,
+        })
+    }
+
+    /// The tags of the request's tasks.
+    fn tags(&self, text: Option<&str>, candidates: &[(u32, &Skills)]) -> BTreeSet<String> {
+        let mut tasks: BTreeSet<&str> = self.tasks.iter().map(String::as_str).collect();
+        let text = text.filter(|_| tasks.is_empty() && self.keywords);
+        let text = text.map(|text| format!(" {} ", normalised(text)));
+        if let Some(text) = &text {
+            let named = self.table.iter().map(|(task, _)| task);
+            let tags = candidates.iter().flat_map(|(_, skills)| &skills.tags);
+            let names = named.chain(tags).filter(|name| !name.is_empty());
+            tasks.extend(
+                names.filter(|name| text.contains(&format!(" {name} "))).map(String::as_str),
+            );
+        }
+        let tags = |task: &str| match self.table.iter().find(|(name, _)| name == task) {
+            Some((_, tags)) => tags.clone(),
+            None => vec![task.to_owned()],
+        };
+        tasks.into_iter().flat_map(tags).collect()
+    }
+}
+
+fn text<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, ParameterError> {
+    match parameters.get(name) {
+        None => Ok(""),
+        Some(Value::Text(text)) => Ok(text),
+        Some(other) => Err(wrong(name, other, "a text")),
+    }
+}
+
+fn wrong(name: &str, found: &Value, expected: &str) -> ParameterError {
+    let message = format!("found {found:?}, expected {expected}");
+    ParameterError { name: name.to_owned(), message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polyskill_sdk::testing::StubHost;
+
+    fn plan(text: Option<&str>, parameters: &[(&str, Value)]) -> Result<Plan, RouteError> {
+        let mut host = StubHost::with_modules(3);
+        for (index, tags) in (0..).zip([vec!["German"], vec!["iso-date", "format"], vec!["format"]])
+        {
+            let module = host.module_mut(index).unwrap();
+            module.tags = tags.into_iter().map(str::to_owned).collect();
+        }
+        let metadata = &mut host.module_mut(2).unwrap().metadata;
+        metadata.push((WEIGHT.to_owned(), "3".to_owned()));
+        let mut router = TaskTable::init(&mut host, &Parameters::default()).unwrap();
+        let mut request = Request::for_candidates(&[0, 1, 2]);
+        request.text = text.map(str::to_owned);
+        let parameter = |(name, value): &(&str, Value)| ((*name).to_owned(), value.clone());
+        request.parameters = Parameters(parameters.iter().map(parameter).collect());
+        router.plan(&mut host, &request)
+    }
+
+    fn task(name: &str) -> (&str, Value) {
+        ("task", Value::Text(name.to_owned()))
+    }
+
+    fn fixed(picks: &[(u32, f32)]) -> Result<Plan, RouteError> {
+        let picks = picks.iter().map(|&(module, weight)| Pick { module, weight });
+        Ok(Plan::Fixed(picks.collect()))
+    }
+
+    #[test]
+    fn a_task_activates_the_modules_with_its_tags() {
+        assert_eq!(plan(None, &[task("german")]), fixed(&[(0, 1.0)]));
+        assert_eq!(plan(None, &[task("ISO date, german")]), fixed(&[(0, 0.5), (1, 0.5)]));
+        let table = ("table", Value::Text("letters = german+iso-date; x=format".to_owned()));
+        let letters = [task("letters"), table.clone()];
+        assert_eq!(plan(None, &letters), fixed(&[(0, 0.5), (1, 0.5)]));
+        let narrow = [task("x"), table, ("mode", Value::Text("narrow".to_owned()))];
+        assert_eq!(plan(None, &narrow), Ok(Plan::Narrowed(vec![1, 2])));
+        assert_eq!(plan(None, &[task("poetry")]), Err(RouteError::Abstain));
+    }
+
+    #[test]
+    fn weights_come_from_metadata() {
+        let weights = ("weights", Value::Text("metadata".to_owned()));
+        assert_eq!(plan(None, &[task("format"), weights]), fixed(&[(1, 0.25), (2, 0.75)]));
+    }
+
+    #[test]
+    fn without_a_task_the_text_names_it() {
+        assert_eq!(plan(Some("As an ISO date, please"), &[]), fixed(&[(1, 1.0)]));
+        assert_eq!(plan(Some("Germany"), &[]), Err(RouteError::Abstain));
+        let off = ("keywords", Value::Flag(false));
+        assert_eq!(plan(Some("in German"), &[off]), Err(RouteError::Abstain));
+        assert_eq!(plan(Some("in German"), &[task("iso-date")]), fixed(&[(1, 1.0)]));
+        assert_eq!(plan(None, &[]), Err(RouteError::Abstain));
+    }
+
+    #[test]
+    fn bad_parameters_are_the_callers_fault() {
+        for (name, value) in [
+            ("task", Value::Number(1.0)),
+            ("table", Value::Text("german".to_owned())),
+            ("keywords", Value::Text("yes".to_owned())),
+            ("weights", Value::Text("equal".to_owned())),
+        ] {
+            let error = plan(None, &[(name, value)]).unwrap_err();
+            assert!(matches!(error, RouteError::InvalidParameter(e) if e.name == name));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+;; No memory to put arguments into.
+;; start: no memory called `memory`
+(memory 2)

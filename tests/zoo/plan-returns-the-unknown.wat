@@ -1,0 +1,3 @@
+;; A code that there is not.
+;; plan: `plan` returned 77, expected 0 to 4
+(func $plan (param i32 i32) (result i32) (i32.const 77))

@@ -1,0 +1,5 @@
+;; A trap while deciding rows.
+;; traps: `route` | out of bounds
+(type $other (func (result i32)))
+(table 1 funcref)
+(func $route (param i32 i32 i32) (result i32) (call_indirect (type $other) (i32.const 7)))

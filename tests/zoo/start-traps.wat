@@ -1,0 +1,4 @@
+;; A trap in the start function.
+;; start: `instantiate` | `unreachable`
+(func $begin unreachable)
+(start $begin)
