@@ -10,6 +10,7 @@ mod publish;
 mod test;
 mod toolchain;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +18,7 @@ use clap::{Args, Subcommand};
 use polyskill_plugin::{Limits, Loader, MANIFEST_FILE, Manifest, Trust, TrustedKey};
 use polyskill_sdk::Parameters;
 
-use crate::config::{Config, parameters, parse_parameters};
+use crate::config::{Config, RouterConfig, parameters, parse_parameters};
 
 pub use build::{BuildArgs, Flavour};
 pub use dev::DevArgs;
@@ -175,7 +176,7 @@ fn bundle_of(path: &Path) -> Result<PathBuf, String> {
 
 /// Parameters and limits, as a server with this configuration would use them.
 struct Settings {
-    limits: Limits,
+    own_limits: BTreeMap<String, Limits>,
     config: Config,
     flags: Parameters,
 }
@@ -187,7 +188,9 @@ impl Settings {
             None => Config::default(),
         };
         config.check().map_err(|error| error.to_string())?;
-        Ok(Self { limits: config.limits.clone(), flags: parse_parameters(&args.params)?, config })
+        let own = |router: &RouterConfig| Ok((router.name.clone(), router.limits(&config.limits)?));
+        let own_limits = config.router.iter().map(own).collect::<Result<_, String>>()?;
+        Ok(Self { own_limits, flags: parse_parameters(&args.params)?, config })
     }
 
     fn parameters(&self, name: &str) -> Result<Parameters, String> {
@@ -212,10 +215,11 @@ struct Prepared {
 /// with a signature only, so its copy gets one of this moment, if the person agrees.
 fn prepare(
     path: &Path,
-    limits: &Limits,
+    settings: &Settings,
     cache: Option<PathBuf>,
     native: bool,
 ) -> Result<Prepared, String> {
+    let limits = &settings.config.limits;
     let fail = |error: polyskill_plugin::Error| error.to_string();
     let found = polyskill_plugin::inspect(path, limits).map_err(fail)?;
     let (mut trust, mut path, mut copy) = (Trust::unsigned(), path.to_owned(), None);
@@ -236,6 +240,7 @@ fn prepare(
         trust = Trust { keys: vec![key], dylibs: vec![bundle.clone()], ..trust };
         (path, copy) = (bundle, Some(folder));
     }
-    let loader = Loader::new(limits.clone(), trust, cache).map_err(fail)?;
+    let own = settings.own_limits.clone();
+    let loader = Loader::with_own_limits(limits.clone(), own, trust, cache).map_err(fail)?;
     Ok(Prepared { loader, path, _copy: copy })
 }

@@ -50,10 +50,10 @@ fn measure(
     let mut cold = Vec::new();
     for load in 0..LOADS {
         let cache = cache.join(load.to_string());
-        let prepared = prepare(bundle, &settings.limits, Some(cache), native)?;
+        let prepared = prepare(bundle, settings, Some(cache), native)?;
         cold.push(timed(|| prepared.loader.load(&prepared.path).map_err(fail))?);
     }
-    let prepared = prepare(bundle, &settings.limits, Some(cache.join("0")), native)?;
+    let prepared = prepare(bundle, settings, Some(cache.join("0")), native)?;
     let mut cached = Vec::new();
     for _ in 0..LOADS {
         cached.push(timed(|| prepared.loader.load(&prepared.path).map_err(fail))?);

@@ -16,7 +16,7 @@ pub(super) fn run(bundle: &Path, args: &SandboxArgs, out: &mut dyn Write) -> Res
     // The server's own cache: what was compiled for a test is not compiled again to serve.
     let cache = Some(cache_directory().join("plugins"));
     let start = Instant::now();
-    let prepared = prepare(bundle, &settings.limits, cache, args.native)?;
+    let prepared = prepare(bundle, &settings, cache, args.native)?;
     let plugin = prepared.loader.load(&prepared.path).map_err(|error| error.to_string())?;
     let manifest = plugin.manifest();
     say(
