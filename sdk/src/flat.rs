@@ -529,6 +529,18 @@ impl<R: Router> Instances<R> {
     }
 }
 
+/// Turns a panic into a failure: in a dynamic library it would end the host's process. (In a sandbox it
+/// traps, which ends the instance alone.)
+pub fn guarded(host: *const Table, call: impl FnOnce() -> i32) -> i32 {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
+    outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let reason = format!("it panicked: {}", text.unwrap_or("without a text"));
+        Call(host).refuse(&RouteError::Failed(reason))
+    })
+}
+
 fn not_initialised() -> RouteError {
     RouteError::NotReady("init was not called".to_owned())
 }
@@ -557,7 +569,7 @@ macro_rules! export_flat {
             #[expect(unsafe_code, reason = "the flat ABI")]
             #[unsafe(no_mangle)]
             extern "C" fn polyskill_v1_init(host: *const $crate::flat::Table) -> i32 {
-                INSTANCES.init(host)
+                $crate::flat::guarded(host, || INSTANCES.init(host))
             }
 
             #[expect(unsafe_code, reason = "the flat ABI")]
@@ -568,7 +580,9 @@ macro_rules! export_flat {
                 count: u32,
             ) -> i32 {
                 // SAFETY: the host keeps to the header.
-                unsafe { INSTANCES.library_changed(host, added, count) }
+                $crate::flat::guarded(host, || unsafe {
+                    INSTANCES.library_changed(host, added, count)
+                })
             }
 
             #[expect(unsafe_code, reason = "the flat ABI")]
@@ -578,7 +592,7 @@ macro_rules! export_flat {
                 request: *const $crate::flat::WireRequest,
             ) -> i32 {
                 // SAFETY: the host keeps to the header.
-                unsafe { INSTANCES.plan(host, request) }
+                $crate::flat::guarded(host, || unsafe { INSTANCES.plan(host, request) })
             }
 
             #[expect(unsafe_code, reason = "the flat ABI")]
@@ -589,7 +603,7 @@ macro_rules! export_flat {
                 decision: *mut $crate::flat::WireDecision,
             ) -> i32 {
                 // SAFETY: the host keeps to the header.
-                unsafe { INSTANCES.route(host, batch, decision) }
+                $crate::flat::guarded(host, || unsafe { INSTANCES.route(host, batch, decision) })
             }
         };
     };
