@@ -331,3 +331,61 @@ fn mutated_bundles_load_or_are_refused() {
     load(&manifest, &module);
     assert_eq!(bench.composer.routers().len(), 1);
 }
+
+/// A bundle without code: its manifest, gate file, fixtures and signature are all read from outside, from a
+/// folder and from a tar.
+#[test]
+fn mutated_gate_files_load_or_are_refused() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let keys = tempfile::tempdir().unwrap();
+    let source = root().join("plugins/gate-arrow");
+    let fixture = std::fs::read_dir(source.join("fixtures")).unwrap().next().unwrap().unwrap();
+    let files = ["plugin.toml", "arrow.toml"].map(|name| std::fs::read(source.join(name)).unwrap());
+    let [manifest, gates] = files;
+    let fixture = std::fs::read(fixture.path()).unwrap();
+    let write = |directory: &Path, contents: [&[u8]; 3]| {
+        std::fs::create_dir_all(directory.join("fixtures")).unwrap();
+        for (name, content) in
+            ["plugin.toml", "arrow.toml", "fixtures/one.json"].into_iter().zip(contents)
+        {
+            std::fs::write(directory.join(name), content).unwrap();
+        }
+    };
+    let whole = tempfile::tempdir().unwrap();
+    write(whole.path(), [&manifest, &gates, &fixture]);
+    let key = polyskill_plugin::new_key(&keys.path().join("key")).unwrap();
+    polyskill_plugin::sign(whole.path(), &keys.path().join("key"), &limits()).unwrap();
+    let signature = std::fs::read(whole.path().join("plugin.sig")).unwrap();
+    let tar = keys.path().join("bundle.tar");
+    polyskill_plugin::pack(whole.path(), &tar, &limits()).unwrap();
+    let tar = std::fs::read(tar).unwrap();
+    let trusted = polyskill_plugin::TrustedKey { key, prefix: String::new(), dylibs: false };
+    let signed = Trust { keys: vec![trusted], ..Trust::default() };
+    let strict = Loader::new(limits(), signed, None).unwrap();
+    assert!(strict.load(whole.path()).is_ok());
+    let open = Loader::new(limits(), Trust::unsigned(), None).unwrap();
+    tested(96, &(0..5_usize, edits(1_000), keeps()), |(which, edits, keep)| {
+        let directory = tempfile::tempdir().unwrap();
+        let change = |at: usize, bytes: &[u8]| match which == at {
+            true => mutated(bytes, &edits, keep),
+            false => bytes.to_vec(),
+        };
+        let contents = [change(0, &manifest), change(1, &gates), change(2, &fixture)];
+        write(directory.path(), [&contents[0], &contents[1], &contents[2]]);
+        load_and_plan(&open, &bench, directory.path());
+        let changed = contents != [manifest.clone(), gates.clone(), fixture.clone()];
+        let signature_now = change(3, &signature);
+        std::fs::write(directory.path().join("plugin.sig"), &signature_now).unwrap();
+        // White space around its words is no part of a signature, and hexadecimal has two cases.
+        let words = |bytes: &[u8]| -> Vec<String> {
+            let text = String::from_utf8_lossy(bytes).to_lowercase();
+            text.split_whitespace().take(3).map(str::to_owned).collect()
+        };
+        if changed || words(&signature_now) != words(&signature) {
+            assert!(strict.load(directory.path()).is_err(), "a changed bundle passed as signed");
+        }
+        let path = directory.path().join("bundle.tar");
+        std::fs::write(&path, change(4, &tar)).unwrap();
+        load_and_plan(&open, &bench, &path);
+    });
+}
