@@ -21,5 +21,6 @@ mod plugin_command;
 mod pull;
 mod routers;
 mod skills;
+mod steppers;
 mod tidy;
 mod zoo;

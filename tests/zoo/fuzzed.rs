@@ -57,8 +57,10 @@ fn generated() -> impl Strategy<Value = Generated> {
 #[test]
 fn made_up_plugins_are_usable_or_refused() {
     let loader = loader(Limits::default());
-    let config =
-        ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() };
+    // For a long run: `POLYSKILL_CASES=100000 cargo test --release made_up_plugins`.
+    let cases = std::env::var("POLYSKILL_CASES").ok().and_then(|cases| cases.parse().ok());
+    let cases = cases.unwrap_or(200);
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let run = TestRunner::new(config).run(&generated(), |generated| {
         let code = wat::parse_str(generated.text()).unwrap();
         let (_directory, path) = written("generated", &code);
