@@ -69,7 +69,8 @@ def main() -> None:
     prefill = statistics.median(round[0] for round in rounds)
     decode = statistics.median(round[1] for round in rounds)
     print(f"llama.cpp, {threads} threads: prefill {prefill:.0f} tok/s, decode {decode:.1f} tok/s", flush=True)
-    subprocess.run(["target/release/polyskill", "bench", "--model", path], check=True)
+    target = os.environ.get("CARGO_TARGET_DIR", "target")
+    subprocess.run([f"{target}/release/polyskill", "bench", "--model", path], check=True)
 
 
 if __name__ == "__main__":

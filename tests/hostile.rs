@@ -299,5 +299,9 @@ proptest::proptest! {
         let file = if of_config { "config.json" } else { "model.safetensors" };
         mutate(&fixtures().join("models/llama-tied"), scratch.path(), file, &edits, keep);
         let _ = load::load(scratch.path(), Arc::new(Compute::new(1)), &mut |_, _| {});
+        let scratch = tempfile::tempdir().unwrap();
+        let file = "model.safetensors.index.json";
+        mutate(&fixtures().join("models/llama3-rope"), scratch.path(), file, &edits, keep);
+        let _ = load::load(scratch.path(), Arc::new(Compute::new(1)), &mut |_, _| {});
     }
 }

@@ -85,6 +85,7 @@ fn templates() -> Vec<(&'static str, Json)> {
             json!({"lora_name": "late", "lora_path": late, "load_inplace": true}),
         ),
         ("/v1/unload_lora_adapter", json!({"lora_name": "nobody"})),
+        ("/admin/routers", json!({"name": "arrow", "release": true})),
     ]
 }
 

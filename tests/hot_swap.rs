@@ -78,7 +78,9 @@ fn a_watched_directory_is_served_as_it_changes() {
     let audit = std::fs::read_to_string(directory.path().join(".audit.jsonl")).unwrap();
     let events: Vec<serde_json::Value> =
         audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let digests: Vec<&str> = events.iter().filter_map(|event| event["digest"].as_str()).collect();
+    let served = |event: &&serde_json::Value| event["served"] == true;
+    let digests: Vec<&str> =
+        events.iter().filter(served).filter_map(|event| event["digest"].as_str()).collect();
     assert_eq!(digests, [first.as_str(), second.as_str()]);
     assert!(events.last().unwrap()["error"].as_str().unwrap().contains("lod-input"));
     assert!(events.iter().all(|event| event["by"] == "watch" && event["time"].is_u64()));

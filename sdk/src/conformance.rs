@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::batch::{Batch, Decision};
 use crate::gate::{self, Op, Program};
 use crate::parameters::Parameters;
-use crate::router::{LibraryChange, Plan, Request};
+use crate::router::{LibraryChange, ModuleInfo, Plan, Request};
 use crate::runtime::{Definition, Fault, LibraryView, LoadedRouter};
 use crate::testing::StubHost;
 
@@ -54,13 +54,53 @@ const LIBRARIES: [u32; 5] = [3, 17, 2, 1, 3];
 const ROWS: [usize; 4] = [0, 1, 7, 256];
 const TEXTS: [Option<&str>; 3] = [None, Some(""), Some("What is seventeen in German?")];
 
+/// Modules and texts beside the made-up ones, for routers that decide by these.
+#[derive(Clone, Debug, Default)]
+pub struct Cast {
+    /// What the first modules of every library are called, tagged and described as; their other fields are
+    /// not looked at.
+    pub modules: Vec<ModuleInfo>,
+    /// What users say.
+    pub texts: Vec<String>,
+}
+
+impl Cast {
+    fn library(&self, size: u32) -> StubHost {
+        let mut library = StubHost::with_modules(size);
+        for (index, module) in (0..size).zip(&self.modules) {
+            if let Some(info) = library.module_mut(index) {
+                info.name.clone_from(&module.name);
+                info.tags.clone_from(&module.tags);
+                info.metadata.clone_from(&module.metadata);
+            }
+        }
+        library
+    }
+
+    fn texts(&self) -> impl Iterator<Item = Option<&str>> {
+        TEXTS.into_iter().chain(self.texts.iter().map(|text| Some(text.as_str())))
+    }
+}
+
 /// Runs the suite with these parameters on every request.
 ///
 /// # Errors
 /// The first violation: a trap, an unusable plan or row, an answer that is not the same twice.
 pub fn run(make: &Make<'_>, parameters: &Parameters) -> Result<Transcript, Violation> {
+    run_with(make, parameters, &Cast::default())
+}
+
+/// As [`run`], with modules and texts to which the router has an answer.
+///
+/// # Errors
+/// As there.
+pub fn run_with(
+    make: &Make<'_>,
+    parameters: &Parameters,
+    cast: &Cast,
+) -> Result<Transcript, Violation> {
     let mut transcript = Transcript::default();
-    let mut library = StubHost::with_modules(LIBRARIES[0]);
+    let mut library = cast.library(LIBRARIES[0]);
     let view: Arc<dyn LibraryView> = Arc::new(library.clone());
     let made = |case: &str| {
         let fail = |fault: Fault| violation(case, &fault.to_string());
@@ -70,7 +110,7 @@ pub fn run(make: &Make<'_>, parameters: &Parameters) -> Result<Transcript, Viola
     let mut known = 0;
     for size in LIBRARIES {
         let case = format!("library of {size} modules");
-        let fresh = StubHost::with_modules(size);
+        let fresh = cast.library(size);
         let definitions = std::mem::replace(&mut library, fresh).definitions;
         library.definitions =
             definitions.into_iter().filter(|((_, module, _), _)| *module < size).collect();
@@ -83,14 +123,14 @@ pub fn run(make: &Make<'_>, parameters: &Parameters) -> Result<Transcript, Viola
         let defined = router.library_changed(&view, &change);
         let defined = defined.map_err(|fault| violation(&case, &fault.to_string()))?;
         keep(&mut library, &mut transcript, defined);
-        for text in TEXTS {
+        for text in cast.texts() {
             plan_twice(&mut *router, &mut library, (&case, text, parameters), &mut transcript)?;
         }
     }
     // Another instance knows nothing of the first, and decides the same.
     let mut other = made("a second init")?;
     let mut again = Transcript::default();
-    for text in TEXTS {
+    for text in cast.texts() {
         plan_twice(&mut *other, &mut library, ("a second instance", text, parameters), &mut again)?;
     }
     let plans = |transcript: &Transcript| -> Vec<Decided> {

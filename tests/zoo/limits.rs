@@ -3,17 +3,21 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
 use polyskill_engine::{RouterSettings, Selection};
 use polyskill_plugin::Limits;
 use polyskill_sdk::Parameters;
 
 use super::{Member, info, loader, patient, publish, written};
-use crate::common::{Bench, TASKS, routed};
+use crate::common::{Bench, TASKS, greedy, routed};
 
 /// Those that no member can break alone.
-const ELSEWHERE: [(&str, fn()); 2] =
-    [("file_mib", files_are_bounded), ("max_instances", instances_are_bounded)];
+const ELSEWHERE: [(&str, fn()); 3] = [
+    ("file_mib", files_are_bounded),
+    ("max_instances", instances_are_bounded),
+    ("step_milliseconds", steps_are_bounded),
+];
 
 /// The fields, as the reader of configurations names them.
 fn fields() -> BTreeSet<String> {
@@ -50,6 +54,26 @@ fn files_are_bounded() {
     let error = loader(Limits { file_mib: 1, ..Limits::default() }).load(&path).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("large") && error.contains("more than 1048576 bytes"), "{error}");
+}
+
+/// Every call keeps its own deadline, and all of them together would hold up everybody: the step's share
+/// ends it. One row is decided at the first site and falls back at the others.
+fn steps_are_bounded() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let loader = loader(Limits::default());
+    let good = Member::read("well-behaved");
+    let none = RouterSettings { step_time: Some(Duration::ZERO), ..patient() };
+    publish(&bench, &loader, ("slow", &good.bytes()), none).unwrap();
+    let ample = RouterSettings { step_time: Some(Duration::from_secs(60)), ..patient() };
+    publish(&bench, &loader, ("quick", &good.bytes()), ample).unwrap();
+    let run = |name: &str| {
+        let selection = routed(name, Parameters::default());
+        bench.run(&selection, &[10, 11, 12], greedy(3)).finished.fallback_rows
+    };
+    assert_eq!((run("quick"), info(&bench, "quick").faults), (0, 0));
+    run("slow");
+    let info = info(&bench, "slow");
+    assert!(info.faults > 0 && info.last_fault.unwrap().contains("`step_milliseconds`"));
 }
 
 /// A router that decides rows has two instances.

@@ -305,7 +305,7 @@ impl Composer {
         drop(routers);
         for slot in slots {
             if let Err(fault) = slot.sync() {
-                slot.count_fault(&format!("`library-changed`: {fault}"));
+                slot.count_setup_fault(&format!("`library-changed`: {fault}"));
             }
         }
     }
@@ -406,6 +406,7 @@ impl Composer {
         let Selection::Routed { modules: patterns, .. } = selection else {
             return Ok(self.base(None, None));
         };
+        check_prefixes(selection, chain).map_err(ComposeError::Parameter)?;
         let mut candidates = candidates(snapshot, patterns);
         if candidates.is_empty() {
             return Err(ComposeError::NoModules { patterns: patterns.clone() });
@@ -480,7 +481,9 @@ impl Composer {
         let planned = slot.plan(snapshot, request.clone());
         self.keep(slot, &request, &planned);
         match planned {
-            Err(Fault::InvalidParameter(error)) => Err(ComposeError::Parameter(error)),
+            Err(Fault::InvalidParameter(error)) => {
+                Err(ComposeError::Parameter(as_given(selection, slot, error)))
+            }
             Err(fault @ (Fault::Abstain | Fault::NotReady(_))) => {
                 slot.health.abstentions.fetch_add(1, Relaxed);
                 Ok(Outcome::Passed(fault.to_string()))
@@ -615,6 +618,29 @@ fn refused(slot: &RouterSlot, reason: &str) -> Result<(), ComposeError> {
         return Ok(());
     }
     Err(ComposeError::RouterFailed { router: slot.name.clone(), reason: reason.to_owned() })
+}
+
+/// Refuses parameters of routers that are not in the chain.
+fn check_prefixes(selection: &Selection, chain: &[Link]) -> Result<(), ParameterError> {
+    let Selection::Routed { parameters, .. } = selection else { return Ok(()) };
+    let known = |name: &str| chain.iter().any(|link| link.slot.name == name);
+    let stranger = |(name, _): &&(String, polyskill_sdk::Value)| {
+        name.split_once('.').is_some_and(|(router, _)| !known(router))
+    };
+    let Some((name, _)) = parameters.0.iter().find(stranger) else { return Ok(()) };
+    let routers: Vec<&str> = chain.iter().map(|link| link.slot.name.as_str()).collect();
+    let message = format!("found the prefix of another router, asked are: {}", routers.join(", "));
+    Err(ParameterError { name: name.clone(), message })
+}
+
+/// A parameter as the request names it: with its router where it was given so.
+fn as_given(selection: &Selection, slot: &RouterSlot, mut error: ParameterError) -> ParameterError {
+    let Selection::Routed { parameters, .. } = selection else { return error };
+    let prefixed = format!("{}.{}", slot.name, error.name);
+    if parameters.get(&prefixed).is_some() {
+        error.name = prefixed;
+    }
+    error
 }
 
 /// What one router of a chain is told: parameters under its own name, and if it is the last, plain ones.

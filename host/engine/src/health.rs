@@ -59,6 +59,8 @@ pub enum Standing {
     Out,
 }
 
+/// More faults than any policy waits for.
+const MAX_WEIGHT: usize = 1 << 10;
 const SERVING: u64 = 0;
 const OUT: u64 = u64::MAX;
 
@@ -83,6 +85,7 @@ pub(crate) struct Health {
 struct Recent {
     /// When faults happened, as far as the window goes.
     faults: VecDeque<Instant>,
+    last: Option<Instant>,
     quarantines: u32,
     last_fault: Option<String>,
     last_invalid: Option<String>,
@@ -123,16 +126,18 @@ impl Health {
         }
     }
 
-    /// Counts a fault; enough of them quarantine the router. Returns whether this one did.
-    pub(crate) fn fault(&self, reason: &str, now: Instant) -> bool {
+    /// Counts a fault, which may weigh as much as several; enough of them quarantine the router. Returns
+    /// whether this one did.
+    pub(crate) fn fault(&self, weight: usize, reason: &str, now: Instant) -> bool {
         self.faults.fetch_add(1, Relaxed);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = recent.faults.back().copied();
+        let last = recent.last.replace(now);
         if last.is_some_and(|last| now.duration_since(last) >= self.policy.forgiven_after) {
             recent.quarantines = 0;
         }
         recent.last_fault = Some(reason.chars().take(500).collect());
-        recent.faults.push_back(now);
+        let most = self.policy.max_faults;
+        recent.faults.extend(std::iter::repeat_n(now, weight.min(most).min(MAX_WEIGHT)));
         let window = self.policy.window;
         while recent.faults.front().is_some_and(|first| now.duration_since(*first) > window) {
             recent.faults.pop_front();
@@ -141,7 +146,6 @@ impl Health {
             return false;
         }
         recent.faults.clear();
-        recent.faults.push_back(now);
         let until = if recent.quarantines >= self.policy.max_returns {
             OUT
         } else {
@@ -190,17 +194,17 @@ mod tests {
         let policy = FaultPolicy { max_faults: 2, max_returns: 2, ..FaultPolicy::default() };
         let health = Health::new(policy);
         let mut now = health.origin;
-        assert!(!health.fault("a", now));
+        assert!(!health.fault(1, "a", now));
         assert_eq!(health.standing(now), Standing::Serving);
-        assert!(!health.fault("late", now + policy.window * 2), "outside of the window");
+        assert!(!health.fault(1, "late", now + policy.window * 2), "outside of the window");
         now += policy.window * 2;
         for backoff in [policy.backoff, policy.backoff * 2] {
-            while !health.fault("b", now) {}
+            while !health.fault(1, "b", now) {}
             assert_eq!(health.standing(now), Standing::Quarantined(backoff));
             now += backoff;
             assert_eq!(health.standing(now), Standing::Serving);
         }
-        while !health.fault("c", now) {}
+        while !health.fault(1, "c", now) {}
         assert_eq!(health.standing(now + policy.forgiven_after * 9), Standing::Out);
         health.release();
         assert_eq!(health.standing(now), Standing::Serving);
@@ -212,9 +216,9 @@ mod tests {
         let policy = FaultPolicy { max_faults: 1, max_returns: 1, ..FaultPolicy::default() };
         let health = Health::new(policy);
         let now = health.origin;
-        assert!(health.fault("a", now));
+        assert!(health.fault(1, "a", now));
         let later = now + policy.forgiven_after;
-        assert!(health.fault("b", later));
+        assert!(health.fault(1, "b", later));
         assert_eq!(health.standing(later), Standing::Quarantined(policy.backoff));
     }
 }

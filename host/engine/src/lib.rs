@@ -27,6 +27,6 @@ pub use request::{
     Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId,
     SamplingParams, TokenEvent,
 };
-pub use router_slot::{RouterInfo, RouterSettings};
+pub use router_slot::{ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
 pub use stats::{Stats, StatsSnapshot};
 pub use trace::{SitePicks, TraceLevel};

@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use polyskill_adapters::{Generation, Library, Snapshot};
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter, Stepper};
@@ -11,6 +11,9 @@ use polyskill_sdk::{Batch, Decision, LibraryChange, Parameters, Plan, Request};
 
 use crate::health::{FaultPolicy, Health, Standing};
 use crate::library_view::{Definitions, View, Views};
+
+/// Rows of a step for which [`RouterSettings::step_time`] is meant.
+pub const ROWS_PER_STEP_TIME: usize = 32;
 
 /// What the operator says about a router.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,6 +24,9 @@ pub struct RouterSettings {
     pub hidden: bool,
     /// Bytes of rows that are kept of what it defines.
     pub defined_bytes: Option<usize>,
+    /// Time of all calls of `route` in a step of up to [`ROWS_PER_STEP_TIME`] rows, more in proportion; no
+    /// bound without it.
+    pub step_time: Option<Duration>,
     /// What happens when it fails.
     pub faults: FaultPolicy,
 }
@@ -197,7 +203,9 @@ impl RouterSlot {
         request.parameters = merged;
         self.health.plans.fetch_add(1, Relaxed);
         let mut state = lock(&self.state);
-        let view = self.synced(snapshot, &mut state)?;
+        let view = self.synced(snapshot, &mut state).inspect_err(|fault| {
+            self.count_setup_fault(&format!("`library-changed`: {fault}"));
+        })?;
         let library: Arc<dyn LibraryView> = view.clone();
         let (plan, definitions) = state.router.plan(&library, &request)?;
         self.definitions.store(&view, definitions)?;
@@ -206,8 +214,18 @@ impl RouterSlot {
 
     /// Counts a fault and logs it, with what follows from it.
     pub(crate) fn count_fault(&self, reason: &str) {
+        self.count_faults(1, reason);
+    }
+
+    /// A router that cannot follow the library is taken out at once: every request would wait for its next
+    /// attempt.
+    pub(crate) fn count_setup_fault(&self, reason: &str) {
+        self.count_faults(self.settings.faults.max_faults, reason);
+    }
+
+    fn count_faults(&self, weight: usize, reason: &str) {
         let router = &self.name;
-        if self.health.fault(reason, Instant::now()) {
+        if self.health.fault(weight, reason, Instant::now()) {
             let standing = self.health.standing(Instant::now());
             tracing::error!(
                 router,
@@ -218,6 +236,12 @@ impl RouterSlot {
         } else {
             tracing::warn!(router, reason, "the router gave no usable answer");
         }
+    }
+
+    /// What `route` may take in a step of so many rows.
+    pub(crate) fn step_time(&self, num_rows: usize) -> Option<Duration> {
+        let times = num_rows.div_ceil(ROWS_PER_STEP_TIME).max(1);
+        Some(self.settings.step_time? * u32::try_from(times).unwrap_or(u32::MAX))
     }
 
     /// Makes the instance that decides rows, unless there is one.

@@ -8,6 +8,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_model::compute::{Compute, SharedMut};
@@ -46,6 +47,8 @@ pub(crate) struct Routing<'a> {
     chunks: Vec<Chunk>,
     /// Decisions that later sites of a layer reuse: (span, gate) → picks per row of the span.
     shared: Vec<SharedDecision>,
+    /// Time that each router has spent in this step, by the address of its slot.
+    spent: Vec<(usize, Duration)>,
     /// What routers answer; kept for its memory.
     decision: Decision,
     pub(crate) recorded: Vec<Recorded>,
@@ -103,6 +106,7 @@ impl<'a> Routing<'a> {
             spans,
             chunks,
             shared: Vec::new(),
+            spent: Vec::new(),
             decision: Decision::default(),
             recorded: Vec::new(),
             fallback_rows: Vec::new(),
@@ -170,13 +174,37 @@ impl<'a> Routing<'a> {
             arguments,
         };
         let mut decision = std::mem::take(&mut self.decision);
-        let answered = slot.route(&batch, &mut decision).is_ok();
+        let answered = self.has_time(slot) && {
+            let started = Instant::now();
+            let routed = slot.route(&batch, &mut decision);
+            self.spend(slot, started.elapsed());
+            routed.is_ok()
+        };
         let picks = checked(slot, (answered, &decision), gate.candidates(), &asked.usable);
         self.decision = decision;
         let mut picks = picks.into_iter();
         for span in spans {
             let picks = picks.by_ref().take(self.spans[span].rows.len()).collect();
             self.shared.push(SharedDecision { span, gate: gate_index, picks });
+        }
+    }
+
+    /// Whether a router may be asked once more in this step.
+    fn has_time(&self, slot: &Arc<RouterSlot>) -> bool {
+        let spent = self.spent.iter().find(|(known, _)| *known == Arc::as_ptr(slot).addr());
+        let num_rows = self.spans.last().map_or(0, |span| span.rows.end);
+        spent.zip(slot.step_time(num_rows)).is_none_or(|((_, spent), most)| *spent <= most)
+    }
+
+    /// Adds to a router's time; what goes beyond its share of the step is a fault, once.
+    fn spend(&mut self, slot: &Arc<RouterSlot>, time: Duration) {
+        let address = Arc::as_ptr(slot).addr();
+        match self.spent.iter_mut().find(|(known, _)| *known == address) {
+            Some((_, spent)) => *spent += time,
+            None => self.spent.push((address, time)),
+        }
+        if !self.has_time(slot) {
+            slot.count_fault("`route` took longer in one step than `step_milliseconds` allows");
         }
     }
 

@@ -18,6 +18,9 @@ pub struct Limits {
     pub route_fuel: u64,
     /// Wall-clock time per `route`: it holds up every running request.
     pub route_milliseconds: u64,
+    /// Wall-clock time of all calls of `route` in one step of up to 32 rows; a larger step has more in
+    /// proportion. What is over runs without modules, and counts as a fault.
+    pub step_milliseconds: u64,
     /// Instructions per `init` or `library-changed`.
     pub setup_fuel: u64,
     /// Wall-clock time per `init` or `library-changed`.
@@ -48,6 +51,7 @@ impl Default for Limits {
             plan_milliseconds: 2_000,
             route_fuel: 50_000_000,
             route_milliseconds: 20,
+            step_milliseconds: 30,
             setup_fuel: 20_000_000_000,
             setup_milliseconds: 30_000,
             stack_kib: 512,

@@ -167,11 +167,20 @@ impl State {
     }
 }
 
+/// A character as it stands in the log.
+fn one_line(c: char) -> impl Iterator<Item = char> {
+    let escaped = c.is_control().then(|| c.escape_default());
+    let plain = escaped.is_none().then_some(c);
+    escaped.into_iter().flatten().chain(plain)
+}
+
 impl Host for State {
     fn log(&mut self, level: Level, message: &str) {
         let Some(left) = self.log_messages_left.checked_sub(1) else { return };
         self.log_messages_left = left;
         let message = &message[..message.floor_char_boundary(MAX_LOG_BYTES)];
+        // A message is one line of the log: nobody writes lines of their own.
+        let message: String = message.chars().flat_map(one_line).collect();
         let plugin = &*self.plugin;
         match level {
             Level::Debug => tracing::debug!(plugin, "{message}"),

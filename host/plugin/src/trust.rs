@@ -81,9 +81,16 @@ impl Trust {
         match known {
             Some(_) => Ok(Some(signer)),
             None if unsigned && !is_dylib => Ok(None),
-            None => Err(refuse(format!(
-                "it is signed with {signer}, which [trust] does not list for this name"
-            ))),
+            None => {
+                let listed = self.keys.iter().any(|trusted| {
+                    trusted.key.eq_ignore_ascii_case(&signer) && name.starts_with(&trusted.prefix)
+                });
+                let why = match listed {
+                    true => "whose entry in [trust] lacks `dylibs = true`",
+                    false => "which [trust] does not list for this name",
+                };
+                Err(refuse(format!("it is signed with {signer}, {why}")))
+            }
         }
     }
 }

@@ -118,7 +118,9 @@ struct GenerateArgs {
 pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,polyskill=info,hf_hub=off"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours);
+    log.with_writer(std::io::stderr).init();
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(args) => serve(&args),
@@ -221,14 +223,41 @@ fn serve(args: &ServeArgs) -> Result<(), String> {
             names.join(", "),
         );
         let app = api::router(Arc::clone(&service), config.max_body_bytes);
-        axum::serve(listener, app)
-            .with_graceful_shutdown(shutdown_signal())
-            .await
-            .map_err(|error| error.to_string())
+        let (told, signalled) = tokio::sync::oneshot::channel();
+        let until = async {
+            shutdown_signal().await;
+            eprintln!("polyskill: finishing running requests");
+            let _ = told.send(());
+        };
+        let server = axum::serve(listener, app).with_graceful_shutdown(until);
+        tokio::select! {
+            served = async { server.await } => served.map_err(|error| error.to_string()),
+            () = nothing_runs(signalled, &service) => Ok(()),
+        }
     })?;
-    eprintln!("polyskill: finishing running requests");
     service.engine.drain();
     Ok(())
+}
+
+/// After the signal to stop, waits until no request has run for a while: a client that stalls in the middle
+/// of a request must not keep the server. A second signal ends it at once.
+async fn nothing_runs(signalled: tokio::sync::oneshot::Receiver<()>, service: &Service) {
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
+    const IDLE_LOOKS: u32 = 20;
+    if signalled.await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    tokio::spawn(async {
+        shutdown_signal().await;
+        eprintln!("polyskill: stopped by a second signal");
+        std::process::exit(1);
+    });
+    let mut idle_looks = 0;
+    while idle_looks < IDLE_LOOKS {
+        tokio::time::sleep(LOOK).await;
+        let stats = service.engine.handle().stats().snapshot();
+        idle_looks = if stats.running + stats.waiting == 0 { idle_looks + 1 } else { 0 };
+    }
 }
 
 async fn shutdown_signal() {

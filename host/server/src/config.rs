@@ -390,6 +390,7 @@ fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
         ("limits.plan_milliseconds", limits.plan_milliseconds, 1, u64::MAX),
         ("limits.route_fuel", limits.route_fuel, 1, u64::MAX),
         ("limits.route_milliseconds", limits.route_milliseconds, 1, u64::MAX),
+        ("limits.step_milliseconds", limits.step_milliseconds, 1, u64::MAX),
         ("limits.route_picks", limits.route_picks as u64, 1, MOST_PICKS),
         ("limits.stack_kib", limits.stack_kib as u64, 64, MOST_STACK_KIB),
         ("limits.file_mib", limits.file_mib, 1, MOST_PLUGIN_MIB),

@@ -93,7 +93,9 @@ fn strongest(routing: &[polyskill_engine::SitePicks]) -> Option<u32> {
 
 fn paint(text: &str, module: Option<u32>) -> String {
     match module {
-        Some(module) if !text.is_empty() => {
+        Some(module)
+            if !text.is_empty() && std::io::IsTerminal::is_terminal(&std::io::stdout()) =>
+        {
             format!("\x1b[{}m{text}\x1b[0m", COLOURS[module as usize % COLOURS.len()])
         }
         _ => text.to_owned(),

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use polyskill_engine::{Composer, RouterSettings};
-use polyskill_plugin::{Capability, Loader, Plugin};
+use polyskill_plugin::{Capability, Limits, Loader, Plugin};
 use serde_json::json;
 
 use crate::config::{Config, FaultSettings, RouterConfig, parameters};
@@ -19,6 +19,8 @@ use crate::pull::cache_directory;
 
 /// How often watched directories are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(300);
+/// Who loads what lies there when the server starts; the command line reports these itself.
+const AT_START: &str = "start";
 /// Files that are looked at per bundle.
 const MAX_WATCHED_FILES: usize = 1_000;
 
@@ -53,6 +55,7 @@ pub struct Routers {
     loader: Loader,
     configured: Vec<RouterConfig>,
     faults: FaultSettings,
+    limits: Limits,
     roots: Vec<PathBuf>,
     attempts: Mutex<BTreeMap<PathBuf, Attempt>>,
     audit: Option<Mutex<File>>,
@@ -84,6 +87,7 @@ impl Routers {
             loader,
             configured: config.router.clone(),
             faults: config.faults.clone(),
+            limits: config.limits.clone(),
             roots: config.plugins.clone(),
             attempts: Mutex::default(),
             audit,
@@ -102,7 +106,7 @@ impl Routers {
         for root in &self.roots {
             let found = Loader::find(root).map_err(|error| LoadError(error.to_string()))?;
             for path in found {
-                match self.load(composer, &path, "start") {
+                match self.load(composer, &path, AT_START) {
                     Ok(published) => report(&format!("router {}", published.name)),
                     Err(error) => report(&format!("left out: {error}")),
                 }
@@ -116,30 +120,33 @@ impl Routers {
     /// # Errors
     /// Why it does not serve; whatever served before goes on.
     pub fn load(&self, composer: &Composer, path: &Path, by: &str) -> Result<Published, LoadError> {
-        let mut signer = None;
-        let outcome = self.publish(composer, path, &mut signer);
+        let outcome = self.publish(composer, path);
+        if let Ok(Published { name, digest, unchanged: false }) = &outcome
+            && by != AT_START
+        {
+            tracing::info!(router = name, digest, by, "the router serves");
+        }
+        // What it says of itself, also where it is refused.
+        let found = polyskill_plugin::inspect(path, &self.limits).ok();
+        let found = found.as_ref();
         let attempt = Attempt { path: path.to_owned(), outcome: outcome.clone() };
         self.attempts
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(path.to_owned(), attempt);
         self.record(json!({
-            "action": "load", "by": by, "path": path.display().to_string(), "signer": signer,
-            "name": outcome.as_ref().ok().map(|published| &published.name),
-            "digest": outcome.as_ref().ok().map(|published| &published.digest),
+            "action": "load", "by": by, "path": path.display().to_string(),
+            "name": found.map(|found| &found.manifest.name),
+            "digest": found.map(|found| &found.digest),
+            "signer": found.and_then(|found| found.signer.as_ref().ok()),
+            "served": outcome.is_ok(),
             "error": outcome.as_ref().err(),
         }));
         outcome.map_err(LoadError)
     }
 
-    fn publish(
-        &self,
-        composer: &Composer,
-        path: &Path,
-        signer: &mut Option<String>,
-    ) -> Result<Published, String> {
+    fn publish(&self, composer: &Composer, path: &Path) -> Result<Published, String> {
         let plugin = self.loader.load(path).map_err(|error| error.to_string())?;
-        *signer = plugin.signer().map(str::to_owned);
         let (name, digest) = (plugin.name().to_owned(), plugin.digest().to_owned());
         let serving = composer.routers().into_iter().find(|router| router.name == name);
         if serving.is_some_and(|router| router.digest == digest) {
@@ -150,7 +157,6 @@ impl Routers {
             .start(&composer.view(), settings.parameters.clone())
             .and_then(|router| composer.add_router(&name, digest.clone(), router, settings))
             .map_err(|fault| format!("plugin `{name}`: {fault}"))?;
-        tracing::info!(router = name, digest, kind = %plugin.kind(), "the router serves");
         Ok(Published { name, digest, unchanged: false })
     }
 
@@ -175,6 +181,7 @@ impl Routers {
                 None => polyskill_sdk::Parameters::default(),
             },
             hidden: capabilities.contains(&Capability::Hidden),
+            step_time: Some(Duration::from_millis(plugin.limits().step_milliseconds)),
             defined_bytes: Some(plugin.limits().definition_mib << 20),
             faults: self.faults.policy(on_fault),
         })

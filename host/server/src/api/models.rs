@@ -13,13 +13,20 @@ use crate::service::Service;
 fn cards(service: &Service) -> Vec<Json> {
     let base = service.base_name.as_str();
     let context = service.engine.handle().max_tokens();
+    let serves = |router: &str| service.composer.check_chain(router).is_ok();
     let card = |id: &str, parent: Option<&str>, kind: &str, generation: Option<String>| {
         json!({"id": id, "object": "model", "created": service.started, "owned_by": "polyskill",
                "root": id, "parent": parent, "max_model_len": context, "permission": [],
                "kind": kind, "adapter_generation": generation, "status": "ready"})
     };
     let mut cards = vec![card(base, None, "base", None)];
-    cards.extend(service.skill_sets.iter().map(|set| card(&set.id, Some(base), "skill_set", None)));
+    cards.extend(service.skill_sets.iter().map(|set| {
+        let mut card = card(&set.id, Some(base), "skill_set", None);
+        if !serves(&set.router) {
+            card["status"] = json!("its router is not loaded");
+        }
+        card
+    }));
     let snapshot = service.composer.library().snapshot();
     cards.extend(snapshot.iter().map(|(name, module)| {
         card(name, Some(base), module.kind(), Some(module.generation().to_string()))

@@ -81,7 +81,9 @@ pub(super) fn run(args: &NewArgs, out: &mut dyn Write) -> Result<(), String> {
         return Err(format!("{} exists; name a folder that does not", folder.display()));
     }
     let sdk = match args.lang {
-        Language::Rust => toolchain::sdk(args.sdk.as_deref())?,
+        Language::Rust => Some(toolchain::sdk(args.sdk.as_deref())?.ok_or(
+            "the SDK was not found: run this in a checkout of polyskill, or name its folder with --sdk",
+        )?),
         _ => None,
     };
     let (files, file, description) = match args.lang {
@@ -92,11 +94,9 @@ pub(super) fn run(args: &NewArgs, out: &mut dyn Write) -> Result<(), String> {
             (PYTHON, format!("{crate_name}.wasm"), "Modules that the message names.")
         }
     };
-    // Without the SDK's folder, the project says where a released one would come from.
-    let dependency = sdk.as_ref().map_or_else(
-        || "{ git = \"https://example.com/polyskill\" } # the SDK's repository".to_owned(),
-        |sdk| format!("{{ path = {:?} }}", sdk.display().to_string()),
-    );
+    let dependency = sdk
+        .as_ref()
+        .map_or_else(String::new, |sdk| format!("{{ path = {:?} }}", sdk.display().to_string()));
     let fill = |text: &str| {
         text.replace("@NAME@", name)
             .replace("@CRATE@", &crate_name)
@@ -112,9 +112,6 @@ pub(super) fn run(args: &NewArgs, out: &mut dyn Write) -> Result<(), String> {
     // The versions that the SDK is tested with; cargo leaves out what this project does not use.
     if let Some(lock) = sdk.and_then(|sdk| fs::read(sdk.join("../Cargo.lock")).ok()) {
         write(&folder.join("Cargo.lock"), &lock)?;
-    }
-    if args.lang == Language::Rust && dependency.contains("git =") {
-        say(out, "the SDK was not found: name it in Cargo.toml, or say --sdk PATH")?;
     }
     let folder = folder.display();
     say(

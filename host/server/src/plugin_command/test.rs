@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use polyskill_plugin::{Fault, Plugin, self_test};
-use polyskill_sdk::conformance::{self, Decided};
+use polyskill_sdk::ModuleInfo;
+use polyskill_sdk::conformance::{self, Cast, Decided};
 
 use crate::pull::cache_directory;
 
@@ -67,7 +68,7 @@ fn conform(plugin: &Plugin, settings: &Settings, out: &mut dyn Write) -> Result<
     let start = Instant::now();
     let parameters = settings.parameters(plugin.name())?;
     let make = |library: &_, parameters| plugin.start(library, parameters);
-    match conformance::run(&make, &parameters) {
+    match conformance::run_with(&make, &parameters, &cast(plugin)) {
         Ok(transcript) => {
             let count = |wanted: fn(&Decided) -> bool| {
                 transcript.0.iter().filter(|decided| wanted(decided)).count()
@@ -86,6 +87,40 @@ fn conform(plugin: &Plugin, settings: &Settings, out: &mut dyn Write) -> Result<
             Ok(false)
         }
     }
+}
+
+/// Modules and texts of the bundle's fixtures: what its author expects an answer to.
+fn cast(plugin: &Plugin) -> Cast {
+    let mut cast = Cast::default();
+    for (_, bytes) in plugin.fixtures() {
+        let Ok(fixture) = serde_json::from_slice::<serde_json::Value>(bytes) else { continue };
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let modules = fixture["modules"].as_array().into_iter().flatten();
+        let known: Vec<ModuleInfo> = modules
+            .map(|module| ModuleInfo {
+                index: 0,
+                name: text(&module["name"]),
+                generation: String::new(),
+                kind: String::new(),
+                tags: module["tags"].as_array().into_iter().flatten().map(text).collect(),
+                metadata: module["metadata"]
+                    .as_object()
+                    .into_iter()
+                    .flatten()
+                    .map(|(key, value)| (key.clone(), text(value)))
+                    .collect(),
+                sites: Vec::new(),
+            })
+            .collect();
+        // Small libraries have room for one fixture's modules; the largest set says most.
+        if known.len() > cast.modules.len() {
+            cast.modules = known;
+        }
+        if let Some(said) = fixture["request"]["text"].as_str() {
+            cast.texts.push(said.to_owned());
+        }
+    }
+    cast
 }
 
 fn line(
