@@ -8,6 +8,7 @@ use polyskill_sdk::{
     Batch, Decision, Descriptor, LibraryChange, ParameterError, Parameters, Plan, Request,
 };
 
+use crate::clock::Clock;
 use crate::limits::{Budget, Limits};
 use crate::state::State;
 
@@ -62,6 +63,7 @@ pub(crate) struct Source {
     pub(crate) code: Arc<dyn Code>,
     pub(crate) limits: Limits,
     pub(crate) room: Arc<Room>,
+    pub(crate) clock: Arc<Clock>,
 }
 
 /// Instances that may still be made, over all plugins of a loader.
@@ -107,6 +109,7 @@ impl Source {
         })?;
         let mut state = State::new(Arc::clone(&self.name), Arc::clone(library), &self.limits);
         state.seat = Some(seat);
+        let _ticking = self.clock.run();
         let started = self.code.instantiate(state, self.limits.setup_budget());
         let mut instance = started.map_err(shortened)?;
         let descriptor = instance.init(parameters).map_err(shortened)?;
@@ -151,6 +154,7 @@ impl Guarded {
             Some(instance) => instance,
             None => self.source.start(library, &self.parameters)?.0,
         };
+        let _ticking = self.source.clock.run();
         instance.state().begin_call(Arc::clone(library));
         instance.set_budget(budget)?;
         match call(&mut *instance).map_err(shortened) {
@@ -199,7 +203,7 @@ impl LoadedRouter for Guarded {
             ));
         }
         let budget = self.source.limits.route_budget();
-        Ok(Box::new(GuardedStepper { instance, budget }))
+        Ok(Box::new(GuardedStepper { instance, budget, clock: Arc::clone(&self.source.clock) }))
     }
 }
 
@@ -221,10 +225,12 @@ fn check_size(plan: &Plan, max_items: usize) -> Result<(), Fault> {
 struct GuardedStepper {
     instance: Box<dyn Instance>,
     budget: Budget,
+    clock: Arc<Clock>,
 }
 
 impl Stepper for GuardedStepper {
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault> {
+        let _ticking = self.clock.run();
         self.instance.set_budget(self.budget)?;
         self.instance.route(batch, decision).map_err(shortened)
     }

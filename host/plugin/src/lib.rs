@@ -8,6 +8,7 @@
 //! returns is checked before use.
 
 mod bundle;
+mod clock;
 mod component;
 mod error;
 mod flat;

@@ -10,6 +10,7 @@ use polyskill_sdk::Parameters;
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
 
 use crate::bundle::{Bundle, Capability, Manifest};
+use crate::clock::Clock;
 use crate::component::{ComponentCode, NO_EXPORTS};
 use crate::error::Error;
 use crate::flat::dylib::DylibCode;
@@ -118,8 +119,9 @@ impl Loader {
             (kind, Loaded::Code(code))
         };
         let limits = self.own_limits.get(&name).unwrap_or(&self.default_limits).clone();
-        let room = Arc::clone(&self.room);
-        Ok(Plugin { name: name.into(), kind, code, signer, limits, room, bundle: Arc::new(bundle) })
+        let (room, clock) = (Arc::clone(&self.room), Arc::clone(&self.sandbox.clock));
+        let (name, bundle) = (name.into(), Arc::new(bundle));
+        Ok(Plugin { name, kind, code, signer, limits, room, clock, bundle })
     }
 
     fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
@@ -237,6 +239,7 @@ pub struct Plugin {
     signer: Option<String>,
     limits: Limits,
     room: Arc<Room>,
+    clock: Arc<Clock>,
     bundle: Arc<Bundle>,
 }
 
@@ -326,7 +329,8 @@ impl Plugin {
             Loaded::Code(code) => {
                 let (name, limits) = (Arc::clone(&self.name), self.limits.clone());
                 let (code, room) = (Arc::clone(code), Arc::clone(&self.room));
-                Source { name, code, limits, room }.router(library, parameters)
+                let clock = Arc::clone(&self.clock);
+                Source { name, code, limits, room, clock }.router(library, parameters)
             }
             Loaded::Gates(file) => {
                 let identity = (self.name(), self.manifest().version.as_str());

@@ -5,8 +5,6 @@ use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use polyskill_sdk::runtime::Fault;
 use sha2::{Digest, Sha256};
@@ -15,20 +13,16 @@ use wasmtime::{
     Config, Engine, InstanceAllocationStrategy, Module, PoolingAllocationConfig, Precompiled, Store,
 };
 
+use crate::clock::{Clock, EPOCH};
 use crate::error::Error;
 use crate::limits::{Budget, Limits};
 use crate::state::State;
-
-/// The unit of wall-clock deadlines.
-const EPOCH: Duration = Duration::from_millis(1);
-/// Most units that the clock makes up for at once: a machine that stood still ends no call.
-const MOST_TICKS: u128 = 3;
 
 /// Compiles plugins and keeps the clock that stops them.
 pub(crate) struct Sandbox {
     pub(crate) engine: Engine,
     cache: Option<PathBuf>,
-    ticking: Arc<AtomicBool>,
+    pub(crate) clock: Arc<Clock>,
 }
 
 impl fmt::Debug for Sandbox {
@@ -39,7 +33,7 @@ impl fmt::Debug for Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        self.ticking.store(false, Ordering::Relaxed);
+        self.clock.stop();
     }
 }
 
@@ -47,27 +41,9 @@ impl Sandbox {
     pub(crate) fn new(limits: &Limits, cache: Option<PathBuf>) -> Result<Self, Error> {
         let fail = |error: wasmtime::Error| compile_error("wasmtime", &error);
         let engine = Engine::new(&config(limits)).map_err(fail)?;
-        let ticking = Arc::new(AtomicBool::new(true));
-        let (clock, on) = (engine.weak(), Arc::clone(&ticking));
-        let tick = move || {
-            let started = Instant::now();
-            let mut ticked = 0;
-            while let (true, Some(engine)) = (on.load(Ordering::Relaxed), clock.upgrade()) {
-                // Sleep takes longer than it is asked to; without this, deadlines would too.
-                let due = started.elapsed().as_millis() / EPOCH.as_millis();
-                for _ in 0..(due - ticked).clamp(1, MOST_TICKS) {
-                    engine.increment_epoch();
-                }
-                ticked = due;
-                drop(engine);
-                std::thread::sleep(EPOCH);
-            }
-        };
-        std::thread::Builder::new()
-            .name("plugin-clock".to_owned())
-            .spawn(tick)
+        let clock = Clock::start(&engine)
             .map_err(|source| Error::Io { path: PathBuf::from("plugin-clock"), source })?;
-        Ok(Self { engine, cache, ticking })
+        Ok(Self { engine, cache, clock })
     }
 
     /// Compiles a component, or takes it from the cache. `make` gives the component where the
