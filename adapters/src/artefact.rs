@@ -16,8 +16,10 @@ use sha2::{Digest, Sha256};
 use crate::error::Error;
 use crate::files::{Files, Problems};
 use crate::generation::Generation;
+use crate::load::Base;
 use crate::lora::Elements;
-use crate::peft::{Base, elements, site_of};
+use crate::peft::bundle::elements;
+use crate::peft::site_of;
 
 const FOLDER: &str = "artefacts";
 const EXTENSION: &str = "safetensors";

@@ -38,6 +38,31 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// The weights were to be read again and are gone or changed.
+    #[error("the weights of a module could not be read again")]
+    Gone,
+    /// More modules than memory is set aside for.
+    #[error(
+        "these modules need {needed} bytes beside what is pinned, and the budget is {most} bytes"
+    )]
+    TooLarge {
+        /// Bytes of the modules and of what is pinned.
+        needed: usize,
+        /// The budget.
+        most: usize,
+    },
+    /// No room was found in time.
+    #[error("no room for the modules was found within {} s", waited.as_secs_f32())]
+    NoRoom {
+        /// How long the request waited.
+        waited: std::time::Duration,
+    },
+    /// The line for memory is full.
+    #[error("{waiting} requests wait for room for their modules already, which is the limit")]
+    TooManyWaiting {
+        /// The limit.
+        waiting: usize,
+    },
     /// The name is taken and replacing was not asked for.
     #[error("adapter `{name}` is already loaded")]
     AlreadyLoaded {

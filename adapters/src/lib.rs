@@ -1,24 +1,33 @@
 //! Modules: formats, kinds, the maths on their weights, and the hot-swappable library.
 //!
-//! A module is read by [`peft`] into a [`lora::Lora`], whose identity is the hash of its content
-//! ([`Generation`]), with its [`card`] and its router [`artefact`]s. The [`library::Library`] maps names to
-//! generations and hands out snapshots. Deltas are applied by [`apply`], the one place where a module touches
-//! a hidden state. [`transform`] makes new modules out of modules.
+//! A module is read by [`load`], from PEFT's directories ([`peft`]), our own ([`own`]) or GGUF files, into
+//! [`weights::Weights`], whose identity is the hash of its content ([`Generation`]), with its [`card`] and its
+//! router [`artefact`]s. The [`library::Library`] maps names to generations and hands out snapshots;
+//! [`residency`] decides whose weights are in memory. Deltas are applied by [`apply`], the one place where a
+//! module touches what a linear wrote. [`transform`] makes new modules out of modules.
 
 pub mod apply;
 pub mod artefact;
 pub mod card;
+pub mod edits;
 mod error;
 mod files;
 mod generation;
+mod gguf;
 pub mod library;
+pub mod load;
 pub mod lora;
+pub mod own;
 pub mod peft;
 pub mod prototypes;
+pub mod residency;
 pub mod transform;
+pub mod weights;
 
 pub use artefact::Artefact;
 pub use error::Error;
 pub use generation::Generation;
-pub use library::{Library, Module, Snapshot};
-pub use peft::Base;
+pub use library::{Kind, Library, Module, Snapshot};
+pub use load::Base;
+pub use residency::{Budget, Lease};
+pub use weights::Weights;

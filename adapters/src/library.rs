@@ -13,34 +13,83 @@ use crate::artefact::{Artefact, Artefacts};
 use crate::card::Card;
 use crate::error::Error;
 use crate::generation::Generation;
-use crate::lora::Lora;
+use crate::residency::{Budget, Lease, Pool, PoolStats, Reload, Residency, Stored};
+use crate::weights::{Shape, Weights};
 
 const MAX_NAME_BYTES: usize = 128;
 
-/// One immutable module.
+/// What kind of module it is, as in reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Low-rank products at linears.
+    Lora,
+    /// LoRA with magnitudes.
+    Dora,
+    /// (IA)³.
+    Ia3,
+    /// Embeddings before the sequence.
+    SoftPrompt,
+    /// Keys and values before the sequence.
+    KvPrefix,
+    /// New embeddings of some tokens.
+    TokenEmbeddings,
+    /// Edits of hidden states.
+    ActivationEdit,
+    /// A few changed weights.
+    SparseGraft,
+}
+
+impl Kind {
+    /// The name in reports and for routers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Lora => "lora",
+            Self::Dora => "dora",
+            Self::Ia3 => "ia3",
+            Self::SoftPrompt => "soft-prompt",
+            Self::KvPrefix => "kv-prefix",
+            Self::TokenEmbeddings => "token-embeddings",
+            Self::ActivationEdit => "activation-edit",
+            Self::SparseGraft => "sparse-graft",
+        }
+    }
+}
+
+/// One immutable module. Its weights may be elsewhere until [`Library::lease`] brings them into memory.
 #[derive(Debug)]
 pub struct Module {
     generation: Generation,
     edition: Generation,
-    lora: Arc<Lora>,
+    kind: Kind,
+    shape: Arc<Shape>,
+    stored: Arc<Stored>,
     card: Card,
     artefacts: Artefacts,
 }
 
 impl Module {
-    /// A LoRA module with tags and nothing else beside its weights.
-    pub fn lora(generation: Generation, lora: Lora, tags: Vec<String>) -> Self {
-        Self::new(generation, lora, Card { tags, metadata: Vec::new() }, Artefacts::default())
+    /// A module with tags and nothing else beside its weights, which stay in memory.
+    pub fn in_memory(
+        generation: Generation,
+        kind: Kind,
+        weights: Weights,
+        tags: Vec<String>,
+    ) -> Self {
+        let card = Card { tags, metadata: Vec::new() };
+        Self::new((generation, kind), (weights, None), card, Artefacts::default())
     }
 
     pub(crate) fn new(
-        generation: Generation,
-        lora: Lora,
+        (generation, kind): (Generation, Kind),
+        (weights, reload): (Weights, Option<Reload>),
         card: Card,
         artefacts: Artefacts,
     ) -> Self {
         let edition = edition(generation, &card, &artefacts);
-        Self { generation, edition, lora: Arc::new(lora), card, artefacts }
+        let shape = Arc::new(weights.shape());
+        let stored = Arc::new(Stored::new(weights, reload));
+        Self { generation, edition, kind, shape, stored, card, artefacts }
     }
 
     /// Identity: what the module computes.
@@ -55,14 +104,19 @@ impl Module {
         self.edition
     }
 
-    /// What kind of module this is, as in reports.
-    pub fn kind(&self) -> &'static str {
-        "lora"
+    /// What kind of module this is.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
-    /// The weights.
-    pub fn weights(&self) -> &Lora {
-        &self.lora
+    /// What is known without the weights.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Where the weights are.
+    pub fn residency(&self) -> Residency {
+        self.stored.residency()
     }
 
     /// Tags of the module card.
@@ -96,9 +150,9 @@ impl Module {
         &self.artefacts.left_out
     }
 
-    /// Bytes of weights.
+    /// Bytes of weights, in memory or not.
     pub fn num_bytes(&self) -> usize {
-        self.lora.num_bytes()
+        self.stored.num_bytes()
     }
 }
 
@@ -169,9 +223,39 @@ pub struct Library {
     writer: Mutex<()>,
     /// The editions of every generation that are loaded or still leased, so that equal content is held once.
     generations: DashMap<Generation, Vec<Weak<Module>>>,
+    pool: Arc<Pool>,
 }
 
 impl Library {
+    /// Sets how much memory weights may take; what is too much leaves at once or when its leases end.
+    pub fn set_budget(&self, budget: Budget) {
+        self.pool.set_budget(budget);
+    }
+
+    /// Totals of what is in memory.
+    pub fn pool_stats(&self) -> PoolStats {
+        self.pool.stats()
+    }
+
+    /// The weights of modules, all or none, for as long as the leases are held. Waits for room, and reads what
+    /// is not in memory: never call it on a thread that others wait for.
+    ///
+    /// # Errors
+    /// If the modules do not fit the budget, room was not found in time, or weights cannot be read again.
+    pub fn lease<'a>(
+        &self,
+        modules: impl IntoIterator<Item = &'a Arc<Module>>,
+    ) -> Result<Vec<Lease>, Error> {
+        let stored: Vec<Arc<Stored>> =
+            modules.into_iter().map(|module| Arc::clone(&module.stored)).collect();
+        self.pool.lease(&stored)
+    }
+
+    /// Keeps a module's weights in memory, once they are there, or no longer.
+    pub fn pin(&self, module: &Module, pinned: bool) {
+        self.pool.pin(&module.stored, pinned);
+    }
+
     /// The current snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
@@ -217,7 +301,7 @@ impl Library {
         removed.ok_or_else(|| Error::NotFound { name: name.to_owned() })
     }
 
-    /// Bytes of all modules that are loaded or still leased.
+    /// Bytes of modules and artefacts in memory, also of modules that are only leased any more.
     pub fn resident_bytes(&self) -> usize {
         self.generations.retain(|_, editions| {
             editions.retain(|module| module.strong_count() > 0);
@@ -225,11 +309,11 @@ impl Library {
         });
         let bytes = |editions: &Vec<Weak<Module>>| {
             let held: Vec<Arc<Module>> = editions.iter().filter_map(Weak::upgrade).collect();
-            let weights = held.first().map_or(0, |module| module.num_bytes());
             let artefacts = held.iter().flat_map(|module| module.artefacts());
-            weights + artefacts.map(Artefact::num_bytes).sum::<usize>()
+            artefacts.map(Artefact::num_bytes).sum::<usize>()
         };
-        self.generations.iter().map(|entry| bytes(entry.value())).sum()
+        let artefacts: usize = self.generations.iter().map(|entry| bytes(entry.value())).sum();
+        artefacts + self.pool.stats().resident_bytes
     }
 
     /// The same edition that is already held, or the module with the weights that are already held.
@@ -240,8 +324,12 @@ impl Library {
         if let Some(same) = held.iter().find(|held| held.edition == module.edition) {
             return Arc::clone(same);
         }
-        if let Some(twin) = held.first() {
-            module.lora = Arc::clone(&twin.lora);
+        match held.first() {
+            Some(twin) => {
+                module.stored = Arc::clone(&twin.stored);
+                module.shape = Arc::clone(&twin.shape);
+            }
+            None => self.pool.adopt(&module.stored),
         }
         let module = Arc::new(module);
         editions.push(Arc::downgrade(&module));
@@ -289,7 +377,7 @@ mod tests {
     use super::*;
 
     fn module(content: u8) -> Module {
-        Module::lora(Generation::of(&[&[content]]), Lora::new(0), Vec::new())
+        Module::in_memory(Generation::of(&[&[content]]), Kind::Lora, Weights::default(), Vec::new())
     }
 
     #[test]
@@ -324,13 +412,14 @@ mod tests {
     fn editions_of_a_generation_share_the_weights() {
         let library = Library::default();
         let tagged = |tag: &str| {
-            Module::lora(Generation::of(&[b"same"]), Lora::new(0), vec![tag.to_owned()])
+            let tags = vec![tag.to_owned()];
+            Module::in_memory(Generation::of(&[b"same"]), Kind::Lora, Weights::default(), tags)
         };
         let a = library.publish("a", tagged("old"), Expected::Absent).unwrap();
         let b = library.publish("a", tagged("new"), Expected::Any).unwrap();
         assert_eq!((a.generation(), b.tags()), (b.generation(), ["new".to_owned()].as_slice()));
         assert_ne!(a.edition(), b.edition());
-        assert!(Arc::ptr_eq(&a.lora, &b.lora));
+        assert!(Arc::ptr_eq(&a.stored, &b.stored));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Low-rank adapters: y += w·s·B·(A·x) (Hu et al., "LoRA", 2021).
 
-use polyskill_model::Site;
+use std::ops::Range;
+
 use polyskill_model::kernels::WeightSlice;
 
 /// Elements of a weight, in the precision that they came in.
@@ -29,6 +30,21 @@ impl Elements {
         }
     }
 
+    /// The elements of some ranges, one after the other.
+    ///
+    /// # Panics
+    /// If a range lies outside.
+    pub fn gather(&self, ranges: impl Iterator<Item = Range<usize>>) -> Self {
+        fn copy<T: Copy>(values: &[T], ranges: impl Iterator<Item = Range<usize>>) -> Vec<T> {
+            ranges.flat_map(|range| values[range].iter().copied()).collect()
+        }
+        match self {
+            Self::F32(values) => Self::F32(copy(values, ranges)),
+            Self::Bf16(values) => Self::Bf16(copy(values, ranges)),
+            Self::F16(values) => Self::F16(copy(values, ranges)),
+        }
+    }
+
     /// Bytes held.
     pub fn num_bytes(&self) -> usize {
         match self {
@@ -50,7 +66,7 @@ impl Elements {
     }
 }
 
-/// A LoRA at one site.
+/// A LoRA at one linear.
 #[derive(Clone, Debug)]
 pub struct LoraSite {
     /// r.
@@ -61,41 +77,29 @@ pub struct LoraSite {
     pub a: Elements,
     /// Bᵀ, `[rank, outputs]`: each row is one column of B, contiguous for the kernels.
     pub b_transposed: Elements,
+    /// What makes it a DoRA.
+    pub magnitude: Option<Magnitude>,
 }
 
-/// A LoRA module, indexed by site.
-#[derive(Clone, Debug, Default)]
-pub struct Lora {
-    sites: Vec<Option<LoraSite>>,
+/// DoRA's magnitudes (Liu et al., "DoRA", 2024): y = m/‖W + s·B·A‖ ⊙ (W·x + s·B·A·x) + b, row by row of W.
+#[derive(Clone, Debug)]
+pub struct Magnitude {
+    /// m/‖W + s·B·A‖, `[outputs]`.
+    pub factors: Vec<f32>,
+    /// b of the base, `[outputs]`, which DoRA leaves as it is.
+    pub base_bias: Option<Vec<f32>>,
 }
 
-impl Lora {
-    /// An empty module for a model with `num_sites` sites.
-    pub fn new(num_sites: usize) -> Self {
-        Self { sites: vec![None; num_sites] }
-    }
-
-    /// The weights at a site, if the module acts there.
-    pub fn at(&self, site: Site) -> Option<&LoraSite> {
-        self.sites.get(site.index())?.as_ref()
-    }
-
-    /// Puts weights at a site.
-    ///
-    /// # Panics
-    /// If the model has no such site.
-    pub fn set(&mut self, site: Site, weights: LoraSite) {
-        self.sites[site.index()] = Some(weights);
-    }
-
-    /// The sites where the module acts, ascending.
-    pub fn sites(&self) -> impl Iterator<Item = (Site, &LoraSite)> {
-        let all = self.sites.iter().enumerate();
-        all.filter_map(|(index, site)| Some((Site::from_index(index), site.as_ref()?)))
+impl LoraSite {
+    /// Output features.
+    pub fn num_outputs(&self) -> usize {
+        self.b_transposed.as_slice().len() / self.rank.max(1)
     }
 
     /// Bytes of weights.
     pub fn num_bytes(&self) -> usize {
-        self.sites().map(|(_, site)| site.a.num_bytes() + site.b_transposed.num_bytes()).sum()
+        let magnitude = self.magnitude.iter();
+        let magnitudes = magnitude.map(|magnitude| 4 * magnitude.factors.len()).sum::<usize>();
+        self.a.num_bytes() + self.b_transposed.num_bytes() + magnitudes
     }
 }

@@ -174,9 +174,9 @@ fn write(module: &Source, general: &[Source], mean: &Mean, folder: &Path) -> Res
     std::fs::create_dir(folder).map_err(|source| Error::io(&module.name, folder, source))?;
     let card = card(module, general);
     let files = [
-        (peft::CONFIG_FILE, module.content.config.as_slice()),
+        (peft::CONFIG_FILE, module.content.config()),
         (peft::WEIGHTS_FILE, &weights),
-        (peft::CARD_FILE, card.as_bytes()),
+        (peft::bundle::CARD_FILE, card.as_bytes()),
     ];
     files.into_iter().try_for_each(|(file, bytes)| {
         let path = folder.join(file);
@@ -191,7 +191,7 @@ fn publish(folder: &Path, target: &Path) -> Result<(), Error> {
 /// Differences of finite values can overflow, and such a module would be refused later.
 fn require_finite(weights: &[u8]) -> Result<(), String> {
     let tensors = SafeTensors::deserialize(weights).map_err(|error| error.to_string())?;
-    let wrong = tensors.iter().filter(|(_, view)| peft::elements(view).is_err());
+    let wrong = tensors.iter().filter(|(_, view)| peft::bundle::elements(view).is_err());
     let names: Vec<&str> = wrong.map(|(name, _)| name).take(4).collect();
     if names.is_empty() { Ok(()) } else { Err(format!("the difference overflows at {names:?}")) }
 }

@@ -1,4 +1,5 @@
-//! `adapter_config.json` of a LoRA: which settings change arithmetic, and how.
+//! `adapter_config.json`: which settings change arithmetic, and how. PEFT's rules for targets and patterns are
+//! shared by its kinds; the settings of a LoRA are here, those of other kinds beside their weights.
 
 use std::collections::BTreeSet;
 
@@ -7,31 +8,38 @@ use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value as Json};
 
 /// Settings that do not change a forward pass at inference.
-const IGNORED: [&str; 17] = [
-    "auto_mapping",
-    "base_model_name_or_path",
+const IGNORED: [&str; 10] = [
     "corda_config",
     "ensure_weight_tying",
     "eva_config",
-    "fan_in_fan_out",
-    "inference_mode",
     "loftq_config",
     "lora_dropout",
     "lora_ga_config",
     "megatron_config",
     "megatron_core",
-    "peft_version",
     "qalora_group_size",
-    "revision",
     "runtime_config",
+];
+/// Settings of every kind that do not change a forward pass at inference. PEFT itself takes `fan_in_fan_out`
+/// back for the linears of these models.
+const ALWAYS_IGNORED: [&str; 8] = [
+    "auto_mapping",
+    "base_model_name_or_path",
+    "fan_in_fan_out",
+    "inference_mode",
+    "peft_type",
+    "peft_version",
+    "revision",
     "task_type",
 ];
 /// Settings that are read below.
-const READ: [&str; 13] = [
-    "peft_type",
+const READ: [&str; 15] = [
     "r",
     "lora_alpha",
+    "lora_bias",
+    "use_dora",
     "use_rslora",
+    "trainable_token_indices",
     "rank_pattern",
     "alpha_pattern",
     "target_modules",
@@ -60,10 +68,21 @@ pub(super) struct LoraSettings {
     exclude: Option<Matcher>,
     layers: Option<BTreeSet<u64>>,
     layer_containers: Vec<String>,
+    /// Whether sites have magnitudes.
+    pub(super) use_dora: bool,
+    /// Whether B has a bias.
+    pub(super) lora_bias: bool,
+    /// Whether biases of the base were trained too.
+    pub(super) trains_biases: bool,
+    /// Whether the module has a head of its own.
+    pub(super) own_head: bool,
+    /// Tokens with new embeddings.
+    pub(super) tokens: Option<Vec<u32>>,
 }
 
+/// What `target_modules` and its like say.
 #[derive(Debug)]
-enum Matcher {
+pub(super) enum Matcher {
     AllLinear,
     Names(Vec<String>),
     Pattern(Regex),
@@ -71,7 +90,7 @@ enum Matcher {
 
 impl Matcher {
     /// PEFT's rule: a string is a regular expression for the whole path; a list holds last components.
-    fn matches(&self, path: &str) -> bool {
+    pub(super) fn matches(&self, path: &str) -> bool {
         match self {
             Self::AllLinear => path != "lm_head" && !path.ends_with("embed_tokens"),
             Self::Pattern(pattern) => pattern.is_match(path),
@@ -86,15 +105,11 @@ impl Matcher {
 impl LoraSettings {
     /// Parses a configuration, with all problems at once.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Vec<String>> {
-        let json: Json = serde_json::from_slice(bytes)
-            .map_err(|error| vec![format!("adapter_config.json is not valid JSON: {error}")])?;
-        let Json::Object(object) = json else {
-            return Err(vec!["adapter_config.json is not an object".to_owned()]);
-        };
+        let object = object(bytes)?;
         let mut problems = Vec::new();
         let mut keep = |result: Result<(), String>| problems.extend(result.err());
         keep(check_kind(&object));
-        refused_settings(&object).into_iter().for_each(|problem| keep(Err(problem)));
+        refused_lora_settings(&object).into_iter().for_each(|problem| keep(Err(problem)));
         let mut value = |result: Result<f64, String>, default: f64| match result {
             Ok(value) => value,
             Err(problem) => {
@@ -116,11 +131,21 @@ impl LoraSettings {
         };
         let layers = layers(object.get("layers_to_transform"));
         let layer_containers = strings(object.get("layers_pattern"));
+        let tokens = match tokens(object.get("trainable_token_indices"), "trainable_token_indices")
+        {
+            Ok(tokens) => tokens,
+            Err(problem) => {
+                problems.push(problem);
+                None
+            }
+        };
+        let flag = |name: &str| object.get(name).and_then(Json::as_bool).unwrap_or(false);
+        let own_head = !strings(object.get("modules_to_save")).is_empty();
         match (rank_pattern, alpha_pattern, target, exclude, layers) {
             (Ok(rank_pattern), Ok(alpha_pattern), Ok(target), Ok(exclude), Ok(layers))
                 if problems.is_empty() =>
             {
-                let use_rslora = object.get("use_rslora").and_then(Json::as_bool).unwrap_or(false);
+                let use_rslora = flag("use_rslora");
                 Ok(Self {
                     rank,
                     alpha,
@@ -131,6 +156,14 @@ impl LoraSettings {
                     exclude,
                     layers,
                     layer_containers,
+                    use_dora: flag("use_dora"),
+                    lora_bias: flag("lora_bias"),
+                    trains_biases: object
+                        .get("bias")
+                        .and_then(Json::as_str)
+                        .is_some_and(|b| b != "none"),
+                    own_head,
+                    tokens,
                 })
             }
             (rank_pattern, alpha_pattern, target, exclude, layers) => {
@@ -144,24 +177,22 @@ impl LoraSettings {
         }
     }
 
-    /// The sites that the configuration targets; what it targets beyond the projections is a problem.
-    pub(super) fn targets(
-        &self,
-        base: &ModelConfig,
-        mut problem: impl FnMut(String),
-    ) -> BTreeSet<Site> {
-        for path in ["lm_head", "model.embed_tokens"] {
-            let listed = !matches!(self.target, Matcher::AllLinear) && self.is_target(path);
-            if listed {
-                problem(format!(
-                    "target module `{path}` is not supported, only the projections are"
-                ));
-            }
-        }
-        (0..base.num_sites())
-            .map(Site::from_index)
-            .filter(|site| self.is_target(&format!("model.{site}")))
-            .collect()
+    /// The sites that the configuration targets.
+    pub(super) fn targets(&self, base: &ModelConfig) -> BTreeSet<Site> {
+        let sites = (0..base.num_sites()).map(Site::from_index);
+        sites.filter(|site| self.is_target(&format!("model.{site}"))).collect()
+    }
+
+    /// What the module does beside a plain low-rank product, by the name of the setting.
+    pub(super) fn beyond_low_rank(&self) -> Vec<&'static str> {
+        let settings = [
+            ("use_dora", self.use_dora),
+            ("lora_bias", self.lora_bias),
+            ("bias", self.trains_biases),
+            ("modules_to_save", self.own_head),
+            ("trainable_token_indices", self.tokens.is_some()),
+        ];
+        settings.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
     }
 
     pub(super) fn is_target(&self, path: &str) -> bool {
@@ -192,39 +223,83 @@ fn first_match<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
 }
 
+/// The configuration as an object.
+pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Json>, Vec<String>> {
+    match serde_json::from_slice(bytes) {
+        Ok(Json::Object(object)) => Ok(object),
+        Ok(_) => Err(vec!["adapter_config.json is not an object".to_owned()]),
+        Err(error) => Err(vec![format!("adapter_config.json is not valid JSON: {error}")]),
+    }
+}
+
 fn check_kind(object: &Map<String, Json>) -> Result<(), String> {
     match object.get("peft_type").and_then(Json::as_str) {
         Some("LORA") => Ok(()),
-        Some(other) => Err(format!("peft_type `{other}` is not supported (supported: LORA)")),
+        Some(other) => Err(format!("peft_type is `{other}`, expected LORA")),
         None => Err("`peft_type` is missing, expected LORA".to_owned()),
     }
 }
 
-/// Settings that would change the result and are not implemented.
-fn refused_settings(object: &Map<String, Json>) -> Vec<String> {
-    let mut problems = Vec::new();
-    for (key, value) in object {
-        let empty = match value {
-            Json::Null | Json::Bool(false) => true,
-            Json::Array(values) => values.is_empty(),
-            Json::Object(values) => values.is_empty(),
-            Json::Bool(true) | Json::Number(_) | Json::String(_) => false,
-        };
-        let plain = match key.as_str() {
-            "bias" => value.as_str() == Some("none"),
-            "init_lora_weights" => {
-                value.is_boolean()
-                    || value.as_str().is_some_and(|how| PLAIN_INITIALISERS.contains(&how))
-            }
-            "modules_to_save" => false,
-            key => READ.contains(&key) || IGNORED.contains(&key),
-        };
-        if !empty && !plain {
-            let shown: String = value.to_string().chars().take(60).collect();
-            problems.push(format!("setting `{key}` = {shown} is not supported"));
-        }
+/// Whether a setting is at the value that does nothing.
+fn is_empty(value: &Json) -> bool {
+    match value {
+        Json::Null | Json::Bool(false) => true,
+        Json::Array(values) => values.is_empty(),
+        Json::Object(values) => values.is_empty(),
+        Json::Bool(true) | Json::Number(_) | Json::String(_) => false,
     }
-    problems
+}
+
+/// Settings that would change the result and are not implemented: all that are set and neither read nor
+/// known to do nothing at inference.
+pub(super) fn refused_settings(
+    object: &Map<String, Json>,
+    is_known: impl Fn(&str, &Json) -> bool,
+) -> Vec<String> {
+    let refused = object.iter().filter(|(key, value)| {
+        !is_empty(value) && !ALWAYS_IGNORED.contains(&key.as_str()) && !is_known(key, value)
+    });
+    let problem = |(key, value): (&String, &Json)| {
+        let shown: String = value.to_string().chars().take(60).collect();
+        format!("setting `{key}` = {shown} is not supported")
+    };
+    refused.map(problem).collect()
+}
+
+fn refused_lora_settings(object: &Map<String, Json>) -> Vec<String> {
+    refused_settings(object, |key, value| match key {
+        "bias" => matches!(value.as_str(), Some("none" | "all" | "lora_only")),
+        "init_lora_weights" => {
+            value.is_boolean()
+                || value.as_str().is_some_and(|how| PLAIN_INITIALISERS.contains(&how))
+        }
+        "modules_to_save" => strings(Some(value)) == ["lm_head"],
+        "lora_bias" | "use_dora" | "use_rslora" => value.is_boolean(),
+        key => READ.contains(&key) || IGNORED.contains(&key),
+    })
+}
+
+/// Token ids with embeddings of their own: a list, or PEFT's map from the embedding's name to one.
+pub(super) fn tokens(value: Option<&Json>, name: &str) -> Result<Option<Vec<u32>>, String> {
+    let list = match value {
+        None | Some(Json::Null) => return Ok(None),
+        Some(Json::Object(map)) => {
+            if let Some(other) = map.keys().find(|key| *key != "embed_tokens") {
+                return Err(format!("`{name}` names `{other}`, only `embed_tokens` is supported"));
+            }
+            map.get("embed_tokens")
+        }
+        list => list,
+    };
+    let ids = list.and_then(Json::as_array).map(|values| {
+        let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        values.iter().map(id).collect::<Option<Vec<u32>>>()
+    });
+    match ids {
+        Some(Some(ids)) if ids.is_empty() => Ok(None),
+        Some(Some(ids)) => Ok(Some(ids)),
+        _ => Err(format!("`{name}` is not a list of token ids")),
+    }
 }
 
 fn number(value: Option<&Json>, name: &str) -> Result<f64, String> {
@@ -272,7 +347,7 @@ fn pattern_map<T>(
     }
 }
 
-fn matcher(value: Option<&Json>, name: &str) -> Result<Matcher, String> {
+pub(super) fn matcher(value: Option<&Json>, name: &str) -> Result<Matcher, String> {
     match value {
         Some(Json::String(text)) if text == "all-linear" => Ok(Matcher::AllLinear),
         Some(Json::String(text)) => Ok(Matcher::Pattern(regex(&format!(r"\A(?:{text})\z"), name)?)),
@@ -299,7 +374,7 @@ fn layers(value: Option<&Json>) -> Result<Option<BTreeSet<u64>>, String> {
 }
 
 /// A string or a list of strings.
-fn strings(value: Option<&Json>) -> Vec<String> {
+pub(super) fn strings(value: Option<&Json>) -> Vec<String> {
     match value {
         Some(Json::String(text)) => vec![text.clone()],
         Some(Json::Array(values)) => {
@@ -339,10 +414,11 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_at_once() {
-        let problems =
-            settings(r#""target_modules": 3, "use_dora": true, "bias": "all", "lora_alpha": "x""#)
-                .unwrap_err();
-        for part in ["target_modules", "use_dora", "bias", "lora_alpha"] {
+        let problems = settings(
+            r#""target_modules": 3, "use_qalora": true, "bias": "some", "lora_alpha": "x""#,
+        )
+        .unwrap_err();
+        for part in ["target_modules", "use_qalora", "bias", "lora_alpha"] {
             assert!(problems.iter().any(|problem| problem.contains(part)), "{part}: {problems:?}");
         }
     }

@@ -4,54 +4,48 @@ use std::collections::BTreeMap;
 
 use safetensors::tensor::SafeTensors;
 
+use super::bundle::{Bundle, card, elements};
 use super::config::LoraSettings;
-use super::{
-    CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT_BYTES, WEIGHTS_FILE, elements, parse_key,
-};
+use super::{CONFIG_FILE, WEIGHTS_FILE, generation};
 use crate::card::Card;
 use crate::error::Error;
 use crate::files::{Files, Problems};
 use crate::generation::Generation;
 
-/// The files of a module.
+/// The files of a LoRA.
 pub(crate) struct Content {
-    pub(crate) config: Vec<u8>,
     pub(crate) generation: Generation,
     pub(crate) card: Card,
     pub(super) settings: LoraSettings,
-    weights: Vec<u8>,
+    bundle: Bundle,
 }
 
 impl Content {
     pub(crate) fn read(files: Files<'_>) -> Result<Self, Error> {
         let refused = |problems| Error::refused(files.name, problems);
-        let config = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
-        if !files.has(WEIGHTS_FILE) {
-            let found = match files.has("adapter_model.bin") {
-                true => "only adapter_model.bin, a pickle, which is never read",
-                false => "no weights",
-            };
-            return Err(refused(vec![format!("found {found}; expected {WEIGHTS_FILE}")]));
-        }
-        let settings = LoraSettings::parse(&config).map_err(refused)?;
-        let weights = files.read(WEIGHTS_FILE, MAX_WEIGHT_BYTES)?;
-        let generation = Generation::of(&[b"lora", &config, &weights]);
-        let card = match files.has(CARD_FILE) {
-            true => Card::parse(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?),
-            false => Card::default(),
-        };
-        Ok(Self { config, generation, card, settings, weights })
+        let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
+        let settings = LoraSettings::parse(&bundle.config).map_err(refused)?;
+        let (generation, card) = (generation(&bundle, "lora"), card(files)?);
+        Ok(Self { generation, card, settings, bundle })
+    }
+
+    /// `adapter_config.json`.
+    pub(crate) fn config(&self) -> &[u8] {
+        &self.bundle.config
     }
 
     pub(crate) fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
-        SafeTensors::deserialize(&self.weights).map_err(|error| {
-            vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")]
-        })
+        self.bundle.tensors()
     }
 
     /// A and B by the path of the linear (`model.layers.0.self_attn.q_proj`), as 32-bit floats.
     pub(crate) fn sites(&self) -> Result<BTreeMap<String, RawSite>, Vec<String>> {
         let mut problems = Problems::default();
+        for setting in self.settings.beyond_low_rank() {
+            problems.add(format!(
+                "setting `{setting}`: only a plain low-rank product can be transformed"
+            ));
+        }
         let mut sites: BTreeMap<String, [Option<Matrix>; 2]> = BTreeMap::new();
         for (name, view) in self.tensors()?.iter() {
             let Some((path, is_b)) =
@@ -110,5 +104,14 @@ impl RawSite {
             ("inputs", a.shape[1].to_string()),
             ("outputs", b.shape[0].to_string()),
         ]
+    }
+}
+
+/// `base_model.model.<path>.lora_A.weight` → `(path, false)`, `lora_B` → `(path, true)`.
+fn parse_key(name: &str) -> Option<(&str, bool)> {
+    let rest = name.strip_prefix("base_model.model.")?.strip_suffix(".weight")?;
+    match rest.strip_suffix(".lora_A") {
+        Some(path) => Some((path, false)),
+        None => Some((rest.strip_suffix(".lora_B")?, true)),
     }
 }

@@ -9,12 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use dashmap::DashMap;
-use polyskill_adapters::{Generation, Library, Snapshot};
+use polyskill_adapters::{Generation, Lease, Library, Snapshot};
 use polyskill_model::{Decoder, ModelConfig};
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
 use polyskill_sdk::{ModuleInfo, ParameterError, Parameters, Pick, Request};
 
-use crate::composition::{Composition, LeasedModule, Plan, RouterIdentity};
+use crate::composition::{Beyond, Composition, LeasedModule, Plan, RouterIdentity};
 use crate::gates::Gates;
 use crate::health::{OnFault, Standing};
 use crate::library_view::{Views, model_info};
@@ -95,6 +95,17 @@ pub enum ComposeError {
         /// Routers in it.
         found: usize,
     },
+    /// A module that comes before the sequence is there or not.
+    #[error("adapter `{name}` comes before the sequence: its weight is {weight}, expected 1")]
+    PartialStart {
+        /// The module.
+        name: String,
+        /// The weight.
+        weight: f32,
+    },
+    /// The modules' weights cannot be had; not the caller's fault, unless they are too large together.
+    #[error("the adapters of this request are not at hand: {0}")]
+    Weights(polyskill_adapters::Error),
     /// The router failed, and its policy is to fail the request; not the caller's fault.
     #[error("the router `{router}` failed: {reason}")]
     RouterFailed {
@@ -174,10 +185,11 @@ impl std::fmt::Debug for Composer {
 impl Composer {
     /// A composer without routers.
     pub fn new(model: &Decoder, library: Arc<Library>) -> Self {
+        let views = Views::new(Arc::new(model_info(model)), Arc::clone(&library));
         Self {
             library,
             config: model.config().clone(),
-            views: Arc::new(Views::new(Arc::new(model_info(model)))),
+            views: Arc::new(views),
             routers: RwLock::default(),
             cache: DashMap::new(),
             plans: Mutex::default(),
@@ -363,8 +375,8 @@ impl Composer {
 
     fn base(&self, router: Option<RouterIdentity>, fallback: Option<String>) -> Arc<Composition> {
         let digest = Generation::of(&[b"base", self.views.model().digest.as_bytes()]);
-        let (modules, plan) = (Vec::new(), Plan::Base);
-        Arc::new(Composition { digest, modules, plan, router, slot: None, fallback })
+        let parts = Parts { digest, modules: Vec::new(), plan: Plan::Base, router, slot: None };
+        Arc::new(parts.with(Vec::new(), Some(digest), fallback))
     }
 
     fn weighted(
@@ -384,15 +396,11 @@ impl Composer {
             picks.push((modules.len() as u32, *weight));
             modules.push(LeasedModule { name: name.clone(), module });
         }
+        if let Some(error) = partial_start(&modules, &picks) {
+            return Err(error);
+        }
         let digest = self.digest(&modules, None, &format!("{picks:?}"));
-        Ok(self.shared(digest, || Composition {
-            digest,
-            modules,
-            plan: Plan::Fixed(picks),
-            router: None,
-            slot: None,
-            fallback: None,
-        }))
+        self.ready(Parts { digest, modules, plan: Plan::Fixed(picks), router: None, slot: None })
     }
 
     /// Asks the routers of a chain in turn: one may narrow the candidates for the next, or leave the
@@ -434,7 +442,7 @@ impl Composer {
                     Outcome::Planned(plan) => {
                         let identity = identity(name, &digests);
                         match self.compile(snapshot, slot, plan, &candidates, &identity) {
-                            Ok(composition) => return Ok(composition),
+                            Ok(parts) => return self.ready(parts),
                             Err(reason) => {
                                 slot.count_fault(&reason);
                                 Some(reason)
@@ -507,43 +515,79 @@ impl Composer {
         plan: polyskill_sdk::Plan,
         candidates: &[u32],
         identity: &RouterIdentity,
-    ) -> Result<Arc<Composition>, String> {
+    ) -> Result<Parts, String> {
         let all: Vec<_> = snapshot.iter().collect();
-        let leases: Vec<LeasedModule> = candidates
-            .iter()
-            .map(|&index| {
-                let (name, module) = all[index as usize];
-                LeasedModule { name: name.to_owned(), module: Arc::clone(module) }
-            })
-            .collect();
-        let digest = self.digest(&leases, Some(identity), &format!("{plan:?}"));
-        if let Some(known) = self.cache.get(&digest).and_then(|entry| entry.upgrade()) {
-            return Ok(known);
-        }
-        let plan = match plan {
-            polyskill_sdk::Plan::Fixed(picks) => Plan::Fixed(check_picks(&picks, candidates)?),
+        let named = |index: &u32| {
+            let (name, module) = all[*index as usize];
+            LeasedModule { name: name.to_owned(), module: Arc::clone(module) }
+        };
+        let text = format!("{plan:?}");
+        let (modules, plan) = match plan {
+            polyskill_sdk::Plan::Fixed(picks) => {
+                let picks = check_picks(&picks, candidates)?;
+                // Modules that are not picked need no memory.
+                let modules: Vec<LeasedModule> =
+                    picks.iter().map(|(at, _)| named(&candidates[*at as usize])).collect();
+                let picks: Vec<(u32, f32)> = (0..).zip(picks).map(|(at, (_, w))| (at, w)).collect();
+                if let Some(error) = partial_start(&modules, &picks) {
+                    return Err(error.to_string());
+                }
+                (modules, Plan::Fixed(picks))
+            }
             polyskill_sdk::Plan::Gated(programs) => {
+                let modules: Vec<LeasedModule> = candidates
+                    .iter()
+                    .map(named)
+                    .filter(|lease| lease.module.shape().is_linear())
+                    .collect();
                 let hidden = slot.settings.hidden;
                 let gates =
-                    Gates::compile(&programs, &leases, &slot.definitions, (&self.config, hidden))?;
+                    Gates::compile(&programs, &modules, &slot.definitions, (&self.config, hidden))?;
                 if gates.any_routed() {
                     slot.prepare_stepper().map_err(|fault| fault.to_string())?;
                 }
-                Plan::Gated(gates)
+                (modules, Plan::Gated(gates))
             }
             polyskill_sdk::Plan::Narrowed(_) => {
                 return Err("it narrows the candidates, but no router follows it".to_owned());
             }
         };
+        let digest = self.digest(&modules, Some(identity), &text);
         let (router, slot) = (Some(identity.clone()), Some(Arc::clone(slot)));
-        Ok(self.shared(digest, || Composition {
-            digest,
-            modules: leases,
-            plan,
-            router,
-            slot,
-            fallback: None,
-        }))
+        Ok(Parts { digest, modules, plan, router, slot })
+    }
+
+    /// Leases the weights; waits for room.
+    ///
+    /// Also where the same composition serves already: who waits for room must not be overtaken for ever.
+    fn ready(&self, parts: Parts) -> Result<Arc<Composition>, ComposeError> {
+        let modules = parts.modules.iter().map(|lease| &lease.module);
+        let leases = self.library.lease(modules).map_err(ComposeError::Weights)?;
+        let identity = self.cache_identity(&parts);
+        Ok(self.shared(parts.digest, || parts.with(leases, identity, None)))
+    }
+
+    /// What keys and values depend on: generations and plan; editions too where rows were derived from them.
+    ///
+    /// `None` where a router decides rows in its own code and does not say that its choice depends on the
+    /// tokens before alone.
+    fn cache_identity(&self, parts: &Parts) -> Option<Generation> {
+        let causal = parts.slot.as_ref().is_none_or(|slot| slot.is_causal());
+        match &parts.plan {
+            Plan::Gated(gates) => (causal || !gates.any_routed()).then_some(parts.digest),
+            Plan::Fixed(picks) => {
+                let model = self.views.model().digest.as_bytes().to_vec();
+                let picked = picks.iter().flat_map(|(module, weight)| {
+                    let generation = parts.modules[*module as usize].module.generation();
+                    [generation.0.to_vec(), weight.to_le_bytes().to_vec()]
+                });
+                let all: Vec<Vec<u8>> =
+                    [b"fixed".to_vec(), model].into_iter().chain(picked).collect();
+                let all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
+                Some(Generation::of(&all))
+            }
+            Plan::Base => Some(parts.digest),
+        }
     }
 
     fn digest(
@@ -583,6 +627,53 @@ impl Versions {
         self.previous.insert(0, before);
         self.previous.truncate(MAX_PREVIOUS);
     }
+}
+
+/// A composition before its weights are leased.
+struct Parts {
+    digest: Generation,
+    modules: Vec<LeasedModule>,
+    plan: Plan,
+    router: Option<RouterIdentity>,
+    slot: Option<Arc<RouterSlot>>,
+}
+
+impl Parts {
+    fn with(
+        self,
+        leases: Vec<Lease>,
+        cache_identity: Option<Generation>,
+        fallback: Option<String>,
+    ) -> Composition {
+        let Self { digest, modules, plan, router, slot } = self;
+        let beyond = match &plan {
+            Plan::Fixed(picks) => Beyond::of(picks, &leases),
+            _ => Beyond::default(),
+        };
+        Composition {
+            digest,
+            modules,
+            leases,
+            plan,
+            router,
+            slot,
+            fallback,
+            cache_identity,
+            beyond,
+        }
+    }
+}
+
+/// A mixture that would put a part of a prompt or prefix before the sequence.
+fn partial_start(modules: &[LeasedModule], picks: &[(u32, f32)]) -> Option<ComposeError> {
+    let partial = picks.iter().find(|(module, weight)| {
+        let shape = modules[*module as usize].module.shape();
+        shape.num_prefix + shape.num_prompt > 0 && *weight != 1.0
+    });
+    partial.map(|(module, weight)| ComposeError::PartialStart {
+        name: modules[*module as usize].name.clone(),
+        weight: *weight,
+    })
 }
 
 /// One router of a chain.

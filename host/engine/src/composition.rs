@@ -1,8 +1,10 @@
 //! The identity of what answers a request: base, modules, router and plan.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use polyskill_adapters::{Generation, Module};
+use polyskill_adapters::edits::Point;
+use polyskill_adapters::{Generation, Lease, Module, Weights};
 
 use crate::gates::Gates;
 use crate::health::OnFault;
@@ -13,14 +15,71 @@ use crate::router_slot::RouterSlot;
 pub struct Composition {
     pub(crate) digest: Generation,
     pub(crate) modules: Vec<LeasedModule>,
+    /// The modules' weights, in the same order.
+    pub(crate) leases: Vec<Lease>,
     pub(crate) plan: Plan,
     pub(crate) router: Option<RouterIdentity>,
     /// The version of the router that made the plan: it decides rows, and is pinned by this.
     pub(crate) slot: Option<Arc<RouterSlot>>,
     pub(crate) fallback: Option<String>,
+    /// What keys and values depend on beside tokens; `None` where they must not be shared.
+    pub(crate) cache_identity: Option<Generation>,
+    pub(crate) beyond: Beyond,
 }
 
-/// A module that a composition may use; holding it keeps its bytes.
+/// What a mixture does beyond linears.
+#[derive(Debug, Default)]
+pub(crate) struct Beyond {
+    /// Modules whose keys and values come before the sequence, in order.
+    pub(crate) prefixes: Vec<u32>,
+    /// Modules whose embeddings follow them.
+    pub(crate) prompts: Vec<u32>,
+    pub(crate) num_prefix: usize,
+    pub(crate) num_prompt: usize,
+    /// Whether embeddings of tokens change.
+    pub(crate) embeds: bool,
+    /// Whether the head changes.
+    pub(crate) scores: bool,
+    /// Edits by place: `(module, weight, index of the edit)`, in the order of the request.
+    pub(crate) edits: BTreeMap<(Point, usize), Vec<(u32, f32, usize)>>,
+    /// Whether what happens at a token depends on where the prompt ends.
+    pub(crate) at_prompt_end: bool,
+}
+
+impl Beyond {
+    /// Collects it from a mixture's weights.
+    pub(crate) fn of(picks: &[(u32, f32)], leases: &[Lease]) -> Self {
+        let mut beyond = Self::default();
+        for &(module, weight) in picks {
+            let Some(weights) = leases.get(module as usize) else { continue };
+            if let Some(prefix) = &weights.prefix {
+                beyond.prefixes.push(module);
+                beyond.num_prefix += prefix.num_tokens;
+            }
+            if let Some(prompt) = &weights.prompt {
+                beyond.prompts.push(module);
+                beyond.num_prompt += prompt.num_tokens;
+            }
+            beyond.embeds |= weights.tokens.is_some() || weights.embedding.is_some();
+            beyond.scores |= weights.head.is_some()
+                || weights.own_head.is_some()
+                || weights.tokens.as_ref().is_some_and(|tokens| tokens.in_head);
+            for (index, edit) in weights.edits.iter().enumerate() {
+                let place = beyond.edits.entry((edit.point, edit.layer)).or_default();
+                place.push((module, weight, index));
+            }
+            beyond.at_prompt_end |= weights.shape().edits_at_prompt_end;
+        }
+        beyond
+    }
+
+    /// Positions before the sequence.
+    pub(crate) fn start_len(&self) -> usize {
+        self.num_prefix + self.num_prompt
+    }
+}
+
+/// A module that a composition may use.
 #[derive(Clone, Debug)]
 pub struct LeasedModule {
     /// The name under which it was found.
@@ -52,6 +111,16 @@ impl Composition {
     /// Digest of base, module generations, router and plan.
     pub fn digest(&self) -> Generation {
         self.digest
+    }
+
+    /// Positions that modules put before the sequence: keys and values, then embeddings.
+    pub fn num_virtual_tokens(&self) -> usize {
+        self.beyond.start_len()
+    }
+
+    /// The weights of a module, by its index.
+    pub(crate) fn weights(&self, module: u32) -> Option<&Weights> {
+        self.leases.get(module as usize).map(|lease| &**lease)
     }
 
     /// The modules that may act, by the indices used in traces.

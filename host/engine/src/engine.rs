@@ -10,15 +10,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use polyskill_model::{Decoder, KvCache, Scratch, Step};
+use polyskill_model::{BLOCK_POSITIONS, Decoder, KvCache, Scratch, Step};
 
+use crate::beyond_linears::store_prefix;
+use crate::blocks::{BlockKeys, Blocks};
 use crate::composition::Composition;
 use crate::request::{
     Event, EventSink, FinishReason, Finished, PromptLogprob, Request, RequestId, TokenEvent,
 };
 use crate::routing::{Routing, RowSpan};
 use crate::sampling::{Logprobs, Sampler};
-use crate::scheduler::{Blocks, Budget, Progress, plan};
+use crate::scheduler::{Budget, Progress, plan};
 use crate::stats::Stats;
 use crate::trace::{SitePicks, Tally, TraceLevel};
 
@@ -35,6 +37,8 @@ pub struct EngineConfig {
     pub max_prompt_rows_while_decoding: usize,
     /// Tokens whose keys and values the cache holds, over all requests.
     pub max_cached_tokens: usize,
+    /// Whether sequences with the same beginning and composition share its keys and values.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineConfig {
@@ -45,6 +49,7 @@ impl Default for EngineConfig {
             max_rows: 256,
             max_prompt_rows_while_decoding: 64,
             max_cached_tokens: 32_768,
+            prefix_cache: true,
         }
     }
 }
@@ -64,7 +69,7 @@ pub enum SubmitError {
         "the prompt has {prompt} tokens and up to {max_tokens} are to be generated, but the context holds {limit}"
     )]
     TooLong {
-        /// Tokens of the prompt.
+        /// Tokens of the prompt, and positions that modules put before it.
         prompt: usize,
         /// Tokens to generate.
         max_tokens: usize,
@@ -125,6 +130,7 @@ impl Handle {
         {
             return Err(SubmitError::BadToken { token, vocab_size: self.vocab_size });
         }
+        let prompt = prompt + request.composition.num_virtual_tokens();
         if prompt.saturating_add(max_tokens) > self.max_tokens {
             return Err(SubmitError::TooLong { prompt, max_tokens, limit: self.max_tokens });
         }
@@ -239,17 +245,37 @@ struct Running {
     max_tokens: usize,
     prompt_logprobs: Option<usize>,
     scored: Vec<PromptLogprob>,
-    /// Prompt and generated tokens.
+    /// What stands at each position: placeholders for what modules put before the sequence, the prompt, and
+    /// the generated tokens.
     tokens: Vec<u32>,
+    /// Placeholders.
+    start_len: usize,
+    /// Placeholders and prompt.
     prompt_len: usize,
+    /// Positions whose keys and values are stored.
     computed: usize,
+    /// Tokens of the prompt that were stored already at admission.
+    cached_tokens: usize,
     blocks: Vec<u32>,
+    /// Names of the full blocks; `None` where they must not be shared.
+    keys: Option<BlockKeys>,
+    /// Full blocks that are known by their names.
+    num_known: usize,
     tally: Tally,
     fallback_rows: u64,
     submitted: Instant,
     admitted: Instant,
     first_token: Option<Instant>,
     ended: Option<FinishReason>,
+}
+
+/// What a request begins with.
+struct Start {
+    tokens: Vec<u32>,
+    blocks: Vec<u32>,
+    keys: Option<BlockKeys>,
+    computed: usize,
+    cached_tokens: usize,
 }
 
 struct State {
@@ -318,6 +344,7 @@ impl State {
             (waiting.request.sink)(Event::Finished(Finished {
                 reason: FinishReason::Cancelled,
                 prompt_tokens: waiting.request.prompt.len(),
+                cached_tokens: 0,
                 completion_tokens: 0,
                 module_share: Vec::new(),
                 fallback_rows: 0,
@@ -331,16 +358,60 @@ impl State {
     /// Starts waiting requests in order, while there is room.
     fn admit(&mut self) {
         while self.running.len() < self.config.max_running.min(self.config.max_rows) {
-            let Some(next) = self.waiting.front() else { break };
-            let positions = next.request.prompt.len() + next.request.sampling.max_tokens;
-            let Some(blocks) = self.blocks.reserve(positions) else { break };
-            let Some(waiting) = self.waiting.pop_front() else { break };
+            let Some(mut waiting) = self.waiting.pop_front() else { break };
+            let Some(start) = self.start_of(&mut waiting) else {
+                self.waiting.push_front(waiting);
+                break;
+            };
             self.stats.waiting.fetch_sub(1, Relaxed);
-            self.running.push(Running::new(waiting, blocks));
+            self.running.push(Running::new(waiting, start));
         }
         self.stats.running.store(self.running.len(), Relaxed);
         self.stats.kv_blocks_used.store(self.blocks.used(), Relaxed);
         self.stats.kv_blocks.store(self.blocks.total(), Relaxed);
+    }
+
+    /// Reserves a request's blocks, shares what is known of its beginning, and stores what modules put before
+    /// it; nothing where there is no room.
+    fn start_of(&mut self, waiting: &mut Waiting) -> Option<Start> {
+        let request = &waiting.request;
+        let composition = &request.composition;
+        let mut tokens = vec![0; composition.num_virtual_tokens()];
+        tokens.extend_from_slice(&request.prompt);
+        let identity = composition.cache_identity.filter(|_| self.config.prefix_cache);
+        let mut keys = identity.map(|identity| BlockKeys::new(identity, &request.cache_salt));
+        // The last token's row makes the first logits, and scored prompts need them all.
+        let reusable = match request.sampling.prompt_logprobs {
+            Some(_) => 0,
+            None => tokens.len() - 1,
+        };
+        let found = match &mut keys {
+            Some(keys) => self.blocks.find(keys.upto(reusable, &tokens)),
+            None => Vec::new(),
+        };
+        let blocks = self.blocks.reserve(tokens.len() + request.sampling.max_tokens, &found)?;
+        let cached = found.len() * BLOCK_POSITIONS;
+        store_prefix(composition, cached, &blocks, &mut self.kv);
+        let cached_tokens = cached.saturating_sub(composition.num_virtual_tokens());
+        if keys.is_some() {
+            self.stats.prefix_queries.fetch_add(request.prompt.len() as u64, Relaxed);
+            self.stats.prefix_hits.fetch_add(cached_tokens as u64, Relaxed);
+        }
+        let computed = cached.max(composition.beyond.num_prefix);
+        Some(Start { tokens, blocks, keys, computed, cached_tokens })
+    }
+
+    /// Makes full blocks known, as far as they hold nothing but what their names say.
+    fn make_blocks_known(&mut self) {
+        for running in &mut self.running {
+            let upto = running.sharable();
+            let Some(keys) = &mut running.keys else { continue };
+            let known = keys.upto(upto, &running.tokens);
+            for (block, key) in running.blocks.iter().zip(known).skip(running.num_known) {
+                self.blocks.make_known(*block, *key);
+            }
+            running.num_known = running.num_known.max(known.len());
+        }
     }
 
     /// Reports and removes requests that have ended.
@@ -383,7 +454,7 @@ impl State {
             logit_rows: &layout.logit_rows,
         };
         let compute = Arc::clone(self.model.compute());
-        let mut routing = Routing::new(&compute, &layout.spans);
+        let mut routing = Routing::new(&compute, &layout.tokens, &layout.spans);
         let logits = self.model.forward(&step, &mut self.kv, &mut routing, &mut self.scratch);
         let Routing { recorded, fallback_rows, .. } = routing;
         let mut routed: Vec<Vec<SitePicks>> = vec![Vec::new(); self.running.len()];
@@ -399,6 +470,7 @@ impl State {
             picks.sort_by_key(|picks| picks.site);
             running.advance(range, &mut rows, picks);
         }
+        self.make_blocks_known();
         self.stats.fallback_rows.fetch_add(fallback_rows.len() as u64, Relaxed);
         self.stats.steps.fetch_add(1, Relaxed);
         self.stats.rows.fetch_add(layout.tokens.len() as u64, Relaxed);
@@ -432,7 +504,10 @@ impl Layout {
             let rows = first..layout.tokens.len();
             let completes = range.end == running.tokens.len();
             let wanted = match (running.prompt_logprobs, completes) {
-                (Some(_), _) if range.start < running.prompt_len => rows.clone(),
+                (Some(_), _) if range.start < running.prompt_len => {
+                    let before = running.start_len.saturating_sub(range.start);
+                    (rows.start + before).min(rows.end)..rows.end
+                }
                 (_, true) if running.max_tokens > 0 => rows.end - 1..rows.end,
                 _ => 0..0,
             };
@@ -442,6 +517,8 @@ impl Layout {
                 layout.spans.push(RowSpan {
                     trace_from: traced.then(|| rows.end - 1),
                     rows,
+                    position: range.start,
+                    prompt_len: running.prompt_len,
                     composition: Arc::clone(&running.composition),
                 });
             }
@@ -451,12 +528,12 @@ impl Layout {
 }
 
 impl Running {
-    fn new(waiting: Waiting, blocks: Vec<u32>) -> Self {
+    fn new(waiting: Waiting, start: Start) -> Self {
         let Waiting { id, request, submitted } = waiting;
-        let Request { prompt, sampling, composition, trace, sink } = request;
+        let Request { prompt, sampling, composition, trace, sink, .. } = request;
+        let Start { tokens, blocks, keys, computed, cached_tokens } = start;
         Self {
             id,
-            composition,
             trace,
             sink,
             stop_tokens: sampling.stop_tokens.clone(),
@@ -465,10 +542,15 @@ impl Running {
             prompt_logprobs: sampling.prompt_logprobs,
             scored: Vec::new(),
             sampler: Sampler::new(sampling, &prompt),
-            prompt_len: prompt.len(),
-            tokens: prompt,
-            computed: 0,
+            start_len: composition.num_virtual_tokens(),
+            prompt_len: tokens.len(),
+            tokens,
+            computed,
+            cached_tokens,
             blocks,
+            keys,
+            composition,
+            num_known: computed / BLOCK_POSITIONS,
             tally: Tally::default(),
             fallback_rows: 0,
             submitted,
@@ -481,6 +563,19 @@ impl Running {
     fn progress(&self) -> Progress {
         let known = self.tokens.len();
         Progress { computed: self.computed, known, decoding: self.computed >= self.prompt_len }
+    }
+
+    /// Positions whose keys and values are what the tokens and the composition say, whoever computes them.
+    fn sharable(&self) -> usize {
+        // A row that fell back ran on another composition, and so did all that follows from it.
+        if self.fallback_rows > 0 {
+            return 0;
+        }
+        match self.composition.beyond.at_prompt_end {
+            // The last token of the prompt is treated as no other token at its place would be.
+            true => self.computed.min(self.prompt_len - 1),
+            false => self.computed,
+        }
     }
 
     /// A row ran on the base instead. Where the policy is to fail, no token of this step is given out.
@@ -507,7 +602,7 @@ impl Running {
         let mut last = None;
         match self.prompt_logprobs {
             Some(top) if range.start < self.prompt_len => {
-                for position in range {
+                for position in range.start.max(self.start_len)..range.end {
                     let Some(row) = logits.next() else { break };
                     if let Some(&next) = self.tokens.get(position + 1) {
                         let logprob = Some(Logprobs::new(row, top).of(next));
@@ -531,7 +626,7 @@ impl Running {
 
     fn report_prompt(&mut self) {
         if self.prompt_logprobs.is_some() && self.tokens.len() == self.prompt_len {
-            let first = PromptLogprob { token: self.tokens[0], logprob: None };
+            let first = PromptLogprob { token: self.tokens[self.start_len], logprob: None };
             let scored = std::iter::once(first).chain(std::mem::take(&mut self.scored)).collect();
             self.send(Event::Prompt(scored));
         }
@@ -564,7 +659,8 @@ impl Running {
     fn finished(&mut self) -> Finished {
         Finished {
             reason: self.ended.take().unwrap_or(FinishReason::Length),
-            prompt_tokens: self.prompt_len,
+            prompt_tokens: self.prompt_len - self.start_len,
+            cached_tokens: self.cached_tokens,
             completion_tokens: self.tokens.len() - self.prompt_len,
             module_share: self.tally.shares(),
             fallback_rows: self.fallback_rows,

@@ -129,7 +129,7 @@ fn scope(share: Share, site: usize) -> usize {
 }
 
 fn acts_at(modules: &[LeasedModule], site: usize) -> bool {
-    modules.iter().any(|lease| lease.module.weights().at(Site::from_index(site)).is_some())
+    modules.iter().any(|lease| lease.module.shape().at(Site::from_index(site)).is_some())
 }
 
 fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, String> {
@@ -151,8 +151,7 @@ fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, Strin
 /// Whether a module's weights at a site came in 16 bits: then its rows need no more either, and scoring
 /// reads half the bytes. (PEFT casts Arrow's prototypes to the dtype of A, too.)
 fn is_half(lease: &LeasedModule, site: usize) -> bool {
-    let weights = lease.module.weights().at(Site::from_index(site));
-    weights.is_some_and(|weights| !matches!(weights.a, Elements::F32(_)))
+    lease.module.shape().at(Site::from_index(site)).is_some_and(|shape| shape.half)
 }
 
 impl Gate {
@@ -163,7 +162,7 @@ impl Gate {
         definitions: &Definitions,
     ) -> Result<Self, String> {
         let acts =
-            |lease: &&LeasedModule| lease.module.weights().at(Site::from_index(site)).is_some();
+            |lease: &&LeasedModule| lease.module.shape().at(Site::from_index(site)).is_some();
         let candidates: Vec<u32> =
             (0..).zip(modules).filter(|(_, lease)| acts(lease)).map(|(index, _)| index).collect();
         let row = |name: &str, index: u32| {

@@ -5,6 +5,8 @@
 //! takes rows of many requests through the decoder, with `routing` on the model's hooks. This crate
 //! knows no text, no HTTP, no async and no WebAssembly.
 
+mod beyond_linears;
+mod blocks;
 pub mod composer;
 mod composition;
 mod engine;

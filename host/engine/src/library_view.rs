@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
-use polyskill_adapters::{Generation, Module, Snapshot, prototypes};
+use polyskill_adapters::lora::LoraSite;
+use polyskill_adapters::{Generation, Library, Module, Snapshot, prototypes};
 use polyskill_model::{Decoder, Site};
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
 use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor};
@@ -102,7 +103,7 @@ impl Definitions {
         rows.is_some_and(|rows| {
             rows.last_used.store(self.calls.load(Relaxed), Relaxed);
             let has = |index: usize| rows.by_site.contains_key(&(index as u32));
-            module.weights().sites().all(|(site, _)| has(site.index()))
+            module.shape().sites.iter().all(|shape| has(shape.site.index()))
         })
     }
 }
@@ -136,6 +137,7 @@ pub(crate) struct View {
     model: Arc<ModelInfo>,
     modules: Arc<[ModuleInfo]>,
     leases: Vec<Arc<Module>>,
+    library: Arc<Library>,
     definitions: Arc<Definitions>,
 }
 
@@ -143,12 +145,14 @@ pub(crate) struct View {
 #[derive(Debug)]
 pub(crate) struct Views {
     model: Arc<ModelInfo>,
+    /// Where weights are leased.
+    library: Arc<Library>,
     last: Mutex<(Option<u64>, Arc<[ModuleInfo]>)>,
 }
 
 impl Views {
-    pub(crate) fn new(model: Arc<ModelInfo>) -> Self {
-        Self { model, last: Mutex::new((None, Arc::from([]))) }
+    pub(crate) fn new(model: Arc<ModelInfo>, library: Arc<Library>) -> Self {
+        Self { model, library, last: Mutex::new((None, Arc::from([]))) }
     }
 
     pub(crate) fn model(&self) -> &Arc<ModelInfo> {
@@ -169,6 +173,7 @@ impl Views {
             model: Arc::clone(&self.model),
             modules: self.modules(snapshot),
             leases: snapshot.iter().map(|(_, module)| Arc::clone(module)).collect(),
+            library: Arc::clone(&self.library),
             definitions,
         }
     }
@@ -179,28 +184,41 @@ fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
         index: index as u32,
         name: name.to_owned(),
         generation: module.generation().to_string(),
-        kind: module.kind().to_owned(),
+        kind: module.kind().as_str().to_owned(),
         tags: module.tags().to_vec(),
         metadata: module.metadata().to_vec(),
         sites: module
-            .weights()
-            .sites()
-            .map(|(site, weights)| ModuleSite {
-                site: site.index() as u32,
-                rank: weights.rank as u32,
-                scale: weights.scale,
+            .shape()
+            .sites
+            .iter()
+            .map(|shape| ModuleSite {
+                site: shape.site.index() as u32,
+                rank: shape.rank as u32,
+                scale: shape.scale,
             })
             .collect(),
     }
 }
 
 impl View {
-    fn site(&self, module: u32, site: u32) -> Result<&polyskill_adapters::lora::LoraSite, String> {
+    /// Hands the low-rank product of a module at a site to `read`; the weights come into memory for it.
+    fn lora<T>(
+        &self,
+        module: u32,
+        site: u32,
+        read: impl FnOnce(&LoraSite) -> T,
+    ) -> Result<T, String> {
         let lease = self.leases.get(module as usize);
         let lease = lease
             .ok_or_else(|| format!("module {module}, the library has {}", self.leases.len()))?;
-        let weights = lease.weights().at(Site::from_index(site as usize));
-        weights.ok_or_else(|| format!("module {module} does not act at site {site}"))
+        let shape = lease.shape().at(Site::from_index(site as usize));
+        if shape.is_none_or(|shape| shape.rank == 0) {
+            return Err(format!("module {module} has no low-rank product at site {site}"));
+        }
+        let weights = self.library.lease([lease]).map_err(|error| error.to_string())?;
+        let weights =
+            weights.first().and_then(|weights| weights.lora_at(Site::from_index(site as usize)));
+        weights.map(read).ok_or_else(|| format!("module {module} does not act at site {site}"))
     }
 }
 
@@ -214,16 +232,17 @@ impl LibraryView for View {
     }
 
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
-        let weights = self.site(module, site)?;
-        let info = &self.model.sites[site as usize];
-        let rank = weights.rank as u32;
-        Ok(match part {
-            Part::LoraA => {
-                Tensor { shape: vec![rank, info.inputs], values: weights.a.as_slice().to_f32() }
-            }
-            Part::LoraB => {
-                let b = weights.b_transposed.transposed(weights.rank, info.outputs as usize);
-                Tensor { shape: vec![info.outputs, rank], values: b.as_slice().to_f32() }
+        let info = self.model.sites.get(site as usize).ok_or_else(|| format!("no site {site}"))?;
+        self.lora(module, site, |weights| {
+            let rank = weights.rank as u32;
+            match part {
+                Part::LoraA => {
+                    Tensor { shape: vec![rank, info.inputs], values: weights.a.as_slice().to_f32() }
+                }
+                Part::LoraB => {
+                    let b = weights.b_transposed.transposed(weights.rank, info.outputs as usize);
+                    Tensor { shape: vec![info.outputs, rank], values: b.as_slice().to_f32() }
+                }
             }
         })
     }
@@ -240,11 +259,12 @@ impl LibraryView for View {
         site: u32,
         method: SvdMethod,
     ) -> Result<Vec<f32>, String> {
-        let weights = self.site(module, site)?;
         match method {
-            SvdMethod::Exact => Ok(prototypes::exact(weights)),
+            SvdMethod::Exact => self.lora(module, site, prototypes::exact),
             SvdMethod::Power { iterations, seed } if iterations <= MAX_ITERATIONS => {
-                Ok(prototypes::power_iteration(weights, iterations, seed))
+                self.lora(module, site, |weights| {
+                    prototypes::power_iteration(weights, iterations, seed)
+                })
             }
             SvdMethod::Power { iterations, .. } => {
                 Err(format!("{iterations} iterations, at most {MAX_ITERATIONS} are allowed"))

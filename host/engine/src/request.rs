@@ -21,6 +21,8 @@ pub struct Request {
     pub composition: Arc<Composition>,
     /// What is recorded of the routing.
     pub trace: TraceLevel,
+    /// Keeps cached beginnings of one tenant apart from those of others; empty shares them.
+    pub cache_salt: String,
     /// Receives the events; `false` means that nobody listens any more, which cancels the request.
     pub sink: EventSink,
 }
@@ -136,8 +138,10 @@ pub struct PromptLogprob {
 pub struct Finished {
     /// Why it ended.
     pub reason: FinishReason,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt; positions that modules put before it do not count.
     pub prompt_tokens: usize,
+    /// Tokens of the prompt whose keys and values were known already.
+    pub cached_tokens: usize,
     /// Generated tokens.
     pub completion_tokens: usize,
     /// Share of each module over generated tokens and sites, by index into the composition's modules.

@@ -73,6 +73,7 @@ pub(crate) struct RouterSlot {
     pub(crate) definitions: Arc<Definitions>,
     pub(crate) health: Health,
     descriptor: String,
+    causal: bool,
     library: Arc<Library>,
     views: Arc<Views>,
     state: Mutex<Planning>,
@@ -121,6 +122,7 @@ impl RouterSlot {
             name: name.to_owned(),
             digest,
             descriptor: format!("{} {}", descriptor.name, descriptor.version),
+            causal: descriptor.causal,
             health: Health::new(settings.faults),
             definitions: Arc::new(Definitions::bounded(
                 settings.defined_bytes.unwrap_or(usize::MAX),
@@ -135,6 +137,11 @@ impl RouterSlot {
         };
         slot.sync()?;
         Ok(slot)
+    }
+
+    /// Whether it says that a token's choice depends on the tokens before it alone.
+    pub(crate) fn is_causal(&self) -> bool {
+        self.causal
     }
 
     pub(crate) fn info(&self, previous: Vec<String>) -> RouterInfo {

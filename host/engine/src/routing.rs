@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
+use polyskill_adapters::edits::Point;
 use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::kernels::prefetch;
-use polyskill_model::{Hooks, InputGroup, Site, SiteOutput};
+use polyskill_model::{Hooks, InputGroup, Linear, Site, SiteOutput};
 use polyskill_sdk::{Batch, Decision};
 
+use crate::beyond_linears;
 use crate::composition::{Composition, Plan};
 use crate::gates::{Gate, GateBuffers};
 use crate::router_slot::RouterSlot;
@@ -24,10 +26,14 @@ use crate::trace::SitePicks;
 /// Most rows per task: enough to amortise a task.
 const MAX_ROWS_PER_TASK: usize = 8;
 
-/// Consecutive rows of a step that share a composition.
+/// Consecutive rows of a step that belong to one sequence.
 #[derive(Debug)]
 pub(crate) struct RowSpan {
     pub(crate) rows: Range<usize>,
+    /// Position of the first row in its sequence.
+    pub(crate) position: usize,
+    /// Positions of the sequence that the prompt takes, those before it included.
+    pub(crate) prompt_len: usize,
     pub(crate) composition: Arc<Composition>,
     /// Whether picks of these rows are recorded, and from which row on.
     pub(crate) trace_from: Option<usize>,
@@ -43,6 +49,8 @@ pub(crate) struct Recorded {
 /// The hooks of one step.
 pub(crate) struct Routing<'a> {
     compute: &'a Compute,
+    /// Token of each row.
+    tokens: &'a [u32],
     spans: &'a [RowSpan],
     chunks: Vec<Chunk>,
     /// Decisions that later sites of a layer reuse: (span, gate) → picks per row of the span.
@@ -88,7 +96,7 @@ thread_local! {
 }
 
 impl<'a> Routing<'a> {
-    pub(crate) fn new(compute: &'a Compute, spans: &'a [RowSpan]) -> Self {
+    pub(crate) fn new(compute: &'a Compute, tokens: &'a [u32], spans: &'a [RowSpan]) -> Self {
         let mut chunks = Vec::new();
         // Small steps are cut finer, so that a group with one site still feeds every thread.
         let num_rows = spans.last().map_or(0, |span| span.rows.end);
@@ -103,6 +111,7 @@ impl<'a> Routing<'a> {
         }
         Self {
             compute,
+            tokens,
             spans,
             chunks,
             shared: Vec::new(),
@@ -245,8 +254,8 @@ impl<'a> Routing<'a> {
     fn act(
         &self,
         (span, site, row): (usize, usize, usize),
-        x: &[f32],
-        y: &mut [f32],
+        linear: &Linear,
+        (x, y): (&[f32], &mut [f32]),
         buffers: &mut Buffers,
         outcome: &mut TaskOutcome,
     ) {
@@ -261,15 +270,14 @@ impl<'a> Routing<'a> {
         let RowSpan { composition, trace_from, .. } = &self.spans[span];
         let site_key = Site::from_index(site);
         let acting = picks.iter().filter_map(|&(module, weight)| {
-            let lease = composition.modules.get(module as usize)?;
-            Some((lease.module.weights().at(site_key)?, weight))
+            Some((composition.weights(module)?.at(site_key)?, weight))
         });
         let acting: Vec<_> = acting.collect();
-        for (weights, _) in &acting {
-            prefetch(weights.a.as_slice());
-            prefetch(weights.b_transposed.as_slice());
+        for lora in acting.iter().filter_map(|(part, _)| part.lora.as_ref()) {
+            prefetch(lora.a.as_slice());
+            prefetch(lora.b_transposed.as_slice());
         }
-        add_delta(combine, &acting, x, y, apply);
+        add_delta(combine, &acting, Some(linear), (x, y), apply);
         if trace_from.is_some_and(|from| row >= from) {
             let picks = SitePicks { site: site as u32, picks: picks.clone() };
             outcome.recorded.push(Recorded { row, picks });
@@ -368,7 +376,7 @@ impl Hooks for Routing<'_> {
         self.decide_ahead(sites[0].is_multiple_of(7), &sites, input, inputs);
         let targets: Vec<_> = outputs
             .iter_mut()
-            .map(|output| (output.width, SharedMut::new(output.values)))
+            .map(|output| (output.width, SharedMut::new(output.values), output.linear))
             .collect();
         let num_tasks = self.chunks.len() * sites.len();
         let mut outcomes: Vec<TaskOutcome> = Vec::new();
@@ -377,7 +385,7 @@ impl Hooks for Routing<'_> {
         let this = &*self;
         self.compute.run(num_tasks, &|task| {
             let (chunk, target) = (&this.chunks[task / sites.len()], task % sites.len());
-            let (width, values) = targets[target];
+            let (width, values, linear) = targets[target];
             // SAFETY: each task has its slot.
             let outcome = &mut unsafe { slots.slice(task, 1) }[0];
             BUFFERS.with_borrow_mut(|buffers| {
@@ -385,7 +393,8 @@ impl Hooks for Routing<'_> {
                     let x = &input[row * inputs..(row + 1) * inputs];
                     // SAFETY: a (row, site) belongs to one task.
                     let y = unsafe { values.slice(row * width, width) };
-                    this.act((chunk.span, sites[target], row), x, y, buffers, outcome);
+                    let place = (chunk.span, sites[target], row);
+                    this.act(place, linear, (x, y), buffers, outcome);
                 }
             });
         });
@@ -393,5 +402,21 @@ impl Hooks for Routing<'_> {
             self.fallback_rows.extend(outcome.fallback_rows);
             self.recorded.extend(outcome.recorded);
         }
+    }
+
+    fn embedded(&mut self, hidden: &mut [f32]) {
+        beyond_linears::embed(self.spans, self.tokens, hidden);
+    }
+
+    fn attended(&mut self, layer: usize, heads: &mut [f32]) {
+        beyond_linears::edit(self.spans, (Point::Heads, layer), heads);
+    }
+
+    fn residual(&mut self, layer: usize, hidden: &mut [f32]) {
+        beyond_linears::edit(self.spans, (Point::Residual, layer), hidden);
+    }
+
+    fn scored(&mut self, rows: &[u32], normed: &[f32], logits: &mut [f32]) {
+        beyond_linears::score(self.compute, self.spans, rows, (normed, logits));
     }
 }

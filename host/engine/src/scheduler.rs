@@ -6,41 +6,6 @@
 
 use std::ops::Range;
 
-use polyskill_model::KvCache;
-
-/// Free KV blocks.
-#[derive(Debug)]
-pub(crate) struct Blocks {
-    free: Vec<u32>,
-    total: usize,
-}
-
-impl Blocks {
-    pub(crate) fn new(total: usize) -> Self {
-        Self { free: (0..total as u32).rev().collect(), total }
-    }
-
-    pub(crate) fn total(&self) -> usize {
-        self.total
-    }
-
-    pub(crate) fn used(&self) -> usize {
-        self.total - self.free.len()
-    }
-
-    /// Blocks for `positions` positions, or nothing.
-    pub(crate) fn reserve(&mut self, positions: usize) -> Option<Vec<u32>> {
-        let count = KvCache::blocks_for(positions);
-        let start = self.free.len().checked_sub(count)?;
-        Some(self.free.split_off(start))
-    }
-
-    pub(crate) fn release(&mut self, blocks: Vec<u32>) {
-        self.free.extend(blocks);
-        debug_assert!(self.free.len() <= self.total, "blocks were released twice");
-    }
-}
-
 /// How far a running sequence is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
@@ -95,16 +60,6 @@ pub(crate) fn plan(running: &[Progress], budget: Budget) -> Vec<Range<usize>> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn blocks_balance() {
-        let mut blocks = Blocks::new(4);
-        let held = blocks.reserve(33).unwrap();
-        assert_eq!((held.len(), blocks.used()), (3, 3));
-        assert!(blocks.reserve(17).is_none());
-        blocks.release(held);
-        assert_eq!(blocks.used(), 0);
-    }
 
     proptest! {
         #[test]

@@ -13,6 +13,8 @@ pub struct Stats {
     pub(crate) rows: AtomicU64,
     pub(crate) step_microseconds: AtomicU64,
     pub(crate) fallback_rows: AtomicU64,
+    pub(crate) prefix_queries: AtomicU64,
+    pub(crate) prefix_hits: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -34,6 +36,10 @@ pub struct StatsSnapshot {
     pub step_microseconds: u64,
     /// Rows and sites where a router's answer was not usable.
     pub fallback_rows: u64,
+    /// Prompt tokens that were looked up in the prefix cache.
+    pub prefix_queries: u64,
+    /// Prompt tokens that were found there.
+    pub prefix_hits: u64,
 }
 
 impl Stats {
@@ -48,6 +54,8 @@ impl Stats {
             rows: self.rows.load(Relaxed),
             step_microseconds: self.step_microseconds.load(Relaxed),
             fallback_rows: self.fallback_rows.load(Relaxed),
+            prefix_queries: self.prefix_queries.load(Relaxed),
+            prefix_hits: self.prefix_hits.load(Relaxed),
         }
     }
 }

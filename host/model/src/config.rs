@@ -139,3 +139,32 @@ pub enum FeedForward {
         sparse: Vec<bool>,
     },
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A model of two layers with grouped-query attention.
+    pub(crate) fn tiny() -> ModelConfig {
+        ModelConfig {
+            family: "test",
+            vocab_size: 32,
+            hidden_size: 16,
+            intermediate_size: 24,
+            num_layers: 2,
+            num_heads: 4,
+            num_kv_heads: 2,
+            head_dim: 4,
+            max_positions: 64,
+            norm_epsilon: 1e-5,
+            rope: Rope { theta: 1e4, scaling: RopeScaling::None },
+            biases: Biases::default(),
+            query_key_norm: QueryKeyNorm::None,
+            windows: vec![None; 2],
+            feed_forward: FeedForward::Dense,
+            tied_embeddings: true,
+            bos_token: None,
+            eos_tokens: Vec::new(),
+        }
+    }
+}

@@ -13,7 +13,7 @@ use crate::kernels::{QuantisedRows, matmul_dense, matmul_packed, rms_norm, silu_
 use crate::kv::{BLOCK_POSITIONS, KvCache};
 use crate::linear::{Linear, Matrix, project};
 use crate::rope::{RopeTable, rotate};
-use crate::site::{GroupKind, InputGroup, Projection};
+use crate::site::{GroupKind, InputGroup, Projection, Site};
 
 /// The base model: weights are read-only after loading.
 #[derive(Debug)]
@@ -111,6 +111,24 @@ impl Decoder {
         &self.compute
     }
 
+    /// The weights of a projection; they are read-only.
+    ///
+    /// # Panics
+    /// If the model has no such layer.
+    pub fn linear(&self, site: Site) -> &Linear {
+        &self.layers[site.layer].projections[site.projection as usize]
+    }
+
+    /// The embedding table, `[vocab_size, hidden_size]`, which is also the head of a model with tied embeddings.
+    pub fn embeddings(&self) -> &Matrix {
+        &self.embeddings
+    }
+
+    /// The head's weights, `[vocab_size, hidden_size]`.
+    pub fn head(&self) -> &Matrix {
+        self.head.as_ref().map_or(&self.embeddings, |head| &head.matrix)
+    }
+
     /// Bytes of base weights.
     pub fn num_bytes(&self) -> usize {
         let layers = self.layers.iter().flat_map(|layer| &layer.projections);
@@ -151,6 +169,8 @@ impl Decoder {
         scratch.logits.resize(wanted * self.config.vocab_size, 0.0);
         if wanted > 0 {
             self.project_head(wanted, scratch);
+            let normed = &scratch.normed[..wanted * hidden_size];
+            hooks.scored(step.logit_rows, normed, &mut scratch.logits);
         }
         &mut scratch.logits
     }
@@ -204,6 +224,7 @@ impl Decoder {
             kv.store(place, layer, keys, values);
         }
         attend(&self.compute, &self.config, (layer, step, kv), queries, heads);
+        hooks.attended(layer, heads);
         let outputs = [(Projection::O, &mut *branch)];
         self.project(layer, GroupKind::AttentionOutput, heads, outputs, (quantised, hooks));
         add(hidden, branch);
@@ -247,7 +268,8 @@ impl Decoder {
         project(&self.compute, input, inner, quantised, &mut products);
         let mut sites: [SiteOutput<'_>; N] = outputs.each_mut().map(|(projection, values)| {
             let width = linears[*projection as usize].matrix.outs();
-            SiteOutput { projection: *projection, values, width }
+            let linear = &linears[*projection as usize];
+            SiteOutput { projection: *projection, values, width, linear }
         });
         hooks.projected(InputGroup { layer, kind }, input, &mut sites);
         outputs.map(|(_, values)| values)

@@ -4,6 +4,7 @@
 //! is "no hooks", bit for bit. Rows are the step's flat rows in order; hidden states are row-major f32
 //! in host memory (a device backend would hand out its own tensors behind the same calls).
 
+use crate::linear::Linear;
 use crate::site::{InputGroup, Projection};
 
 /// The output of one projection for all rows of a step.
@@ -15,6 +16,8 @@ pub struct SiteOutput<'a> {
     pub values: &'a mut [f32],
     /// Output features per row.
     pub width: usize,
+    /// The base's weights, for modules that act on what the projection reads.
+    pub linear: &'a Linear,
 }
 
 /// What a composition does to a forward pass.
@@ -31,9 +34,21 @@ pub trait Hooks {
         let _ = (group, input, outputs);
     }
 
+    /// Called after each layer's attention with the heads' outputs, `[rows, num_heads · head_dim]`, before the
+    /// output projection reads them.
+    fn attended(&mut self, layer: usize, heads: &mut [f32]) {
+        let _ = (layer, heads);
+    }
+
     /// Called after each layer with the residual stream, `[rows, hidden_size]`.
     fn residual(&mut self, layer: usize, hidden: &mut [f32]) {
         let _ = (layer, hidden);
+    }
+
+    /// Called after the head: `rows` are the step's rows whose logits were wanted, `normed` is what the head
+    /// read, `[logit rows, hidden_size]`, and `logits` is `[logit rows, vocab_size]`.
+    fn scored(&mut self, rows: &[u32], normed: &[f32], logits: &mut [f32]) {
+        let _ = (rows, normed, logits);
     }
 }
 

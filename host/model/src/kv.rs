@@ -73,8 +73,12 @@ impl KvCache {
         &self.values[start..start + self.head_dim * BLOCK_POSITIONS]
     }
 
-    /// Stores one row's keys and values, `[kv heads, head_dim]` each, at a position of a layer.
-    pub(crate) fn store(
+    /// Stores one row's keys and values, `[kv heads, head_dim]` each, at a `(block, slot)` of a layer. Keys are
+    /// kept as attention sees them, after the rotary embedding.
+    ///
+    /// # Panics
+    /// If there is no such block, slot or layer, or a slice has another length.
+    pub fn store(
         &mut self,
         (block, slot): (u32, usize),
         layer: usize,
@@ -91,5 +95,44 @@ impl KvCache {
             self.values[target..target + dim]
                 .copy_from_slice(&values[head * dim..(head + 1) * dim]);
         }
+    }
+
+    /// Appends one row's keys and values, as [`KvCache::store`] took them.
+    ///
+    /// # Panics
+    /// If there is no such block, slot or layer.
+    pub fn read(
+        &self,
+        (block, slot): (u32, usize),
+        layer: usize,
+        keys: &mut Vec<f32>,
+        values: &mut Vec<f32>,
+    ) {
+        let dim = self.head_dim;
+        for head in 0..self.num_kv_heads {
+            let start = self.offset(block, layer, head);
+            keys.extend((0..dim).map(|at| self.keys[start + at * BLOCK_POSITIONS + slot]));
+            values.extend_from_slice(&self.values[start + slot * dim..][..dim]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::tiny;
+
+    #[test]
+    fn what_is_stored_is_read() {
+        let config = tiny();
+        let mut cache = KvCache::new(&config, 3);
+        let width = config.num_kv_heads * config.head_dim;
+        let row = |salt: usize| (0..width).map(|at| (at * 7 + salt) as f32).collect::<Vec<f32>>();
+        cache.store((2, 5), 1, &row(1), &row(2));
+        cache.store((2, 6), 1, &row(3), &row(4));
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        cache.read((2, 5), 1, &mut keys, &mut values);
+        cache.read((2, 6), 1, &mut keys, &mut values);
+        assert_eq!((keys, values), ([row(1), row(3)].concat(), [row(2), row(4)].concat()));
     }
 }

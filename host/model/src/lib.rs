@@ -30,5 +30,6 @@ pub use config::ModelConfig;
 pub use decoder::{Decoder, Scratch, Step};
 pub use error::Error;
 pub use hooks::{Hooks, NoHooks, SiteOutput};
-pub use kv::KvCache;
+pub use kv::{BLOCK_POSITIONS, KvCache};
+pub use linear::{Linear, Matrix};
 pub use site::{InputGroup, Projection, Site};

@@ -1,6 +1,6 @@
 //! Weight matrices in the forms that the base keeps in memory, and the products with them.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use memmap2::Mmap;
 
@@ -159,6 +159,27 @@ pub struct Linear {
     pub matrix: Matrix,
     /// `[outs]`
     pub bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// The product of one row with the weights, without the bias, on the calling thread: `y = W · x`.
+    ///
+    /// Gives the bits that the same row gets in a step.
+    ///
+    /// # Panics
+    /// If `x` or `y` has another length than the weights' rows and columns.
+    pub fn multiply(&self, x: &[f32], quantised: &mut QuantisedRows, y: &mut [f32]) {
+        static ONE_THREAD: LazyLock<Compute> = LazyLock::new(|| Compute::new(1));
+        match &self.matrix {
+            Matrix::Dense { weights, inner } => {
+                matmul_dense(&ONE_THREAD, x, weights.as_slice(), *inner, y);
+            }
+            Matrix::Packed(matrix) => {
+                quantised.quantise(&ONE_THREAD, x, matrix.inner());
+                matmul_packed(&ONE_THREAD, quantised, &mut [(matrix, y)]);
+            }
+        }
+    }
 }
 
 /// Products of several projections with one input, `[rows, inner]`: `yᵢ = x · Wᵢᵀ + bᵢ`.

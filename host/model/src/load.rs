@@ -20,7 +20,7 @@ use crate::linear::{Linear, Matrix};
 use crate::rope::RopeTable;
 use crate::site::Projection;
 
-pub use gguf_file::GgufFile;
+pub use gguf_file::{GgufFile, gguf_stored_row, gguf_tensor_name};
 
 /// Called as loading proceeds with `(bytes done, bytes in all)`.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);

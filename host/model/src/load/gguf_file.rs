@@ -119,7 +119,7 @@ impl WeightSource for GgufFile {
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
-        let gguf_name = gguf_name(name);
+        let gguf_name = gguf_tensor_name(name);
         let Some((info, bytes)) = self.tensor(&gguf_name, &[len])? else { return Ok(None) };
         let values =
             dequantise(bytes, info.dtype, len).map_err(|e| Error::malformed(&self.path, e))?;
@@ -128,7 +128,7 @@ impl WeightSource for GgufFile {
     }
 
     fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error> {
-        let gguf_name = gguf_name(name);
+        let gguf_name = gguf_tensor_name(name);
         let Some((info, bytes)) = self.tensor(&gguf_name, &[outs, inner])? else {
             return Err(Error::MissingTensor { name: gguf_name });
         };
@@ -169,6 +169,24 @@ impl WeightSource for GgufFile {
     }
 }
 
+impl TensorInfo {
+    /// The tensor's elements as 32-bit floats, from its bytes.
+    ///
+    /// # Errors
+    /// If the bytes are not what its type and shape ask for.
+    pub fn to_f32(&self, bytes: &[u8]) -> Result<Vec<f32>, String> {
+        dequantise(bytes, self.dtype, self.shape.iter().product())
+    }
+}
+
+/// The row of q or k in a GGUF file that holds row `row` of the half-split layout.
+pub fn gguf_stored_row(config: &ModelConfig, row: usize) -> usize {
+    match family::gguf_permutes_queries_and_keys(config) {
+        true => RowOrder::Interleaved { head_dim: config.head_dim }.stored_row(row),
+        false => row,
+    }
+}
+
 impl GgufFile {
     fn row_order(&self, name: &str) -> RowOrder {
         let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
@@ -180,7 +198,7 @@ impl GgufFile {
 }
 
 /// llama.cpp's name of a tensor.
-fn gguf_name(name: &str) -> String {
+pub fn gguf_tensor_name(name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".to_owned(),
         "model.norm.weight" => return "output_norm.weight".to_owned(),
@@ -375,11 +393,11 @@ mod tests {
     #[test]
     fn names_follow_llama_cpp() {
         assert_eq!(
-            gguf_name("model.layers.12.self_attn.o_proj.weight"),
+            gguf_tensor_name("model.layers.12.self_attn.o_proj.weight"),
             "blk.12.attn_output.weight"
         );
         assert_eq!(
-            gguf_name("model.layers.0.post_attention_layernorm.weight"),
+            gguf_tensor_name("model.layers.0.post_attention_layernorm.weight"),
             "blk.0.ffn_norm.weight"
         );
     }

@@ -1,0 +1,209 @@
+//! Modules in GGUF files, in llama.cpp's layout: LoRA adapters and control vectors.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use polyskill_model::gguf::{Header, TensorInfo, TensorType, parse};
+use polyskill_model::load::{gguf_stored_row, gguf_tensor_name};
+use polyskill_model::{Projection, Site};
+
+use crate::edits::{ActivationEdit, Point, Positions};
+use crate::error::Error;
+use crate::files::{Files, Problems};
+use crate::generation::Generation;
+use crate::library::Kind;
+use crate::load::{Base, Content};
+use crate::lora::{Elements, LoraSite};
+use crate::weights::{LinearPart, Weights};
+
+const EXTENSION: &str = "gguf";
+const MAX_BYTES: u64 = 4 << 30;
+
+/// Whether a path is a file that may hold a module.
+pub(crate) fn is_module_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == EXTENSION) && path.is_file()
+}
+
+/// Reads a file.
+pub(crate) fn read(files: Files<'_>, file: &str, base: Base<'_>) -> Result<Content, Error> {
+    let bytes = files.read(file, MAX_BYTES)?;
+    let refused = |problems| Error::refused(files.name, problems);
+    let header = parse(&bytes)
+        .map_err(|problem| refused(vec![format!("{file} is not a valid GGUF file: {problem}")]))?;
+    let reader = Reader { header: &header, bytes: &bytes, base };
+    let (kind, weights) = match reader.text("general.type") {
+        Some("adapter") => (Kind::Lora, reader.lora()),
+        _ if reader.text("general.architecture") == Some("controlvector") => {
+            (Kind::ActivationEdit, reader.control_vector())
+        }
+        found => {
+            let found = found.unwrap_or("missing");
+            let problem =
+                format!("`general.type` is {found}: neither an adapter nor a control vector");
+            return Err(refused(vec![problem]));
+        }
+    };
+    let generation = Generation::of(&[b"gguf", &bytes]);
+    Ok(Content { generation, kind, weights: weights.map_err(refused)? })
+}
+
+struct Reader<'a> {
+    header: &'a Header,
+    bytes: &'a [u8],
+    base: Base<'a>,
+}
+
+impl Reader<'_> {
+    fn text(&self, key: &str) -> Option<&str> {
+        self.header.metadata.get(key)?.as_str()
+    }
+
+    /// A tensor of one shape as 32-bit floats, finite.
+    fn floats(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        expected: &[usize],
+    ) -> Result<Vec<f32>, String> {
+        if info.shape != expected {
+            return Err(format!("`{name}` has shape {:?}, expected {expected:?}", info.shape));
+        }
+        let bytes = &self.bytes[info.start..info.start + info.num_bytes];
+        let values = info.to_f32(bytes).map_err(|problem| format!("`{name}`: {problem}"))?;
+        let finite = values.iter().all(|value| value.is_finite());
+        finite.then_some(values).ok_or_else(|| format!("`{name}` holds a value that is not finite"))
+    }
+
+    fn lora(&self) -> Result<Weights, Vec<String>> {
+        let mut problems = Problems::default();
+        self.check_adapter(&mut problems);
+        let alpha = self.header.metadata.get("adapter.lora.alpha").and_then(|value| value.as_f64());
+        let alpha = alpha.filter(|alpha| alpha.is_finite()).unwrap_or_else(|| {
+            problems.add("`adapter.lora.alpha` is missing or no number".to_owned());
+            1.0
+        });
+        let mut sites: BTreeMap<Site, [Option<&str>; 2]> = BTreeMap::new();
+        let names = self.site_names();
+        for name in self.header.tensors.keys() {
+            let split = name.rsplit_once('.').and_then(|(tensor, part)| {
+                Some((names.get(tensor)?, ["lora_a", "lora_b"].iter().position(|p| *p == part)?))
+            });
+            match split {
+                Some((site, part)) => sites.entry(*site).or_default()[part] = Some(name),
+                None => problems
+                    .add(format!("tensor `{name}` belongs to no projection of the base model")),
+            }
+        }
+        let mut weights = Weights::new(self.base.config.num_sites());
+        for (site, pair) in &sites {
+            match self.low_rank(*site, *pair, alpha) {
+                Ok(lora) => *weights.at_mut(*site) = LinearPart::lora(lora),
+                Err(problem) => problems.add(problem),
+            }
+        }
+        if sites.is_empty() {
+            problems.add("it has no LoRA tensors".to_owned());
+        }
+        problems.into_result(weights)
+    }
+
+    fn check_adapter(&self, problems: &mut Problems) {
+        if self.text("adapter.type") != Some("lora") {
+            let found = self.text("adapter.type").unwrap_or("missing");
+            problems.add(format!("`adapter.type` is {found}, expected lora"));
+        }
+        let architecture = self.text("general.architecture");
+        if architecture != Some(self.base.config.family) {
+            let found = architecture.unwrap_or("missing");
+            let expected = self.base.config.family;
+            problems.add(format!("`general.architecture` is {found}, expected {expected}"));
+        }
+        let aloras = self.header.metadata.keys().filter(|key| key.starts_with("adapter.alora."));
+        for key in aloras {
+            problems.add(format!("`{key}`: activated LoRA is not supported"));
+        }
+    }
+
+    /// llama.cpp's names of the projections' weights.
+    fn site_names(&self) -> BTreeMap<String, Site> {
+        let sites = (0..self.base.config.num_sites()).map(Site::from_index);
+        sites.map(|site| (gguf_tensor_name(&format!("model.{site}.weight")), site)).collect()
+    }
+
+    /// A and B of a site. llama.cpp scales by α/r, and by 1 where α is 0.
+    fn low_rank(
+        &self,
+        site: Site,
+        pair: [Option<&str>; 2],
+        alpha: f64,
+    ) -> Result<LoraSite, String> {
+        let [Some(a_name), Some(b_name)] = pair else {
+            let missing = if pair[0].is_none() { "lora_a" } else { "lora_b" };
+            return Err(format!("{site} has no `{missing}`"));
+        };
+        let (outputs, inputs) = self.base.config.projection_shape(site.projection);
+        let (a, b) = (&self.header.tensors[a_name], &self.header.tensors[b_name]);
+        let rank = a.shape.first().copied().filter(|rank| (1..=inputs).contains(rank));
+        let rank = rank.ok_or_else(|| format!("`{a_name}` has shape {:?}", a.shape))?;
+        let a_values = self.floats(a_name, a, &[rank, inputs])?;
+        let b_values = self.floats(b_name, b, &[outputs, rank])?;
+        let rotated = matches!(site.projection, Projection::Q | Projection::K);
+        let mut b_transposed = vec![0.0; b_values.len()];
+        for row in 0..outputs {
+            let stored = if rotated { gguf_stored_row(self.base.config, row) } else { row };
+            for column in 0..rank {
+                b_transposed[column * outputs + row] = b_values[stored * rank + column];
+            }
+        }
+        let scale = if alpha == 0.0 { 1.0 } else { (alpha / rank as f64) as f32 };
+        let (a, b_transposed) = (as_stored(a.dtype, a_values), as_stored(b.dtype, b_transposed));
+        Ok(LoraSite { rank, scale, a, b_transposed, magnitude: None })
+    }
+
+    /// `direction.N`, added to the residual stream after layer N.
+    fn control_vector(&self) -> Result<Weights, Vec<String>> {
+        let mut problems = Problems::default();
+        let hint = self.text("controlvector.model_hint");
+        if let Some(hint) = hint.filter(|hint| *hint != self.base.config.family) {
+            let expected = self.base.config.family;
+            problems.add(format!("`controlvector.model_hint` is {hint}, expected {expected}"));
+        }
+        let mut edits = BTreeMap::new();
+        for (name, info) in &self.header.tensors {
+            let layer = name.strip_prefix("direction.").and_then(|layer| layer.parse().ok());
+            let layer: usize = match layer {
+                Some(layer) if (1..self.base.config.num_layers).contains(&layer) => layer,
+                _ => {
+                    let last = self.base.config.num_layers - 1;
+                    problems
+                        .add(format!("tensor `{name}`, expected direction.1 to direction.{last}"));
+                    continue;
+                }
+            };
+            match self.floats(name, info, &[self.base.config.hidden_size]) {
+                Ok(vector) => {
+                    let (point, positions) = (Point::Residual, Positions::All);
+                    edits.insert(
+                        layer,
+                        ActivationEdit { layer, point, positions, vector, mix: None },
+                    );
+                }
+                Err(problem) => problems.add(problem),
+            }
+        }
+        if edits.is_empty() {
+            problems.add("it has no `direction.N`".to_owned());
+        }
+        let mut weights = Weights::new(self.base.config.num_sites());
+        weights.edits = edits.into_values().collect();
+        problems.into_result(weights)
+    }
+}
+
+/// Values in 16 bits where they came so.
+fn as_stored(dtype: TensorType, values: Vec<f32>) -> Elements {
+    match dtype {
+        TensorType::F16 => Elements::f16(&values),
+        _ => Elements::F32(values),
+    }
+}

@@ -1,0 +1,123 @@
+//! From a path to a module, whatever format it is in.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use polyskill_model::{Decoder, ModelConfig};
+
+use crate::artefact;
+use crate::error::Error;
+use crate::files::Files;
+use crate::generation::Generation;
+use crate::library::{Kind, Module};
+use crate::peft::bundle;
+use crate::weights::Weights;
+use crate::{gguf, own, peft};
+
+/// The base model that modules are read for.
+#[derive(Clone, Copy, Debug)]
+pub struct Base<'a> {
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// Its digest, where it is known; artefacts and documents are bound to it.
+    pub digest: Option<[u8; 32]>,
+    /// Its weights, where they are at hand; some kinds are kept as a difference to them.
+    pub model: Option<&'a Decoder>,
+}
+
+impl<'a> From<&'a ModelConfig> for Base<'a> {
+    fn from(config: &'a ModelConfig) -> Self {
+        Self { config, digest: None, model: None }
+    }
+}
+
+impl<'a> From<&'a Decoder> for Base<'a> {
+    fn from(model: &'a Decoder) -> Self {
+        Self { config: model.config(), digest: Some(model.digest()), model: Some(model) }
+    }
+}
+
+/// What a module computes, and its identity.
+pub(crate) struct Content {
+    pub(crate) generation: Generation,
+    pub(crate) kind: Kind,
+    pub(crate) weights: Weights,
+}
+
+/// Whether a path looks like a module: a directory with a configuration that is known, or a GGUF file.
+pub fn is_module(path: &Path) -> bool {
+    peft::is_module_directory(path)
+        || path.join(own::CONFIG_FILE).is_file()
+        || gguf::is_module_file(path)
+}
+
+/// Reads a module for a base model; its weights stay in memory. `root` is the directory that no file of the
+/// module may lie outside.
+///
+/// # Errors
+/// If a file cannot be read, or with every reason why the module's result could not be reproduced.
+pub fn load<'a>(
+    name: &str,
+    path: &Path,
+    root: &Path,
+    base: impl Into<Base<'a>>,
+) -> Result<Module, Error> {
+    let base = base.into();
+    let content = read(name, path, root, base)?;
+    module((name, path, root), content, base, None)
+}
+
+/// Reads a module whose weights may leave memory: they are then read from the same path again, and refused if
+/// the content has changed.
+///
+/// # Errors
+/// As [`load`].
+pub fn open(name: &str, path: &Path, root: &Path, model: &Arc<Decoder>) -> Result<Module, Error> {
+    let base = Base::from(model.as_ref());
+    let content = read(name, path, root, base)?;
+    let generation = content.generation;
+    let (model, place) = (Arc::clone(model), (name.to_owned(), path.to_owned(), root.to_owned()));
+    let reload = Box::new(move || {
+        let (name, path, root) = &place;
+        let again = read(name, path, root, Base::from(model.as_ref()))?;
+        if again.generation != generation {
+            return Err(Error::GenerationMismatch {
+                name: name.clone(),
+                found: again.generation.to_string(),
+                expected: generation.to_string(),
+            });
+        }
+        Ok(again.weights)
+    });
+    module((name, path, root), content, base, Some(reload))
+}
+
+fn module(
+    (name, path, root): (&str, &Path, &Path),
+    content: Content,
+    base: Base<'_>,
+    reload: Option<crate::residency::Reload>,
+) -> Result<Module, Error> {
+    let Content { generation, kind, weights } = content;
+    if path.is_file() {
+        let (card, artefacts) = Default::default();
+        return Ok(Module::new((generation, kind), (weights, reload), card, artefacts));
+    }
+    let files = Files { name, directory: path, root };
+    let card = bundle::card(files)?;
+    let artefacts = artefact::load(files, generation, base)?;
+    Ok(Module::new((generation, kind), (weights, reload), card, artefacts))
+}
+
+fn read(name: &str, path: &Path, root: &Path, base: Base<'_>) -> Result<Content, Error> {
+    if gguf::is_module_file(path) {
+        let parent = path.parent().unwrap_or(root);
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        return gguf::read(Files { name, directory: parent, root }, &file, base);
+    }
+    let files = Files { name, directory: path, root };
+    match files.has(own::CONFIG_FILE) {
+        true => own::read(files, base),
+        false => peft::read(files, base),
+    }
+}

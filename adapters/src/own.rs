@@ -1,0 +1,67 @@
+//! Kinds that PEFT has no format for: `polyskill_config.json` and `polyskill_module.safetensors`.
+//!
+//! Activation edits, sparse grafts, and documents that the base has read once.
+
+mod document;
+mod edit;
+mod graft;
+
+use serde::Deserialize;
+
+pub use document::{Document, write_document};
+
+use crate::error::Error;
+use crate::files::Files;
+use crate::library::Kind;
+use crate::load::{Base, Content};
+use crate::peft::bundle::Bundle;
+
+pub(crate) const CONFIG_FILE: &str = "polyskill_config.json";
+pub(crate) const WEIGHTS_FILE: &str = "polyskill_module.safetensors";
+const FORMAT_VERSION: u32 = 1;
+
+/// `polyskill_config.json`.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "polyskill_type", rename_all = "SCREAMING_SNAKE_CASE")]
+enum Config {
+    ActivationEdit(edit::Settings),
+    SparseGraft(graft::Settings),
+    DocumentPrefix(document::Settings),
+}
+
+impl Config {
+    fn format_version(&self) -> u32 {
+        match self {
+            Self::ActivationEdit(settings) => settings.format_version,
+            Self::SparseGraft(settings) => settings.format_version,
+            Self::DocumentPrefix(settings) => settings.format_version,
+        }
+    }
+}
+
+/// Reads configuration and weights.
+pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
+    let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
+    let refused = |problems| Error::refused(files.name, problems);
+    let config: Config = serde_json::from_slice(&bundle.config)
+        .map_err(|error| refused(vec![format!("{CONFIG_FILE}: {error}")]))?;
+    if config.format_version() != FORMAT_VERSION {
+        let problem = format!(
+            "{CONFIG_FILE}: `format_version` is {}, expected {FORMAT_VERSION}",
+            config.format_version()
+        );
+        return Err(refused(vec![problem]));
+    }
+    let tensors = bundle.tensors().map_err(refused)?;
+    let (kind, weights) = match config {
+        Config::ActivationEdit(settings) => {
+            (Kind::ActivationEdit, edit::load(&settings, &tensors, base))
+        }
+        Config::SparseGraft(_) => (Kind::SparseGraft, graft::load(&tensors, base)),
+        Config::DocumentPrefix(settings) => {
+            (Kind::KvPrefix, document::load(&settings, &tensors, base))
+        }
+    };
+    let generation = bundle.generation("polyskill");
+    Ok(Content { generation, kind, weights: weights.map_err(refused)? })
+}

@@ -1,0 +1,125 @@
+//! Activation edits: vectors that are added to hidden states or mixed into them.
+
+use safetensors::tensor::SafeTensors;
+use serde::Deserialize;
+
+use crate::edits::{ActivationEdit, Point, Positions};
+use crate::files::Problems;
+use crate::load::Base;
+use crate::peft::bundle::floats;
+use crate::weights::Weights;
+
+const MAX_EDITS: usize = 4_096;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    pub(super) format_version: u32,
+    edits: Vec<EditSettings>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EditSettings {
+    layer: usize,
+    point: PointName,
+    operation: Operation,
+    positions: PositionsName,
+    /// Name of v's tensor.
+    vector: String,
+    /// Name of α's tensor; without it v replaces the hidden state.
+    #[serde(default)]
+    alpha: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PointName {
+    Residual,
+    Heads,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "snake_case")]
+enum Operation {
+    Add,
+    Mix,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PositionsName {
+    All,
+    LastPrompt,
+    FromLastPrompt,
+}
+
+pub(super) fn load(
+    settings: &Settings,
+    tensors: &SafeTensors<'_>,
+    base: Base<'_>,
+) -> Result<Weights, Vec<String>> {
+    let mut problems = Problems::default();
+    let mut weights = Weights::new(base.config.num_sites());
+    if settings.edits.is_empty() || settings.edits.len() > MAX_EDITS {
+        problems.add(format!("{} `edits`, expected 1 to {MAX_EDITS}", settings.edits.len()));
+    }
+    for (index, edit) in settings.edits.iter().take(MAX_EDITS).enumerate() {
+        match edit.read(tensors, base) {
+            Ok(edit) => weights.edits.push(edit),
+            Err(problem) => problems.add(format!("edit {index}: {problem}")),
+        }
+    }
+    let uses = |name: &str| {
+        let mut edits = settings.edits.iter();
+        edits.any(|edit| edit.vector == name || edit.alpha.as_deref() == Some(name))
+    };
+    for name in tensors.names().into_iter().filter(|name| !uses(name)) {
+        problems.add(format!("tensor `{name}` is used by no edit"));
+    }
+    problems.into_result(weights)
+}
+
+impl EditSettings {
+    fn read(&self, tensors: &SafeTensors<'_>, base: Base<'_>) -> Result<ActivationEdit, String> {
+        if self.layer >= base.config.num_layers {
+            return Err(format!("layer {}, the base has {}", self.layer, base.config.num_layers));
+        }
+        let num_heads = base.config.num_heads;
+        let (point, width) = match self.point {
+            PointName::Residual => (Point::Residual, base.config.hidden_size),
+            PointName::Heads => (Point::Heads, num_heads * base.config.head_dim),
+        };
+        let view =
+            |name: &str| tensors.tensor(name).map_err(|_| format!("tensor `{name}` is missing"));
+        let vector = floats(&format!("`{}`", self.vector), &view(&self.vector)?, &[width])?;
+        let mix = match (self.operation, &self.alpha) {
+            (Operation::Add, None) => None,
+            (Operation::Add, Some(_)) => {
+                return Err("`alpha` belongs to the operation mix".to_owned());
+            }
+            (Operation::Mix, None) => Some(vec![1.0; width]),
+            (Operation::Mix, Some(name)) => {
+                let view = view(name)?;
+                let len = match (view.shape(), point) {
+                    ([1], _) => 1,
+                    ([len], Point::Heads) if *len == num_heads => num_heads,
+                    _ => width,
+                };
+                let alpha = floats(&format!("`{name}`"), &view, &[len])?;
+                Some(
+                    alpha
+                        .iter()
+                        .flat_map(|&alpha| std::iter::repeat_n(alpha, width / len))
+                        .collect(),
+                )
+            }
+        };
+        let positions = match self.positions {
+            PositionsName::All => Positions::All,
+            PositionsName::LastPrompt => Positions::LastPrompt,
+            PositionsName::FromLastPrompt => Positions::FromLastPrompt,
+        };
+        Ok(ActivationEdit { layer: self.layer, point, positions, vector, mix })
+    }
+}

@@ -1,0 +1,104 @@
+//! The files of a module's directory, before anything is made of them.
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+use crate::card::Card;
+use crate::error::Error;
+use crate::files::Files;
+use crate::generation::Generation;
+use crate::lora::Elements;
+
+pub(crate) const CARD_FILE: &str = "README.md";
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
+const MAX_WEIGHT_BYTES: u64 = 4 << 30;
+/// What PEFT and torch write where they pickle.
+const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
+
+/// Configuration and weights of a module, as they lie on disk.
+pub(crate) struct Bundle {
+    pub(crate) config: Vec<u8>,
+    weights: Vec<u8>,
+    weights_file: &'static str,
+}
+
+impl Bundle {
+    pub(crate) fn read(
+        files: Files<'_>,
+        config_file: &str,
+        weights_file: &'static str,
+    ) -> Result<Self, Error> {
+        let config = files.read(config_file, MAX_CONFIG_BYTES)?;
+        if !files.has(weights_file) {
+            let found = match PICKLES.into_iter().find(|pickle| files.has(pickle)) {
+                Some(pickle) => format!("only {pickle}, a pickle, which is never read"),
+                None => "no weights".to_owned(),
+            };
+            let problem = format!("found {found}; expected {weights_file}");
+            return Err(Error::refused(files.name, vec![problem]));
+        }
+        let weights = files.read(weights_file, MAX_WEIGHT_BYTES)?;
+        Ok(Self { config, weights, weights_file })
+    }
+
+    /// Identity of the content; `kind` keeps formats apart.
+    pub(crate) fn generation(&self, kind: &str) -> Generation {
+        Generation::of(&[kind.as_bytes(), &self.config, &self.weights])
+    }
+
+    pub(crate) fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
+        SafeTensors::deserialize(&self.weights).map_err(|error| {
+            vec![format!("{} is not a valid safetensors file: {error}", self.weights_file)]
+        })
+    }
+}
+
+/// The card beside a module, empty where there is none.
+pub(crate) fn card(files: Files<'_>) -> Result<Card, Error> {
+    match files.has(CARD_FILE) {
+        true => Ok(Card::parse(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?)),
+        false => Ok(Card::default()),
+    }
+}
+
+/// The elements of a tensor, if its dtype is known and all are finite.
+pub(crate) fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
+    let halves = || view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let elements = match view.dtype() {
+        Dtype::F32 => Elements::F32(
+            view.data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+                .collect(),
+        ),
+        Dtype::BF16 => Elements::Bf16(halves().collect()),
+        Dtype::F16 => Elements::F16(halves().collect()),
+        other => return Err(format!("has dtype {other:?}, expected F32, F16 or BF16")),
+    };
+    let finite = match &elements {
+        Elements::F32(values) => values.iter().all(|value| value.is_finite()),
+        Elements::Bf16(bits) => bits.iter().all(|bits| bits & 0x7f80 != 0x7f80),
+        Elements::F16(bits) => bits.iter().all(|bits| bits & 0x7c00 != 0x7c00),
+    };
+    finite.then_some(elements).ok_or_else(|| "holds a value that is not finite".to_owned())
+}
+
+/// A tensor of one shape, finite; `name` is what a problem calls it.
+pub(crate) fn shaped(
+    name: &str,
+    view: &TensorView<'_>,
+    expected: &[usize],
+) -> Result<Elements, String> {
+    if view.shape() != expected {
+        return Err(format!("{name} has shape {:?}, expected {expected:?}", view.shape()));
+    }
+    elements(view).map_err(|problem| format!("{name} {problem}"))
+}
+
+/// A tensor of one shape as 32-bit floats, finite.
+pub(crate) fn floats(
+    name: &str,
+    view: &TensorView<'_>,
+    expected: &[usize],
+) -> Result<Vec<f32>, String> {
+    shaped(name, view, expected).map(|elements| elements.as_slice().to_f32())
+}

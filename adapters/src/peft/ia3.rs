@@ -1,0 +1,91 @@
+//! (IA)³ (Liu et al., 2022): learned vectors that scale outputs of linears, or inputs of feed-forward ones.
+
+use safetensors::tensor::SafeTensors;
+use serde_json::{Map, Value as Json};
+
+use super::bundle::floats;
+use super::config::{self, Matcher};
+use super::{Base, Place, place_of};
+use crate::files::Problems;
+use crate::weights::{LinearPart, Weights};
+
+const READ: [&str; 4] =
+    ["target_modules", "feedforward_modules", "exclude_modules", "init_ia3_weights"];
+
+pub(super) fn load(
+    object: &Map<String, Json>,
+    tensors: &SafeTensors<'_>,
+    base: Base<'_>,
+) -> Result<Weights, Vec<String>> {
+    let mut problems = Problems::default();
+    let refused = config::refused_settings(object, |key, _| READ.contains(&key));
+    refused.into_iter().for_each(|problem| problems.add(problem));
+    let mut read = |name: &str| {
+        let value = object.get(name).filter(|value| !value.is_null());
+        let parsed = value.map(|value| config::matcher(Some(value), name)).transpose();
+        parsed.unwrap_or_else(|problem| {
+            problems.add(problem);
+            None
+        })
+    };
+    let (target, exclude) = (read("target_modules"), read("exclude_modules"));
+    let feed_forward = read("feedforward_modules");
+    let is_in = |matcher: &Option<Matcher>, path: &str| {
+        matcher.as_ref().is_some_and(|matcher| matcher.matches(path))
+    };
+    let is_target = |path: &str| is_in(&target, path) && !is_in(&exclude, path);
+    let mut weights = Weights::new(base.config.num_sites());
+    for (name, view) in tensors.iter() {
+        let path =
+            name.strip_prefix("base_model.model.").and_then(|rest| rest.strip_suffix(".ia3_l"));
+        let place = path.filter(|path| is_target(path));
+        let place = place.and_then(|path| place_of(path, base.config));
+        let shape = place.and_then(|place| Some((place, place.shape(base.config)?)));
+        let Some((place, (outputs, inputs))) = shape else {
+            problems.add(format!("tensor `{name}` belongs to no target module"));
+            continue;
+        };
+        let of_input = is_in(&feed_forward, &place.path());
+        if of_input && place == Place::Head {
+            problems.add("lm_head as a feed-forward module is not supported".to_owned());
+            continue;
+        }
+        let expected = if of_input { [1, inputs] } else { [outputs, 1] };
+        match floats(&format!("`ia3_l` of {place}"), &view, &expected) {
+            Ok(values) => set(&mut weights, place, values, of_input),
+            Err(problem) => problems.add(problem),
+        }
+    }
+    let places = (0..base.config.num_sites())
+        .map(|index| Place::Site(polyskill_model::Site::from_index(index)));
+    for place in places.chain([Place::Head]).filter(|place| is_target(&place.path())) {
+        if !has(&weights, place) {
+            problems.add(format!("{place} is a target module but has no `ia3_l`"));
+        }
+    }
+    if weights.is_empty() {
+        problems.add("no linear of the base model is a target module".to_owned());
+    }
+    problems.into_result(weights)
+}
+
+fn has(weights: &Weights, place: Place) -> bool {
+    match place {
+        Place::Site(site) => weights.at(site).is_some(),
+        Place::Head => weights.head.is_some(),
+        Place::Embedding => false,
+    }
+}
+
+/// Keeps l − 1, so that the part is a delta.
+fn set(weights: &mut Weights, place: Place, mut values: Vec<f32>, of_input: bool) {
+    values.iter_mut().for_each(|value| *value -= 1.0);
+    let part = match of_input {
+        true => LinearPart { input_scale: Some(values), ..LinearPart::default() },
+        false => LinearPart { output_scale: Some(values), ..LinearPart::default() },
+    };
+    match place {
+        Place::Site(site) => *weights.at_mut(site) = part,
+        _ => weights.head = Some(part),
+    }
+}

@@ -1,0 +1,294 @@
+//! LoRA, DoRA, and what PEFT's LoRA configuration can train beside them: biases, a head, tokens.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use polyskill_model::{ModelConfig, Site};
+use safetensors::tensor::{SafeTensors, TensorView};
+
+use super::bundle::{floats, shaped};
+use super::config::LoraSettings;
+use super::{Base, Place, place_of, tokens};
+use crate::files::Problems;
+use crate::lora::{LoraSite, Magnitude};
+use crate::weights::{EmbeddingLora, LinearPart, Weights};
+
+/// The tensors of one linear, by what follows its path.
+type Tensors<'a> = BTreeMap<&'static str, TensorView<'a>>;
+
+const A: &str = "lora_A.weight";
+const B: &str = "lora_B.weight";
+const B_BIAS: &str = "lora_B.bias";
+const MAGNITUDE: &str = "lora_magnitude_vector";
+const BIAS: &str = "bias";
+const HEAD: &str = "weight";
+const EMBEDDING_A: &str = "lora_embedding_A";
+const EMBEDDING_B: &str = "lora_embedding_B";
+const TOKENS: &str = "token_adapter.trainable_tokens_delta";
+/// What may follow a linear's path, and what it is called here. PEFT has written some in two ways.
+const SUFFIXES: [(&str, &str); 11] = [
+    (".lora_A.weight", A),
+    (".lora_B.weight", B),
+    (".lora_B.bias", B_BIAS),
+    (".lora_magnitude_vector.weight", MAGNITUDE),
+    (".lora_magnitude_vector", MAGNITUDE),
+    (".base_layer.bias", BIAS),
+    (".bias", BIAS),
+    (".lora_embedding_A", EMBEDDING_A),
+    (".lora_embedding_B", EMBEDDING_B),
+    (".token_adapter.trainable_tokens_delta", TOKENS),
+    (".weight", HEAD),
+];
+
+/// Maps every tensor to a place in the base, and every targeted place to its tensors.
+pub(super) fn assemble(
+    settings: &LoraSettings,
+    tensors: &SafeTensors<'_>,
+    base: Base<'_>,
+) -> Result<Weights, Vec<String>> {
+    let mut problems = Problems::default();
+    let mut found: BTreeMap<Place, Tensors<'_>> = BTreeMap::new();
+    for (name, view) in tensors.iter() {
+        match parse_key(name).and_then(|(path, what)| Some((place_of(path, base.config)?, what))) {
+            Some((place, what)) => {
+                found.entry(place).or_default().insert(what, view);
+            }
+            None => problems.add(format!("tensor `{name}` belongs to no linear of the base model")),
+        }
+    }
+    let mut reader =
+        Reader { settings, base, weights: Weights::new(base.config.num_sites()), problems };
+    let targets = reader.targets();
+    for place in &targets {
+        let tensors = found.remove(place).unwrap_or_default();
+        reader.target(*place, tensors);
+    }
+    for (place, tensors) in found {
+        reader.beside(place, tensors);
+    }
+    reader.require_promised();
+    let Reader { mut problems, weights, .. } = reader;
+    if targets.is_empty() {
+        problems.add("no linear of the base model is a target module".to_owned());
+    }
+    problems.into_result(weights)
+}
+
+/// `base_model.model.<path><suffix>` → the path, and which tensor it is.
+fn parse_key(name: &str) -> Option<(&str, &'static str)> {
+    let rest = name.strip_prefix("base_model.model.")?;
+    let mut suffixes = SUFFIXES.iter();
+    suffixes.find_map(|(suffix, what)| Some((rest.strip_suffix(suffix)?, *what)))
+}
+
+struct Reader<'a> {
+    settings: &'a LoraSettings,
+    base: Base<'a>,
+    weights: Weights,
+    problems: Problems,
+}
+
+impl Reader<'_> {
+    fn targets(&self) -> BTreeSet<Place> {
+        let sites = self.settings.targets(self.base.config).into_iter().map(Place::Site);
+        let rest = [Place::Head, Place::Embedding].into_iter();
+        let rest = rest.filter(|place| self.settings.is_target(&place.path()));
+        sites.chain(rest).collect()
+    }
+
+    /// A linear that the configuration targets.
+    fn target(&mut self, place: Place, mut tensors: Tensors<'_>) {
+        let Some((outputs, inputs)) = place.shape(self.base.config) else {
+            return self.embedding(tensors);
+        };
+        let (a, b) = (tensors.remove(A), tensors.remove(B));
+        let (a, b) = match (a, b) {
+            (Some(a), Some(b)) => (a, b),
+            (None, None) => {
+                return self.problems.add(format!("{place} is a target module but has no tensors"));
+            }
+            (Some(_), None) => return self.problems.add(format!("{place} has no `lora_B`")),
+            (None, Some(_)) => return self.problems.add(format!("{place} has no `lora_A`")),
+        };
+        let (rank, scale) = self.settings.rank_and_scale(&place.path());
+        let a = self.keep(shaped(&format!("`lora_A` of {place}"), &a, &[rank, inputs]));
+        let b = self.keep(shaped(&format!("`lora_B` of {place}"), &b, &[outputs, rank]));
+        let vectors = [(MAGNITUDE, self.settings.use_dora), (B_BIAS, self.settings.lora_bias)];
+        let [magnitude, bias] = vectors.map(|(what, expected)| {
+            self.vector(place, (what, tensors.remove(what)), expected, outputs)
+        });
+        let (Some(a), Some(b)) = (a, b) else { return };
+        let b_transposed = b.transposed(outputs, rank);
+        let mut lora = LoraSite { rank, scale, a, b_transposed, magnitude: None };
+        if let Some(magnitude) = magnitude {
+            lora.magnitude = self.magnitude(place, &lora, magnitude);
+        }
+        let scaled = |bias: Vec<f32>| bias.into_iter().map(|value| value * scale).collect();
+        let part = LinearPart { lora: Some(lora), bias: bias.map(scaled), ..LinearPart::default() };
+        match place {
+            Place::Site(site) => *self.weights.at_mut(site) = part,
+            _ => self.weights.head = Some(part),
+        }
+        self.beside(place, tensors);
+    }
+
+    /// Tensors that are no low-rank product: biases, a head, tokens.
+    fn beside(&mut self, place: Place, tensors: Tensors<'_>) {
+        for (what, view) in tensors {
+            match (place, what) {
+                (Place::Site(site), BIAS) if self.settings.trains_biases => {
+                    self.base_bias(site, &view);
+                }
+                (Place::Head, HEAD) if self.settings.own_head => {
+                    let shape = [self.base.config.vocab_size, self.base.config.hidden_size];
+                    self.weights.own_head = self.keep(shaped("`lm_head.weight`", &view, &shape));
+                }
+                (Place::Embedding, TOKENS) if self.settings.tokens.is_some() => {
+                    let ids = self.settings.tokens.as_deref().unwrap_or_default();
+                    let rows = tokens::rows(ids, &view, self.base);
+                    self.weights.tokens = self.keep(rows);
+                }
+                _ => self.problems.add(format!(
+                    "tensor `{what}` of {place}: the configuration does not ask for it"
+                )),
+            }
+        }
+    }
+
+    /// What the configuration says must be there.
+    fn require_promised(&mut self) {
+        if self.settings.own_head && self.weights.own_head.is_none() {
+            self.problems.add(
+                "`modules_to_save` names lm_head, but there is no `lm_head.weight`".to_owned(),
+            );
+        }
+        if self.settings.tokens.is_some() && self.weights.tokens.is_none() {
+            let problem =
+                "`trainable_token_indices` is set, but the embeddings' tensor is missing or wrong";
+            self.problems.add(problem.to_owned());
+        }
+    }
+
+    /// A vector that must be there exactly when the configuration says so.
+    fn vector(
+        &mut self,
+        place: Place,
+        (what, view): (&str, Option<TensorView<'_>>),
+        expected: bool,
+        len: usize,
+    ) -> Option<Vec<f32>> {
+        match (view, expected) {
+            (None, false) => None,
+            (Some(view), true) => self.keep(floats(&format!("`{what}` of {place}"), &view, &[len])),
+            (Some(_), false) => {
+                self.problems
+                    .add(format!("{place} has a `{what}` that the configuration does not ask for"));
+                None
+            }
+            (None, true) => {
+                self.problems.add(format!("{place} has no `{what}`"));
+                None
+            }
+        }
+    }
+
+    /// m/‖W + s·B·A‖, row by row.
+    fn magnitude(&mut self, place: Place, lora: &LoraSite, values: Vec<f32>) -> Option<Magnitude> {
+        let Some(model) = self.base.model else {
+            self.problems
+                .add(format!("{place}: DoRA needs the base's weights, which are not at hand"));
+            return None;
+        };
+        let (matrix, bias) = match place {
+            Place::Site(site) => (&model.linear(site).matrix, model.linear(site).bias.clone()),
+            _ => (model.head(), None),
+        };
+        let (a, b) = (lora.a.as_slice().to_f32(), lora.b_transposed.as_slice());
+        let mut row = vec![0.0; matrix.inner()];
+        let factors = values.into_iter().enumerate().map(|(out, value)| {
+            matrix.read_row(out, &mut row);
+            for (rank, a) in a.chunks_exact(row.len()).enumerate() {
+                let factor = lora.scale * b.get(rank * matrix.outs() + out);
+                row.iter_mut().zip(a).for_each(|(w, a)| *w += factor * a);
+            }
+            let square: f64 = row.iter().map(|w| f64::from(*w) * f64::from(*w)).sum();
+            value / square.sqrt() as f32
+        });
+        let factors: Vec<f32> = factors.collect();
+        if !factors.iter().all(|factor| factor.is_finite()) {
+            self.problems.add(format!(
+                "{place}: a row of the changed weights is zero, so DoRA cannot scale it"
+            ));
+            return None;
+        }
+        Some(Magnitude { factors, base_bias: bias })
+    }
+
+    /// A trained bias is kept as its difference to the base's.
+    fn base_bias(&mut self, site: Site, view: &TensorView<'_>) {
+        let (outputs, _) = self.base.config.projection_shape(site.projection);
+        let Some(model) = self.base.model else {
+            return self
+                .problems
+                .add(format!("{site}: a bias needs the base's, which is not at hand"));
+        };
+        let Some(base) = &model.linear(site).bias else {
+            return self.problems.add(format!("{site} has a `bias`, but the base has none there"));
+        };
+        if let Some(mut bias) = self.keep(floats(&format!("`bias` of {site}"), view, &[outputs])) {
+            bias.iter_mut().zip(base).for_each(|(bias, base)| *bias -= base);
+            let part = self.weights.at_mut(site);
+            match &mut part.bias {
+                Some(sum) => sum.iter_mut().zip(bias).for_each(|(sum, bias)| *sum += bias),
+                none => *none = Some(bias),
+            }
+        }
+    }
+
+    fn embedding(&mut self, mut tensors: Tensors<'_>) {
+        let place = Place::Embedding;
+        let ModelConfig { vocab_size, hidden_size, .. } = *self.base.config;
+        let (Some(a), Some(b)) = (tensors.remove(EMBEDDING_A), tensors.remove(EMBEDDING_B)) else {
+            let problem = format!(
+                "{place} is a target module but has no `{EMBEDDING_A}` and `{EMBEDDING_B}`"
+            );
+            return self.problems.add(problem);
+        };
+        if self.settings.use_dora || self.settings.lora_bias {
+            self.problems.add(format!("{place}: only plain LoRA is supported at embeddings"));
+        }
+        let (rank, scale) = self.settings.rank_and_scale(&place.path());
+        let a = self.keep(shaped("`lora_embedding_A`", &a, &[rank, vocab_size]));
+        let b = self.keep(shaped("`lora_embedding_B`", &b, &[hidden_size, rank]));
+        if let (Some(a), Some(b)) = (a, b) {
+            let (a_transposed, b_transposed) =
+                (a.transposed(rank, vocab_size), b.transposed(hidden_size, rank));
+            self.weights.embedding =
+                Some(EmbeddingLora { rank, scale, a_transposed, b_transposed });
+        }
+        self.beside(place, tensors);
+    }
+
+    fn keep<T>(&mut self, result: Result<T, String>) -> Option<T> {
+        result.map_err(|problem| self.problems.add(problem)).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_exact() {
+        let path = "model.layers.1.self_attn.q_proj";
+        let key = |suffix: &str| format!("base_model.model.{path}.{suffix}");
+        assert_eq!(parse_key(&key("lora_A.weight")), Some((path, A)));
+        assert_eq!(parse_key(&key("lora_B.weight")), Some((path, B)));
+        assert_eq!(parse_key(&key("lora_B.bias")), Some((path, B_BIAS)));
+        assert_eq!(parse_key(&key("base_layer.bias")), Some((path, BIAS)));
+        assert_eq!(parse_key("base_model.model.lm_head.weight"), Some(("lm_head", HEAD)));
+        assert_eq!(parse_key("model.lm_head.weight"), None);
+        let strange = key("lora_A.default.weight");
+        let (path, _) = parse_key(&strange).unwrap();
+        assert!(path.ends_with("lora_A.default"), "no linear has this path");
+    }
+}

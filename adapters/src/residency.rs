@@ -1,0 +1,662 @@
+//! Which modules' weights are in memory.
+//!
+//! A module stays known (name, identity, shape, card) while its weights go: they are read again when a request
+//! needs them. Requests hold leases; what is leased is never evicted. A request gets all its weights or waits,
+//! holding nothing, so waiting cannot deadlock.
+//!
+//! Who waits does not stand in line behind a request whose modules do not fit: those whose modules are in memory
+//! go ahead, so requests for the same modules share steps instead of evicting each other's. That would starve
+//! the first in line, so after [`Budget::patience`] nobody overtakes it any more: leases then only end, and it
+//! is served when the longest request that runs has finished.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::ops::Deref;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::weights::Weights;
+
+/// How much memory modules may take, and how long requests wait for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Bytes of weights in memory; `None` keeps all.
+    pub max_bytes: Option<usize>,
+    /// How long requests whose modules are in memory may overtake one that waits.
+    pub patience: Duration,
+    /// Longest wait; after it the request is refused.
+    pub max_wait: Duration,
+    /// Requests that may wait; one more is refused at once.
+    pub max_waiting: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            max_bytes: None,
+            patience: Duration::from_millis(500),
+            max_wait: Duration::from_secs(60),
+            max_waiting: 256,
+        }
+    }
+}
+
+/// Reads a module's weights again.
+pub type Reload = Box<dyn Fn() -> Result<Weights, Error> + Send + Sync>;
+
+/// The weights of one generation: in memory, or to be read again.
+pub struct Stored {
+    num_bytes: usize,
+    reload: Option<Reload>,
+    /// Weights that no pool manages.
+    fresh: Mutex<Option<Arc<Weights>>>,
+    home: OnceLock<(Arc<Pool>, u64)>,
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stored").field("num_bytes", &self.num_bytes).finish_non_exhaustive()
+    }
+}
+
+impl Stored {
+    /// Weights in memory; without `reload` they stay there.
+    pub(crate) fn new(weights: Weights, reload: Option<Reload>) -> Self {
+        let num_bytes = weights.num_bytes();
+        let fresh = Mutex::new(Some(Arc::new(weights)));
+        Self { num_bytes, reload, fresh, home: OnceLock::new() }
+    }
+
+    /// Bytes of the weights when they are in memory.
+    pub(crate) fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+
+    /// How the weights stand with the pool that manages them.
+    pub(crate) fn residency(&self) -> Residency {
+        match self.home.get() {
+            Some((pool, id)) => pool.lock().residency(*id),
+            None => Residency { resident: true, ..Residency::default() },
+        }
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        if let Some((pool, id)) = self.home.get() {
+            pool.forget(*id);
+        }
+    }
+}
+
+/// Where a module's weights are, and what was done with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Residency {
+    /// Whether they are in memory.
+    pub resident: bool,
+    /// Whether they stay there.
+    pub pinned: bool,
+    /// Requests that hold them.
+    pub leases: usize,
+    /// Leases that found them in memory.
+    pub hits: u64,
+    /// Times that they were read again.
+    pub loads: u64,
+    /// Times that they made room.
+    pub evictions: u64,
+    /// How long the last reading took.
+    pub load_time: Duration,
+}
+
+/// Weights that a request holds; they stay in memory until it is dropped.
+pub struct Lease {
+    weights: Arc<Weights>,
+    stored: Arc<Stored>,
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("stored", &self.stored).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Lease {
+    type Target = Weights;
+
+    fn deref(&self) -> &Weights {
+        &self.weights
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some((pool, id)) = self.stored.home.get() {
+            pool.lock().end_lease(*id);
+            pool.changed.notify_all();
+        }
+    }
+}
+
+/// Totals of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Bytes in memory.
+    pub resident_bytes: usize,
+    /// Bytes that requests hold.
+    pub leased_bytes: usize,
+    /// Modules in memory.
+    pub num_resident: usize,
+    /// Modules that are known.
+    pub num_known: usize,
+    /// Requests that wait for room.
+    pub waiting: usize,
+    /// Leases that found their module in memory.
+    pub hits: u64,
+    /// Modules that were read again.
+    pub loads: u64,
+    /// Modules that made room.
+    pub evictions: u64,
+}
+
+/// The memory of all modules.
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    budget: Budget,
+    entries: HashMap<u64, Entry>,
+    /// Those who wait, in order of arrival.
+    line: Vec<Ticket>,
+    next: u64,
+    /// Grows with every lease; orders entries by their last use.
+    clock: u64,
+    resident_bytes: usize,
+    hits: u64,
+    loads: u64,
+    evictions: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    num_bytes: usize,
+    place: Place,
+    evictable: bool,
+    last_used: u64,
+    residency: Residency,
+}
+
+#[derive(Debug)]
+enum Place {
+    Memory(Arc<Weights>),
+    /// A request reads them, and others wait for it.
+    Loading,
+    Elsewhere,
+}
+
+#[derive(Debug)]
+struct Ticket {
+    number: u64,
+    since: Instant,
+    wanted: Vec<u64>,
+}
+
+impl Pool {
+    pub(crate) fn set_budget(&self, budget: Budget) {
+        let mut state = self.lock();
+        state.budget = budget;
+        state.make_room(0);
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn stats(&self) -> PoolStats {
+        let state = self.lock();
+        let entries = || state.entries.values();
+        let held = entries().filter(|entry| entry.residency.leases > 0);
+        PoolStats {
+            resident_bytes: state.resident_bytes,
+            leased_bytes: held.map(|entry| entry.num_bytes).sum(),
+            num_resident: entries().filter(|entry| entry.is_resident()).count(),
+            num_known: state.entries.len(),
+            waiting: state.line.len(),
+            hits: state.hits,
+            loads: state.loads,
+            evictions: state.evictions,
+        }
+    }
+
+    /// Takes weights over. They stay in memory where there is room without evicting what others use.
+    pub(crate) fn adopt(self: &Arc<Self>, stored: &Stored) {
+        let mut state = self.lock();
+        let id = state.next;
+        if stored.home.set((Arc::clone(self), id)).is_err() {
+            return;
+        }
+        state.next += 1;
+        let weights = stored.fresh.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let evictable = stored.reload.is_some();
+        let keeps = !evictable || state.fits_free(stored.num_bytes);
+        let place = match weights {
+            Some(weights) if keeps => Place::Memory(weights),
+            _ => Place::Elsewhere,
+        };
+        if let Place::Memory(_) = place {
+            state.resident_bytes += stored.num_bytes;
+        }
+        let entry = Entry {
+            num_bytes: stored.num_bytes,
+            place,
+            evictable,
+            last_used: 0,
+            residency: Residency::default(),
+        };
+        state.entries.insert(id, entry);
+    }
+
+    pub(crate) fn pin(&self, stored: &Stored, pinned: bool) {
+        let Some((_, id)) = stored.home.get() else { return };
+        if let Some(entry) = self.lock().entries.get_mut(id) {
+            entry.residency.pinned = pinned;
+        }
+    }
+
+    /// All of the modules' weights, or none; waits for room.
+    pub(crate) fn lease(self: &Arc<Self>, wanted: &[Arc<Stored>]) -> Result<Vec<Lease>, Error> {
+        let ids: Vec<u64> = wanted.iter().filter_map(|stored| Some(stored.home.get()?.1)).collect();
+        let to_load = self.wait_for_room(&ids)?;
+        let mut failure = None;
+        for stored in wanted {
+            let Some((_, id)) = stored.home.get() else { continue };
+            if failure.is_none() && to_load.contains(id) {
+                failure = self.load(stored, *id).err();
+            } else if to_load.contains(id) {
+                self.lock().load_failed(*id);
+            }
+        }
+        self.changed.notify_all();
+        // All of them first: each lease is counted already and must end.
+        let leases: Vec<Result<Lease, Error>> =
+            wanted.iter().map(|stored| self.take(stored)).collect();
+        match failure {
+            Some(error) => Err(error),
+            None => leases.into_iter().collect(),
+        }
+    }
+
+    /// Waits until all fit, then counts leases for all; returns those that the caller must read.
+    fn wait_for_room(&self, ids: &[u64]) -> Result<Vec<u64>, Error> {
+        let mut state = self.lock();
+        if let Some(error) = state.never_fits(ids) {
+            return Err(error);
+        }
+        let since = Instant::now();
+        let number = state.next;
+        state.next += 1;
+        if !state.may_go(number, ids) && state.line.len() >= state.budget.max_waiting {
+            return Err(Error::TooManyWaiting { waiting: state.line.len() });
+        }
+        state.line.push(Ticket { number, since, wanted: ids.to_vec() });
+        loop {
+            if state.may_go(number, ids) {
+                state.line.retain(|ticket| ticket.number != number);
+                let to_load = state.grant(ids);
+                drop(state);
+                self.changed.notify_all();
+                return Ok(to_load);
+            }
+            let left = state.budget.max_wait.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                state.line.retain(|ticket| ticket.number != number);
+                drop(state);
+                self.changed.notify_all();
+                return Err(Error::NoRoom { waited: since.elapsed() });
+            }
+            state =
+                self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Reads weights that [`State::grant`] left to the caller.
+    fn load(&self, stored: &Stored, id: u64) -> Result<(), Error> {
+        let started = Instant::now();
+        // A panic must not leave others waiting for weights that never come.
+        let loaded = match &stored.reload {
+            Some(reload) => {
+                std::panic::catch_unwind(AssertUnwindSafe(reload)).unwrap_or(Err(Error::Gone))
+            }
+            None => Err(Error::Gone),
+        };
+        let mut state = self.lock();
+        match loaded {
+            Ok(weights) => state.loaded(id, weights, started.elapsed()),
+            Err(error) => {
+                state.load_failed(id);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// A lease that is counted already; waits for another request that reads the weights.
+    fn take(&self, stored: &Arc<Stored>) -> Result<Lease, Error> {
+        let lease = |weights: &Arc<Weights>| Lease {
+            weights: Arc::clone(weights),
+            stored: Arc::clone(stored),
+        };
+        let Some((_, id)) = stored.home.get() else {
+            let fresh = stored.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+            return fresh.as_ref().map(lease).ok_or(Error::Gone);
+        };
+        let mut state = self.lock();
+        loop {
+            match state.entries.get(id).map(|entry| &entry.place) {
+                Some(Place::Memory(weights)) => return Ok(lease(weights)),
+                Some(Place::Loading) => {}
+                _ => {
+                    state.end_lease(*id);
+                    drop(state);
+                    self.changed.notify_all();
+                    return Err(Error::Gone);
+                }
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn forget(&self, id: u64) {
+        let mut state = self.lock();
+        if let Some(entry) = state.entries.remove(&id)
+            && entry.is_resident()
+        {
+            state.resident_bytes -= entry.num_bytes;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn is_resident(&self) -> bool {
+        !matches!(self.place, Place::Elsewhere)
+    }
+
+    fn may_leave(&self) -> bool {
+        let held = self.residency.pinned || self.residency.leases > 0;
+        self.evictable && !held && matches!(self.place, Place::Memory(_))
+    }
+}
+
+impl State {
+    fn residency(&self, id: u64) -> Residency {
+        self.entries.get(&id).map_or_else(Residency::default, |entry| Residency {
+            resident: matches!(entry.place, Place::Memory(_)),
+            ..entry.residency
+        })
+    }
+
+    fn fits_free(&self, num_bytes: usize) -> bool {
+        self.budget.max_bytes.is_none_or(|most| self.resident_bytes + num_bytes <= most)
+    }
+
+    /// What the modules need beyond what is in memory.
+    fn missing_bytes(&self, ids: &[u64]) -> usize {
+        let ids: BTreeSet<&u64> = ids.iter().collect();
+        let missing = |id: &u64| self.entries.get(id).filter(|entry| !entry.is_resident());
+        ids.into_iter().filter_map(missing).map(|entry| entry.num_bytes).sum()
+    }
+
+    /// Bytes that could make room.
+    fn movable_bytes(&self) -> usize {
+        let movable = self.entries.values().filter(|entry| entry.may_leave());
+        movable.map(|entry| entry.num_bytes).sum()
+    }
+
+    /// Whether the modules fit beside what must stay.
+    fn fits(&self, ids: &[u64], movable_bytes: usize) -> bool {
+        let Some(most) = self.budget.max_bytes else { return true };
+        let missing = self.missing_bytes(ids);
+        let wanted: BTreeSet<&u64> = ids.iter().collect();
+        let own = wanted.into_iter().filter_map(|id| self.entries.get(id));
+        let own: usize = own.filter(|entry| entry.may_leave()).map(|entry| entry.num_bytes).sum();
+        missing == 0 || self.resident_bytes + own + missing <= most + movable_bytes
+    }
+
+    /// Modules that do not fit even when nothing else runs.
+    fn never_fits(&self, ids: &[u64]) -> Option<Error> {
+        let most = self.budget.max_bytes?;
+        let stays = |(id, entry): &(&u64, &Entry)| {
+            !entry.evictable || entry.residency.pinned || ids.contains(id)
+        };
+        let needed = self.entries.iter().filter(stays).map(|(_, entry)| entry.num_bytes).sum();
+        let missing = self.missing_bytes(ids) > 0;
+        (missing && needed > most).then_some(Error::TooLarge { needed, most })
+    }
+
+    /// Whether it is this one's turn: it fits, and nobody before it has lost patience or fits as well.
+    fn may_go(&self, number: u64, ids: &[u64]) -> bool {
+        let movable = self.movable_bytes();
+        let overtaken = self.line.iter().filter(|ticket| ticket.number < number);
+        let goes_first = |ticket: &Ticket| {
+            ticket.since.elapsed() >= self.budget.patience || self.fits(&ticket.wanted, movable)
+        };
+        self.fits(ids, movable) && !overtaken.into_iter().any(goes_first)
+    }
+
+    /// Counts leases and makes room; returns what must be read.
+    fn grant(&mut self, ids: &[u64]) -> Vec<u64> {
+        self.clock += 1;
+        let clock = self.clock;
+        let mut to_load = Vec::new();
+        let mut missing = 0;
+        for id in ids {
+            let Some(entry) = self.entries.get_mut(id) else { continue };
+            entry.last_used = clock;
+            entry.residency.leases += 1;
+            if entry.is_resident() {
+                entry.residency.hits += 1;
+                self.hits += 1;
+            } else {
+                entry.place = Place::Loading;
+                missing += entry.num_bytes;
+                to_load.push(*id);
+            }
+        }
+        self.make_room(missing);
+        self.resident_bytes += missing;
+        to_load
+    }
+
+    /// Evicts what was not used for longest until so many bytes fit.
+    fn make_room(&mut self, num_bytes: usize) {
+        let Some(most) = self.budget.max_bytes else { return };
+        while self.resident_bytes + num_bytes > most {
+            let leave = self.entries.iter_mut().filter(|(_, entry)| entry.may_leave());
+            let Some((_, oldest)) = leave.min_by_key(|(id, entry)| (entry.last_used, **id)) else {
+                return;
+            };
+            oldest.place = Place::Elsewhere;
+            oldest.residency.evictions += 1;
+            self.resident_bytes -= oldest.num_bytes;
+            self.evictions += 1;
+        }
+    }
+
+    fn loaded(&mut self, id: u64, weights: Weights, took: Duration) {
+        self.loads += 1;
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.place = Place::Memory(Arc::new(weights));
+            entry.residency.loads += 1;
+            entry.residency.load_time = took;
+        }
+    }
+
+    fn load_failed(&mut self, id: u64) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.place = Place::Elsewhere;
+            self.resident_bytes -= entry.num_bytes;
+        }
+    }
+
+    fn end_lease(&mut self, id: u64) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.residency.leases = entry.residency.leases.saturating_sub(1);
+        }
+        self.make_room(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::channel;
+
+    use super::*;
+    use crate::lora::Elements;
+    use crate::weights::SoftPrompt;
+
+    /// A module of `num_bytes` bytes that counts how often it is read.
+    fn stored(pool: &Arc<Pool>, num_bytes: usize, reads: &Arc<AtomicUsize>) -> Arc<Stored> {
+        let weights = move || Weights {
+            prompt: Some(SoftPrompt {
+                num_tokens: 1,
+                embeddings: Elements::Bf16(vec![0; num_bytes / 2]),
+            }),
+            ..Weights::default()
+        };
+        let reads = Arc::clone(reads);
+        let reload: Reload = Box::new(move || {
+            reads.fetch_add(1, Ordering::Relaxed);
+            Ok(weights())
+        });
+        let stored = Arc::new(Stored::new(weights(), Some(reload)));
+        pool.adopt(&stored);
+        stored
+    }
+
+    fn pool(max_bytes: usize) -> Arc<Pool> {
+        let pool = Arc::new(Pool::default());
+        let patience = Duration::from_secs(3600);
+        pool.set_budget(Budget { max_bytes: Some(max_bytes), patience, ..Budget::default() });
+        pool
+    }
+
+    #[test]
+    fn what_is_used_least_makes_room_and_is_read_again() {
+        let (pool, reads) = (pool(200), Arc::default());
+        let modules: Vec<_> = (0..3).map(|_| stored(&pool, 100, &reads)).collect();
+        assert_eq!(pool.stats().resident_bytes, 200, "the third found no room");
+        for module in [0, 1, 2, 0] {
+            drop(pool.lease(std::slice::from_ref(&modules[module])).unwrap());
+        }
+        assert_eq!(reads.load(Ordering::Relaxed), 2, "2 evicted 0, and 0 evicted 1");
+        let stats = pool.stats();
+        assert_eq!((stats.loads, stats.evictions, stats.hits), (2, 2, 2));
+        assert_eq!((stats.resident_bytes, stats.leased_bytes), (200, 0));
+        drop(modules);
+        assert_eq!(
+            pool.stats(),
+            PoolStats { loads: 2, evictions: 2, hits: 2, ..PoolStats::default() }
+        );
+    }
+
+    #[test]
+    fn leased_and_pinned_modules_stay() {
+        let (pool, reads) = (pool(200), Arc::default());
+        let modules: Vec<_> = (0..3).map(|_| stored(&pool, 100, &reads)).collect();
+        pool.pin(&modules[0], true);
+        let held = pool.lease(&modules[1..2]).unwrap();
+        let too_large = pool.lease(&modules).unwrap_err();
+        assert!(matches!(too_large, Error::TooLarge { needed: 300, most: 200 }), "{too_large}");
+        let (sender, receiver) = channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let lease = pool.lease(&modules[2..]).unwrap();
+                sender.send(()).unwrap();
+                drop(lease);
+            });
+            while pool.stats().waiting == 0 {
+                std::thread::yield_now();
+            }
+            assert!(receiver.try_recv().is_err(), "nothing may make room");
+            drop(held);
+            receiver.recv().unwrap();
+        });
+        assert!(modules[0].residency().resident && !modules[1].residency().resident);
+    }
+
+    #[test]
+    fn modules_in_memory_overtake_until_patience_ends() {
+        let (pool, reads) = (pool(100), Arc::default());
+        let modules: Vec<_> = (0..2).map(|_| stored(&pool, 100, &reads)).collect();
+        let held = pool.lease(&modules[..1]).unwrap();
+        let served = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            let wait = |module: usize| {
+                let (pool, modules, served) = (&pool, &modules, &served);
+                move || {
+                    drop(pool.lease(&modules[module..=module]).unwrap());
+                    served.fetch_add(1, Ordering::Relaxed)
+                }
+            };
+            let second = scope.spawn(wait(1));
+            while pool.stats().waiting == 0 {
+                std::thread::yield_now();
+            }
+            // It is in memory, so it need not stand behind the one that waits.
+            assert_eq!(scope.spawn(wait(0)).join().unwrap(), 0);
+            let patience = Duration::ZERO;
+            pool.set_budget(Budget { max_bytes: Some(100), patience, ..Budget::default() });
+            let third = scope.spawn(wait(0));
+            while pool.stats().waiting < 2 {
+                std::thread::yield_now();
+            }
+            drop(held);
+            assert_eq!(second.join().unwrap(), 1, "nobody overtakes it any more");
+            third.join().unwrap();
+        });
+        assert_eq!(pool.stats().leased_bytes, 0);
+    }
+
+    #[test]
+    fn a_failed_reading_leaves_nothing_behind() {
+        let (pool, reads) = (pool(200), Arc::default());
+        let good = stored(&pool, 100, &reads);
+        let other = stored(&pool, 100, &reads);
+        let weights = Weights {
+            prompt: Some(SoftPrompt { num_tokens: 1, embeddings: Elements::Bf16(vec![0; 50]) }),
+            ..Weights::default()
+        };
+        let bad = Arc::new(Stored::new(weights, Some(Box::new(|| panic!("boom")))));
+        pool.adopt(&bad);
+        for _ in 0..2 {
+            assert!(pool.lease(&[Arc::clone(&good), Arc::clone(&bad)]).is_err());
+            assert_eq!(pool.stats().leased_bytes, 0);
+        }
+        assert!(pool.stats().resident_bytes <= 200);
+        assert!(pool.lease(&[good, other]).is_ok());
+    }
+
+    #[test]
+    fn waiting_is_bounded() {
+        let (pool, reads) = (pool(100), Arc::default());
+        let modules: Vec<_> = (0..2).map(|_| stored(&pool, 100, &reads)).collect();
+        let _held = pool.lease(&modules[..1]).unwrap();
+        let max_wait = Duration::from_millis(1);
+        let budget = Budget { max_bytes: Some(100), max_wait, ..Budget::default() };
+        pool.set_budget(budget);
+        assert!(matches!(pool.lease(&modules[1..]), Err(Error::NoRoom { .. })));
+        pool.set_budget(Budget { max_waiting: 0, ..budget });
+        assert!(matches!(pool.lease(&modules[1..]), Err(Error::TooManyWaiting { .. })));
+        assert_eq!(pool.stats().waiting, 0);
+    }
+}

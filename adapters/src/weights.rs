@@ -1,0 +1,268 @@
+//! What a module does to a forward pass, whatever format it came in.
+//!
+//! A module is a set of parts, most have one. Parts at linears are deltas on the linear's output, computed from
+//! what the base's linear read and wrote: y = y₀ + Σ w·Δ(x, y₀). So a weighted mix of any kinds is a plain sum,
+//! and one module at weight 1 is exactly itself.
+
+use polyskill_model::Site;
+
+use crate::edits::{ActivationEdit, Positions};
+use crate::lora::{Elements, LoraSite};
+
+/// What a module does at one linear; its delta is the sum of its parts.
+#[derive(Clone, Debug, Default)]
+pub struct LinearPart {
+    /// A low-rank product, `s·B·A·x`, or DoRA.
+    pub lora: Option<LoraSite>,
+    /// (IA)³ on outputs (Liu et al., 2022): `l − 1`, `[outputs]`; Δ = (l − 1) ⊙ y₀.
+    pub output_scale: Option<Vec<f32>>,
+    /// (IA)³ on inputs: `l − 1`, `[inputs]`; Δ = W·((l − 1) ⊙ x).
+    pub input_scale: Option<Vec<f32>>,
+    /// A few changed weights.
+    pub graft: Option<Graft>,
+    /// A change of the bias, `[outputs]`.
+    pub bias: Option<Vec<f32>>,
+}
+
+impl LinearPart {
+    /// A low-rank product and nothing else.
+    pub fn lora(lora: LoraSite) -> Self {
+        Self { lora: Some(lora), ..Self::default() }
+    }
+
+    /// Whether the delta depends on what the base wrote.
+    pub fn reads_output(&self) -> bool {
+        self.output_scale.is_some()
+            || self.lora.as_ref().is_some_and(|lora| lora.magnitude.is_some())
+    }
+
+    /// Whether there is nothing but a low-rank product.
+    pub fn is_lora_alone(&self) -> bool {
+        let vectors = [&self.output_scale, &self.input_scale, &self.bias];
+        vectors.into_iter().all(Option::is_none) && self.graft.is_none()
+    }
+
+    /// Bytes of weights.
+    pub fn num_bytes(&self) -> usize {
+        let vectors = [&self.output_scale, &self.input_scale, &self.bias];
+        let floats = vectors.into_iter().flatten().map(Vec::len).sum::<usize>();
+        let lora = self.lora.as_ref().map_or(0, LoraSite::num_bytes);
+        lora + 4 * floats + self.graft.as_ref().map_or(0, Graft::num_bytes)
+    }
+}
+
+/// Changes of single weights, ordered by row: W′[r, c] = W[r, c] + value.
+#[derive(Clone, Debug, Default)]
+pub struct Graft {
+    /// Output feature of each change.
+    pub rows: Vec<u32>,
+    /// Input feature of each change.
+    pub columns: Vec<u32>,
+    /// What is added to the weight.
+    pub values: Vec<f32>,
+}
+
+impl Graft {
+    fn num_bytes(&self) -> usize {
+        12 * self.values.len()
+    }
+}
+
+/// Embeddings of tokens that a module has learned anew (PEFT's trainable tokens).
+#[derive(Clone, Debug)]
+pub struct TokenRows {
+    /// Token ids, ascending.
+    pub ids: Vec<u32>,
+    /// New embedding less the base's, `[ids, hidden_size]`.
+    pub deltas: Vec<f32>,
+    /// Whether the head reads the new embeddings too, as with tied embeddings.
+    pub in_head: bool,
+}
+
+impl TokenRows {
+    /// The change of a token's embedding, if it has one.
+    pub fn delta(&self, token: u32) -> Option<&[f32]> {
+        let at = self.ids.binary_search(&token).ok()?;
+        let width = self.deltas.len() / self.ids.len();
+        Some(&self.deltas[at * width..(at + 1) * width])
+    }
+}
+
+/// Embeddings that come before the sequence (prompt tuning, Lester et al., 2021; folded P-tuning).
+#[derive(Clone, Debug)]
+pub struct SoftPrompt {
+    /// `num_virtual_tokens`.
+    pub num_tokens: usize,
+    /// `[num_tokens, hidden_size]`
+    pub embeddings: Elements,
+}
+
+/// Keys and values that come before the sequence (prefix tuning, Li and Liang, 2021; an encoded document).
+#[derive(Clone, Debug)]
+pub struct KvPrefix {
+    /// `num_virtual_tokens`, or tokens of the document.
+    pub num_tokens: usize,
+    /// Per layer, keys as attention sees them: `[num_tokens, kv heads · head_dim]`.
+    pub keys: Vec<Elements>,
+    /// Per layer, values of the same shape.
+    pub values: Vec<Elements>,
+}
+
+/// A low-rank change of the embedding table: Δ(token) = s·B·A[:, token].
+#[derive(Clone, Debug)]
+pub struct EmbeddingLora {
+    /// r.
+    pub rank: usize,
+    /// Factor on B·A.
+    pub scale: f32,
+    /// Aᵀ, `[vocab_size, rank]`.
+    pub a_transposed: Elements,
+    /// Bᵀ, `[rank, hidden_size]`.
+    pub b_transposed: Elements,
+}
+
+/// A module's weights, ready to be applied.
+#[derive(Clone, Debug, Default)]
+pub struct Weights {
+    linears: Vec<Option<LinearPart>>,
+    /// What it does at the head.
+    pub head: Option<LinearPart>,
+    /// A head of its own, `[vocab_size, hidden_size]`.
+    pub own_head: Option<Elements>,
+    /// A low-rank change of the embedding table.
+    pub embedding: Option<EmbeddingLora>,
+    /// New embeddings of some tokens.
+    pub tokens: Option<TokenRows>,
+    /// Embeddings before the sequence.
+    pub prompt: Option<SoftPrompt>,
+    /// Keys and values before the sequence.
+    pub prefix: Option<KvPrefix>,
+    /// Edits of hidden states, in order.
+    pub edits: Vec<ActivationEdit>,
+}
+
+impl Weights {
+    /// An empty module for a model with `num_sites` sites.
+    pub fn new(num_sites: usize) -> Self {
+        Self { linears: vec![None; num_sites], ..Self::default() }
+    }
+
+    /// What the module does at a site, if it acts there.
+    pub fn at(&self, site: Site) -> Option<&LinearPart> {
+        self.linears.get(site.index())?.as_ref()
+    }
+
+    /// The low-rank product at a site.
+    pub fn lora_at(&self, site: Site) -> Option<&LoraSite> {
+        self.at(site)?.lora.as_ref()
+    }
+
+    /// The part at a site, made where there is none.
+    ///
+    /// # Panics
+    /// If the model has no such site.
+    pub fn at_mut(&mut self, site: Site) -> &mut LinearPart {
+        self.linears[site.index()].get_or_insert_default()
+    }
+
+    /// The sites where the module acts, ascending.
+    pub fn sites(&self) -> impl Iterator<Item = (Site, &LinearPart)> {
+        let all = self.linears.iter().enumerate();
+        all.filter_map(|(index, part)| Some((Site::from_index(index), part.as_ref()?)))
+    }
+
+    /// Whether the module does nothing at all.
+    pub fn is_empty(&self) -> bool {
+        let rest = [
+            self.head.is_some(),
+            self.own_head.is_some(),
+            self.embedding.is_some(),
+            self.tokens.is_some(),
+            self.prompt.is_some(),
+            self.prefix.is_some(),
+            !self.edits.is_empty(),
+        ];
+        self.sites().next().is_none() && !rest.contains(&true)
+    }
+
+    /// Bytes of weights.
+    pub fn num_bytes(&self) -> usize {
+        let linears = self.linears.iter().flatten().chain(&self.head);
+        let prefix = self.prefix.iter().flat_map(|prefix| prefix.keys.iter().chain(&prefix.values));
+        let elements = prefix
+            .chain(self.own_head.as_ref())
+            .chain(self.prompt.as_ref().map(|prompt| &prompt.embeddings))
+            .chain(self.embedding.iter().flat_map(|lora| [&lora.a_transposed, &lora.b_transposed]));
+        let floats = self.tokens.as_ref().map_or(0, |tokens| tokens.deltas.len());
+        linears.map(LinearPart::num_bytes).sum::<usize>()
+            + elements.map(Elements::num_bytes).sum::<usize>()
+            + 4 * floats
+            + self.edits.iter().map(ActivationEdit::num_bytes).sum::<usize>()
+    }
+
+    /// What is known of the module without its weights.
+    pub fn shape(&self) -> Shape {
+        let site = |(site, part): (Site, &LinearPart)| SiteShape {
+            site,
+            rank: part.lora.as_ref().map_or(0, |lora| lora.rank),
+            scale: part.lora.as_ref().map_or(0.0, |lora| lora.scale),
+            half: part.lora.as_ref().is_some_and(|lora| !matches!(lora.a, Elements::F32(_))),
+        };
+        let positions = self.edits.iter().map(|edit| edit.positions);
+        Shape {
+            sites: self.sites().map(site).collect(),
+            num_prefix: self.prefix.as_ref().map_or(0, |prefix| prefix.num_tokens),
+            num_prompt: self.prompt.as_ref().map_or(0, |prompt| prompt.num_tokens),
+            edits_at_prompt_end: positions.clone().any(|at| at != Positions::All),
+            beyond_linears: self.head.is_some()
+                || self.own_head.is_some()
+                || self.embedding.is_some()
+                || self.tokens.is_some()
+                || !self.edits.is_empty(),
+            num_bytes: self.num_bytes(),
+        }
+    }
+}
+
+/// What is known of a module while its weights are not in memory.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Shape {
+    /// The linears where it acts, ascending.
+    pub sites: Vec<SiteShape>,
+    /// Positions of keys and values before the sequence.
+    pub num_prefix: usize,
+    /// Embeddings before the sequence.
+    pub num_prompt: usize,
+    /// Whether what it does depends on where the prompt ends.
+    pub edits_at_prompt_end: bool,
+    /// Whether it acts at embeddings, the head or hidden states.
+    pub beyond_linears: bool,
+    /// Bytes of its weights in memory.
+    pub num_bytes: usize,
+}
+
+impl Shape {
+    /// What it does at a site.
+    pub fn at(&self, site: Site) -> Option<&SiteShape> {
+        let at = self.sites.binary_search_by_key(&site.index(), |shape| shape.site.index());
+        Some(&self.sites[at.ok()?])
+    }
+
+    /// Whether all that it does happens at linears, so that it can be picked per row and site.
+    pub fn is_linear(&self) -> bool {
+        !self.sites.is_empty() && !self.beyond_linears && self.num_prefix + self.num_prompt == 0
+    }
+}
+
+/// A linear where a module acts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SiteShape {
+    /// Where.
+    pub site: Site,
+    /// r; 0 where it has no low-rank product.
+    pub rank: usize,
+    /// Factor on B·A.
+    pub scale: f32,
+    /// Whether A came in 16 bits.
+    pub half: bool,
+}
