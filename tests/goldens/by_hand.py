@@ -1,0 +1,113 @@
+"""Modules computed without PEFT and without its layers: their files are read here and, in float64, every effect on a
+linear, an embedding or the head becomes a change of its weights and bias. `check.py` compares the goldens with this.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import DynamicCache
+
+from common import ADAPTERS, Json, load_model, read_json
+
+PREFIX = "base_model.model."
+Tensors = dict[str, torch.Tensor]
+
+
+def scaling(config: Json, path: str) -> float:
+    def pick(patterns: dict[str, int], default: int) -> int:
+        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
+
+    rank = pick(config["rank_pattern"], config["r"])
+    return pick(config["alpha_pattern"], config["lora_alpha"]) / (math.sqrt(rank) if config["use_rslora"] else rank)
+
+
+def read_tensors(path: str) -> Tensors:
+    return {key: tensor.double() for key, tensor in load_file(path).items()}
+
+
+class ByHand:
+    """The base model `base` under modules as a case lists them."""
+
+    @torch.no_grad()
+    def __init__(self, base: str, adapters: list[Json]) -> None:
+        self.model = load_model(base, torch.float64)
+        self.tied = self.model.config.tie_word_embeddings
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.soft_prompts: list[torch.Tensor] = []
+        self.untie()
+        # Effects are those on the base, whatever other modules do.
+        self.base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        for adapter in adapters:
+            self.add(adapter["name"], adapter["weight"])
+
+    def untie(self) -> None:
+        """Every place gets weights and a bias of its own to change."""
+        for place in self.model.modules():
+            if isinstance(place, nn.Linear):
+                place.weight = nn.Parameter(place.weight.clone())
+                bias = torch.zeros(place.out_features, dtype=torch.float64)
+                place.bias = nn.Parameter(bias if place.bias is None else place.bias.clone())
+
+    def add(self, name: str, weight: float) -> None:
+        folder = ADAPTERS / name
+        config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
+        if config["peft_type"] == "PREFIX_TUNING":
+            self.add_prefix(tensors["prompt_embeddings"])
+        elif "prompt_embeddings" in tensors:
+            self.soft_prompts.append(tensors["prompt_embeddings"])
+        else:
+            for key, tensor in tensors.items():
+                self.add_tensor(config, tensors, key.removeprefix(PREFIX), tensor, weight)
+
+    def add_prefix(self, embeddings: torch.Tensor) -> None:
+        """[virtual tokens, (layer, key or value, head, dimension)]."""
+        c = self.model.config
+        parts = embeddings.reshape(len(embeddings), c.num_hidden_layers, 2, c.num_key_value_heads, c.head_dim)
+        parts = parts.permute(1, 2, 3, 0, 4)
+        self.keys.append(parts[:, 0])
+        self.values.append(parts[:, 1])
+
+    def add_tensor(self, config: Json, tensors: Tensors, key: str, tensor: torch.Tensor, weight: float) -> None:
+        path, _, last = key.rpartition(".")
+        if key.endswith(".lora_A.weight"):
+            self.add_lora(path.removesuffix(".lora_A"), config, tensors, weight)
+        elif last == "ia3_l":
+            rows = self.base[f"{path}.weight"]
+            self.change(f"{path}.weight", (tensor - 1) * rows, weight)
+            if tensor.shape[1] == 1:
+                self.change(f"{path}.bias", (tensor[:, 0] - 1) * self.base[f"{path}.bias"], weight)
+
+    def add_lora(self, path: str, config: Json, tensors: Tensors, weight: float) -> None:
+        own = {
+            key.removeprefix(f"{PREFIX}{path}."): tensor
+            for key, tensor in tensors.items()
+            if key.startswith(f"{PREFIX}{path}.")
+        }
+        scale, rows = scaling(config, path), self.base[f"{path}.weight"]
+        update = scale * (own["lora_B.weight"] @ own["lora_A.weight"])
+        if "lora_magnitude_vector" in own:
+            directions = (rows + update) / (rows + update).pow(2).sum(dim=1, keepdim=True).sqrt()
+            update = own["lora_magnitude_vector"][:, None] * directions - rows
+        self.change(f"{path}.weight", update, weight)
+
+    def change(self, name: str, update: torch.Tensor, weight: float) -> None:
+        self.model.get_parameter(name).add_(weight * update)
+
+    def cache(self) -> DynamicCache:
+        cache = DynamicCache()
+        for keys, values in zip(self.keys, self.values, strict=True):
+            for layer in range(len(keys)):
+                cache.update(keys[layer][None], values[layer][None], layer)
+        return cache
+
+    @torch.no_grad()
+    def logits(self, ids: list[int], prompt_length: int) -> torch.Tensor:
+        """Logits [tokens, vocabulary] of a whole sequence whose first `prompt_length` ids are the prompt."""
+        rows = torch.cat([*self.soft_prompts, self.model.get_input_embeddings().weight[ids]])
+        return self.model(inputs_embeds=rows[None], past_key_values=self.cache(), use_cache=True).logits[0, -len(ids) :]
