@@ -77,11 +77,33 @@ class ByHand:
         path, _, last = key.rpartition(".")
         if key.endswith(".lora_A.weight"):
             self.add_lora(path.removesuffix(".lora_A"), config, tensors, weight)
+        elif last == "lora_embedding_A":
+            update = scaling(config, path) * (tensors[f"{PREFIX}{path}.lora_embedding_B"] @ tensor).T
+            self.change(f"{path}.weight", update, weight)
+        elif last == "trainable_tokens_delta":
+            own_head = any(key.startswith(f"{PREFIX}lm_head.") for key in tensors)
+            self.add_tokens(path.removesuffix(".token_adapter"), config, tensor, weight, self.tied and not own_head)
+        elif last == "bias" and ".lora_B." not in key:
+            name = key.replace(".base_layer.", ".")
+            self.change(name, tensor - self.base[name], weight)
+        elif key == "lm_head.weight":
+            self.change(key, tensor - self.base[key], weight)
         elif last == "ia3_l":
             rows = self.base[f"{path}.weight"]
             self.change(f"{path}.weight", (tensor - 1) * rows, weight)
             if tensor.shape[1] == 1:
                 self.change(f"{path}.bias", (tensor[:, 0] - 1) * self.base[f"{path}.bias"], weight)
+
+    def add_tokens(self, path: str, config: Json, rows: torch.Tensor, weight: float, at_the_head_too: bool) -> None:
+        """The stored rows take the place of the base's."""
+        indices = config.get("trainable_token_indices") or config["token_indices"]
+        if isinstance(indices, dict):
+            indices = indices[path.split(".")[-1]]
+        for place in [path, "lm_head"] if at_the_head_too else [path]:
+            name = f"{place}.weight"
+            update = torch.zeros_like(self.base[name])
+            update[indices] = rows - self.base[name][indices]
+            self.change(name, update, weight)
 
     def add_lora(self, path: str, config: Json, tensors: Tensors, weight: float) -> None:
         own = {
@@ -95,6 +117,8 @@ class ByHand:
             directions = (rows + update) / (rows + update).pow(2).sum(dim=1, keepdim=True).sqrt()
             update = own["lora_magnitude_vector"][:, None] * directions - rows
         self.change(f"{path}.weight", update, weight)
+        if "lora_B.bias" in own:
+            self.change(f"{path}.bias", scale * own["lora_B.bias"], weight)
 
     def change(self, name: str, update: torch.Tensor, weight: float) -> None:
         self.model.get_parameter(name).add_(weight * update)

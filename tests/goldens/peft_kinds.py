@@ -14,6 +14,7 @@ from peft import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    TrainableTokensConfig,
     get_peft_model,
 )
 
@@ -35,8 +36,8 @@ class Kind:
     save_embedding_layers: Any = False
 
 
-def lora(base: str, **settings: Any) -> Kind:
-    return Kind(base, LoraConfig, {"r": 2, "lora_alpha": 4} | settings)
+def lora(base: str, save_embedding_layers: Any = False, **settings: Any) -> Kind:
+    return Kind(base, LoraConfig, {"r": 2, "lora_alpha": 4} | settings, save_embedding_layers)
 
 
 DORAS = {
@@ -94,7 +95,36 @@ STARTS = {
         {"num_virtual_tokens": 20, "prefix_projection": True, "encoder_hidden_size": 16},
     ),
 }
-KINDS = DORAS | IA3S | STARTS
+EMBEDDINGS = {
+    # On a tied model the rows change at both ends of the model, else only where the configuration says so.
+    "tokens-lora-tied": lora("llama-tied", target_modules=["q_proj", "up_proj"], trainable_token_indices=TOKENS),
+    "tokens-lora-untied": lora("llama-untied", target_modules=["v_proj"], trainable_token_indices=TOKENS),
+    "tokens-both-ends": lora(
+        "llama-untied",
+        target_modules=["v_proj"],
+        trainable_token_indices={"embed_tokens": TOKENS, "lm_head": [9, *TOKENS[:2]]},
+    ),
+    "tokens-both-ends-tied": lora(
+        "llama-tied",
+        target_modules=["v_proj"],
+        trainable_token_indices={"embed_tokens": TOKENS, "lm_head": [9, *TOKENS[:2]]},
+    ),
+    "tokens-alone-tied": Kind("llama-tied", TrainableTokensConfig, {"token_indices": TOKENS}),
+    "tokens-alone-untied": Kind("llama-untied", TrainableTokensConfig, {"token_indices": TOKENS}),
+    "lora-embedding-tied": lora("llama-tied", target_modules=["embed_tokens", "k_proj"]),
+    # PEFT stores the base's embedding too unless it is told not to.
+    "lora-embedding-saved": lora("llama-untied", save_embedding_layers="auto", target_modules=["embed_tokens"]),
+    "lora-head": lora("llama-untied", target_modules=["lm_head", "o_proj"]),
+    "lora-head-tied": lora("llama-tied", target_modules=["lm_head"]),
+    "head-saved": lora("llama-untied", target_modules=["q_proj"], modules_to_save=["lm_head"]),
+}
+BIASES = {
+    "lora-bias": lora("llama-tied", target_modules=["k_proj", "v_proj", "down_proj"], lora_bias=True),
+    "lora-bias-biased": lora("llama-untied", target_modules=["q_proj", "gate_proj"], lora_bias=True, use_rslora=True),
+    "bias-lora-only": lora("llama-untied", target_modules=["q_proj", "v_proj", "down_proj"], bias="lora_only"),
+    "bias-all": lora("llama-untied", target_modules=["q_proj", "down_proj"], bias="all"),
+}
+KINDS = DORAS | IA3S | STARTS | EMBEDDINGS | BIASES
 
 
 def std_of(key: str, shape: torch.Size, kind: Kind) -> float | None:
