@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import DynamicCache
 
+import gguf_adapters
 from common import ADAPTERS, Json, load_model, read_json
+from gguf_files import heads_of, names, permute, unpermute
 
 PREFIX = "base_model.model."
 Tensors = dict[str, torch.Tensor]
@@ -26,7 +29,7 @@ def scaling(config: Json, path: str) -> float:
     return pick(config["alpha_pattern"], config["lora_alpha"]) / (math.sqrt(rank) if config["use_rslora"] else rank)
 
 
-def read_tensors(path: str) -> Tensors:
+def read_tensors(path: Path) -> Tensors:
     return {key: tensor.double() for key, tensor in load_file(path).items()}
 
 
@@ -40,11 +43,20 @@ class ByHand:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.soft_prompts: list[torch.Tensor] = []
+        # Settings and tensors of activation edits, with the module's weight.
+        self.edits: list[tuple[Json, Tensors, float]] = []
+        # Whether the token that passes is the last of the prompt, and whether it is that or a generated one.
+        self.ends_prompt = self.not_before = False
         self.untie()
         # Effects are those on the base, whatever other modules do.
         self.base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         for adapter in adapters:
             self.add(adapter["name"], adapter["weight"])
+        for layer in self.model.model.layers:
+            layer.register_forward_hook(lambda module, args, out: self.edited(out, module, "residual"))
+            layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda module, args, layer=layer: (self.edited(args[0], layer, "heads"),)
+            )
 
     def untie(self) -> None:
         """Every place gets weights and a bias of its own to change."""
@@ -55,7 +67,13 @@ class ByHand:
                 place.bias = nn.Parameter(bias if place.bias is None else place.bias.clone())
 
     def add(self, name: str, weight: float) -> None:
+        if name.endswith(".gguf"):
+            self.add_gguf(name, weight)
+            return
         folder = ADAPTERS / name
+        if (folder / "polyskill_config.json").exists():
+            self.add_own(folder, weight)
+            return
         config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder / "adapter_model.safetensors")
         if config["peft_type"] == "PREFIX_TUNING":
             self.add_prefix(tensors["prompt_embeddings"])
@@ -64,6 +82,36 @@ class ByHand:
         else:
             for key, tensor in tensors.items():
                 self.add_tensor(config, tensors, key.removeprefix(PREFIX), tensor, weight)
+
+    def add_own(self, folder: Path, weight: float) -> None:
+        config = read_json(folder / "polyskill_config.json")
+        if config["polyskill_type"] == "ACTIVATION_EDIT":
+            tensors = read_tensors(folder / "polyskill_module.safetensors")
+            self.edits += [(settings, tensors, weight) for settings in config["edits"]]
+            return
+        tensors = load_file(folder / "polyskill_module.safetensors")
+        for path in {key.rpartition(".")[0] for key in tensors}:
+            matrix = self.model.get_parameter(f"{path}.weight")
+            entries = (tensors[f"{path}.{part}"].tolist() for part in ("rows", "columns", "values"))
+            for row, column, value in zip(*entries, strict=True):
+                matrix[row, column] += weight * value
+
+    def add_gguf(self, file: str, weight: float) -> None:
+        """The base's rows in the file's order, changed by lora_b · lora_a, and back in transformers' order."""
+        tensors = {name: torch.from_numpy(value).double() for name, value in gguf_adapters.values(file).items()}
+        for name, vector in tensors.items():
+            if name.startswith("direction."):
+                layer = int(name.split(".")[1])
+                settings = {"layer": layer, "point": "residual", "operation": "add", "positions": "all"}
+                self.edits.append((settings | {"vector": "direction"}, {"direction": vector}, weight))
+            elif name.endswith(".lora_a"):
+                own = name.removesuffix(".lora_a")
+                update = gguf_adapters.alpha_of(file) / len(vector) * (tensors[f"{own}.lora_b"] @ vector)
+                theirs = names()[own]
+                if heads := heads_of(own):
+                    before = permute(self.base[theirs].numpy(), heads)
+                    update = torch.from_numpy(unpermute(before + update.numpy(), heads)) - self.base[theirs]
+                self.change(theirs, update, weight)
 
     def add_prefix(self, embeddings: torch.Tensor) -> None:
         """[virtual tokens, (layer, key or value, head, dimension)]."""
@@ -130,8 +178,35 @@ class ByHand:
                 cache.update(keys[layer][None], values[layer][None], layer)
         return cache
 
+    def edited(self, hidden: torch.Tensor, layer: nn.Module, point: str) -> torch.Tensor:
+        for settings, tensors, weight in self.edits:
+            if settings["point"] != point or self.model.model.layers[settings["layer"]] is not layer:
+                continue
+            if not {"all": True, "last_prompt": self.ends_prompt, "from_last_prompt": self.not_before}[
+                settings["positions"]
+            ]:
+                continue
+            vector = tensors[settings["vector"]]
+            if settings["operation"] == "add":
+                hidden = hidden + weight * vector
+                continue
+            share = weight * tensors[settings["alpha"]] if "alpha" in settings else torch.tensor([weight]).double()
+            # A share for each head, or for each dimension, or one for all.
+            shares = share[:, None].expand(len(share), len(vector) // len(share)).reshape(-1)
+            hidden = (1 - shares) * hidden + shares * vector
+        return hidden
+
     @torch.no_grad()
     def logits(self, ids: list[int], prompt_length: int) -> torch.Tensor:
-        """Logits [tokens, vocabulary] of a whole sequence whose first `prompt_length` ids are the prompt."""
+        """Logits [tokens, vocabulary] of a whole sequence whose first `prompt_length` ids are the prompt.
+
+        Under edits the tokens pass one by one, as when they are generated with a cache.
+        """
         rows = torch.cat([*self.soft_prompts, self.model.get_input_embeddings().weight[ids]])
-        return self.model(inputs_embeds=rows[None], past_key_values=self.cache(), use_cache=True).logits[0, -len(ids) :]
+        cache, found = self.cache(), []
+        first = 0 if self.edits else len(rows) - 1
+        for end in range(first, len(rows)):
+            part = rows[end : end + 1] if self.edits else rows
+            self.ends_prompt, self.not_before = end == prompt_length - 1, end >= prompt_length - 1
+            found.append(self.model(inputs_embeds=part[None], past_key_values=cache, use_cache=True).logits[0])
+        return torch.cat(found)[-len(ids) :]

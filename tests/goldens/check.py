@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+import gguf_adapters
 from adapters import SEVEN, TASKS, base_of, load_adapter, site_path
 from arrow import load_arrow, routing
 from by_hand import ByHand
@@ -90,12 +91,39 @@ def loras_by_hand() -> None:
             differs("no adapter", load_model(case["model"]), case)
 
 
+def base_of_case(case: Json) -> str:
+    return case.get("model", gguf_adapters.BASE)
+
+
 def kinds_by_hand() -> None:
     found = goldens("kinds.json")["cases"]
     for group in dict.fromkeys(case["name"].split("/")[0] for case in found):
         of_group = [case for case in found if case["name"].startswith(f"{group}/")]
-        compare(group, [(ByHand(case["model"], case["adapters"]), case) for case in of_group])
-        differs("no module", load_model(of_group[-1]["model"]), of_group[-1])
+        compare(group, [(ByHand(base_of_case(case), case["adapters"]), case) for case in of_group])
+        differs("no module", load_model(base_of_case(case := of_group[-1])), case)
+
+
+def kinds_are_sensitive() -> None:
+    """Positions of edits and the order of modules show in what is generated."""
+    short = {case["name"]: case for case in goldens("kinds.json")["cases"] if case["name"].endswith("/short")}
+    swapped = {"last_prompt": "from_last_prompt", "from_last_prompt": "last_prompt", "all": "from_last_prompt"}
+    for name in ("task-vector", "soft-injection", "function-vector", "steering"):
+        case = short[f"{name}/short"]
+        model = ByHand(base_of_case(case), case["adapters"])
+        model.edits = [(edit | {"positions": swapped[edit["positions"]]}, *rest) for edit, *rest in model.edits]
+        generated_differs(f"other positions in {name}", model, case)
+    for name in ("edits-in-order", "starts-four"):
+        case = short[f"{name}/short"]
+        generated_differs(f"another order of {name}", ByHand(base_of_case(case), case["adapters"][::-1]), case)
+
+
+def generated_differs(what: str, model: ByHand, case: Json) -> None:
+    ids, length = case["prompt_ids"] + case["greedy_ids"], len(case["prompt_ids"])
+    rows = torch.log_softmax(model.logits(ids, length), dim=-1)[length - 1 : -1]
+    found = rows[torch.arange(len(rows)), torch.tensor(case["greedy_ids"])]
+    gap = float((found - torch.tensor(case["greedy_logprobs"])).abs().max())
+    print(f"  {what}: moves {case['name']} by {gap:.2f}")
+    assert gap > 0.05, what
 
 
 def kinds_generated() -> None:
@@ -104,7 +132,8 @@ def kinds_generated() -> None:
     for case in found:
         ids = torch.tensor([case["prompt_ids"]])
         settings: Json = {"do_sample": False, "max_new_tokens": GREEDY, "eos_token_id": None, "pad_token_id": 0}
-        model = load_kind(case["adapters"][0]["name"])
+        name = case["adapters"][0]["name"]
+        model = gguf_adapters.load_lora(name) if "file" in case else load_kind(name)
         generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
         assert generated[0, -GREEDY:].tolist() == case["greedy_ids"], case["name"]
     print(f"  PEFT generates the same in {len(found)} cases")
@@ -188,6 +217,7 @@ def make() -> None:
     models_are_sensitive()
     loras_by_hand()
     kinds_by_hand()
+    kinds_are_sensitive()
     kinds_generated()
     arrow_in_float64()
     gguf_by_transformers()
