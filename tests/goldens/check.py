@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
 from typing import Any
 
 import torch
@@ -12,12 +10,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+import gguf_adapters
 from adapters import SEVEN, TASKS, base_of, load_adapter, site_path
 from arrow import load_arrow, routing
-from common import ADAPTERS, FIXTURES, GGUF, GOLDENS, HOSTILE, Json, load_model, logits_of, read_json
+from by_hand import ByHand
+from common import ADAPTERS, FIXTURES, GGUF, GOLDENS, GREEDY, HOSTILE, Json, load_model, logits_of, read_json
 from models import CONFIGS, LAYERS
+from peft_kinds import load_kind
 
-MAX_BYTES = 4_000_000
+MAX_BYTES = 6_000_000
 # What float32 costs on these models; a wrong formula shows at 1e-2 and above.
 TOLERANCE = 5e-5
 
@@ -29,8 +30,8 @@ def goldens(name: str) -> Any:
 def error(model: Any, case: Json) -> float:
     """The largest difference between a case and what `model` says, the greedy part included."""
     ids = case["prompt_ids"] + case["greedy_ids"]
-    rows = torch.log_softmax(logits_of(model, ids).double(), dim=-1)
     length = len(case["prompt_ids"])
+    rows = torch.log_softmax(logits_of(model, ids, length).double(), dim=-1)
     following = rows[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
     expected = [*case["next_logprobs"], *case["greedy_logprobs"]]
     worst = float((following - torch.tensor(expected, dtype=torch.float64)).abs().max())
@@ -82,36 +83,60 @@ def models_are_sensitive() -> None:
         differs(f"no bias on {projection}", model, long["llama-untied"])
 
 
-def scaling(config: Json, path: str) -> float:
-    def pick(patterns: dict[str, int], default: int) -> int:
-        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), default)
-
-    rank = pick(config["rank_pattern"], config["r"])
-    return pick(config["alpha_pattern"], config["lora_alpha"]) / (math.sqrt(rank) if config["use_rslora"] else rank)
-
-
-@torch.no_grad()
-def merged_by_hand(base: str, adapters: list[Json]) -> LlamaForCausalLM:
-    """Reads the adapter files without PEFT and adds weight · scaling · B · A to the base, in float64."""
-    model = load_model(base, torch.float64)
-    for adapter in adapters:
-        folder = ADAPTERS / adapter["name"]
-        config, tensors = read_json(folder / "adapter_config.json"), load_file(folder / "adapter_model.safetensors")
-        for key in (key for key in tensors if key.endswith(".lora_A.weight")):
-            path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-            a, b = tensors[key].double(), tensors[key.replace("lora_A", "lora_B")].double()
-            model.get_parameter(f"{path}.weight").add_(adapter["weight"] * scaling(config, path) * (b @ a))
-    return model
-
-
 def loras_by_hand() -> None:
     found = goldens("lora.json")["cases"]
-    compare(
-        "LoRA merged by hand in float64", [(merged_by_hand(case["model"], case["adapters"]), case) for case in found]
-    )
+    compare("LoRA merged by hand in float64", [(ByHand(case["model"], case["adapters"]), case) for case in found])
     for case in found:
         if case["name"].endswith("/long"):
             differs("no adapter", load_model(case["model"]), case)
+
+
+def base_of_case(case: Json) -> str:
+    return case.get("model", gguf_adapters.BASE)
+
+
+def kinds_by_hand() -> None:
+    found = goldens("kinds.json")["cases"]
+    for group in dict.fromkeys(case["name"].split("/")[0] for case in found):
+        of_group = [case for case in found if case["name"].startswith(f"{group}/")]
+        compare(group, [(ByHand(base_of_case(case), case["adapters"]), case) for case in of_group])
+        differs("no module", load_model(base_of_case(case := of_group[-1])), case)
+
+
+def kinds_are_sensitive() -> None:
+    """Positions of edits and the order of modules show in what is generated."""
+    short = {case["name"]: case for case in goldens("kinds.json")["cases"] if case["name"].endswith("/short")}
+    swapped = {"last_prompt": "from_last_prompt", "from_last_prompt": "last_prompt", "all": "from_last_prompt"}
+    for name in ("task-vector", "soft-injection", "function-vector", "steering"):
+        case = short[f"{name}/short"]
+        model = ByHand(base_of_case(case), case["adapters"])
+        model.edits = [(edit | {"positions": swapped[edit["positions"]]}, *rest) for edit, *rest in model.edits]
+        generated_differs(f"other positions in {name}", model, case)
+    for name in ("edits-in-order", "starts-four"):
+        case = short[f"{name}/short"]
+        generated_differs(f"another order of {name}", ByHand(base_of_case(case), case["adapters"][::-1]), case)
+
+
+def generated_differs(what: str, model: ByHand, case: Json) -> None:
+    ids, length = case["prompt_ids"] + case["greedy_ids"], len(case["prompt_ids"])
+    rows = torch.log_softmax(model.logits(ids, length), dim=-1)[length - 1 : -1]
+    found = rows[torch.arange(len(rows)), torch.tensor(case["greedy_ids"])]
+    gap = float((found - torch.tensor(case["greedy_logprobs"])).abs().max())
+    print(f"  {what}: moves {case['name']} by {gap:.2f}")
+    assert gap > 0.05, what
+
+
+def kinds_generated() -> None:
+    """PEFT's own generation, with its cache, takes the tokens that the goldens found by whole passes."""
+    found = [case for case in goldens("kinds.json")["cases"] if case["reference"] == "peft"]
+    for case in found:
+        ids = torch.tensor([case["prompt_ids"]])
+        settings: Json = {"do_sample": False, "max_new_tokens": GREEDY, "eos_token_id": None, "pad_token_id": 0}
+        name = case["adapters"][0]["name"]
+        model = gguf_adapters.load_lora(name) if "file" in case else load_kind(name)
+        generated = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
+        assert generated[0, -GREEDY:].tolist() == case["greedy_ids"], case["name"]
+    print(f"  PEFT generates the same in {len(found)} cases")
 
 
 def arrow_in_float64() -> None:
@@ -191,6 +216,9 @@ def make() -> None:
     models_in_float64()
     models_are_sensitive()
     loras_by_hand()
+    kinds_by_hand()
+    kinds_are_sensitive()
+    kinds_generated()
     arrow_in_float64()
     gguf_by_transformers()
     hostile()

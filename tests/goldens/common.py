@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +74,35 @@ def load_model(name: str, dtype: torch.dtype = torch.float32) -> LlamaForCausalL
 
 
 @torch.no_grad()
-def logits_of(model: Any, ids: list[int]) -> torch.Tensor:
-    """Logits [tokens, vocabulary]."""
-    return model(torch.tensor([ids]), use_cache=False).logits[0]
+def logits_of(model: Any, ids: list[int], prompt_length: int | None = None) -> torch.Tensor:
+    """Logits [tokens, vocabulary]; those of virtual tokens in front of `ids` are left out.
+
+    What has a `logits` method of its own (`mix.Mix`) is told how many of the ids are the prompt.
+    """
+    if hasattr(model, "logits"):
+        return model.logits(ids, prompt_length or len(ids))
+    return model(torch.tensor([ids]), use_cache=False).logits[0, -len(ids) :]
 
 
-def prompt(name: str, length: int) -> list[int]:
-    return rng(f"prompt/{name}").integers(FIRST_ID, END_ID, length).tolist()
+def prompt(name: str, length: int, holding: Sequence[int] = ()) -> list[int]:
+    """Random ids; every second one from the second on is taken from `holding` while there are any."""
+    ids = rng(f"prompt/{name}").integers(FIRST_ID, END_ID, length).tolist()
+    ids[1 : 1 + 2 * len(holding) : 2] = holding
+    return ids
 
 
-def case(model: Any, ids: list[int]) -> tuple[Json, list[int]]:
+def case(model: Any, ids: list[int], last_row_only: bool = False) -> tuple[Json, list[int]]:
     """What a forward pass over `ids` says, and all ids including the greedy continuation."""
     rows = torch.log_softmax(logits_of(model, ids).double(), dim=-1)
     positions = sorted({0, len(ids) - 1} | ({16} if len(ids) > 17 else set()))
     following = [rows[i, ids[i + 1]] for i in range(len(ids) - 1)]
+    if last_row_only:
+        positions = positions[-1:]
 
     everything, greedy, margin = list(ids), [], float("inf")
     for _ in range(GREEDY):
-        values, tokens = torch.log_softmax(logits_of(model, everything)[-1].double(), dim=-1).topk(2)
+        last = logits_of(model, everything, len(ids))[-1]
+        values, tokens = torch.log_softmax(last.double(), dim=-1).topk(2)
         everything.append(int(tokens[0]))
         greedy.append(values[0])
         margin = min(margin, float(values[0] - values[1]))
@@ -106,15 +117,24 @@ def case(model: Any, ids: list[int]) -> tuple[Json, list[int]]:
     return entry, everything
 
 
-def cases(name: str, model: Any, header: Json, accept: Callable[[list[int]], Json | None] | None = None) -> list[Json]:
+def cases(
+    name: str,
+    model: Any,
+    header: Json,
+    accept: Callable[[list[int]], Json | None] | None = None,
+    *,
+    holding: Sequence[int] = (),
+    last_row_only: bool = False,
+) -> list[Json]:
     """A short and a long case, on the first prompts whose outcome does not hang on the last float bits.
 
-    `accept` gets all ids of a case; it returns more fields for the case, or None to pass the prompt over.
+    `accept` gets all ids of a case; it returns more fields for the case, or None to pass the prompt over. The prompts
+    contain the ids in `holding`.
     """
     found = []
     for label, length in (("short", SHORT), ("long", LONG)):
         for attempt in range(200):
-            entry, everything = case(model, prompt(f"{name}/{label}/{attempt}", length))
+            entry, everything = case(model, prompt(f"{name}/{label}/{attempt}", length, holding), last_row_only)
             more = accept(everything) if accept else {}
             if entry["greedy_margin"] >= MIN_GREEDY_MARGIN and more is not None:
                 found.append({"name": f"{name}/{label}"} | header | more | entry)
