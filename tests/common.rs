@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use polyskill_adapters::library::Expected;
-use polyskill_adapters::{Library, peft};
+use polyskill_adapters::{Library, load_module};
 use polyskill_engine::{
     Composer, Composition, Engine, EngineConfig, Event, Finished, Logprob, PromptLogprob, Request,
     RouterSettings, SamplingParams, Selection, TokenEvent, TraceLevel,
@@ -232,6 +232,7 @@ pub(crate) fn submit_until(
         sampling,
         composition: Arc::clone(composition),
         trace: TraceLevel::Full,
+        cache_salt: String::new(),
         sink: Box::new(sink),
     };
     engine.handle().submit(request).unwrap();
@@ -267,7 +268,9 @@ impl Bench {
         let library = Arc::new(Library::default());
         let roots = fixtures().join("adapters");
         for name in modules {
-            let module = peft::load(name, &roots.join(name), &roots, model.config()).unwrap();
+            let roots =
+                if name.ends_with(".gguf") { fixtures().join("gguf") } else { roots.clone() };
+            let module = load_module(name, &roots.join(name), &roots, model.as_ref()).unwrap();
             library.publish(name, module, Expected::Absent).unwrap();
         }
         let composer = Composer::new(&model, Arc::clone(&library));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use polyskill::text::{TextModel, TextStream};
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_adapters::lora::{Elements, LoraSite};
+use polyskill_adapters::weights::LinearPart;
 use polyskill_adapters::{prototypes, transform};
 use polyskill_sdk::gate::{self, Op};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
@@ -24,6 +25,7 @@ fn experts(a: &Json, b: &Json, scales: &[f32]) -> Vec<LoraSite> {
             scale,
             a: Elements::F32(floats(a)),
             b_transposed: Elements::F32(floats(b)).transposed(outputs, rank),
+            magnitude: None,
         }
     };
     a.iter().zip(b).zip(scales).map(site).collect()
@@ -76,13 +78,14 @@ fn deltas(
     picks: &[Vec<(u32, f32)>],
 ) -> Vec<f32> {
     let mut scratch = Scratch::default();
-    let outputs = experts[0].b_transposed.num_bytes() / 4 / experts[0].rank;
+    let outputs = experts[0].num_outputs();
+    let parts: Vec<LinearPart> = experts.iter().cloned().map(LinearPart::lora).collect();
     let mut all = Vec::new();
     for (x, picks) in x.iter().zip(picks) {
-        let picks: Vec<(&LoraSite, f32)> =
-            picks.iter().map(|&(expert, weight)| (&experts[expert as usize], weight)).collect();
+        let picks: Vec<(&LinearPart, f32)> =
+            picks.iter().map(|&(expert, weight)| (&parts[expert as usize], weight)).collect();
         let mut y = vec![0.0; outputs];
-        add_delta(combine, &picks, x, &mut y, &mut scratch);
+        add_delta(combine, &picks, None, (x, &mut y), &mut scratch);
         all.extend(y);
     }
     all

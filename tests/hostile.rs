@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use polyskill_adapters::peft;
+use polyskill_adapters::load_module;
 use polyskill_engine::{FaultPolicy, RouterSettings, Selection};
 use polyskill_model::{Compute, load};
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
@@ -39,7 +39,7 @@ fn refusal(entry: &Json) -> Option<String> {
     let (path, kind) = (text(entry, "path"), text(entry, "kind"));
     if kind == "adapter" {
         let base = model("models/llama-tied");
-        let loaded = peft::load("hostile", &root.join(path), &root, base.config());
+        let loaded = load_module("hostile", &root.join(path), &root, base.config());
         return loaded.err().map(|error| error.to_string());
     }
     let loaded = load::load(&root.join(path), Arc::new(Compute::new(1)), &mut |_, _| {});
@@ -87,7 +87,7 @@ fn a_link_out_of_the_root_is_refused() {
                 false => drop(std::fs::copy(source.join(file), module.join(file)).unwrap()),
             }
         }
-        peft::load("linked", &module, root.path(), base.config())
+        load_module("linked", &module, root.path(), base.config())
     };
     let (config, weights) =
         (source.join("adapter_config.json"), source.join("adapter_model.safetensors"));
@@ -294,7 +294,7 @@ proptest::proptest! {
         let scratch = tempfile::tempdir().unwrap();
         let file = if of_config { "adapter_config.json" } else { "adapter_model.safetensors" };
         mutate(&fixtures().join("adapters/lora-basic"), scratch.path(), file, &edits, keep);
-        let _ = peft::load("mutated", scratch.path(), scratch.path(), base.config());
+        let _ = load_module("mutated", scratch.path(), scratch.path(), base.config());
         let scratch = tempfile::tempdir().unwrap();
         let file = if of_config { "config.json" } else { "model.safetensors" };
         mutate(&fixtures().join("models/llama-tied"), scratch.path(), file, &edits, keep);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use polyskill::config::Config;
 use polyskill::text::TextModel;
-use polyskill_adapters::peft;
+use polyskill_adapters::load_module;
 use polyskill_model::{Compute, load};
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy};
@@ -130,7 +130,7 @@ proptest::proptest! {
         let card = [b"---\ntags:\n- ".as_slice(), front.as_bytes(), &bytes].concat();
         std::fs::write(scratch.path().join("README.md"), card).unwrap();
         let base = model("models/llama-tied");
-        peft::load("card", scratch.path(), scratch.path(), base.config()).unwrap();
+        load_module("card", scratch.path(), scratch.path(), base.config()).unwrap();
     }
 
     #[test]

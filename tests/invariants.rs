@@ -3,8 +3,8 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, OnceLock};
 
-use polyskill_adapters::Module;
 use polyskill_adapters::library::Expected;
+use polyskill_adapters::{Kind, Module, Weights};
 use polyskill_engine::{
     Engine, EngineConfig, Event, FinishReason, Request, SamplingParams, Selection, SubmitError,
     TraceLevel,
@@ -120,7 +120,8 @@ fn routers_follow_the_library() {
     assert!(four != whole);
     let snapshot = Bench::new(LLAMA, &TASKS[4..]).library.snapshot();
     let last = snapshot.get("task-e").unwrap();
-    let again = || Module::lora(last.generation(), last.weights().clone(), Vec::new());
+    let weights = Weights::clone(&bench.library.lease([last]).unwrap()[0]);
+    let again = || Module::in_memory(last.generation(), Kind::Lora, weights.clone(), Vec::new());
     bench.library.publish("task-e", again(), Expected::Absent).unwrap();
     assert!(bench.run(&selection, &prompt, greedy(8)).bits() == whole);
     bench.library.remove("task-e", Expected::Generation(last.generation())).unwrap();
@@ -142,6 +143,7 @@ fn requests_that_cannot_be_served_are_refused() {
             sampling: SamplingParams { max_tokens, ..SamplingParams::default() },
             composition: Arc::clone(&base),
             trace: TraceLevel::None,
+            cache_salt: String::new(),
             sink: Box::new(|event| panic!("a refused request was heard of: {event:?}")),
         };
         bench.engine.handle().submit(request).unwrap_err()
@@ -164,6 +166,7 @@ fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
         sampling: greedy(2),
         composition: Arc::clone(&base),
         trace: TraceLevel::None,
+        cache_salt: String::new(),
         sink,
     };
     // The first request holds the engine until the test has seen the queue.

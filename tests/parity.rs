@@ -94,6 +94,31 @@ fn adapters_agree_with_peft() {
     }
 }
 
+/// DoRA, (IA)³, what comes before a sequence, tokens, heads, biases, GGUF, edits, grafts, and mixes of them.
+#[test]
+fn every_kind_agrees_with_its_reference() {
+    let cases = cases("kinds");
+    assert!(cases.len() > 50, "{} cases", cases.len());
+    for case in cases {
+        let entries: Vec<(String, f32)> = list(&case.header["adapters"])
+            .iter()
+            .map(|entry| (text(entry, "name").to_owned(), entry["weight"].as_f64().unwrap() as f32))
+            .collect();
+        let base = match case.header.get("file") {
+            Some(_) => format!("gguf/{}", text(&case.header, "file")),
+            None => format!("models/{}", text(&case.header, "model")),
+        };
+        let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
+        let bench = Bench::new(&base, &names);
+        let weights: Vec<(&str, f32)> =
+            entries.iter().map(|(name, weight)| (name.as_str(), *weight)).collect();
+        let output = bench.run(&weighted(&weights), &case.prompt, greedy(case.greedy_ids.len()));
+        output.require(&case, 1e-4);
+        let base = bench.run(&Selection::Base, &case.prompt, greedy(1));
+        assert!(base.distance(&case) > 1e-2, "{}: the module changes nothing", case.name);
+    }
+}
+
 #[test]
 fn arrow_agrees_with_peft() {
     let bench = Bench::arrow();
@@ -117,7 +142,8 @@ fn arrow_prototypes_agree_with_peft() {
     for entry in list(&golden["prototypes"]) {
         let site = site_of(entry);
         for ((name, module), expected) in snapshot.iter().zip(list(&entry["values"])) {
-            let weights = module.weights().at(site).unwrap();
+            let leases = bench.library.lease([module]).unwrap();
+            let weights = leases[0].lora_at(site).unwrap();
             let seed = entry["seed"].as_u64().unwrap();
             let off = worst(&prototypes::power_iteration(weights, 15, seed), &floats(expected));
             assert!(off <= 1e-4, "{name} at {site}: off by {off:e}");

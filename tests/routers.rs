@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use polyskill_adapters::library::Expected;
-use polyskill_adapters::peft;
+use polyskill_adapters::load_module;
 use polyskill_engine::{RouterSettings, Selection};
 use polyskill_plugin::{Kind, Limits, Loader, Plugin, Trust, TrustedKey, new_key, sign};
 use polyskill_sdk::{Parameters, Value};
@@ -105,12 +105,12 @@ fn phatgoose_routes_by_the_gates_of_modules() {
     for (number, name) in TASKS.iter().enumerate() {
         let copy = directory.path().join(name);
         copy_bundle(&roots.join(name), &copy);
-        let module = peft::load(name, &copy, directory.path(), bench.model.config()).unwrap();
+        let module = load_module(name, &copy, directory.path(), bench.model.config()).unwrap();
         std::fs::create_dir(copy.join("artefacts")).unwrap();
         let generation = module.generation().to_string();
         let gates = gates(&bench, &generation, number);
         std::fs::write(copy.join("artefacts/phatgoose.safetensors"), gates).unwrap();
-        let module = peft::load(name, &copy, directory.path(), bench.model.config()).unwrap();
+        let module = load_module(name, &copy, directory.path(), bench.model.config()).unwrap();
         drop(bench.library.remove(name, Expected::Any).unwrap());
         bench.library.publish(name, module, Expected::Absent).unwrap();
     }
@@ -256,7 +256,7 @@ fn retrieval_narrows_a_large_library_for_arrow() {
         // A word that all have would tell none apart.
         let kind = if number % 2 == 1 { "skill" } else { "craft" };
         let (name, path) = (format!("{kind}-{number}"), roots.join(TASKS[number as usize % 5]));
-        let module = peft::load(&name, &path, &roots, bench.model.config()).unwrap();
+        let module = load_module(&name, &path, &roots, bench.model.config()).unwrap();
         bench.library.publish(&name, module, Expected::Absent).unwrap();
     }
     add_bundle(&bench, "retrieval");

@@ -28,6 +28,6 @@ pub use artefact::Artefact;
 pub use error::Error;
 pub use generation::Generation;
 pub use library::{Kind, Library, Module, Snapshot};
-pub use load::Base;
+pub use load::{Base, is_module, load_module, open_module};
 pub use residency::{Budget, Lease};
 pub use weights::Weights;

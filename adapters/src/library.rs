@@ -3,7 +3,7 @@
 //! Readers take a [`Snapshot`] and keep it for as long as they need; holding a module's `Arc` is the lease
 //! that keeps its bytes. Writers publish a new snapshot; a failed change publishes nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use dashmap::DashMap;
@@ -175,6 +175,8 @@ fn edition(generation: Generation, card: &Card, artefacts: &Artefacts) -> Genera
 pub struct Snapshot {
     version: u64,
     modules: BTreeMap<String, Arc<Module>>,
+    /// Other names, and what they stand for.
+    aliases: BTreeMap<String, String>,
 }
 
 impl Snapshot {
@@ -183,12 +185,23 @@ impl Snapshot {
         self.version
     }
 
-    /// The module under a name.
+    /// The module under a name or an alias.
     pub fn get(&self, name: &str) -> Option<&Arc<Module>> {
-        self.modules.get(name)
+        self.resolve(name).map(|(_, module)| module)
     }
 
-    /// All names and modules, by name.
+    /// The module under a name or an alias, with its own name.
+    pub fn resolve(&self, name: &str) -> Option<(&str, &Arc<Module>)> {
+        let own = self.aliases.get(name).map_or(name, String::as_str);
+        self.modules.get_key_value(own).map(|(name, module)| (name.as_str(), module))
+    }
+
+    /// Aliases and the names that they stand for, by alias.
+    pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.aliases.iter().map(|(alias, name)| (alias.as_str(), name.as_str()))
+    }
+
+    /// All names and modules, by name; aliases are not among them.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<Module>)> {
         self.modules.iter().map(|(name, module)| (name.as_str(), module))
     }
@@ -271,34 +284,80 @@ impl Library {
         module: Module,
         expected: Expected,
     ) -> Result<Arc<Module>, Error> {
-        check_name(name)?;
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let snapshot = self.snapshot();
-        check_expected(name, snapshot.get(name), expected)?;
+        check_publish(&snapshot, name, expected)?;
         let module = self.share(module);
-        let mut modules = snapshot.modules.clone();
-        modules.insert(name.to_owned(), Arc::clone(&module));
-        self.swap(snapshot.version, modules);
+        let mut next = Snapshot::clone(&snapshot);
+        next.modules.insert(name.to_owned(), Arc::clone(&module));
+        self.swap(next);
         Ok(module)
     }
 
-    /// Takes a name out; leases keep the module until they end.
+    /// What [`Library::publish`] would say to a name.
+    ///
+    /// # Errors
+    /// If the name is not acceptable or what stands under it is not `expected`.
+    pub fn check(&self, name: &str, expected: Expected) -> Result<(), Error> {
+        check_publish(&self.snapshot(), name, expected)
+    }
+
+    /// Lets another name stand for a module, whatever generation it is at.
+    ///
+    /// # Errors
+    /// If the name is not acceptable or is a module's, or there is no such module.
+    pub fn alias(&self, alias: &str, name: &str) -> Result<(), Error> {
+        check_name(alias)?;
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let snapshot = self.snapshot();
+        if snapshot.modules.contains_key(alias) {
+            return Err(Error::AlreadyLoaded { name: alias.to_owned() });
+        }
+        if !snapshot.modules.contains_key(name) {
+            return Err(Error::NotFound { name: name.to_owned() });
+        }
+        let mut next = Snapshot::clone(&snapshot);
+        next.aliases.insert(alias.to_owned(), name.to_owned());
+        self.swap(next);
+        Ok(())
+    }
+
+    /// Takes an alias away.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn remove_alias(&self, alias: &str) -> Result<(), Error> {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = Snapshot::clone(&self.snapshot());
+        if next.aliases.remove(alias).is_none() {
+            return Err(Error::NotFound { name: alias.to_owned() });
+        }
+        self.swap(next);
+        Ok(())
+    }
+
+    /// Generations that are loaded or still leased.
+    pub fn live_generations(&self) -> BTreeSet<Generation> {
+        let live = |editions: &Vec<Weak<Module>>| editions.iter().any(|one| one.strong_count() > 0);
+        let entries = self.generations.iter().filter(|entry| live(entry.value()));
+        entries.map(|entry| *entry.key()).collect()
+    }
+
+    /// Takes a name out, and the aliases for it; leases keep the module until they end.
     ///
     /// # Errors
     /// If nothing stands under the name, or not what was expected.
     pub fn remove(&self, name: &str, expected: Expected) -> Result<Arc<Module>, Error> {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = self.snapshot();
-        if snapshot.get(name).is_none() {
-            return Err(Error::NotFound { name: name.to_owned() });
-        }
+        let mut next = Snapshot::clone(&self.snapshot());
+        let not_found = || Error::NotFound { name: name.to_owned() };
+        let removed = next.modules.remove(name).ok_or_else(not_found)?;
         if let Expected::Generation(_) = expected {
-            check_expected(name, snapshot.get(name), expected)?;
+            check_expected(name, Some(&removed), expected)?;
         }
-        let mut modules = snapshot.modules.clone();
-        let removed = modules.remove(name);
-        self.swap(snapshot.version, modules);
-        removed.ok_or_else(|| Error::NotFound { name: name.to_owned() })
+        next.aliases.retain(|_, target| target != name);
+        self.swap(next);
+        Ok(removed)
     }
 
     /// Bytes of modules and artefacts in memory, also of modules that are only leased any more.
@@ -336,10 +395,18 @@ impl Library {
         module
     }
 
-    fn swap(&self, version: u64, modules: BTreeMap<String, Arc<Module>>) {
-        let snapshot = Arc::new(Snapshot { version: version + 1, modules });
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    fn swap(&self, mut next: Snapshot) {
+        next.version += 1;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
+}
+
+fn check_publish(snapshot: &Snapshot, name: &str, expected: Expected) -> Result<(), Error> {
+    check_name(name)?;
+    if snapshot.aliases.contains_key(name) {
+        return Err(Error::BadName { name: name.to_owned(), reason: "is an alias" });
+    }
+    check_expected(name, snapshot.modules.get(name), expected)
 }
 
 fn check_expected(
@@ -398,6 +465,25 @@ mod tests {
         library.remove("a", Expected::Any).unwrap();
         assert!(matches!(library.remove("a", Expected::Any), Err(Error::NotFound { .. })));
         assert!(library.snapshot().is_empty());
+    }
+
+    #[test]
+    fn aliases_follow_their_module() {
+        let library = Library::default();
+        library.publish("a", module(1), Expected::Absent).unwrap();
+        library.alias("latest", "a").unwrap();
+        let second = library.publish("a", module(2), Expected::Any).unwrap();
+        let snapshot = library.snapshot();
+        let (name, found) = snapshot.resolve("latest").unwrap();
+        assert_eq!((name, found.generation()), ("a", second.generation()));
+        assert_eq!(snapshot.iter().count(), 1);
+        assert!(matches!(library.alias("a", "a"), Err(Error::AlreadyLoaded { .. })));
+        assert!(matches!(library.alias("b", "missing"), Err(Error::NotFound { .. })));
+        let taken = library.publish("latest", module(1), Expected::Any);
+        assert!(matches!(taken, Err(Error::BadName { .. })));
+        library.remove("a", Expected::Any).unwrap();
+        assert!(library.snapshot().get("latest").is_none());
+        assert!(matches!(library.remove_alias("latest"), Err(Error::NotFound { .. })));
     }
 
     #[test]

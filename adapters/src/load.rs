@@ -56,7 +56,7 @@ pub fn is_module(path: &Path) -> bool {
 ///
 /// # Errors
 /// If a file cannot be read, or with every reason why the module's result could not be reproduced.
-pub fn load<'a>(
+pub fn load_module<'a>(
     name: &str,
     path: &Path,
     root: &Path,
@@ -68,16 +68,22 @@ pub fn load<'a>(
 }
 
 /// Reads a module whose weights may leave memory: they are then read from the same path again, and refused if
-/// the content has changed.
+/// the content has changed. `keep` is held for as long as the module is known: what the path needs to stay.
 ///
 /// # Errors
-/// As [`load`].
-pub fn open(name: &str, path: &Path, root: &Path, model: &Arc<Decoder>) -> Result<Module, Error> {
+/// As [`load_module`].
+pub fn open_module(
+    name: &str,
+    path: &Path,
+    root: &Path,
+    model: &Arc<Decoder>,
+) -> Result<Module, Error> {
     let base = Base::from(model.as_ref());
     let content = read(name, path, root, base)?;
     let generation = content.generation;
     let (model, place) = (Arc::clone(model), (name.to_owned(), path.to_owned(), root.to_owned()));
     let reload = Box::new(move || {
+        let _kept = &keep;
         let (name, path, root) = &place;
         let again = read(name, path, root, Base::from(model.as_ref()))?;
         if again.generation != generation {

@@ -68,19 +68,17 @@ impl Graft {
     }
 }
 
-/// Embeddings of tokens that a module has learned anew (PEFT's trainable tokens).
+/// Rows of the embedding table or the head that a module has learned anew (PEFT's trainable tokens).
 #[derive(Clone, Debug)]
 pub struct TokenRows {
     /// Token ids, ascending.
     pub ids: Vec<u32>,
-    /// New embedding less the base's, `[ids, hidden_size]`.
+    /// New row less the base's, `[ids, hidden_size]`.
     pub deltas: Vec<f32>,
-    /// Whether the head reads the new embeddings too, as with tied embeddings.
-    pub in_head: bool,
 }
 
 impl TokenRows {
-    /// The change of a token's embedding, if it has one.
+    /// The change of a token's row, if it has one.
     pub fn delta(&self, token: u32) -> Option<&[f32]> {
         let at = self.ids.binary_search(&token).ok()?;
         let width = self.deltas.len() / self.ids.len();
@@ -133,6 +131,8 @@ pub struct Weights {
     pub embedding: Option<EmbeddingLora>,
     /// New embeddings of some tokens.
     pub tokens: Option<TokenRows>,
+    /// New rows of the head for some tokens.
+    pub head_tokens: Option<TokenRows>,
     /// Embeddings before the sequence.
     pub prompt: Option<SoftPrompt>,
     /// Keys and values before the sequence.
@@ -178,6 +178,7 @@ impl Weights {
             self.own_head.is_some(),
             self.embedding.is_some(),
             self.tokens.is_some(),
+            self.head_tokens.is_some(),
             self.prompt.is_some(),
             self.prefix.is_some(),
             !self.edits.is_empty(),
@@ -193,7 +194,8 @@ impl Weights {
             .chain(self.own_head.as_ref())
             .chain(self.prompt.as_ref().map(|prompt| &prompt.embeddings))
             .chain(self.embedding.iter().flat_map(|lora| [&lora.a_transposed, &lora.b_transposed]));
-        let floats = self.tokens.as_ref().map_or(0, |tokens| tokens.deltas.len());
+        let tokens = self.tokens.iter().chain(&self.head_tokens);
+        let floats: usize = tokens.map(|tokens| tokens.deltas.len()).sum();
         linears.map(LinearPart::num_bytes).sum::<usize>()
             + elements.map(Elements::num_bytes).sum::<usize>()
             + 4 * floats
@@ -218,6 +220,7 @@ impl Weights {
                 || self.own_head.is_some()
                 || self.embedding.is_some()
                 || self.tokens.is_some()
+                || self.head_tokens.is_some()
                 || !self.edits.is_empty(),
             num_bytes: self.num_bytes(),
         }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use polyskill_adapters::peft;
+use polyskill_adapters::load_module;
 use polyskill_model::{Compute, Decoder, load};
 
 /// The fixtures of the integration tests.
@@ -32,5 +32,5 @@ pub fn load_module_with(file: &str, bytes: &[u8]) {
         directory
     });
     std::fs::write(directory.path().join(file), bytes).expect("the scratch directory is writable");
-    let _ = peft::load("fuzzed", directory.path(), directory.path(), model().config());
+    let _ = load_module("fuzzed", directory.path(), directory.path(), model().config());
 }

@@ -76,8 +76,16 @@ pub(super) struct LoraSettings {
     pub(super) trains_biases: bool,
     /// Whether the module has a head of its own.
     pub(super) own_head: bool,
-    /// Tokens with new embeddings.
-    pub(super) tokens: Option<Vec<u32>>,
+    /// Tokens with rows of their own.
+    pub(super) tokens: Option<TokenIndices>,
+}
+
+/// Tokens with rows of their own in the embedding table and the head.
+#[derive(Debug)]
+pub(super) struct TokenIndices {
+    pub(super) embedding: Vec<u32>,
+    /// `None` where the head follows the embedding table if they are tied.
+    pub(super) head: Option<Vec<u32>>,
 }
 
 /// What `target_modules` and its like say.
@@ -279,27 +287,28 @@ fn refused_lora_settings(object: &Map<String, Json>) -> Vec<String> {
     })
 }
 
-/// Token ids with embeddings of their own: a list, or PEFT's map from the embedding's name to one.
-pub(super) fn tokens(value: Option<&Json>, name: &str) -> Result<Option<Vec<u32>>, String> {
-    let list = match value {
+/// Token ids with rows of their own: a list, or PEFT's map from `embed_tokens` and `lm_head` to lists.
+pub(super) fn tokens(value: Option<&Json>, name: &str) -> Result<Option<TokenIndices>, String> {
+    let list = |value: &Json| {
+        let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = value.as_array().and_then(|ids| ids.iter().map(id).collect());
+        ids.ok_or_else(|| format!("`{name}` is not a list of token ids"))
+    };
+    let indices = match value {
         None | Some(Json::Null) => return Ok(None),
         Some(Json::Object(map)) => {
-            if let Some(other) = map.keys().find(|key| *key != "embed_tokens") {
-                return Err(format!("`{name}` names `{other}`, only `embed_tokens` is supported"));
+            let known = ["embed_tokens", "lm_head"];
+            if let Some(other) = map.keys().find(|key| !known.contains(&key.as_str())) {
+                let expected = "only `embed_tokens` and `lm_head` are supported";
+                return Err(format!("`{name}` names `{other}`, {expected}"));
             }
-            map.get("embed_tokens")
+            let embedding = map.get("embed_tokens").map(list).transpose()?.unwrap_or_default();
+            TokenIndices { embedding, head: map.get("lm_head").map(list).transpose()? }
         }
-        list => list,
+        Some(ids) => TokenIndices { embedding: list(ids)?, head: None },
     };
-    let ids = list.and_then(Json::as_array).map(|values| {
-        let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
-        values.iter().map(id).collect::<Option<Vec<u32>>>()
-    });
-    match ids {
-        Some(Some(ids)) if ids.is_empty() => Ok(None),
-        Some(Some(ids)) => Ok(Some(ids)),
-        _ => Err(format!("`{name}` is not a list of token ids")),
-    }
+    let none = indices.embedding.is_empty() && indices.head.as_ref().is_none_or(Vec::is_empty);
+    Ok((!none).then_some(indices))
 }
 
 fn number(value: Option<&Json>, name: &str) -> Result<f64, String> {

@@ -20,18 +20,23 @@ const B: &str = "lora_B.weight";
 const B_BIAS: &str = "lora_B.bias";
 const MAGNITUDE: &str = "lora_magnitude_vector";
 const BIAS: &str = "bias";
+const BASE: &str = "base_layer.weight";
+/// How far the base's own matrix, stored beside a module, may lie from the base that serves: a quantised base is
+/// not bit for bit what the module was trained on.
+const MAX_BASE_DISTANCE: f64 = 0.05;
 const HEAD: &str = "weight";
 const EMBEDDING_A: &str = "lora_embedding_A";
 const EMBEDDING_B: &str = "lora_embedding_B";
 const TOKENS: &str = "token_adapter.trainable_tokens_delta";
 /// What may follow a linear's path, and what it is called here. PEFT has written some in two ways.
-const SUFFIXES: [(&str, &str); 11] = [
+const SUFFIXES: [(&str, &str); 12] = [
     (".lora_A.weight", A),
     (".lora_B.weight", B),
     (".lora_B.bias", B_BIAS),
     (".lora_magnitude_vector.weight", MAGNITUDE),
     (".lora_magnitude_vector", MAGNITUDE),
     (".base_layer.bias", BIAS),
+    (".base_layer.weight", BASE),
     (".bias", BIAS),
     (".lora_embedding_A", EMBEDDING_A),
     (".lora_embedding_B", EMBEDDING_B),
@@ -142,11 +147,8 @@ impl Reader<'_> {
                     let shape = [self.base.config.vocab_size, self.base.config.hidden_size];
                     self.weights.own_head = self.keep(shaped("`lm_head.weight`", &view, &shape));
                 }
-                (Place::Embedding, TOKENS) if self.settings.tokens.is_some() => {
-                    let ids = self.settings.tokens.as_deref().unwrap_or_default();
-                    let rows = tokens::rows(ids, &view, self.base);
-                    self.weights.tokens = self.keep(rows);
-                }
+                (Place::Head | Place::Embedding, TOKENS) => self.token_rows(place, &view),
+                (Place::Head | Place::Embedding, BASE) => self.base_matrix(place, &view),
                 _ => self.problems.add(format!(
                     "tensor `{what}` of {place}: the configuration does not ask for it"
                 )),
@@ -161,10 +163,56 @@ impl Reader<'_> {
                 "`modules_to_save` names lm_head, but there is no `lm_head.weight`".to_owned(),
             );
         }
-        if self.settings.tokens.is_some() && self.weights.tokens.is_none() {
+        let Some(tokens) = &self.settings.tokens else { return };
+        let embedding = !tokens.embedding.is_empty() && self.weights.tokens.is_none();
+        let head = tokens.head.as_ref().is_some_and(|ids| !ids.is_empty());
+        if embedding || head && self.weights.head_tokens.is_none() {
             let problem =
-                "`trainable_token_indices` is set, but the embeddings' tensor is missing or wrong";
+                "`trainable_token_indices` is set, but a tensor of rows is missing or wrong";
             self.problems.add(problem.to_owned());
+        }
+    }
+
+    fn token_rows(&mut self, place: Place, view: &TensorView<'_>) {
+        let asked = match (&self.settings.tokens, place) {
+            (Some(indices), Place::Head) => indices.head.is_some().then_some(indices),
+            (indices, _) => indices.as_ref(),
+        };
+        let Some(indices) = asked else {
+            let problem =
+                format!("{place} has trainable tokens that the configuration does not ask for");
+            return self.problems.add(problem);
+        };
+        let set = tokens::set(&mut self.weights, indices, place, view, self.base);
+        self.keep(set);
+    }
+
+    /// PEFT stores the base's own matrix beside a module at the embedding table or the head, and puts it in
+    /// place; it must be what the base has.
+    fn base_matrix(&mut self, place: Place, view: &TensorView<'_>) {
+        let (rows, width) = (self.base.config.vocab_size, self.base.config.hidden_size);
+        let name = format!("`base_layer.weight` of {place}");
+        let Some(values) = self.keep(floats(&name, view, &[rows, width])) else { return };
+        let Some(model) = self.base.model else {
+            let problem = format!("{name} needs the base's to compare, which is not at hand");
+            return self.problems.add(problem);
+        };
+        let matrix = if place == Place::Head { model.head() } else { model.embeddings() };
+        let (mut difference, mut size) = (0.0_f64, 0.0_f64);
+        let mut row = vec![0.0; width];
+        for (index, stored) in values.chunks_exact(width).enumerate() {
+            matrix.read_row(index, &mut row);
+            for (stored, base) in stored.iter().zip(&row) {
+                difference += f64::from(stored - base).powi(2);
+                size += f64::from(*base).powi(2);
+            }
+        }
+        let distance = (difference / size.max(f64::MIN_POSITIVE)).sqrt();
+        if distance > MAX_BASE_DISTANCE {
+            let problem = format!(
+                "{name} is not the base's: they differ by {distance:.3} of its size, at most                  {MAX_BASE_DISTANCE} is allowed"
+            );
+            self.problems.add(problem);
         }
     }
 

@@ -52,6 +52,20 @@ pub(super) fn load_prefix(
     base: Base<'_>,
 ) -> Result<Weights, Vec<String>> {
     let (layers, width) = (base.config.num_layers, base.config.num_kv_heads * base.config.head_dim);
+    let shape = [
+        ("num_layers", layers),
+        ("num_attention_heads", base.config.num_kv_heads),
+        ("token_dim", width),
+    ];
+    let other = |(name, expected): &(&str, usize)| {
+        let found = object.get(*name).filter(|value| !value.is_null())?;
+        (found.as_u64() != Some(*expected as u64))
+            .then(|| format!("`{name}` is {found}, expected {expected} for this base"))
+    };
+    let problems: Vec<String> = shape.iter().filter_map(other).collect();
+    if !problems.is_empty() {
+        return Err(problems);
+    }
     let (num_tokens, rows) = read(object, tensors, layers * 2 * width)?;
     let part = |at: usize| {
         let ranges = (0..num_tokens).map(|row| (row * 2 * layers + at) * width);

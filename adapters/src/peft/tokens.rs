@@ -1,77 +1,104 @@
-//! Trainable tokens: new embeddings for some tokens (`TRAINABLE_TOKENS`, or beside a LoRA).
+//! Trainable tokens: rows of their own for some tokens (`TRAINABLE_TOKENS`, or beside a LoRA).
+//!
+//! On a tied base the head reads the new rows too, unless the configuration names tokens for each end.
 
+use polyskill_model::Matrix;
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::{Map, Value as Json};
 
 use super::bundle::floats;
-use super::{Base, config};
+use super::config::{self, TokenIndices};
+use super::{Base, Place};
+use crate::files::Problems;
 use crate::weights::{TokenRows, Weights};
 
 const READ: [&str; 3] = ["target_modules", "token_indices", "init_weights"];
-const KEY: &str = "base_model.model.model.embed_tokens.trainable_tokens_delta";
+const EMBEDDING: &str = "base_model.model.model.embed_tokens.trainable_tokens_delta";
+/// On a tied base PEFT stores the same rows a second time.
+const HEAD: &str = "base_model.model.lm_head.trainable_tokens_delta";
 
 pub(super) fn load(
     object: &Map<String, Json>,
     tensors: &SafeTensors<'_>,
     base: Base<'_>,
 ) -> Result<Weights, Vec<String>> {
-    let mut problems = config::refused_settings(object, |key, _| READ.contains(&key));
+    let mut problems = Problems::default();
+    let refused = config::refused_settings(object, |key, _| READ.contains(&key));
+    refused.into_iter().for_each(|problem| problems.add(problem));
     let targets = object.get("target_modules").filter(|value| !value.is_null());
-    if targets.is_some() && config::strings(targets) != ["embed_tokens"] {
-        problems.push("`target_modules` names something else than embed_tokens".to_owned());
+    let strings = config::strings(targets);
+    let is_embedding = |name: &String| name == "embed_tokens" || name == "model.embed_tokens";
+    if targets.is_some() && !(strings.len() == 1 && strings.iter().all(is_embedding)) {
+        problems.add("`target_modules` names something else than embed_tokens".to_owned());
     }
-    let ids =
-        config::tokens(object.get("token_indices"), "token_indices").unwrap_or_else(|problem| {
-            problems.push(problem);
-            None
-        });
-    for name in tensors.names().into_iter().filter(|name| *name != KEY) {
-        problems.push(format!("tensor `{name}` is not expected beside `{KEY}`"));
+    let known = |name: &str| name == EMBEDDING || name == HEAD && base.config.tied_embeddings;
+    for name in tensors.names().into_iter().filter(|name| !known(name)) {
+        problems.add(format!("tensor `{name}` is not expected beside `{EMBEDDING}`"));
     }
-    let rows = match (tensors.tensor(KEY), ids) {
-        (Ok(view), Some(ids)) => rows(&ids, &view, base),
-        (Err(_), _) => Err(format!("tensor `{KEY}` is missing")),
-        (_, None) => Err("`token_indices` names no token".to_owned()),
-    };
-    match rows {
-        Ok(rows) if problems.is_empty() => {
-            let mut weights = Weights::new(base.config.num_sites());
-            weights.tokens = Some(rows);
-            Ok(weights)
+    let mut weights = Weights::new(base.config.num_sites());
+    match (config::tokens(object.get("token_indices"), "token_indices"), tensors.tensor(EMBEDDING))
+    {
+        (Ok(Some(indices)), Ok(view)) => {
+            set(&mut weights, &indices, Place::Embedding, &view, base)
+                .unwrap_or_else(|problem| problems.add(problem));
+            if let Ok(head) = tensors.tensor(HEAD)
+                && head.data() != view.data()
+            {
+                problems
+                    .add(format!("`{HEAD}` differs from `{EMBEDDING}`, and the base ties them"));
+            }
         }
-        rows => {
-            problems.extend(rows.err());
-            Err(problems)
-        }
+        (Err(problem), _) => problems.add(problem),
+        (Ok(None), _) => problems.add("`token_indices` names no token".to_owned()),
+        (_, Err(_)) => problems.add(format!("tensor `{EMBEDDING}` is missing")),
     }
+    problems.into_result(weights)
 }
 
-/// The difference of PEFT's rows, `[tokens, hidden_size]`, to the base's embeddings.
-pub(super) fn rows(
-    ids: &[u32],
+/// Keeps rows at the embedding or the head, and at the head too where it follows.
+pub(super) fn set(
+    weights: &mut Weights,
+    indices: &TokenIndices,
+    place: Place,
     view: &TensorView<'_>,
     base: Base<'_>,
+) -> Result<(), String> {
+    let model = base.model.ok_or("trainable tokens need the base's rows, which are not at hand")?;
+    if place == Place::Head {
+        let ids = indices.head.as_deref().unwrap_or_default();
+        weights.head_tokens = Some(rows(ids, view, (base, model.head()))?);
+        return Ok(());
+    }
+    let rows = rows(&indices.embedding, view, (base, model.embeddings()))?;
+    if base.config.tied_embeddings && indices.head.is_none() {
+        weights.head_tokens = Some(rows.clone());
+    }
+    weights.tokens = Some(rows);
+    Ok(())
+}
+
+/// The difference of PEFT's rows, `[tokens, hidden_size]`, to the base's.
+fn rows(
+    ids: &[u32],
+    view: &TensorView<'_>,
+    (base, matrix): (Base<'_>, &Matrix),
 ) -> Result<TokenRows, String> {
     let (vocab_size, width) = (base.config.vocab_size, base.config.hidden_size);
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
         return Err(format!("token {id} is not in the base's vocabulary of {vocab_size}"));
     }
     let values = floats("`trainable_tokens_delta`", view, &[ids.len(), width])?;
-    let model =
-        base.model.ok_or("trainable tokens need the base's embeddings, which are not at hand")?;
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|&at| ids[at]);
     if let Some(pair) = order.windows(2).find(|pair| ids[pair[0]] == ids[pair[1]]) {
-        return Err(format!("token {} has two embeddings", ids[pair[0]]));
+        return Err(format!("token {} has two rows", ids[pair[0]]));
     }
     let mut deltas = Vec::with_capacity(values.len());
     let mut row = vec![0.0; width];
     for &at in &order {
-        model.embeddings().read_row(ids[at] as usize, &mut row);
-        deltas.extend(
-            values[at * width..(at + 1) * width].iter().zip(&row).map(|(new, old)| new - old),
-        );
+        matrix.read_row(ids[at] as usize, &mut row);
+        let new = &values[at * width..(at + 1) * width];
+        deltas.extend(new.iter().zip(&row).map(|(new, old)| new - old));
     }
-    let ids = order.into_iter().map(|at| ids[at]).collect();
-    Ok(TokenRows { ids, deltas, in_head: base.config.tied_embeddings })
+    Ok(TokenRows { ids: order.into_iter().map(|at| ids[at]).collect(), deltas })
 }

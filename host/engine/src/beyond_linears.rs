@@ -176,7 +176,7 @@ fn own_head(
             *y += weight * (product - base);
         }
     }
-    if let Some(tokens) = weights.tokens.as_ref().filter(|tokens| tokens.in_head) {
+    if let Some(tokens) = &weights.head_tokens {
         for (id, delta) in tokens.ids.iter().zip(tokens.deltas.chunks_exact(x.len())) {
             let dot: f32 = x.iter().zip(delta).map(|(x, delta)| x * delta).sum();
             y[*id as usize] += weight * dot;

@@ -390,11 +390,11 @@ impl Composer {
             if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(weight) {
                 return Err(ComposeError::BadWeight { name: name.clone(), weight: *weight });
             }
-            let module = snapshot.get(name).cloned();
-            let module =
-                module.ok_or_else(|| ComposeError::UnknownModule { name: name.clone() })?;
+            let (name, module) = snapshot
+                .resolve(name)
+                .ok_or_else(|| ComposeError::UnknownModule { name: name.clone() })?;
             picks.push((modules.len() as u32, *weight));
-            modules.push(LeasedModule { name: name.clone(), module });
+            modules.push(LeasedModule { name: name.to_owned(), module: Arc::clone(module) });
         }
         if let Some(error) = partial_start(&modules, &picks) {
             return Err(error);

@@ -63,7 +63,7 @@ impl Beyond {
             beyond.embeds |= weights.tokens.is_some() || weights.embedding.is_some();
             beyond.scores |= weights.head.is_some()
                 || weights.own_head.is_some()
-                || weights.tokens.as_ref().is_some_and(|tokens| tokens.in_head);
+                || weights.head_tokens.is_some();
             for (index, edit) in weights.edits.iter().enumerate() {
                 let place = beyond.edits.entry((edit.point, edit.layer)).or_default();
                 place.push((module, weight, index));

@@ -176,6 +176,8 @@ pub struct EngineSettings {
     pub max_prompt_rows_while_decoding: usize,
     /// Tokens in the KV cache.
     pub max_cached_tokens: usize,
+    /// Whether requests with the same beginning and composition share its keys and values.
+    pub prefix_cache: bool,
     /// Compute threads; 0 for all cores.
     pub threads: usize,
 }
@@ -189,6 +191,7 @@ impl Default for EngineSettings {
             max_rows: engine.max_rows,
             max_prompt_rows_while_decoding: engine.max_prompt_rows_while_decoding,
             max_cached_tokens: engine.max_cached_tokens,
+            prefix_cache: engine.prefix_cache,
             threads: 0,
         }
     }
@@ -203,6 +206,7 @@ impl EngineSettings {
             max_rows: self.max_rows,
             max_prompt_rows_while_decoding: self.max_prompt_rows_while_decoding,
             max_cached_tokens: self.max_cached_tokens,
+            prefix_cache: self.prefix_cache,
         }
     }
 }

@@ -54,6 +54,7 @@ pub fn run(service: &Service, options: &Options) -> Result<(), String> {
         prompt,
         sampling,
         composition: Arc::clone(&composition),
+        cache_salt: String::new(),
         trace: if options.trace { TraceLevel::Full } else { TraceLevel::None },
         sink: Box::new(move |event| sender.send(event).is_ok()),
     };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polyskill_adapters::library::Expected;
-use polyskill_adapters::{Library, peft};
+use polyskill_adapters::{Library, is_module, open_module};
 use polyskill_engine::{Composer, Engine, Selection};
 use polyskill_model::{Compute, Decoder, load};
 
@@ -140,19 +140,19 @@ fn base_name(name: &str, path: &Path) -> String {
 fn load_modules(
     library: &Library,
     directory: &Path,
-    model: &Decoder,
+    model: &Arc<Decoder>,
     report: &mut dyn FnMut(&str),
 ) -> Result<(), StartError> {
     let fail = |error| start_error(format!("--adapters {}: {error}", directory.display()));
     let entries = std::fs::read_dir(directory).map_err(fail)?;
     let mut folders: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| peft::is_module_directory(path))
+        .filter(|path| is_module(path))
         .collect();
     folders.sort();
     for folder in folders {
         let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let loaded = peft::load(&name, &folder, directory, model)
+        let loaded = open_module(&name, &folder, directory, model)
             .and_then(|module| library.publish(&name, module, Expected::Any));
         match loaded {
             Ok(module) => {

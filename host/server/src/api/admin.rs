@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::Json as JsonReply;
 use axum::extract::{Path, State};
 use polyskill_adapters::library::Expected;
-use polyskill_adapters::{Error, peft};
+use polyskill_adapters::{Error, open_module};
 use polyskill_engine::{PlannedRequest, RouterError, RouterInfo, Standing};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -45,7 +45,7 @@ pub(super) async fn load(
     let reply = format!("Success: LoRA adapter '{name}' added successfully.");
     tokio::task::spawn_blocking(move || {
         let (path, root) = inside_roots(&service, &path)?;
-        let module = peft::load(&name, &path, &root, service.model.as_ref()).map_err(to_api)?;
+        let module = open_module(&name, &path, &root, &service.model).map_err(to_api)?;
         for reason in module.left_out() {
             tracing::warn!(adapter = name, reason, "an artefact is left out");
         }
@@ -99,7 +99,7 @@ pub(super) async fn modules(State(service): State<Arc<Service>>) -> JsonReply<Js
     let modules: Vec<Json> = snapshot
         .iter()
         .map(|(name, module)| {
-            json!({"name": name, "generation": module.generation().to_string(), "kind": module.kind(),
+            json!({"name": name, "generation": module.generation().to_string(), "kind": module.kind().as_str(),
                    "bytes": module.num_bytes(), "tags": module.tags(),
                    // The library and this snapshot hold one each.
                    "leases": Arc::strong_count(module).saturating_sub(1)})

@@ -58,8 +58,9 @@ pub(super) fn new_id(prefix: &str) -> String {
 pub(super) fn usage(finished: &[Finished]) -> Json {
     let prompt = finished.first().map_or(0, |finished| finished.prompt_tokens);
     let completion: usize = finished.iter().map(|finished| finished.completion_tokens).sum();
+    let cached = finished.first().map_or(0, |finished| finished.cached_tokens);
     json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-           "prompt_tokens_details": {"cached_tokens": 0}})
+           "prompt_tokens_details": {"cached_tokens": cached}})
 }
 
 pub(super) async fn chat(

@@ -71,6 +71,21 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", message, None)
     }
 
+    /// Modules whose weights cannot be had.
+    fn from_weights(error: &polyskill_adapters::Error, message: String) -> Self {
+        use polyskill_adapters::Error;
+        match error {
+            Error::TooLarge { .. } => Self::bad_request(message, Some("adapters")),
+            Error::TooManyWaiting { .. } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message, None)
+            }
+            _ => {
+                let status = StatusCode::SERVICE_UNAVAILABLE;
+                Self::new(status, "ServiceUnavailableError", message, Some("adapters"))
+            }
+        }
+    }
+
     /// The body as JSON, also used inside streams.
     pub fn body(&self) -> serde_json::Value {
         json!({"error": {"message": self.message, "type": self.kind, "param": self.param,
@@ -98,7 +113,10 @@ impl From<ComposeError> for ApiError {
             ComposeError::Parameter(parameter) => {
                 Self::bad_request(message, Some(&format!("router.params.{}", parameter.name)))
             }
-            ComposeError::BadWeight { .. } => Self::bad_request(message, Some("adapters")),
+            ComposeError::BadWeight { .. } | ComposeError::PartialStart { .. } => {
+                Self::bad_request(message, Some("adapters"))
+            }
+            ComposeError::Weights(error) => Self::from_weights(&error, message),
             _ => Self::bad_request(message, Some("router.modules")),
         }
     }

@@ -54,6 +54,15 @@ pub(crate) struct Wanted {
     pub(crate) prompt_logprobs: Option<usize>,
 }
 
+/// What all choices of a request share.
+#[derive(Clone, Debug)]
+struct Options {
+    trace: TraceLevel,
+    stops: Vec<String>,
+    include_stop: bool,
+    cache_salt: String,
+}
+
 /// Composes once for a prompt and starts one generation per choice. `text` is what routers may read.
 pub(crate) async fn start_choices(
     service: &Arc<Service>,
@@ -63,8 +72,12 @@ pub(crate) async fn start_choices(
     wanted: Wanted,
 ) -> Result<Vec<Generation>, ApiError> {
     let selection = common.selection(service, prompt.len(), text)?;
-    let (trace, stops) = (common.trace_level()?, common.stops()?);
-    let include_stop = common.include_stop_str_in_output.unwrap_or(false);
+    let options = Options {
+        trace: common.trace_level()?,
+        stops: common.stops()?,
+        include_stop: common.include_stop_str_in_output.unwrap_or(false),
+        cache_salt: common.cache_salt()?,
+    };
     let sampling = |choice| {
         Ok(SamplingParams {
             logprobs: wanted.logprobs,
@@ -81,8 +94,7 @@ pub(crate) async fn start_choices(
         .map_err(|error| ApiError::internal(error.to_string()))??;
     let start = |sampling| {
         let (service, composition) = (Arc::clone(service), Arc::clone(&composition));
-        let stops = (stops.clone(), include_stop);
-        Generation::start(service, prompt.to_vec(), sampling, composition, trace, stops)
+        Generation::start(service, prompt.to_vec(), sampling, composition, options.clone())
     };
     sampling.into_iter().map(start).collect()
 }
@@ -93,17 +105,23 @@ impl Generation {
         prompt: Vec<u32>,
         sampling: SamplingParams,
         composition: Arc<Composition>,
-        trace: TraceLevel,
-        (stops, include_stop): (Vec<String>, bool),
+        options: Options,
     ) -> Result<Self, ApiError> {
+        let Options { trace, stops, include_stop, cache_salt } = options;
         let (sender, events) = unbounded_channel();
         let sink = Box::new(move |event| sender.send(event).is_ok());
         let stop_tokens = sampling.stop_tokens.clone();
         // Shares feed the module metrics too, so a routed request is always tallied.
         let level =
             if composition.modules().is_empty() { trace } else { trace.max(TraceLevel::Summary) };
-        let request =
-            Request { prompt, sampling, composition: Arc::clone(&composition), trace: level, sink };
+        let request = Request {
+            prompt,
+            sampling,
+            composition: Arc::clone(&composition),
+            trace: level,
+            cache_salt,
+            sink,
+        };
         let id = service.engine.handle().submit(request)?;
         Ok(Self {
             service,

@@ -29,7 +29,7 @@ fn cards(service: &Service) -> Vec<Json> {
     }));
     let snapshot = service.composer.library().snapshot();
     cards.extend(snapshot.iter().map(|(name, module)| {
-        card(name, Some(base), module.kind(), Some(module.generation().to_string()))
+        card(name, Some(base), module.kind().as_str(), Some(module.generation().to_string()))
     }));
     cards
 }

@@ -15,6 +15,8 @@ use crate::service::Service;
 
 /// Stop strings of one request, as OpenAI bounds them.
 const MAX_STOPS: usize = 4;
+/// Longest salt, as vLLM bounds it.
+const MAX_SALT_BYTES: usize = 1_024;
 
 /// Fields of both request kinds. Unknown fields are accepted, as clients send many.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -43,6 +45,7 @@ pub(crate) struct CommonParams {
     pub(crate) adapters: Option<Vec<AdapterWeight>>,
     pub(crate) unit: Option<String>,
     pub(crate) trace: Option<String>,
+    pub(crate) cache_salt: Option<String>,
     // Recognised and not supported: refused rather than ignored.
     pub(crate) tools: Option<Vec<Json>>,
     pub(crate) response_format: Option<Json>,
@@ -129,6 +132,20 @@ impl CommonParams {
             return Err(ApiError::bad_request(message, Some("stop")));
         }
         Ok(stops.to_vec())
+    }
+
+    /// What keeps this caller's cached beginnings apart from others'.
+    pub(crate) fn cache_salt(&self) -> Result<String, ApiError> {
+        match &self.cache_salt {
+            None => Ok(String::new()),
+            Some(salt) if (1..=MAX_SALT_BYTES).contains(&salt.len()) => Ok(salt.clone()),
+            Some(salt) => {
+                let len = salt.len();
+                let message =
+                    format!("`cache_salt` has {len} bytes, expected 1 to {MAX_SALT_BYTES}");
+                Err(ApiError::bad_request(message, Some("cache_salt")))
+            }
+        }
     }
 
     pub(crate) fn trace_level(&self) -> Result<TraceLevel, ApiError> {
