@@ -45,8 +45,8 @@ class ByHand:
         self.soft_prompts: list[torch.Tensor] = []
         # Settings and tensors of activation edits, with the module's weight.
         self.edits: list[tuple[Json, Tensors, float]] = []
-        # Whether the token that passes is the last of the prompt, and whether it is that or a generated one.
-        self.ends_prompt = self.not_before = False
+        # Which token passes, whether it is the last of the prompt, and whether it is that or a generated one.
+        self.token, self.ends_prompt, self.not_before = 0, False, False
         self.untie()
         # Effects are those on the base, whatever other modules do.
         self.base = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -182,7 +182,7 @@ class ByHand:
         for settings, tensors, weight in self.edits:
             if settings["point"] != point or self.model.model.layers[settings["layer"]] is not layer:
                 continue
-            if not {"all": True, "last_prompt": self.ends_prompt, "from_last_prompt": self.not_before}[
+            if not {"all": self.token >= 0, "last_prompt": self.ends_prompt, "from_last_prompt": self.not_before}[
                 settings["positions"]
             ]:
                 continue
@@ -204,9 +204,10 @@ class ByHand:
         """
         rows = torch.cat([*self.soft_prompts, self.model.get_input_embeddings().weight[ids]])
         cache, found = self.cache(), []
-        first = 0 if self.edits else len(rows) - 1
-        for end in range(first, len(rows)):
+        virtual = len(rows) - len(ids)
+        for end in range(0 if self.edits else len(rows) - 1, len(rows)):
             part = rows[end : end + 1] if self.edits else rows
-            self.ends_prompt, self.not_before = end == prompt_length - 1, end >= prompt_length - 1
+            self.token = end - virtual
+            self.ends_prompt, self.not_before = self.token == prompt_length - 1, self.token >= prompt_length - 1
             found.append(self.model(inputs_embeds=part[None], past_key_values=cache, use_cache=True).logits[0])
         return torch.cat(found)[-len(ids) :]

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 import gguf_adapters
+import reload
 from adapters import SEVEN, TASKS, base_of, load_adapter, site_path
 from arrow import load_arrow, routing
 from by_hand import ByHand
-from common import ADAPTERS, FIXTURES, GGUF, GOLDENS, GREEDY, HOSTILE, Json, load_model, logits_of, read_json
+from common import ADAPTERS, FIXTURES, GGUF, GOLDENS, GREEDY, HOSTILE, MODELS, Json, load_model, logits_of, read_json
+from mix import Mix
 from models import CONFIGS, LAYERS
 from peft_kinds import load_kind
 
@@ -139,6 +141,15 @@ def kinds_generated() -> None:
     print(f"  PEFT generates the same in {len(found)} cases")
 
 
+def modules_reload() -> None:
+    """`reload.py` accepts what PEFT has saved, and not another module under its name."""
+    found = [case for case in goldens("lora.json")["cases"] if case["name"] == "lora-basic/short"]
+    base = MODELS / "llama-tied"
+    assert reload.compare(base, ADAPTERS, found, TOLERANCE)
+    exchanged = [case | {"adapters": [{"name": "lora-regex", "weight": 1.0}]} for case in found]
+    assert not reload.compare(base, ADAPTERS, exchanged, TOLERANCE)
+
+
 def arrow_in_float64() -> None:
     found = goldens("arrow.json")
     pairs = []
@@ -187,13 +198,16 @@ def hostile() -> None:
             except SafetensorError:
                 continue
             raise AssertionError(f"the safetensors library reads {entry['path']}")
-    load_adapter_control()
+    controls_load()
 
 
-def load_adapter_control() -> None:
-    from peft import PeftModel
-
-    PeftModel.from_pretrained(load_model("llama-tied"), str(HOSTILE / "adapters" / "control"))
+def controls_load() -> None:
+    """What the broken modules differ from by one defect is sound."""
+    entries = read_json(HOSTILE / "hostile.json")["entries"]
+    sound = [HOSTILE / entry["path"] for entry in entries if not entry["refused"]]
+    for path in sound:
+        Mix("llama-tied", [(str(path), 1.0)])
+    print(f"  {len(sound)} controls load")
 
 
 def files() -> None:
@@ -219,6 +233,7 @@ def make() -> None:
     kinds_by_hand()
     kinds_are_sensitive()
     kinds_generated()
+    modules_reload()
     arrow_in_float64()
     gguf_by_transformers()
     hostile()

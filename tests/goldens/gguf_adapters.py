@@ -101,11 +101,15 @@ def load_lora(file: str, dtype: torch.dtype = torch.float32) -> PeftModel:
     return model.to(dtype).eval()
 
 
-def control_vector() -> list[Edit]:
+def is_control_vector(file: str) -> bool:
+    return gguf.GGUFReader(GGUF / file).fields["general.architecture"].contents() == "controlvector"
+
+
+def control_vector(file: str) -> list[Edit]:
     """`direction.N` is added behind layer N, counted from 0."""
     return [
         Edit(int(name.removeprefix("direction.")), "residual", "add", "all", torch.from_numpy(vector))
-        for name, vector in values(CONTROL_VECTOR).items()
+        for name, vector in values(file).items()
     ]
 
 

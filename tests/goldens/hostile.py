@@ -42,8 +42,10 @@ GOOD: Tensors = {A: ([1, 64], [0.1] * 64), B: ([64, 1], [0.1] * 64)}
 entries: list[Json] = []
 
 
-def listed(path: Path, kind: str, why: str, refused: bool = True) -> Path:
-    entries.append({"path": path.relative_to(HOSTILE).as_posix(), "kind": kind, "why": why, "refused": refused})
+def listed(path: Path, kind: str, why: str, refused: bool = True, expect: Sequence[str] = ()) -> Path:
+    """`expect` are words that the message must hold, such as the name of a tensor or a setting."""
+    entry = {"path": path.relative_to(HOSTILE).as_posix(), "kind": kind, "why": why, "refused": refused}
+    entries.append(entry | ({"expect": list(expect)} if expect else {}))
     return path
 
 
@@ -142,12 +144,6 @@ def adapters() -> None:
     adapter(
         "integers", "the weights are integers", container(json.dumps(header_of(GOOD, "I32")).encode(), data_of(GOOD))
     )
-    adapter(
-        "dora",
-        "use_dora, with its magnitude",
-        GOOD | {f"{SITE}.lora_magnitude_vector": ([64], [1.0] * 64)},
-        use_dora=True,
-    )
     adapter("dora-no-magnitude", "use_dora, without a magnitude", use_dora=True)
     adapter(
         "modules-to-save",
@@ -156,9 +152,11 @@ def adapters() -> None:
         modules_to_save=["norm"],
     )
     adapter(
-        "bias", "trained biases are stored", GOOD | {f"{SITE}.base_layer.bias": ([64], [0.1] * 64)}, bias="lora_only"
+        "bias",
+        "trained biases are stored, the base has none",
+        GOOD | {f"{SITE}.base_layer.bias": ([64], [0.1] * 64)},
+        bias="lora_only",
     )
-    adapter("lora-bias", "lora_B has a bias", GOOD | {f"{SITE}.lora_B.bias": ([64], [0.1] * 64)}, lora_bias=True)
     adapter("rank-zero", "the rank is 0", r=0)
     adapter("rank-negative", "the rank is -1", r=-1)
     adapter("rank-huge", "the rank is 2^60", r=1 << 60)
@@ -348,13 +346,21 @@ def ggufs() -> None:
 
 
 def make() -> None:
+    # These use what is above.
+    import hostile_gguf_adapters
+    import hostile_kinds
+    import hostile_own
+
     entries.clear()
     shutil.rmtree(HOSTILE, ignore_errors=True)
     adapters()
     models()
     ggufs()
-    write_goldens(HOSTILE / "hostile.json", {"paths": "relative to this file's folder"}, entries=entries)
-
-
-if __name__ == "__main__":
-    make()
+    hostile_kinds.make(listed)
+    hostile_own.make(listed)
+    hostile_gguf_adapters.make(listed)
+    meta = {
+        "paths": "relative to this file's folder",
+        "kinds": "adapter: PEFT's directory; module: polyskill's own; gguf-adapter; model: a directory; gguf: a model",
+    }
+    write_goldens(HOSTILE / "hostile.json", meta, entries=entries)

@@ -31,6 +31,7 @@ MIXES: dict[str, Entries] = {
     "soft-prompt-and-lora": [("prompt-5", 1.0), ("lora-basic", 0.8)],
     "prefix-lora-steering": [("prefix-7", 1.0), ("lora-all", 0.5), ("steering", 1.0)],
     "prefix-and-function-vector": [("prefix-20-projected", 1.0), ("function-vector", 1.0)],
+    "soft-prompt-and-steering": [("prompt-5", 1.0), ("steering-two-layers", 1.0)],
     "tokens-and-ia3": [("tokens-lora-tied", 1.0), ("ia3-default", 1.0)],
     # The prefix comes first wherever the request names it.
     "soft-prompt-and-prefix": [("prompt-5", 1.0), ("prefix-7", 1.0)],

@@ -27,25 +27,24 @@ Entries = list[tuple[str, float]]
 
 
 class Mix:
-    """The base model `base` under modules with weights."""
+    """The base model `base` under modules with weights: names in `adapters/` and `gguf/`, or absolute paths."""
 
     def __init__(self, base: str, entries: Entries, dtype: torch.dtype = torch.float32) -> None:
         self.model = load_model(base, dtype)
         self.effects: dict[str, list[tuple[float, Effect]]] = {}
         self.prefixes: list[DynamicCache] = []
         self.soft_prompts: list[torch.Tensor] = []
-        # The row of the prompt's last token in the present pass.
-        self.last = 0
-        self.edited = False
+        # The rows of the prompt's first and last token in the present pass.
+        self.first = self.last = 0
         for name, weight in entries:
             if is_own(name):
                 self.add_own(name, weight)
-            elif name == gguf_adapters.CONTROL_VECTOR:
-                self.add_edits(gguf_adapters.control_vector(), weight)
-            elif name.endswith(".gguf"):
-                self.add_peft(gguf_adapters.load_lora(name, dtype), weight)
-            else:
+            elif not name.endswith(".gguf"):
                 self.add_peft(load_kind(name, dtype), weight)
+            elif gguf_adapters.is_control_vector(name):
+                self.add_edits(gguf_adapters.control_vector(name), weight)
+            else:
+                self.add_peft(gguf_adapters.load_lora(name, dtype), weight)
         for path, effects in self.effects.items():
             self.model.get_submodule(path).register_forward_hook(
                 lambda module, args, out, effects=effects: (
@@ -81,12 +80,11 @@ class Mix:
         self.effects.setdefault(path, []).append((weight, effect))
 
     def add_edits(self, edits: list[Edit], weight: float) -> None:
-        self.edited = True
         for edit in edits:
             layer = self.model.model.layers[edit.layer]
 
             def apply(hidden: torch.Tensor, edit: Edit = edit) -> torch.Tensor:
-                hidden, rows = hidden.clone(), edit.rows(self.last)
+                hidden, rows = hidden.clone(), edit.rows(self.first, self.last)
                 hidden[0, rows] = edit.applied(hidden[0, rows], weight)
                 return hidden
 
@@ -110,9 +108,9 @@ class Mix:
     @torch.no_grad()
     def logits(self, ids: list[int], prompt_length: int) -> torch.Tensor:
         """Logits [tokens, vocabulary] of a whole sequence whose first `prompt_length` ids are the prompt."""
-        assert not (self.edited and self.soft_prompts), "whether edits reach soft prompts is not fixed by the goldens"
         embedded = self.model.get_input_embeddings()(torch.tensor([ids]))
         rows = torch.cat([*self.soft_prompts, embedded], dim=1)
-        self.last = rows.shape[1] - len(ids) + prompt_length - 1
+        self.first = rows.shape[1] - len(ids)
+        self.last = self.first + prompt_length - 1
         out = self.model(inputs_embeds=rows, past_key_values=self.cache(), use_cache=bool(self.prefixes))
         return out.logits[0, -len(ids) :]

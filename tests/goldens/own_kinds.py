@@ -43,9 +43,9 @@ class Edit:
     vector: torch.Tensor
     alpha: torch.Tensor | None = None
 
-    def rows(self, last: int) -> slice:
-        """The rows of a sequence whose prompt's last token is row `last`."""
-        return {"all": slice(None), "last_prompt": slice(last, last + 1), "from_last_prompt": slice(last, None)}[
+    def rows(self, first: int, last: int) -> slice:
+        """The rows of a sequence whose prompt lies in the rows `first` to `last`, behind those of soft prompts."""
+        return {"all": slice(first, None), "last_prompt": slice(last, last + 1), "from_last_prompt": slice(last, None)}[
             self.positions
         ]
 
