@@ -1,6 +1,7 @@
 //! Identity of modules: the hash of their content.
 
 use std::fmt;
+use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
@@ -19,6 +20,28 @@ impl Generation {
         Self(hasher.finalize().into())
     }
 }
+
+impl FromStr for Generation {
+    type Err = NotAGeneration;
+
+    fn from_str(text: &str) -> Result<Self, NotAGeneration> {
+        let digits = text.as_bytes();
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(NotAGeneration);
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| NotAGeneration)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| NotAGeneration)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+/// A text that is no generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected 64 hexadecimal digits")]
+pub struct NotAGeneration;
 
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,6 +7,7 @@ mod completions;
 mod error;
 mod generation;
 mod models;
+mod modules;
 mod params;
 mod tokenize;
 
@@ -43,16 +44,20 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .route("/metrics", get(metrics))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_api_key));
+    let runtime = Router::new()
+        .route("/v1/load_lora_adapter", post(modules::load))
+        .route("/v1/unload_lora_adapter", post(modules::unload))
+        .route_layer(from_fn_with_state(Arc::clone(&service), require_runtime_key));
     let admin = Router::new()
-        .route("/v1/load_lora_adapter", post(admin::load))
-        .route("/v1/unload_lora_adapter", post(admin::unload))
-        .route("/admin/modules", get(admin::modules))
+        .route("/admin/modules", get(modules::list).post(modules::change))
+        .route("/admin/modules/{*name}", delete(modules::remove))
         .route("/admin/routers", get(admin::routers).post(admin::change_router))
         .route("/admin/routers/{*name}", delete(admin::remove_router))
         .route("/admin/plans", get(admin::plans))
         .route("/admin/status", get(admin::status))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_admin_key));
     open.merge(keyed)
+        .merge(runtime)
         .merge(admin)
         .fallback(|| async { ApiError::not_found("this route does not exist", None) })
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
@@ -77,6 +82,21 @@ async fn require_api_key(
         }
         _ => next.run(request).await,
     }
+}
+
+/// vLLM's module routes: for the admin key, and where the operator says so for the API key too.
+async fn require_runtime_key(
+    State(service): State<Arc<Service>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let found = bearer(request.headers());
+    let is = |key: &Option<String>| key.is_some() && found == key.as_deref();
+    let open = service.allow_runtime_lora_updating;
+    if is(&service.admin_key) || open && (service.api_key.is_none() || is(&service.api_key)) {
+        return next.run(request).await;
+    }
+    require_admin_key(State(service), request, next).await
 }
 
 /// Without a configured key the admin routes do not exist: they are never open by default.

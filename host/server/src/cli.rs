@@ -16,7 +16,7 @@ use polyskill_engine::Selection;
 
 use crate::config::{Config, parse_parameters};
 use crate::service::Service;
-use crate::{adapters_command, api, bench, generate, plugin_command, pull, record, routers};
+use crate::{adapters_command, api, bench, generate, modules, plugin_command, pull, record, routers};
 
 /// One frozen base model, many modules, routed per token and per layer.
 #[derive(Debug, Parser)]
@@ -80,6 +80,18 @@ struct ServeArgs {
     /// Development: load plugins without a trusted signature. They stay in their sandbox.
     #[arg(long, env = "POLYSKILL_ALLOW_UNSIGNED")]
     allow_unsigned: bool,
+    /// Watch the directories of modules and load what changes.
+    #[arg(long, env = "POLYSKILL_WATCH_ADAPTERS")]
+    watch_adapters: bool,
+    /// Directory that keeps what is loaded at run time, so that a restart serves the same.
+    #[arg(long, env = "POLYSKILL_STATE")]
+    state: Option<PathBuf>,
+    /// MiB of modules' weights in memory; without it all stay.
+    #[arg(long, env = "POLYSKILL_MAX_MODULE_MIB")]
+    max_module_mib: Option<usize>,
+    /// Let holders of the API key load and unload modules over vLLM's routes.
+    #[arg(long, env = "VLLM_ALLOW_RUNTIME_LORA_UPDATING", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    allow_runtime_lora_updating: bool,
     /// Watch the directories of plugins and load what changes.
     #[arg(long, env = "POLYSKILL_WATCH_PLUGINS")]
     watch_plugins: bool,
@@ -164,6 +176,10 @@ impl ServeArgs {
         }
         config.trust.allow_unsigned |= flags.allow_unsigned;
         config.watch_plugins |= flags.watch_plugins;
+        config.state = flags.state.or(config.state);
+        config.residency.max_mib = flags.max_module_mib.or(config.residency.max_mib);
+        config.watch_adapters |= flags.watch_adapters;
+        config.allow_runtime_lora_updating |= flags.allow_runtime_lora_updating;
         let shipped = |path: &str| Some(PathBuf::from(path)).filter(|path| path.is_dir());
         if config.adapters.is_empty() && config.model.is_none() {
             config.adapters.extend(shipped("adapters/library"));
@@ -197,6 +213,11 @@ fn start_service(config: &Config) -> Result<Service, String> {
 fn serve(args: &ServeArgs) -> Result<(), String> {
     let config = args.config()?;
     let service = Arc::new(start_service(&config)?);
+    if config.watch_adapters {
+        let changed = |service: &Service| service.composer.refresh_routers();
+        modules::watch(&service, |service| &service.modules, changed)
+            .map_err(|error| error.to_string())?;
+    }
     if config.watch_plugins {
         routers::watch(&service, |service| (&service.routers, &service.composer))
             .map_err(|error| error.to_string())?;

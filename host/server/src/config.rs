@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use polyskill_adapters::Budget;
 use polyskill_engine::FaultPolicy;
 use polyskill_plugin::{Capability, Limits, Trust};
 use polyskill_sdk::{Parameters, Value};
 use serde::{Deserialize, Serialize};
+
+use crate::sources::{FetchLimits, ModuleTrust, Policy};
 
 /// The effective configuration of a server.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -41,6 +44,23 @@ pub struct Config {
     pub trust: Trust,
     /// What happens when a router fails.
     pub faults: FaultSettings,
+    /// Modules beside those in `adapters`, each with its source.
+    pub module: Vec<ModuleConfig>,
+    /// Memory for modules.
+    pub residency: ResidencySettings,
+    /// From where modules may come, beside `adapters`.
+    pub sources: Policy,
+    /// Bounds of one fetch.
+    pub fetch: FetchLimits,
+    /// Whose modules are loaded.
+    pub module_trust: ModuleTrust,
+    /// A directory that keeps what is loaded and unloaded at run time, so that a restart serves the same.
+    pub state: Option<PathBuf>,
+    /// Whether the directories of modules are watched and changes loaded.
+    pub watch_adapters: bool,
+    /// Whether holders of `api_key` may load and unload modules over vLLM's routes, as with
+    /// `VLLM_ALLOW_RUNTIME_LORA_UPDATING`.
+    pub allow_runtime_lora_updating: bool,
     /// Whether the directories of plugins are watched and changes loaded.
     pub watch_plugins: bool,
     /// A file that gets a line of JSON for every change of the routers.
@@ -143,6 +163,63 @@ impl RouterConfig {
         table.try_into().map_err(|error: toml::de::Error| {
             format!("`router.limits` of `{}`: {}", self.name, error.message())
         })
+    }
+}
+
+/// A module that the configuration declares.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModuleConfig {
+    /// The name that it is served under.
+    pub name: String,
+    /// Where it comes from: a path, a web address, an object store, `hf://owner/name`, or `oci:DIR`.
+    pub source: String,
+    /// The generation that it must have.
+    #[serde(default)]
+    pub generation: Option<String>,
+    /// Whether its weights stay in memory.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Other names for it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+}
+
+/// Memory for modules' weights; see `Budget`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ResidencySettings {
+    /// MiB of weights in memory; without it all stay.
+    pub max_mib: Option<usize>,
+    /// How long requests whose modules are in memory may overtake one that waits.
+    pub patience_milliseconds: u64,
+    /// Longest wait for room; after it a request is refused.
+    pub max_wait_seconds: u64,
+    /// Requests that may wait for room.
+    pub max_waiting: usize,
+}
+
+impl Default for ResidencySettings {
+    fn default() -> Self {
+        let budget = Budget::default();
+        Self {
+            max_mib: None,
+            patience_milliseconds: budget.patience.as_millis() as u64,
+            max_wait_seconds: budget.max_wait.as_secs(),
+            max_waiting: budget.max_waiting,
+        }
+    }
+}
+
+impl ResidencySettings {
+    /// The library's form.
+    pub fn budget(&self) -> Budget {
+        Budget {
+            max_bytes: self.max_mib.map(|mib| mib << 20),
+            patience: Duration::from_millis(self.patience_milliseconds),
+            max_wait: Duration::from_secs(self.max_wait_seconds),
+            max_waiting: self.max_waiting,
+        }
     }
 }
 
@@ -261,6 +338,7 @@ const MOST_THREADS: u64 = 1 << 10;
 /// A WebAssembly memory has at most 4 GiB.
 const MOST_PLUGIN_MIB: u64 = 1 << 12;
 const MOST_DEFINITION_MIB: u64 = 1 << 20;
+const MOST_MODULE_MIB: u64 = 1 << 24;
 const MOST_PICKS: u64 = 1 << 24;
 /// Calls run on threads of this program, whose stacks are 2 MiB.
 const MOST_STACK_KIB: u64 = 1 << 10;
@@ -294,7 +372,32 @@ impl Config {
             }
         }
         self.check_numbers()?;
+        self.check_modules()?;
         self.check_names()
+    }
+
+    /// Modules, their sources and signatures.
+    fn check_modules(&self) -> Result<(), ConfigError> {
+        let fetch = self.fetch.problems().into_iter().map(|problem| ("fetch", problem));
+        let trust = self.module_trust.problems().into_iter().map(|problem| ("module_trust", problem));
+        if let Some((table, problem)) = fetch.chain(trust).next() {
+            return Err(bad_value(table, problem, "values that a module can be loaded with"));
+        }
+        let mut seen = BTreeSet::new();
+        for module in &self.module {
+            let place = format!("module `{}`", module.name);
+            if !seen.insert(&module.name) {
+                return Err(bad_value("module.name", format!("`{}` twice", module.name), "each name once"));
+            }
+            if let Err(error) = module.source.parse::<crate::sources::Source>() {
+                return Err(bad_value(place, error.to_string(), "a source"));
+            }
+            let pin = module.generation.as_deref().map(str::parse::<crate::sources::Pin>);
+            if let Some(Err(error)) = pin {
+                return Err(bad_value(place, error.to_string(), "a generation"));
+            }
+        }
+        Ok(())
     }
 
     fn check_numbers(&self) -> Result<(), ConfigError> {
@@ -311,6 +414,9 @@ impl Config {
             ("engine.max_cached_tokens", engine.max_cached_tokens as u64, 16, MOST_CACHED_TOKENS),
             ("engine.threads", engine.threads as u64, 0, MOST_THREADS),
             ("keep_plans", self.keep_plans as u64, 0, MOST_REQUESTS),
+            ("residency.max_mib", self.residency.max_mib.unwrap_or(1) as u64, 1, MOST_MODULE_MIB),
+            ("residency.max_wait_seconds", self.residency.max_wait_seconds, 0, MOST_SECONDS),
+            ("residency.max_waiting", self.residency.max_waiting as u64, 0, MOST_REQUESTS),
             ("faults.max_faults", self.faults.max_faults as u64, 1, MOST_REQUESTS),
             ("faults.window_seconds", self.faults.window_seconds, 1, MOST_SECONDS),
             ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),

@@ -4,11 +4,13 @@
 
 pub mod adapters_command;
 pub mod api;
+pub mod audit;
 pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod generate;
 pub mod metrics;
+pub mod modules;
 pub mod plugin_command;
 pub mod pull;
 pub mod record;

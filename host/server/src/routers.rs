@@ -4,8 +4,6 @@
 //! swapped. Whatever fails before changes nothing, and its reason stays to be read.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -14,6 +12,7 @@ use polyskill_engine::{Composer, RouterSettings};
 use polyskill_plugin::{Capability, Limits, Loader, Plugin};
 use serde_json::json;
 
+use crate::audit::Audit;
 use crate::config::{Config, FaultSettings, RouterConfig, parameters};
 use crate::pull::cache_directory;
 
@@ -58,15 +57,15 @@ pub struct Routers {
     limits: Limits,
     roots: Vec<PathBuf>,
     attempts: Mutex<BTreeMap<PathBuf, Attempt>>,
-    audit: Option<Mutex<File>>,
+    audit: Arc<Audit>,
 }
 
 impl Routers {
     /// Prepares the sandbox; nothing is loaded yet.
     ///
     /// # Errors
-    /// If the sandbox cannot run here or the audit log cannot be written.
-    pub fn new(config: &Config) -> Result<Self, LoadError> {
+    /// If the sandbox cannot run here.
+    pub fn new(config: &Config, audit: &Arc<Audit>) -> Result<Self, LoadError> {
         let cache = cache_directory().join("plugins");
         let own_limits = config
             .router
@@ -78,11 +77,6 @@ impl Routers {
         let (limits, trust) = (config.limits.clone(), config.trust.clone());
         let loader = Loader::with_own_limits(limits, own_limits, trust, Some(cache))
             .map_err(|error| LoadError(error.to_string()))?;
-        let open = |path: &PathBuf| {
-            let file = File::options().create(true).append(true).open(path);
-            file.map_err(|error| LoadError(format!("audit_log {}: {error}", path.display())))
-        };
-        let audit = config.audit_log.as_ref().map(open).transpose()?.map(Mutex::new);
         Ok(Self {
             loader,
             configured: config.router.clone(),
@@ -90,7 +84,7 @@ impl Routers {
             limits: config.limits.clone(),
             roots: config.plugins.clone(),
             attempts: Mutex::default(),
-            audit,
+            audit: Arc::clone(audit),
         })
     }
 
@@ -201,14 +195,8 @@ impl Routers {
     }
 
     /// Writes a line to the audit log, if there is one, with the time in seconds since the epoch.
-    pub fn record(&self, mut event: serde_json::Value) {
-        let Some(audit) = &self.audit else { return };
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        event["time"] = json!(now.map_or(0, |since| since.as_secs()));
-        let mut file = audit.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = writeln!(file, "{event}").and_then(|()| file.flush()) {
-            tracing::error!(%error, "the audit log cannot be written");
-        }
+    pub fn record(&self, event: serde_json::Value) {
+        self.audit.record(event);
     }
 
     /// Looks at the directories once; loads what has changed since the last look and is not changing

@@ -1,15 +1,16 @@
 //! The served whole: model, text, library, routers and engine.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use polyskill_adapters::library::Expected;
-use polyskill_adapters::{Library, is_module, open_module};
+use polyskill_adapters::Library;
 use polyskill_engine::{Composer, Engine, Selection};
 use polyskill_model::{Compute, Decoder, load};
 
+use crate::audit::Audit;
 use crate::config::{Config, SkillSet, parameters};
 use crate::metrics::Metrics;
+use crate::modules::Modules;
 use crate::pull;
 use crate::routers::Routers;
 use crate::text::TextModel;
@@ -32,6 +33,8 @@ pub struct Service {
     pub text: TextModel,
     /// Makes compositions.
     pub composer: Composer,
+    /// Loads modules into its library.
+    pub modules: Modules,
     /// Loads routers into it.
     pub routers: Routers,
     /// Runs them.
@@ -42,8 +45,8 @@ pub struct Service {
     pub skill_sets: Vec<SkillSet>,
     /// Prometheus metrics.
     pub metrics: Metrics,
-    /// Roots that modules may be loaded from at run time.
-    pub adapter_roots: Vec<PathBuf>,
+    /// Whether holders of the API key may load and unload modules.
+    pub allow_runtime_lora_updating: bool,
     /// Bearer key of requests.
     pub api_key: Option<String>,
     /// Bearer key of the admin routes.
@@ -74,12 +77,12 @@ impl Service {
         let model = Arc::new(model.map_err(start_error)?);
         let text = TextModel::load(&path).map_err(start_error)?;
         let library = Arc::new(Library::default());
-        for directory in &config.adapters {
-            load_modules(&library, directory, &model, report)?;
-        }
+        let audit = Arc::new(Audit::open(config.audit_log.as_deref()).map_err(start_error)?);
+        let modules = Modules::new(config, &model, &library, &audit).map_err(start_error)?;
+        modules.load_all(report).map_err(start_error)?;
         let composer = Composer::new(&model, library);
         composer.keep_plans(config.keep_plans);
-        let routers = Routers::new(config).map_err(start_error)?;
+        let routers = Routers::new(config, &audit).map_err(start_error)?;
         routers.load_all(&composer, report).map_err(start_error)?;
         let skill_sets = skill_sets(config, &composer)?;
         let engine =
@@ -91,11 +94,12 @@ impl Service {
             base_name,
             text,
             composer,
+            modules,
             routers,
             engine,
             model,
             skill_sets,
-            adapter_roots: config.adapters.clone(),
+            allow_runtime_lora_updating: config.allow_runtime_lora_updating,
             api_key: config.api_key.clone(),
             admin_key: config.admin_key.clone(),
             keep_plans: config.keep_plans,
@@ -135,36 +139,6 @@ fn base_name(name: &str, path: &Path) -> String {
     }
     let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
     stem.map_or_else(|| "base".to_owned(), |stem| stem.to_string_lossy().into_owned())
-}
-
-fn load_modules(
-    library: &Library,
-    directory: &Path,
-    model: &Arc<Decoder>,
-    report: &mut dyn FnMut(&str),
-) -> Result<(), StartError> {
-    let fail = |error| start_error(format!("--adapters {}: {error}", directory.display()));
-    let entries = std::fs::read_dir(directory).map_err(fail)?;
-    let mut folders: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| is_module(path))
-        .collect();
-    folders.sort();
-    for folder in folders {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let loaded = open_module(&name, &folder, directory, model)
-            .and_then(|module| library.publish(&name, module, Expected::Any));
-        match loaded {
-            Ok(module) => {
-                report(&format!("module {name} ({} KiB)", module.num_bytes() >> 10));
-                for reason in module.left_out() {
-                    report(&format!("left out: adapter `{name}`: {reason}"));
-                }
-            }
-            Err(error) => report(&format!("left out: {error}")),
-        }
-    }
-    Ok(())
 }
 
 /// The configured skill sets; without any, `skills` over all modules where Arrow is loaded.

@@ -1,12 +1,10 @@
-//! Modules (vLLM's routes) and routers at run time, and what is loaded.
+//! Routers at run time, and what is loaded.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
 use axum::extract::{Path, State};
-use polyskill_adapters::library::Expected;
-use polyskill_adapters::{Error, open_module};
 use polyskill_engine::{PlannedRequest, RouterError, RouterInfo, Standing};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -16,98 +14,8 @@ use super::error::ApiError;
 use crate::record::fixture;
 use crate::service::Service;
 
-#[derive(Debug, Deserialize)]
-struct LoadRequest {
-    lora_name: Option<String>,
-    lora_path: Option<PathBuf>,
-    #[serde(default)]
-    load_inplace: bool,
-}
-
 fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
     value.ok_or_else(|| ApiError::bad_request(format!("`{name}` is required"), Some(name)))
-}
-
-pub(super) async fn load(
-    State(service): State<Arc<Service>>,
-    body: Body,
-) -> Result<String, ApiError> {
-    let request: LoadRequest = body.fields()?;
-    let name = required(request.lora_name, "lora_name")?;
-    let path = required(request.lora_path, "lora_path")?;
-    if service.selection(&name).is_some()
-        && service.composer.library().snapshot().get(&name).is_none()
-    {
-        let message = format!("the name `{name}` is taken by the base model or a skill set");
-        return Err(ApiError::bad_request(message, Some("lora_name")));
-    }
-    let expected = if request.load_inplace { Expected::Any } else { Expected::Absent };
-    let reply = format!("Success: LoRA adapter '{name}' added successfully.");
-    tokio::task::spawn_blocking(move || {
-        let (path, root) = inside_roots(&service, &path)?;
-        let module = open_module(&name, &path, &root, &service.model).map_err(to_api)?;
-        for reason in module.left_out() {
-            tracing::warn!(adapter = name, reason, "an artefact is left out");
-        }
-        service.composer.library().publish(&name, module, expected).map_err(to_api)?;
-        service.composer.refresh_routers();
-        Ok::<_, ApiError>(())
-    })
-    .await
-    .map_err(|error| ApiError::internal(error.to_string()))??;
-    Ok(reply)
-}
-
-/// The canonical path and the configured root that it lies in.
-fn inside_roots(service: &Service, path: &std::path::Path) -> Result<(PathBuf, PathBuf), ApiError> {
-    let refused = || {
-        let message = "`lora_path` is not a directory inside a configured `adapters` directory";
-        ApiError::bad_request(message, Some("lora_path"))
-    };
-    let resolved = path.canonicalize().map_err(|_| refused())?;
-    let roots = service.adapter_roots.iter().filter_map(|root| root.canonicalize().ok());
-    let root = roots.into_iter().find(|root| resolved.starts_with(root) && resolved != *root);
-    root.map(|root| (resolved, root)).ok_or_else(refused)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
-fn to_api(error: Error) -> ApiError {
-    let message = error.to_string();
-    match error {
-        Error::NotFound { .. } => ApiError::not_found(message, Some("lora_name")),
-        Error::GenerationMismatch { .. } => ApiError::conflict(message),
-        _ => ApiError::bad_request(message, Some("lora_name")),
-    }
-}
-
-pub(super) async fn unload(
-    State(service): State<Arc<Service>>,
-    body: Body,
-) -> Result<String, ApiError> {
-    let request: LoadRequest = body.fields()?;
-    let name = required(request.lora_name, "lora_name")?;
-    let reply = format!("Success: LoRA adapter '{name}' removed successfully.");
-    service.composer.library().remove(&name, Expected::Any).map_err(to_api)?;
-    tokio::task::spawn_blocking(move || service.composer.refresh_routers())
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))?;
-    Ok(reply)
-}
-
-pub(super) async fn modules(State(service): State<Arc<Service>>) -> JsonReply<Json> {
-    let snapshot = service.composer.library().snapshot();
-    let modules: Vec<Json> = snapshot
-        .iter()
-        .map(|(name, module)| {
-            json!({"name": name, "generation": module.generation().to_string(), "kind": module.kind().as_str(),
-                   "bytes": module.num_bytes(), "tags": module.tags(),
-                   // The library and this snapshot hold one each.
-                   "leases": Arc::strong_count(module).saturating_sub(1)})
-        })
-        .collect();
-    JsonReply(
-        json!({"modules": modules, "resident_bytes": service.composer.library().resident_bytes()}),
-    )
 }
 
 pub(super) async fn routers(State(service): State<Arc<Service>>) -> JsonReply<Json> {

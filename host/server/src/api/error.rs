@@ -30,6 +30,16 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "BadRequestError", message, param)
     }
 
+    /// 400: a required field is missing, in vLLM's words.
+    pub fn invalid_input(message: impl Into<String>, param: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "InvalidUserInput", message, Some(param))
+    }
+
+    /// 429.
+    pub fn too_many(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message, None)
+    }
+
     /// 404.
     pub fn not_found(message: impl Into<String>, param: Option<&str>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message, param)
@@ -77,7 +87,7 @@ impl ApiError {
         match error {
             Error::TooLarge { .. } => Self::bad_request(message, Some("adapters")),
             Error::TooManyWaiting { .. } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message, None)
+                Self::too_many(message)
             }
             _ => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -126,9 +136,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();
         match error {
-            SubmitError::QueueFull { .. } => {
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message, None)
-            }
+            SubmitError::QueueFull { .. } => Self::too_many(message),
             SubmitError::ShuttingDown => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", message, None)
             }

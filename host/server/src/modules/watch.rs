@@ -1,0 +1,137 @@
+//! Watches the directories of modules: what appears or changes is loaded, what goes is unloaded.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use polyskill_adapters::library::Expected;
+use serde_json::json;
+
+use super::{Modules, lock, modules_in};
+
+/// How often the directories are looked at.
+const INTERVAL: Duration = Duration::from_millis(300);
+/// Files that are looked at per module.
+const MAX_FILES: usize = 64;
+
+/// What a watcher has seen of the directories so far.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(BTreeMap<String, Sight>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sight {
+    print: Fingerprint,
+    /// Whether it was changing at the last look: the next tells whether it is complete.
+    is_changing: bool,
+}
+
+/// Names, sizes and times of a module's files.
+type Fingerprint = Vec<(PathBuf, u64, Option<SystemTime>)>;
+
+impl Modules {
+    /// What lies in the directories now, as seen before.
+    pub(crate) fn seen(&self) -> Seen {
+        let found = self.directories.iter().filter_map(|directory| modules_in(directory).ok());
+        let sight = |path: &Path| Sight { print: fingerprint(path), is_changing: false };
+        Seen(found.flatten().map(|(name, path)| (name, sight(&path))).collect())
+    }
+
+    /// Looks once. Returns whether the library changed.
+    pub(crate) fn look(&self, seen: &mut Seen) -> bool {
+        let mut changed = false;
+        let mut present = BTreeMap::new();
+        for directory in &self.directories {
+            // A directory that cannot be read for a moment has lost nothing.
+            let Ok(found) = modules_in(directory) else { return changed };
+            present.extend(found.into_iter().map(|(name, path)| (name, (path, directory))));
+        }
+        for (name, (path, directory)) in &present {
+            let print = fingerprint(path);
+            let before = seen.0.get(name);
+            let is_new = before.is_none_or(|before| before.print != print);
+            let is_complete = !is_new && before.is_some_and(|before| before.is_changing);
+            seen.0.insert(name.clone(), Sight { print, is_changing: is_new });
+            if is_complete && !self.is_replaced(name) {
+                changed |= self.watched(name, path, directory);
+            }
+        }
+        let gone: Vec<String> =
+            seen.0.keys().filter(|name| !present.contains_key(*name)).cloned().collect();
+        for name in gone {
+            seen.0.remove(&name);
+            if !self.is_replaced(&name) {
+                changed |= self.library.remove(&name, Expected::Any).is_ok();
+                lock(&self.provenance).remove(&name);
+                self.audit.record(json!({"action": "unload_module", "by": "watch", "name": name}));
+            }
+        }
+        changed
+    }
+
+    /// Whether somebody loaded or unloaded the name at run time: that outlives what lies in a directory.
+    fn is_replaced(&self, name: &str) -> bool {
+        let saved = lock(&self.saved);
+        saved.modules.contains_key(name) || saved.removed.contains(name)
+    }
+
+    fn watched(&self, name: &str, path: &Path, root: &Path) -> bool {
+        let loaded = self.declare(name, path, root);
+        self.audit.record(json!({
+            "action": "load_module", "by": "watch", "name": name,
+            "generation": loaded.as_ref().ok().map(|one| one.module.generation().to_string()),
+            "served": loaded.is_ok(),
+            "error": loaded.as_ref().err().map(ToString::to_string),
+        }));
+        match loaded {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::error!(adapter = name, %error, "not loaded");
+                lock(&self.failures).insert(name.to_owned(), error.to_string());
+                false
+            }
+        }
+    }
+}
+
+/// Watches the directories of modules until the server is gone; `changed` runs after each change.
+///
+/// # Errors
+/// If the system has no thread left.
+pub fn watch<S: Send + Sync + 'static>(
+    service: &Arc<S>,
+    modules: impl Fn(&S) -> &Modules + Send + 'static,
+    changed: impl Fn(&S) + Send + 'static,
+) -> std::io::Result<()> {
+    let service: Weak<S> = Arc::downgrade(service);
+    let run = move || {
+        let mut seen = service.upgrade().map_or_else(Seen::default, |s| modules(&s).seen());
+        while let Some(service) = service.upgrade() {
+            if modules(&service).look(&mut seen) {
+                changed(&service);
+            }
+            drop(service);
+            std::thread::sleep(INTERVAL);
+        }
+    };
+    std::thread::Builder::new().name("module-watch".to_owned()).spawn(run).map(drop)
+}
+
+fn fingerprint(path: &Path) -> Fingerprint {
+    let mut files = Vec::new();
+    let mut pending = vec![path.to_owned()];
+    while let Some(path) = pending.pop() {
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            let entries = std::fs::read_dir(&path).into_iter().flatten();
+            pending.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+        } else {
+            files.push((path, metadata.len(), metadata.modified().ok()));
+        }
+        if files.len() + pending.len() > MAX_FILES {
+            break;
+        }
+    }
+    files.sort();
+    files
+}
