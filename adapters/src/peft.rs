@@ -24,7 +24,7 @@ use raw::Content;
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 pub(crate) const CARD_FILE: &str = "README.md";
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_WEIGHT_BYTES: u64 = 4 << 30;
 
 /// The base model that modules are read for.

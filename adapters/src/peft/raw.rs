@@ -19,7 +19,7 @@ pub(crate) struct Content {
     pub(crate) generation: Generation,
     pub(crate) card: Card,
     pub(super) settings: LoraSettings,
-    weights: Vec<u8>,
+    pub(crate) weights: Vec<u8>,
 }
 
 impl Content {
@@ -77,7 +77,8 @@ impl Content {
             let (rank, scale) = self.settings.rank_and_scale(&path);
             match matrices {
                 [Some(a), Some(b)] => {
-                    complete.insert(path, RawSite { rank, scale, matrices: [a, b] });
+                    let alpha = self.settings.alpha(&path);
+                    complete.insert(path, RawSite { rank, scale, alpha, matrices: [a, b] });
                 }
                 [None, _] => problems.add(format!("{path} has no `lora_A`")),
                 [_, None] => problems.add(format!("{path} has no `lora_B`")),
@@ -95,20 +96,29 @@ pub(crate) struct Matrix {
 
 /// A LoRA at one linear: A `[rank, inputs]`, then B `[outputs, rank]`.
 pub(crate) struct RawSite {
-    rank: usize,
-    scale: f32,
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+    /// What the scale was made of.
+    pub(crate) alpha: f64,
     pub(crate) matrices: [Matrix; 2],
 }
 
 impl RawSite {
+    pub(crate) fn inputs(&self) -> usize {
+        self.matrices[0].shape[1]
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.matrices[1].shape[0]
+    }
+
     /// What two LoRAs must share for their matrices to be summed.
     pub(crate) fn numbers(&self) -> [(&'static str, String); 4] {
-        let [a, b] = &self.matrices;
         [
             ("rank", self.rank.to_string()),
             ("scale", self.scale.to_string()),
-            ("inputs", a.shape[1].to_string()),
-            ("outputs", b.shape[0].to_string()),
+            ("inputs", self.inputs().to_string()),
+            ("outputs", self.outputs().to_string()),
         ]
     }
 }
