@@ -345,7 +345,7 @@ mod tests {
     fn read(root: &Path, digest: Option<[u8; 32]>) -> Result<Artefacts, String> {
         let (config, directory) = (config(), root.join("module"));
         let files = Files { name: "m", directory: &directory, root };
-        load(files, generation(), Base { config: &config, digest })
+        load(files, generation(), Base { config: &config, digest, model: None })
             .map_err(|error| error.to_string())
     }
 

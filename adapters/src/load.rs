@@ -73,10 +73,9 @@ pub fn load_module<'a>(
 /// # Errors
 /// As [`load_module`].
 pub fn open_module(
-    name: &str,
-    path: &Path,
-    root: &Path,
+    (name, path, root): (&str, &Path, &Path),
     model: &Arc<Decoder>,
+    keep: impl Send + Sync + 'static,
 ) -> Result<Module, Error> {
     let base = Base::from(model.as_ref());
     let content = read(name, path, root, base)?;

@@ -23,6 +23,8 @@ use crate::files::Files;
 use crate::generation::Generation;
 use crate::library::Kind;
 use crate::load::{Base, Content};
+pub(crate) use bundle::{CARD_FILE, MAX_CONFIG_BYTES, elements};
+
 use bundle::Bundle;
 use config::LoraSettings;
 

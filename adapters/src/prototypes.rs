@@ -214,6 +214,7 @@ mod tests {
             scale: 1.0,
             a: Elements::F32((0..rank * inputs).map(value).collect()),
             b_transposed: Elements::F32((0..rank * outputs).map(|at| value(at + 77)).collect()),
+            magnitude: None,
         }
     }
 

@@ -17,7 +17,7 @@ const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_mo
 /// Configuration and weights of a module, as they lie on disk.
 pub(crate) struct Bundle {
     pub(crate) config: Vec<u8>,
-    weights: Vec<u8>,
+    pub(crate) weights: Vec<u8>,
     weights_file: &'static str,
 }
 

@@ -217,10 +217,15 @@ impl LoraSettings {
         container && layer.is_some_and(|layer: u64| layers.contains(&layer))
     }
 
+    /// α, which patterns override per module.
+    pub(super) fn alpha(&self, path: &str) -> f64 {
+        first_match(&self.alpha_pattern, path).unwrap_or(self.alpha)
+    }
+
     /// r, and the factor on B·A: α/r, or α/√r with rsLoRA; patterns override per module.
     pub(super) fn rank_and_scale(&self, path: &str) -> (usize, f32) {
         let rank = first_match(&self.rank_pattern, path).unwrap_or(self.rank);
-        let alpha = first_match(&self.alpha_pattern, path).unwrap_or(self.alpha);
+        let alpha = self.alpha(path);
         let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         (rank, (alpha / divisor) as f32)
     }

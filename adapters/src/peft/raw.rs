@@ -14,10 +14,12 @@ use crate::generation::Generation;
 
 /// The files of a LoRA.
 pub(crate) struct Content {
+    /// `adapter_config.json`.
+    pub(crate) config: Vec<u8>,
     pub(crate) generation: Generation,
     pub(crate) card: Card,
     pub(super) settings: LoraSettings,
-    bundle: Bundle,
+    pub(crate) weights: Vec<u8>,
 }
 
 impl Content {
@@ -26,16 +28,14 @@ impl Content {
         let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
         let settings = LoraSettings::parse(&bundle.config).map_err(refused)?;
         let (generation, card) = (generation(&bundle, "lora"), card(files)?);
-        Ok(Self { generation, card, settings, bundle })
-    }
-
-    /// `adapter_config.json`.
-    pub(crate) fn config(&self) -> &[u8] {
-        &self.bundle.config
+        let Bundle { config, weights, .. } = bundle;
+        Ok(Self { config, generation, card, settings, weights })
     }
 
     pub(crate) fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
-        self.bundle.tensors()
+        SafeTensors::deserialize(&self.weights).map_err(|error| {
+            vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")]
+        })
     }
 
     /// A and B by the path of the linear (`model.layers.0.self_attn.q_proj`), as 32-bit floats.
@@ -71,7 +71,8 @@ impl Content {
             let (rank, scale) = self.settings.rank_and_scale(&path);
             match matrices {
                 [Some(a), Some(b)] => {
-                    complete.insert(path, RawSite { rank, scale, matrices: [a, b] });
+                    let alpha = self.settings.alpha(&path);
+                    complete.insert(path, RawSite { rank, scale, alpha, matrices: [a, b] });
                 }
                 [None, _] => problems.add(format!("{path} has no `lora_A`")),
                 [_, None] => problems.add(format!("{path} has no `lora_B`")),
@@ -89,20 +90,29 @@ pub(crate) struct Matrix {
 
 /// A LoRA at one linear: A `[rank, inputs]`, then B `[outputs, rank]`.
 pub(crate) struct RawSite {
-    rank: usize,
-    scale: f32,
+    pub(crate) rank: usize,
+    pub(crate) scale: f32,
+    /// What the scale was made of.
+    pub(crate) alpha: f64,
     pub(crate) matrices: [Matrix; 2],
 }
 
 impl RawSite {
+    pub(crate) fn inputs(&self) -> usize {
+        self.matrices[0].shape[1]
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.matrices[1].shape[0]
+    }
+
     /// What two LoRAs must share for their matrices to be summed.
     pub(crate) fn numbers(&self) -> [(&'static str, String); 4] {
-        let [a, b] = &self.matrices;
         [
             ("rank", self.rank.to_string()),
             ("scale", self.scale.to_string()),
-            ("inputs", a.shape[1].to_string()),
-            ("outputs", b.shape[0].to_string()),
+            ("inputs", self.inputs().to_string()),
+            ("outputs", self.outputs().to_string()),
         ]
     }
 }

@@ -1,0 +1,254 @@
+//! Arithmetic on prompts of PEFT's prompt tuning: task prompt vectors (Belanec et al., 2024).
+//!
+//! A task prompt vector is v = P − O, for a prompt P that was trained from the origin O. Vectors of one origin
+//! add up: P' = O + c·Σ w·v. Each vector names its origin by digest, since the sum of vectors from different
+//! origins means something else.
+
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::SafeTensors;
+use serde_json::{Map, Value as Json, json};
+
+use super::provenance::{Origin, Provenance};
+use super::source::{leaf, new_name};
+use super::write::{self, Draft, Tensor, pretty};
+use super::{Made, Weighted};
+use crate::error::Error;
+use crate::files::{Files, Problems};
+use crate::generation::Generation;
+use crate::peft::{CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, elements};
+
+const TENSOR: &str = "prompt_embeddings";
+/// The setting that makes a prompt a vector and names its origin.
+const VECTOR: &str = "prompt_vector";
+const MAX_PROMPT_BYTES: u64 = 1 << 30;
+
+/// A prompt, or a vector between prompts, as it lies on disk.
+pub(crate) struct Prompt {
+    pub(crate) name: String,
+    settings: Map<String, Json>,
+    pub(crate) generation: Generation,
+    /// Tokens and width.
+    pub(crate) shape: [usize; 2],
+    values: Vec<f32>,
+}
+
+impl Prompt {
+    pub(crate) fn read(directory: &Path) -> Result<Self, Error> {
+        let io = |source| Error::io(&leaf(directory), directory, source);
+        let directory = directory.canonicalize().map_err(io)?;
+        let name = leaf(&directory);
+        let files = Files { name: &name, directory: &directory, root: &directory };
+        let config = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
+        let weights = files.read(WEIGHTS_FILE, MAX_PROMPT_BYTES)?;
+        let read = parse(&config, &weights);
+        let (settings, shape, values) = read.map_err(|problems| Error::refused(&name, problems))?;
+        let generation = Generation::of(&[b"prompt-tuning", &config, &weights]);
+        Ok(Self { name, settings, generation, shape, values })
+    }
+
+    fn read_all(directories: &[&Path], problems: &mut Problems) -> Vec<Self> {
+        let read = directories.iter().map(|directory| Self::read(directory));
+        read.filter_map(|prompt| prompt.map_err(|error| problems.add(error.to_string())).ok())
+            .collect()
+    }
+
+    /// The digest of the origin, if this is a vector.
+    pub(crate) fn origin(&self) -> Option<&str> {
+        self.settings.get(VECTOR)?.get("origin")?.as_str()
+    }
+
+    /// The digest of the values, whatever file they came in: what vectors name as their origin.
+    pub(crate) fn digest(&self) -> String {
+        let [tokens, width] = self.shape.map(|size| (size as u64).to_le_bytes());
+        let values: Vec<u8> = self.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        Generation::of(&[b"prompt values", &tokens, &width, &values]).to_string()
+    }
+
+    fn as_origin(&self, role: &'static str, weight: Option<f64>) -> Origin {
+        Origin { role, name: self.name.clone(), generation: self.generation.to_string(), weight }
+    }
+}
+
+type Parsed = (Map<String, Json>, [usize; 2], Vec<f32>);
+
+fn parse(config: &[u8], weights: &[u8]) -> Result<Parsed, Vec<String>> {
+    let settings: Map<String, Json> = serde_json::from_slice(config)
+        .map_err(|error| vec![format!("{CONFIG_FILE} is no object: {error}")])?;
+    let mut problems = Vec::new();
+    let kind = settings.get("peft_type").unwrap_or(&Json::Null);
+    if kind != "PROMPT_TUNING" {
+        problems.push(format!("peft_type is {kind}, expected PROMPT_TUNING"));
+    }
+    if let Some(vector) = settings.get(VECTOR)
+        && vector.get("origin").and_then(Json::as_str).is_none()
+    {
+        problems.push(format!("`{VECTOR}` names no origin"));
+    }
+    let tensors = SafeTensors::deserialize(weights).map_err(|error| {
+        vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")]
+    })?;
+    for name in tensors.names().into_iter().filter(|name| *name != TENSOR) {
+        problems.push(format!("found tensor `{name}`, expected `{TENSOR}` alone"));
+    }
+    let read = tensors.tensor(TENSOR).map_err(|_| format!("has no tensor `{TENSOR}`"));
+    let read = read.and_then(|view| match *view.shape() {
+        [tokens, width] if tokens > 0 && width > 0 => {
+            let values = elements(&view).map_err(|problem| format!("`{TENSOR}` {problem}"))?;
+            Ok(([tokens, width], values.as_slice().to_f32()))
+        }
+        _ => Err(format!("`{TENSOR}` has shape {:?}, expected tokens and width", view.shape())),
+    });
+    let (shape, values) = match read {
+        Ok(read) => read,
+        Err(problem) => {
+            problems.push(problem);
+            return Err(problems);
+        }
+    };
+    for (key, found) in [("num_virtual_tokens", shape[0]), ("token_dim", shape[1])] {
+        let said = settings.get(key).filter(|said| !said.is_null());
+        if let Some(said) = said.filter(|said| **said != json!(found)) {
+            problems.push(format!("`{TENSOR}` has {found}, `{key}` is {said}"));
+        }
+    }
+    if problems.is_empty() { Ok((settings, shape, values)) } else { Err(problems) }
+}
+
+/// Makes the task prompt vector v = P − O of a prompt, at `out`; it names its origin.
+///
+/// # Errors
+/// With all problems, and nothing is written: what cannot be read or is no prompt, vectors where prompts are
+/// expected, shapes that differ, a difference that overflows, or something at `out`.
+pub fn prompt_vector(prompt: &Path, origin: &Path, out: &Path) -> Result<Made, Error> {
+    let mut problems = Problems::default();
+    let name = new_name(out, &mut problems);
+    let read = Prompt::read_all(&[prompt, origin], &mut problems);
+    for prompt in read.iter().filter(|prompt| prompt.origin().is_some()) {
+        problems.add(format!("`{}` is a prompt vector, expected a prompt", prompt.name));
+    }
+    check_shapes(&read, &mut problems);
+    problems.into_result(()).map_err(|problems| Error::Transform { problems })?;
+    let (prompt, origin) = (&read[0], &read[1]);
+    let values =
+        prompt.values.iter().zip(&origin.values).map(|(p, o)| f64::from(*p) - f64::from(*o));
+    let mut settings = prompt.settings.clone();
+    settings.insert(VECTOR.to_owned(), json!({"origin": origin.digest()}));
+    let mut provenance = Provenance::of(&name, "prompt-vector", &[]);
+    provenance.summary =
+        format!("The task prompt vector of `{}`: it minus its origin.", prompt.name);
+    provenance.parameters = vec![("origin_digest", origin.digest())];
+    provenance.origins =
+        vec![prompt.as_origin("derived_from", None), origin.as_origin("origin", None)];
+    publish(settings, prompt.shape, values, &provenance, out)
+}
+
+/// What is added to an origin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptSum {
+    /// The prompt that vectors are added to.
+    pub origin: PathBuf,
+    /// Vectors and their weights.
+    pub vectors: Vec<Weighted>,
+    /// The factor on the sum of the vectors.
+    pub coefficient: f64,
+    /// Whether vectors may come from other origins.
+    pub cross_origin: bool,
+}
+
+/// Makes the prompt P = O + c·Σ w·v at `out`.
+///
+/// # Errors
+/// With all problems, and nothing is written: what cannot be read or is no vector, a vector of another
+/// origin unless that is allowed, shapes that differ, factors that are not finite, a sum that overflows, or
+/// something at `out`.
+pub fn prompt_sum(sum: &PromptSum, out: &Path) -> Result<Made, Error> {
+    let mut problems = Problems::default();
+    let name = new_name(out, &mut problems);
+    let weights = sum.vectors.iter().map(|vector| vector.weight);
+    for factor in weights.clone().chain([sum.coefficient]).filter(|factor| !factor.is_finite()) {
+        problems.add(format!("a factor is {factor}, expected a finite number"));
+    }
+    if sum.vectors.is_empty() {
+        problems.add("found no prompt vector, expected at least one".to_owned());
+    }
+    let directories: Vec<&Path> = std::iter::once(sum.origin.as_path())
+        .chain(sum.vectors.iter().map(|vector| vector.directory.as_path()))
+        .collect();
+    let read = Prompt::read_all(&directories, &mut problems);
+    if read.len() == directories.len() {
+        check_origins(&read[0], &read[1..], sum.cross_origin, &mut problems);
+    }
+    check_shapes(&read, &mut problems);
+    problems.into_result(()).map_err(|problems| Error::Transform { problems })?;
+    let (origin, vectors) = (&read[0], &read[1..]);
+    let mut values: Vec<f64> = origin.values.iter().map(|&value| f64::from(value)).collect();
+    for (vector, weight) in vectors.iter().zip(weights.clone()) {
+        let pairs = values.iter_mut().zip(&vector.values);
+        pairs.for_each(|(sum_, &v)| *sum_ += sum.coefficient * weight * f64::from(v));
+    }
+    let mut provenance = Provenance::of(&name, "prompt-sum", &[]);
+    provenance.summary =
+        format!("`{}` plus {} times the sum of prompt vectors.", origin.name, sum.coefficient);
+    provenance.parameters = vec![
+        ("coefficient", sum.coefficient.to_string()),
+        ("origin_digest", origin.digest()),
+        ("cross_origin", sum.cross_origin.to_string()),
+    ];
+    let terms = vectors.iter().zip(weights);
+    provenance.origins =
+        terms.map(|(vector, weight)| vector.as_origin("derived_from", Some(weight))).collect();
+    provenance.origins.push(origin.as_origin("origin", Some(1.0)));
+    publish(origin.settings.clone(), origin.shape, values.into_iter(), &provenance, out)
+}
+
+/// Adds where an origin is none, a vector is none, or one belongs to another origin.
+fn check_origins(origin: &Prompt, vectors: &[Prompt], cross: bool, problems: &mut Problems) {
+    if origin.origin().is_some() {
+        problems.add(format!("`{}` is a prompt vector, expected a prompt", origin.name));
+    }
+    let digest = origin.digest();
+    for vector in vectors {
+        match vector.origin() {
+            None => problems.add(format!("`{}` is no prompt vector", vector.name)),
+            Some(found) if found != digest && !cross => problems.add(format!(
+                "`{}` is a vector from origin {found}, expected {digest}, that of `{}`",
+                vector.name, origin.name
+            )),
+            Some(_) => {}
+        }
+    }
+}
+
+fn check_shapes(prompts: &[Prompt], problems: &mut Problems) {
+    let Some(first) = prompts.first() else { return };
+    for other in prompts.iter().filter(|other| other.shape != first.shape) {
+        problems.add(format!(
+            "`{}` has shape {:?}, expected {:?} as in `{}`",
+            other.name, other.shape, first.shape, first.name
+        ));
+    }
+}
+
+fn publish(
+    settings: Map<String, Json>,
+    shape: [usize; 2],
+    values: impl Iterator<Item = f64>,
+    provenance: &Provenance,
+    out: &Path,
+) -> Result<Made, Error> {
+    let values: Vec<f32> = values.map(|value| value as f32).collect();
+    if !values.iter().all(|value| value.is_finite()) {
+        return Err(write::transform_error(format!("`{TENSOR}` overflows")));
+    }
+    let tensor = Tensor::f32(shape.to_vec(), values.into_iter());
+    let draft = Draft {
+        config: pretty(&Json::Object(settings)),
+        weights: write::weights_file([(TENSOR.to_owned(), tensor)])
+            .map_err(write::transform_error)?,
+        card: provenance.card(),
+        read: |directory| Prompt::read(directory).map(|prompt| prompt.generation),
+    };
+    let generation = write::publish_one(out, &draft)?;
+    Ok(Made { path: out.to_owned(), generation, sites: Vec::new() })
+}

@@ -1,0 +1,152 @@
+//! Scaling a module's deltas through α alone: A and B stay as they are, bit for bit.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::provenance::{Origin, Provenance};
+use super::source::{Source, new_name};
+use super::write::{self, Draft, pretty};
+use super::{Made, SiteReport};
+use crate::error::Error;
+use crate::files::Problems;
+
+/// What deltas are multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Scaling {
+    /// The same everywhere.
+    Factor(f64),
+    /// LiNeS (Wang et al., 2024): α + β·ℓ/(L − 1) in layer ℓ of L, and α at sites outside of layers.
+    Lines {
+        /// The factor in the first layer.
+        alpha: f64,
+        /// How much more it is in the last.
+        beta: f64,
+        /// L; the module's last layer says it if it is left out.
+        layers: Option<usize>,
+    },
+}
+
+impl Scaling {
+    fn method(self) -> &'static str {
+        match self {
+            Self::Factor(-1.0) => "negate",
+            Self::Factor(_) => "scale",
+            Self::Lines { .. } => "lines",
+        }
+    }
+
+    /// The factor at each site, in order.
+    fn factors<'a>(
+        self,
+        paths: impl Iterator<Item = &'a String> + Clone,
+        problems: &mut Problems,
+    ) -> Vec<f64> {
+        let (alpha, beta, layers) = match self {
+            Self::Factor(factor) => (factor, 0.0, Some(2)),
+            Self::Lines { alpha, beta, layers } => (alpha, beta, layers),
+        };
+        for (what, value) in [("first factor", alpha), ("increase of the factor", beta)] {
+            if !value.is_finite() {
+                problems.add(format!("the {what} is {value}, expected a finite number"));
+            }
+        }
+        if matches!(self, Self::Factor(_)) {
+            return paths.map(|_| alpha).collect();
+        }
+        let last = paths.clone().filter_map(|path| layer_of(path)).max();
+        let count = layers.or(last.map(|last| last + 1)).unwrap_or(0);
+        if count < 2 {
+            problems.add(format!("found {count} layers, scaling by depth needs at least 2"));
+        } else if let Some(last) = last.filter(|&last| last >= count) {
+            problems.add(format!("the module acts in layer {last}, expected below {count}"));
+        }
+        let steps = count.saturating_sub(1).max(1) as f64;
+        paths
+            .map(|path| alpha + layer_of(path).map_or(0.0, |layer| beta * layer as f64 / steps))
+            .collect()
+    }
+}
+
+/// The number of the layer that a path lies in: its first component that is a number.
+fn layer_of(path: &str) -> Option<usize> {
+    path.split('.').find_map(|component| component.parse().ok())
+}
+
+/// Multiplies the deltas of a module, into a new one at `out` with the same weights.
+///
+/// # Errors
+/// With all problems, and nothing is written: a module that cannot be read or is more than A and B, factors
+/// that are not finite or overflow, fewer than two layers for LiNeS, or something at `out`.
+pub fn rescale(module: &Path, scaling: Scaling, out: &Path) -> Result<Made, Error> {
+    let mut problems = Problems::default();
+    let name = new_name(out, &mut problems);
+    let read = Source::read_all(&[module.to_owned()], &mut problems);
+    let mut alphas = BTreeMap::new();
+    let mut sites = Vec::new();
+    for source in &read {
+        let factors = scaling.factors(source.sites.keys(), &mut problems);
+        for ((path, site), factor) in source.sites.iter().zip(factors) {
+            if !(f64::from(site.scale) * factor).abs().le(&f64::from(f32::MAX)) {
+                problems
+                    .add(format!("the scale {} times {factor} overflows at {path}", site.scale));
+            }
+            alphas.insert(path.as_str(), site.alpha * factor);
+            let (site, rank, from_sum) = (path.clone(), site.rank, (factor - 1.0).abs());
+            sites.push(SiteReport { site, rank, error: 0.0, from_sum });
+        }
+    }
+    problems.into_result(()).map_err(|problems| Error::Transform { problems })?;
+    let source = &read[0];
+    let draft = Draft {
+        config: with_alphas(&source.settings, &alphas),
+        weights: source.content.weights.clone(),
+        card: card(&name, scaling, source),
+        read: write::read_lora,
+    };
+    let generation = write::publish_one(out, &draft)?;
+    Ok(Made { path: out.to_owned(), generation, sites })
+}
+
+/// The configuration with other α; the usual one is the default, the rest are patterns.
+fn with_alphas(settings: &Map<String, Json>, alphas: &BTreeMap<&str, f64>) -> Vec<u8> {
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    alphas.values().for_each(|alpha| *counts.entry(alpha.to_bits()).or_default() += 1);
+    let usual = counts.iter().max_by_key(|(_, count)| **count).map_or(0, |(bits, _)| *bits);
+    let others = alphas.iter().filter(|(_, alpha)| alpha.to_bits() != usual);
+    let pattern: Map<String, Json> =
+        others.map(|(path, alpha)| ((*path).to_owned(), number(*alpha))).collect();
+    let mut settings = settings.clone();
+    settings.insert("lora_alpha".to_owned(), number(f64::from_bits(usual)));
+    settings.insert("alpha_pattern".to_owned(), Json::Object(pattern));
+    pretty(&Json::Object(settings))
+}
+
+/// A whole number where it is one, as PEFT writes α.
+fn number(value: f64) -> Json {
+    let whole = value as i64;
+    if whole as f64 == value { json!(whole) } else { json!(value) }
+}
+
+fn card(name: &str, scaling: Scaling, source: &Source) -> String {
+    let mut provenance = Provenance::of(name, scaling.method(), &[source]);
+    let what = match scaling {
+        Scaling::Factor(factor) => format!("times {factor}"),
+        Scaling::Lines { alpha, beta, .. } => {
+            format!("scaled by depth, from {alpha} to {} (LiNeS)", alpha + beta)
+        }
+    };
+    provenance.summary = format!("`{name}` is `{}` {what}; A and B are unchanged.", source.name);
+    provenance.parameters = match scaling {
+        Scaling::Factor(factor) => vec![("factor", factor.to_string())],
+        Scaling::Lines { alpha, beta, layers } => {
+            let last = source.sites.keys().filter_map(|path| layer_of(path)).max();
+            let layers = layers.or(last.map(|last| last + 1)).unwrap_or(0);
+            let numbers = [("alpha", alpha), ("beta", beta), ("layers", layers as f64)];
+            numbers.map(|(key, value)| (key, value.to_string())).to_vec()
+        }
+    };
+    provenance.origins = vec![Origin::of("derived_from", source, None)];
+    provenance.card()
+}
