@@ -16,4 +16,5 @@ pub mod pull;
 pub mod record;
 pub mod routers;
 pub mod service;
+pub mod sources;
 pub mod text;
