@@ -196,6 +196,10 @@ impl Output {
 pub(crate) struct Pending(Receiver<Event>);
 
 impl Pending {
+    pub(crate) fn new(events: Receiver<Event>) -> Self {
+        Self(events)
+    }
+
     /// Waits for the end; requires exactly one `Finished`, as the last event.
     pub(crate) fn wait(self) -> Output {
         let (mut prompt, mut tokens, mut finished) = (Vec::new(), Vec::new(), None);

@@ -1,7 +1,9 @@
 //! Routers that are replaced, watched and recorded in a running server.
 
 use std::path::Path;
+use std::sync::Arc;
 
+use polyskill::audit::Audit;
 use polyskill::config::Config;
 use polyskill::record::fixture;
 use polyskill::routers::{Routers, Seen};
@@ -35,7 +37,8 @@ fn routers(directory: &Path) -> Routers {
         audit_log: Some(directory.join(".audit.jsonl")),
         ..Config::default()
     };
-    Routers::new(&config).unwrap()
+    let audit = Audit::open(config.audit_log.as_deref()).unwrap();
+    Routers::new(&config, &Arc::new(audit)).unwrap()
 }
 
 /// A change is loaded once it is complete; what is broken changes nothing and says why.

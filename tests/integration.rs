@@ -13,6 +13,8 @@ mod hostile_requests;
 mod hostile_text;
 mod hot_swap;
 mod invariants;
+mod isolation;
+mod library;
 mod openai_api;
 mod openai_client;
 mod parity;

@@ -524,15 +524,16 @@ mod tests {
     use crate::lora::Elements;
     use crate::weights::SoftPrompt;
 
+    fn weights(num_bytes: usize) -> Weights {
+        let mut weights = Weights::default();
+        let embeddings = Elements::Bf16(vec![0; num_bytes / 2]);
+        weights.prompt = Some(SoftPrompt { num_tokens: 1, embeddings });
+        weights
+    }
+
     /// A module of `num_bytes` bytes that counts how often it is read.
     fn stored(pool: &Arc<Pool>, num_bytes: usize, reads: &Arc<AtomicUsize>) -> Arc<Stored> {
-        let weights = move || Weights {
-            prompt: Some(SoftPrompt {
-                num_tokens: 1,
-                embeddings: Elements::Bf16(vec![0; num_bytes / 2]),
-            }),
-            ..Weights::default()
-        };
+        let weights = move || weights(num_bytes);
         let reads = Arc::clone(reads);
         let reload: Reload = Box::new(move || {
             reads.fetch_add(1, Ordering::Relaxed);
@@ -632,11 +633,7 @@ mod tests {
         let (pool, reads) = (pool(200), Arc::default());
         let good = stored(&pool, 100, &reads);
         let other = stored(&pool, 100, &reads);
-        let weights = Weights {
-            prompt: Some(SoftPrompt { num_tokens: 1, embeddings: Elements::Bf16(vec![0; 50]) }),
-            ..Weights::default()
-        };
-        let bad = Arc::new(Stored::new(weights, Some(Box::new(|| panic!("boom")))));
+        let bad = Arc::new(Stored::new(weights(100), Some(Box::new(|| panic!("boom")))));
         pool.adopt(&bad);
         for _ in 0..2 {
             assert!(pool.lease(&[Arc::clone(&good), Arc::clone(&bad)]).is_err());

@@ -222,6 +222,10 @@ impl Weights {
                 || self.tokens.is_some()
                 || self.head_tokens.is_some()
                 || !self.edits.is_empty(),
+            plain: self.sites().all(|(_, part)| {
+                let lora = part.lora.as_ref().filter(|lora| lora.magnitude.is_none());
+                lora.is_some() && part.is_lora_alone()
+            }),
             num_bytes: self.num_bytes(),
         }
     }
@@ -240,6 +244,8 @@ pub struct Shape {
     pub edits_at_prompt_end: bool,
     /// Whether it acts at embeddings, the head or hidden states.
     pub beyond_linears: bool,
+    /// Whether what it does at linears are plain low-rank products.
+    pub plain: bool,
     /// Bytes of its weights in memory.
     pub num_bytes: usize,
 }
@@ -249,6 +255,11 @@ impl Shape {
     pub fn at(&self, site: Site) -> Option<&SiteShape> {
         let at = self.sites.binary_search_by_key(&site.index(), |shape| shape.site.index());
         Some(&self.sites[at.ok()?])
+    }
+
+    /// Whether it is a plain LoRA at linears and nothing else.
+    pub fn is_low_rank(&self) -> bool {
+        self.is_linear() && self.plain
     }
 
     /// Whether all that it does happens at linears, so that it can be picked per row and site.

@@ -63,11 +63,12 @@ fn bundle(
 }
 
 fn manifest(plugin: &PluginCrate) -> String {
-    let PluginCrate { name, version, description, .. } = plugin;
+    let PluginCrate { name, version, description, kinds, .. } = plugin;
+    let kinds = kinds.as_ref().map_or(String::new(), |kinds| format!("kinds = \"{kinds}\"\n"));
     let description = description.replace('\\', "\\\\").replace('"', "\\\"");
     format!(
         "name = \"{name}\"\nversion = \"{version}\"\nabi = \"{ABI}\"\nfile = \"{name}.wasm\"\n\
-         description = \"{description}\"\n"
+         description = \"{description}\"\n{kinds}"
     )
 }
 
@@ -115,9 +116,10 @@ mod tests {
             package: "polyskill-router-arrow".to_owned(),
             version: "0.1.0".to_owned(),
             description: "says \"p\"".to_owned(),
+            kinds: Some("any".to_owned()),
         };
         let expected = "name = \"arrow\"\nversion = \"0.1.0\"\nabi = \"0.1\"\nfile = \"arrow.wasm\"\n\
-                        description = \"says \\\"p\\\"\"\n";
+                        description = \"says \\\"p\\\"\"\nkinds = \"any\"\n";
         assert_eq!(manifest(&plugin), expected);
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct PluginCrate {
     pub(crate) package: String,
     pub(crate) version: String,
     pub(crate) description: String,
+    /// `kinds` of the manifest, where `[package.metadata.polyskill]` says so.
+    pub(crate) kinds: Option<String>,
 }
 
 impl Workspace {
@@ -74,6 +76,11 @@ fn plugin_crate(package: &Value, folder: &Path) -> Option<PluginCrate> {
         package: package.text("name")?.to_owned(),
         version: package.text("version")?.to_owned(),
         description: package.text("description").unwrap_or_default().to_owned(),
+        kinds: package
+            .get("metadata")
+            .and_then(|metadata| metadata.get("polyskill"))
+            .and_then(|own| own.text("kinds"))
+            .map(str::to_owned),
     })
 }
 

@@ -441,6 +441,7 @@ impl Composer {
                     Outcome::Failed(reason) => Some(reason),
                     Outcome::Planned(plan) => {
                         let identity = identity(name, &digests);
+                        let candidates = offered(snapshot, slot, &candidates);
                         match self.compile(snapshot, slot, plan, &candidates, &identity) {
                             Ok(parts) => return self.ready(parts),
                             Err(reason) => {
@@ -481,6 +482,12 @@ impl Composer {
                 return Ok(Outcome::Failed(reason.to_owned()));
             }
         }
+        let offered = offered(snapshot, slot, candidates);
+        if offered.is_empty() {
+            let reason = "no candidate is of a kind that it picks from";
+            return Ok(Outcome::Passed(reason.to_owned()));
+        }
+        let candidates = offered.as_slice();
         let request = request_for(slot, (selection, is_last), candidates);
         let failed = |reason: String| {
             slot.count_fault(&reason);
@@ -701,6 +708,17 @@ enum Outcome {
     Passed(String),
     /// A fault, already counted.
     Failed(String),
+}
+
+/// The candidates that a router may be offered.
+fn offered(snapshot: &Snapshot, slot: &RouterSlot, candidates: &[u32]) -> Vec<u32> {
+    if slot.settings.any_kind {
+        return candidates.to_vec();
+    }
+    let all: Vec<&Arc<polyskill_adapters::Module>> =
+        snapshot.iter().map(|(_, module)| module).collect();
+    let is_low_rank = |index: &u32| all[*index as usize].shape().is_low_rank();
+    candidates.iter().copied().filter(is_low_rank).collect()
 }
 
 /// An error where the policy is to fail the request.

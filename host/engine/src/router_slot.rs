@@ -29,6 +29,8 @@ pub struct RouterSettings {
     pub step_time: Option<Duration>,
     /// What happens when it fails.
     pub faults: FaultPolicy,
+    /// Whether it is offered modules of all kinds, rather than plain low-rank products alone.
+    pub any_kind: bool,
 }
 
 /// A loaded router, for reports.

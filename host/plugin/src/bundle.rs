@@ -43,6 +43,20 @@ pub struct Manifest {
     /// What it asks for beyond the ordinary: `hidden`. The operator grants it or not.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
+    /// Which modules it is offered as candidates.
+    #[serde(default)]
+    pub kinds: ModuleKinds,
+}
+
+/// Which modules a router is offered as candidates.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum ModuleKinds {
+    /// Plain low-rank products at linears: what programs can pick per row and what has A and B.
+    #[default]
+    LowRank,
+    /// All kinds, soft prompts and edits among them: for routers that choose by card or name.
+    Any,
 }
 
 /// What a plugin may ask for beyond the ordinary.
@@ -120,6 +134,7 @@ impl Bundle {
             file,
             description: String::new(),
             capabilities: Vec::new(),
+            kinds: ModuleKinds::default(),
         };
         let signature = fs::read_to_string(sidecar).ok();
         Ok(Self { digest: digest(&files), manifest, files, signature })

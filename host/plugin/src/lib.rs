@@ -23,7 +23,7 @@ pub mod signature;
 mod state;
 mod trust;
 
-pub use bundle::{ABI, Capability, MANIFEST_FILE, Manifest, SIGNATURE_FILE, pack};
+pub use bundle::{ABI, Capability, MANIFEST_FILE, Manifest, ModuleKinds, SIGNATURE_FILE, pack};
 pub use error::Error;
 pub use inspect::{Inspection, inspect};
 pub use limits::Limits;

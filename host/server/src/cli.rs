@@ -16,7 +16,9 @@ use polyskill_engine::Selection;
 
 use crate::config::{Config, parse_parameters};
 use crate::service::Service;
-use crate::{adapters_command, api, bench, generate, modules, plugin_command, pull, record, routers};
+use crate::{
+    adapters_command, api, bench, generate, modules, plugin_command, pull, record, routers,
+};
 
 /// One frozen base model, many modules, routed per token and per layer.
 #[derive(Debug, Parser)]

@@ -379,7 +379,8 @@ impl Config {
     /// Modules, their sources and signatures.
     fn check_modules(&self) -> Result<(), ConfigError> {
         let fetch = self.fetch.problems().into_iter().map(|problem| ("fetch", problem));
-        let trust = self.module_trust.problems().into_iter().map(|problem| ("module_trust", problem));
+        let trust =
+            self.module_trust.problems().into_iter().map(|problem| ("module_trust", problem));
         if let Some((table, problem)) = fetch.chain(trust).next() {
             return Err(bad_value(table, problem, "values that a module can be loaded with"));
         }
@@ -387,7 +388,11 @@ impl Config {
         for module in &self.module {
             let place = format!("module `{}`", module.name);
             if !seen.insert(&module.name) {
-                return Err(bad_value("module.name", format!("`{}` twice", module.name), "each name once"));
+                return Err(bad_value(
+                    "module.name",
+                    format!("`{}` twice", module.name),
+                    "each name once",
+                ));
             }
             if let Err(error) = module.source.parse::<crate::sources::Source>() {
                 return Err(bad_value(place, error.to_string(), "a source"));

@@ -23,7 +23,7 @@ use crate::sources::{FetchLimits, Fetched, Format, ModuleTrust, Pin, Policy, Sig
 use crate::{pull, sources};
 use state::{Folder, Saved, SavedModule, StateDirectory};
 
-pub use watch::watch;
+pub use watch::{Seen, watch};
 
 /// Loads that run at a time; one more is refused.
 const MAX_LOADS: usize = 4;
@@ -190,12 +190,7 @@ impl Modules {
         Ok(())
     }
 
-    fn say(
-        &self,
-        name: &str,
-        loaded: Result<Loaded, ModuleError>,
-        report: &mut dyn FnMut(&str),
-    ) {
+    fn say(&self, name: &str, loaded: Result<Loaded, ModuleError>, report: &mut dyn FnMut(&str)) {
         match loaded {
             Ok(loaded) => {
                 report(&format!("module {name} ({} KiB)", loaded.module.num_bytes() >> 10));
@@ -225,10 +220,7 @@ impl Modules {
         Ok(Loaded { module, signer, took })
     }
 
-    fn load_declared(
-        &self,
-        declared: &crate::config::ModuleConfig,
-    ) -> Result<Loaded, ModuleError> {
+    fn load_declared(&self, declared: &crate::config::ModuleConfig) -> Result<Loaded, ModuleError> {
         let request = LoadRequest {
             name: declared.name.clone(),
             source: declared.source.parse()?,
@@ -316,8 +308,7 @@ impl Modules {
                 let fetched = self.fetch(&request.source, &self.policy, &staging)?;
                 let (path, root) = (fetched.path(), fetched.root.clone());
                 let signature = fetched.signature().map_err(ModuleError::Fetched)?;
-                let module =
-                    open_module((&request.name, &path, &root), &self.model, fetched)?;
+                let module = open_module((&request.name, &path, &root), &self.model, fetched)?;
                 let signer = self.check(request, &module, signature.as_deref())?;
                 let _saved = lock(&self.saved);
                 let module = self.library.publish(&request.name, module, request.expected)?;
@@ -346,8 +337,7 @@ impl Modules {
         folder.doom();
         let signature = kept.signature().map_err(ModuleError::Fetched)?;
         let place = (request.name.as_str(), kept.path(), kept.root.clone());
-        let module =
-            open_module((place.0, &place.1, &place.2), &self.model, Arc::clone(&folder))?;
+        let module = open_module((place.0, &place.1, &place.2), &self.model, Arc::clone(&folder))?;
         let signer = self.check(request, &module, signature.as_deref())?;
         state.sync_folder(&kept.directory).map_err(ModuleError::State)?;
         let mut saved = lock(&self.saved);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use polyskill_engine::{Composer, RouterSettings};
-use polyskill_plugin::{Capability, Limits, Loader, Plugin};
+use polyskill_plugin::{Capability, Limits, Loader, ModuleKinds, Plugin};
 use serde_json::json;
 
 use crate::audit::Audit;
@@ -178,6 +178,7 @@ impl Routers {
             step_time: Some(Duration::from_millis(plugin.limits().step_milliseconds)),
             defined_bytes: Some(plugin.limits().definition_mib << 20),
             faults: self.faults.policy(on_fault),
+            any_kind: plugin.manifest().kinds == ModuleKinds::Any,
         })
     }
 

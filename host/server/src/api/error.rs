@@ -86,9 +86,7 @@ impl ApiError {
         use polyskill_adapters::Error;
         match error {
             Error::TooLarge { .. } => Self::bad_request(message, Some("adapters")),
-            Error::TooManyWaiting { .. } => {
-                Self::too_many(message)
-            }
+            Error::TooManyWaiting { .. } => Self::too_many(message),
             _ => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "ServiceUnavailableError", message, Some("adapters"))

@@ -16,6 +16,7 @@ use super::body::Body;
 use super::error::ApiError;
 use crate::modules::{LoadRequest, Loaded, ModuleError};
 use crate::service::Service;
+use crate::sources::Signer;
 
 /// Longest wait of a request for the end of leases.
 const MAX_DRAIN: Duration = Duration::from_secs(300);
@@ -288,11 +289,20 @@ fn to_api(error: ModuleError) -> ApiError {
     }
 }
 
+/// A trusted signer's key; others are told apart, and nobody is null.
+fn signer(signer: &Signer) -> Json {
+    match signer {
+        Signer::Trusted(key) => json!(key),
+        Signer::Unknown(key) => json!(format!("not listed: {key}")),
+        Signer::Nobody => Json::Null,
+    }
+}
+
 fn loaded_json(name: &str, loaded: &Loaded) -> Json {
     let module = &loaded.module;
     json!({"name": name, "generation": module.generation().to_string(),
            "kind": module.kind().as_str(), "bytes": module.num_bytes(),
-           "signer": loaded.signer.to_string(), "load_seconds": loaded.took.as_secs_f64(),
+           "signer": signer(&loaded.signer), "load_seconds": loaded.took.as_secs_f64(),
            "left_out": module.left_out()})
 }
 
@@ -320,7 +330,7 @@ pub(super) async fn list(State(service): State<Arc<Service>>) -> JsonReply<Json>
                 "evictions": residency.evictions,
                 "last_read_seconds": residency.load_time.as_secs_f64(),
                 "source": provenance.map(|one| &one.source),
-                "signer": provenance.map(|one| one.signer.to_string()),
+                "signer": provenance.map(|one| signer(&one.signer)),
                 "load_seconds": provenance.map(|one| one.took.as_secs_f64()),
             })
         })

@@ -71,7 +71,8 @@ impl StateDirectory {
         let fail = |what: &str, error: &dyn std::fmt::Display| {
             format!("state {}: {what}: {error}", root.display())
         };
-        std::fs::create_dir_all(root.join(STORE)).map_err(|error| fail("cannot be made", &error))?;
+        std::fs::create_dir_all(root.join(STORE))
+            .map_err(|error| fail("cannot be made", &error))?;
         let lock = File::options().create(true).append(true).open(root.join("lock"));
         let lock = lock.map_err(|error| fail("cannot be locked", &error))?;
         lock.try_lock().map_err(|error| fail("another server uses it", &error))?;
@@ -126,7 +127,7 @@ impl StateDirectory {
     /// Makes the files of a folder durable.
     pub(super) fn sync_folder(&self, folder: &Path) -> Result<(), String> {
         let mut pending = vec![folder.to_owned()];
-        let sync = || {
+        let mut sync = || {
             while let Some(path) = pending.pop() {
                 for entry in std::fs::read_dir(&path)? {
                     let entry = entry?;
@@ -139,7 +140,7 @@ impl StateDirectory {
             }
             sync_directory(&self.store())
         };
-        { sync }().map_err(|error: std::io::Error| {
+        sync().map_err(|error: std::io::Error| {
             format!("state {}: cannot be written: {error}", folder.display())
         })
     }

@@ -17,7 +17,7 @@ const MAX_FILES: usize = 64;
 
 /// What a watcher has seen of the directories so far.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(BTreeMap<String, Sight>);
+pub struct Seen(BTreeMap<String, Sight>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Sight {
@@ -31,14 +31,14 @@ type Fingerprint = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
 impl Modules {
     /// What lies in the directories now, as seen before.
-    pub(crate) fn seen(&self) -> Seen {
+    pub fn seen(&self) -> Seen {
         let found = self.directories.iter().filter_map(|directory| modules_in(directory).ok());
         let sight = |path: &Path| Sight { print: fingerprint(path), is_changing: false };
         Seen(found.flatten().map(|(name, path)| (name, sight(&path))).collect())
     }
 
     /// Looks once. Returns whether the library changed.
-    pub(crate) fn look(&self, seen: &mut Seen) -> bool {
+    pub fn look(&self, seen: &mut Seen) -> bool {
         let mut changed = false;
         let mut present = BTreeMap::new();
         for directory in &self.directories {

@@ -1,0 +1,233 @@
+//! The module library of a running server: sources, replacing, aliases, pins, drain, restarts, watching.
+
+use std::path::{Path, PathBuf};
+
+use polyskill::config::{Config, ModuleConfig};
+use serde_json::{Value as Json, json};
+
+use crate::common::{fixtures, list, text};
+use crate::openai_api::{ADMIN_KEY, Server};
+
+/// Copies a module of the fixtures.
+fn copy(content: &str, target: &Path) -> PathBuf {
+    std::fs::create_dir_all(target).unwrap();
+    for entry in std::fs::read_dir(fixtures().join("adapters").join(content)).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, target.join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    target.to_owned()
+}
+
+fn server(root: &Path, change: impl FnOnce(&mut Config)) -> Server {
+    Server::start(|config| {
+        config.adapters = vec![root.to_owned()];
+        change(config);
+    })
+}
+
+fn modules(server: &Server) -> Json {
+    server.send("GET", "/admin/modules", Some(ADMIN_KEY), "").ok()
+}
+
+/// What is said of one module.
+fn one(server: &Server, name: &str) -> Json {
+    let all = modules(server);
+    let found = list(&all["modules"]).iter().find(|module| module["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} in {all}")).clone()
+}
+
+fn names(server: &Server) -> Vec<String> {
+    list(&modules(server)["modules"]).iter().map(|one| text(one, "name").to_owned()).collect()
+}
+
+fn change(server: &Server, body: &Json) -> crate::openai_api::Reply {
+    server.send("POST", "/admin/modules", Some(ADMIN_KEY), body.to_string())
+}
+
+/// A completion's text and the generation that gave it.
+fn ask(server: &Server, model: &str) -> (String, String) {
+    let body = json!({"model": model, "prompt": "hello world", "max_tokens": 6, "temperature": 0});
+    let reply = server.send("POST", "/v1/completions", None, body.to_string()).ok();
+    let generation = text(&reply["polyskill"]["modules"][0], "generation").to_owned();
+    (text(&reply["choices"][0], "text").to_owned(), generation)
+}
+
+#[test]
+fn replacing_is_compare_and_swap_and_aliases_follow() {
+    let root = tempfile::tempdir().unwrap();
+    let (first, second) =
+        (copy("task-a", &root.path().join("first")), copy("dora-all", &root.path().join("second")));
+    let server = server(root.path(), |_| {});
+    let load = |source: &Path, extra: Json| {
+        let mut body = json!({"name": "m", "source": source.display().to_string()});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        change(&server, &body)
+    };
+    let loaded = load(&first, json!({"pinned": true})).ok();
+    assert_eq!((text(&loaded, "kind"), &loaded["signer"]), ("lora", &Json::Null));
+    assert_eq!(change(&server, &json!({"name": "latest", "alias_of": "m"})).status, 200);
+    let before = ask(&server, "latest");
+    assert_eq!(before.1, text(&loaded, "generation"));
+    let taken = load(&second, json!({}));
+    assert_eq!(taken.status, 400, "{taken:?}");
+    let stale = load(&second, json!({"expected_generation": "0".repeat(64)}));
+    assert_eq!(stale.status, 409, "{stale:?}");
+    let other = load(&second, json!({"replace": true, "generation": "1".repeat(64)}));
+    assert_eq!(other.status, 400, "{other:?}");
+    assert_eq!(ask(&server, "latest"), before, "a failed load changes nothing");
+    let swapped = load(&second, json!({"expected_generation": before.1})).ok();
+    assert_eq!(text(&swapped, "kind"), "dora");
+    assert_eq!(ask(&server, "latest").1, text(&swapped, "generation"));
+    assert_eq!(one(&server, "m")["aliases"], json!(["latest"]));
+    let failures = modules(&server)["not_loaded"].clone();
+    assert_eq!(failures, json!({}), "what was loaded since is no failure");
+    let removed =
+        server.send("DELETE", "/admin/modules/m?drain_seconds=5", Some(ADMIN_KEY), "").ok();
+    assert_eq!((&removed["drained"], &removed["leases"]), (&json!(true), &json!(0)));
+    for model in ["m", "latest"] {
+        let body = json!({"model": model, "prompt": "x"}).to_string();
+        assert_eq!(server.send("POST", "/v1/completions", None, body).status, 404);
+    }
+}
+
+#[test]
+fn archives_and_files_are_sources_and_escapes_are_not() {
+    let root = tempfile::tempdir().unwrap();
+    let outside = tempfile::tempdir().unwrap();
+    let server = server(root.path(), |_| {});
+    let module = copy("ia3-default", &root.path().join("ia3"));
+    let archive = root.path().join("packed.tar");
+    let mut builder = tar::Builder::new(std::fs::File::create(&archive).unwrap());
+    builder.append_dir_all("ia3", &module).unwrap();
+    builder.finish().unwrap();
+    let gguf = root.path().join("task.gguf");
+    std::fs::copy(fixtures().join("gguf/control-vector.gguf"), &gguf).unwrap();
+    for (source, kind) in [(&archive, "ia3"), (&gguf, "activation-edit"), (&module, "ia3")] {
+        let body = json!({"name": "m", "source": source.display().to_string(), "replace": true});
+        assert_eq!(text(&change(&server, &body).ok(), "kind"), kind);
+    }
+    let stranger = copy("task-a", &outside.path().join("task-a"));
+    for source in [
+        stranger.display().to_string(),
+        format!("{}/../{}", root.path().display(), stranger.display()),
+        "https://example.org/module.tar".to_owned(),
+        "s3://bucket/module".to_owned(),
+        "hf://owner/name".to_owned(),
+    ] {
+        let refused = change(&server, &json!({"name": "x", "source": source}));
+        assert_eq!(refused.status, 400, "{source}: {refused:?}");
+        assert!(refused.body.len() > 80, "{refused:?}");
+    }
+    assert!(!names(&server).contains(&"x".to_owned()));
+}
+
+/// What was loaded, replaced, unloaded, pinned and named at run time is the same after a restart, also where
+/// the source is gone by then.
+#[test]
+fn a_restart_serves_the_same_set() {
+    let (root, state, source) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for name in ["kept", "replaced", "unloaded"] {
+        copy("task-b", &root.path().join(name));
+    }
+    let late = copy("prompt-5", &source.path().join("late"));
+    let other = copy("graft", &source.path().join("other"));
+    let start = || {
+        server(root.path(), |config| {
+            config.state = Some(state.path().to_owned());
+            config.sources.roots = vec![source.path().to_owned()];
+            config.module = vec![ModuleConfig {
+                name: "declared".to_owned(),
+                source: root.path().join("kept").display().to_string(),
+                generation: None,
+                pinned: true,
+                aliases: vec!["known-as".to_owned()],
+            }];
+        })
+    };
+    let first = start();
+    let load = |name: &str, path: &Path| {
+        let body = json!({"name": name, "source": path.display().to_string(), "replace": true});
+        change(&first, &body).ok();
+    };
+    load("late", &late);
+    load("replaced", &other);
+    load("short-lived", &other);
+    for name in ["unloaded", "short-lived"] {
+        first.send("DELETE", &format!("/admin/modules/{name}"), Some(ADMIN_KEY), "").ok();
+    }
+    change(&first, &json!({"name": "alias", "alias_of": "late"})).ok();
+    change(&first, &json!({"name": "late", "pinned": true})).ok();
+    let models = ["kept", "replaced", "late", "alias", "declared", "known-as"];
+    let answers = |server: &Server| models.map(|model| ask(server, model));
+    let (before, served) = (answers(&first), names(&first));
+    assert_eq!(served, ["declared", "kept", "late", "replaced"]);
+    drop(first);
+    std::fs::remove_dir_all(source.path().join("late")).unwrap();
+    let second = start();
+    assert_eq!(second.reports.iter().filter(|report| report.contains("left out")).count(), 0);
+    assert_eq!((names(&second), answers(&second)), (served, before));
+    assert_eq!(one(&second, "late")["pinned"], true);
+    assert_eq!(modules(&second)["durable"], true);
+    assert_eq!(std::fs::read_dir(state.path().join("store")).unwrap().count(), 2);
+}
+
+/// Weights leave memory and come back, and the answers stay the same.
+#[test]
+fn weights_that_left_memory_come_back() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["a", "b", "c", "d"] {
+        copy(&format!("task-{name}"), &root.path().join(name));
+    }
+    let ample = server(root.path(), |_| {});
+    let models = ["a", "b", "c", "d", "a", "c"];
+    let expected = models.map(|model| ask(&ample, model));
+    let bytes = one(&ample, "a")["bytes"].as_u64().unwrap();
+    assert_eq!(modules(&ample)["pool"]["loads"], 0);
+    let tight = server(root.path(), |config| config.residency.max_mib = Some(1));
+    let pool = |server: &Server| modules(server)["pool"].clone();
+    assert!(4 * bytes < 1 << 20, "the fixtures have grown");
+    assert_eq!(models.map(|model| ask(&tight, model)), expected);
+    assert_eq!(pool(&tight)["evictions"], 0);
+    // Broken behind the server's back: what is in memory serves on.
+    std::fs::write(root.path().join("a/adapter_model.safetensors"), b"broken").unwrap();
+    assert_eq!(ask(&tight, "a"), expected[0]);
+}
+
+#[test]
+fn a_watched_directory_of_modules_is_served_as_it_changes() {
+    let root = tempfile::tempdir().unwrap();
+    copy("task-a", &root.path().join("m"));
+    let config = Config {
+        model: Some(fixtures().join("models/llama-tied").display().to_string()),
+        adapters: vec![root.path().to_owned()],
+        plugins: Vec::new(),
+        ..Config::default()
+    };
+    let service = polyskill::service::Service::start(&config, &mut |_| {}).unwrap();
+    let mut seen = service.modules.seen();
+    let generation = || {
+        let snapshot = service.composer.library().snapshot();
+        snapshot.get("m").map(|module| module.generation().to_string())
+    };
+    let first = generation().unwrap();
+    assert!(!service.modules.look(&mut seen), "nothing has changed");
+    copy("ia3-default", &root.path().join("new"));
+    std::fs::remove_dir_all(root.path().join("m")).unwrap();
+    copy("steering", &root.path().join("m"));
+    assert!(!service.modules.look(&mut seen), "it may be incomplete");
+    assert!(service.modules.look(&mut seen));
+    assert_ne!(generation().unwrap(), first);
+    assert!(service.composer.library().snapshot().get("new").is_some());
+    let second = generation().unwrap();
+    std::fs::write(root.path().join("m/polyskill_config.json"), "{").unwrap();
+    service.modules.look(&mut seen);
+    assert!(!service.modules.look(&mut seen));
+    assert_eq!(generation().unwrap(), second, "what is broken changes nothing");
+    assert!(service.modules.failures()["m"].contains("polyskill_config.json"));
+    std::fs::remove_dir_all(root.path().join("new")).unwrap();
+    assert!(service.modules.look(&mut seen));
+    assert!(service.composer.library().snapshot().get("new").is_none());
+}
