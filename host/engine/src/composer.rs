@@ -9,16 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use dashmap::DashMap;
+use polyskill_adapters::apply::Combine;
 use polyskill_adapters::{Generation, Library, Snapshot};
 use polyskill_model::{Decoder, ModelConfig};
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
 use polyskill_sdk::{ModuleInfo, ParameterError, Parameters, Pick, Request};
 
 use crate::composition::{Composition, LeasedModule, Plan, RouterIdentity};
-use crate::gates::Gates;
+use crate::gates::{Gates, combine_rule};
 use crate::health::{OnFault, Standing};
 use crate::library_view::{Views, model_info};
 use crate::router_slot::{RouterInfo, RouterSettings, RouterSlot};
+use crate::row_sample::RoutedRows;
 
 /// Separates the routers of a chain: `retrieval+arrow`.
 pub const CHAIN: char = '+';
@@ -94,6 +96,14 @@ pub enum ComposeError {
     LongChain {
         /// Routers in it.
         found: usize,
+    },
+    /// A router is asked twice: it would see what it has decided already.
+    #[error("the chain `{chain}` names the router `{name}` twice, expected each name once")]
+    RepeatedRouter {
+        /// The chain.
+        chain: String,
+        /// The router.
+        name: String,
     },
     /// The router failed, and its policy is to fail the request; not the caller's fault.
     #[error("the router `{router}` failed: {reason}")]
@@ -193,6 +203,13 @@ impl Composer {
     pub fn kept_plans(&self) -> Vec<PlannedRequest> {
         let kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         kept.plans.iter().cloned().collect()
+    }
+
+    /// A sample of the rows that the serving routers decided in `route`, where
+    /// [`RouterSettings::keep_rows`] asks for it.
+    pub fn kept_rows(&self) -> Vec<RoutedRows> {
+        let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
+        routers.values().map(|versions| versions.current.kept_rows()).collect()
     }
 
     fn keep(
@@ -334,6 +351,11 @@ impl Composer {
         if names.len() > MAX_CHAIN {
             return Err(ComposeError::LongChain { found: names.len() });
         }
+        let repeated = |(at, name): &(usize, &&str)| names[..*at].contains(*name);
+        if let Some((_, name)) = names.iter().enumerate().find(repeated) {
+            let (chain, name) = (chain.to_owned(), (*name).to_owned());
+            return Err(ComposeError::RepeatedRouter { chain, name });
+        }
         let link = |name: &&str| {
             let versions = routers.get(*name).ok_or_else(|| ComposeError::UnknownRouter {
                 name: (*name).to_owned(),
@@ -388,7 +410,7 @@ impl Composer {
         Ok(self.shared(digest, || Composition {
             digest,
             modules,
-            plan: Plan::Fixed(picks),
+            plan: Plan::Fixed { picks, combine: Combine::OutputSum },
             router: None,
             slot: None,
             fallback: None,
@@ -521,7 +543,10 @@ impl Composer {
             return Ok(known);
         }
         let plan = match plan {
-            polyskill_sdk::Plan::Fixed(picks) => Plan::Fixed(check_picks(&picks, candidates)?),
+            polyskill_sdk::Plan::Fixed { picks, combine } => Plan::Fixed {
+                picks: check_picks(&picks, candidates)?,
+                combine: combine_rule(combine),
+            },
             polyskill_sdk::Plan::Gated(programs) => {
                 let hidden = slot.settings.hidden;
                 let gates =
@@ -735,6 +760,9 @@ fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32, f32)>, St
         }
         checked.push((index as u32, pick.weight));
     }
+    // In ascending order, as a program's picks are: the sum's order is part of the result, and the first
+    // pick gives a merge its scale.
+    checked.sort_unstable_by_key(|(index, _)| *index);
     Ok(checked)
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use polyskill_adapters::apply::Combine;
 use polyskill_adapters::{Generation, Module};
 
 use crate::gates::Gates;
@@ -42,8 +43,8 @@ pub struct RouterIdentity {
 pub(crate) enum Plan {
     /// The base model alone.
     Base,
-    /// One mixture for every row and site: indices into `modules`.
-    Fixed(Vec<(u32, f32)>),
+    /// One mixture for every row and site: indices into `modules` with weights.
+    Fixed { picks: Vec<(u32, f32)>, combine: Combine },
     /// Programs decide per row and site.
     Gated(Gates),
 }

@@ -134,21 +134,30 @@ pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
 #[derive(Debug)]
 pub(crate) struct View {
     model: Arc<ModelInfo>,
-    modules: Arc<[ModuleInfo]>,
+    listing: Listing,
     leases: Vec<Arc<Module>>,
     definitions: Arc<Definitions>,
+}
+
+/// What routers are told of the modules, by index.
+#[derive(Clone, Debug)]
+struct Listing {
+    modules: Arc<[ModuleInfo]>,
+    /// Where each of them acts.
+    sites: Arc<[Vec<ModuleSite>]>,
 }
 
 /// Makes views; what routers are told of the modules is written down once per library version.
 #[derive(Debug)]
 pub(crate) struct Views {
     model: Arc<ModelInfo>,
-    last: Mutex<(Option<u64>, Arc<[ModuleInfo]>)>,
+    last: Mutex<(Option<u64>, Listing)>,
 }
 
 impl Views {
     pub(crate) fn new(model: Arc<ModelInfo>) -> Self {
-        Self { model, last: Mutex::new((None, Arc::from([]))) }
+        let nothing = Listing { modules: Arc::from([]), sites: Arc::from([]) };
+        Self { model, last: Mutex::new((None, nothing)) }
     }
 
     pub(crate) fn model(&self) -> &Arc<ModelInfo> {
@@ -157,17 +166,25 @@ impl Views {
 
     /// What routers are told of the modules.
     pub(crate) fn modules(&self, snapshot: &Snapshot) -> Arc<[ModuleInfo]> {
+        self.listing(snapshot).modules
+    }
+
+    fn listing(&self, snapshot: &Snapshot) -> Listing {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != Some(snapshot.version()) {
-            *last = (Some(snapshot.version()), snapshot.iter().enumerate().map(info).collect());
+            let listing = Listing {
+                modules: snapshot.iter().enumerate().map(info).collect(),
+                sites: snapshot.iter().map(|(_, module)| sites(module)).collect(),
+            };
+            *last = (Some(snapshot.version()), listing);
         }
-        Arc::clone(&last.1)
+        last.1.clone()
     }
 
     pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
         View {
             model: Arc::clone(&self.model),
-            modules: self.modules(snapshot),
+            listing: self.listing(snapshot),
             leases: snapshot.iter().map(|(_, module)| Arc::clone(module)).collect(),
             definitions,
         }
@@ -182,16 +199,16 @@ fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
         kind: module.kind().to_owned(),
         tags: module.tags().to_vec(),
         metadata: module.metadata().to_vec(),
-        sites: module
-            .weights()
-            .sites()
-            .map(|(site, weights)| ModuleSite {
-                site: site.index() as u32,
-                rank: weights.rank as u32,
-                scale: weights.scale,
-            })
-            .collect(),
     }
+}
+
+fn sites(module: &Module) -> Vec<ModuleSite> {
+    let site = |(site, weights): (Site, &polyskill_adapters::lora::LoraSite)| ModuleSite {
+        site: site.index() as u32,
+        rank: weights.rank as u32,
+        scale: weights.scale,
+    };
+    module.weights().sites().map(site).collect()
 }
 
 impl View {
@@ -210,7 +227,11 @@ impl LibraryView for View {
     }
 
     fn modules(&self) -> &[ModuleInfo] {
-        &self.modules
+        &self.listing.modules
+    }
+
+    fn sites(&self, module: u32) -> &[ModuleSite] {
+        self.listing.sites.get(module as usize).map_or(&[], Vec::as_slice)
     }
 
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {

@@ -47,6 +47,8 @@ pub struct Config {
     pub audit_log: Option<PathBuf>,
     /// Plans that are kept to be recorded as fixtures, with what users wrote; 0 keeps none.
     pub keep_plans: usize,
+    /// Rows that are kept per router of what its `route` decided, to be recorded as fixtures; 0 keeps none.
+    pub keep_rows: usize,
 }
 
 /// What happens when a router fails; see `FaultPolicy`.
@@ -307,6 +309,7 @@ impl Config {
             ("engine.max_cached_tokens", engine.max_cached_tokens as u64, 16, MOST_CACHED_TOKENS),
             ("engine.threads", engine.threads as u64, 0, MOST_THREADS),
             ("keep_plans", self.keep_plans as u64, 0, MOST_REQUESTS),
+            ("keep_rows", self.keep_rows as u64, 0, MOST_REQUESTS),
             ("faults.max_faults", self.faults.max_faults as u64, 1, MOST_REQUESTS),
             ("faults.window_seconds", self.faults.window_seconds, 1, MOST_SECONDS),
             ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),
