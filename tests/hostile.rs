@@ -112,7 +112,7 @@ fn program(sites: SiteSelector, ops: Vec<Op>) -> Plan {
 }
 
 fn fixed(picks: &[(u32, f32)]) -> Plan {
-    Plan::Fixed(picks.iter().map(|&(module, weight)| Pick { module, weight }).collect())
+    Plan::output_sum(picks.iter().map(|&(module, weight)| Pick { module, weight }))
 }
 
 const MODES: [&str; 15] = [
@@ -150,9 +150,8 @@ impl Router for Hostile {
         host: &mut dyn Host,
         change: &LibraryChange,
     ) -> Result<(), String> {
-        let modules = host.modules();
         for &module in &change.added {
-            for at in &modules[module as usize].sites {
+            for at in host.sites(module) {
                 let inputs = host.model().sites[at.site as usize].inputs as usize;
                 host.define("ones", module, at.site, vec![1.0; inputs])?;
             }

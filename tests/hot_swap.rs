@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use polyskill::audit::Audit;
 use polyskill::config::Config;
-use polyskill::record::fixture;
+use polyskill::record::{fixture, rows_fixture};
 use polyskill::routers::{Routers, Seen};
 use polyskill_engine::Selection;
 use polyskill_plugin::Trust;
 
-use crate::common::{Bench, TASKS, plugins, routed};
-use polyskill_sdk::Parameters;
+use crate::common::{Bench, TASKS, greedy, plugins, routed};
+use polyskill_sdk::{Parameters, Value};
+use serde_json::json;
 
 const GATES: &str = r#"
 [[define]]
@@ -31,7 +32,12 @@ fn write_bundle(directory: &Path, version: &str, gates: &str) {
 }
 
 fn routers(directory: &Path) -> Routers {
+    routers_with(directory, 0)
+}
+
+fn routers_with(directory: &Path, keep_rows: usize) -> Routers {
     let config = Config {
+        keep_rows,
         plugins: vec![directory.to_owned()],
         trust: Trust::unsigned(),
         audit_log: Some(directory.join(".audit.jsonl")),
@@ -131,4 +137,57 @@ fn recorded_plans_are_fixtures() {
     let error = routers.load(&bench.composer, &bundle, "test").unwrap_err().to_string();
     assert!(error.contains("recorded-0.json"), "{error}");
     assert_eq!(bench.composer.routers()[0].digest, loaded.digest);
+}
+
+/// Rows of `route` that were recorded in live traffic are decided alike whenever the bundle is loaded.
+#[test]
+fn recorded_rows_are_fixtures() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = directory.path().join("margin");
+    std::fs::create_dir_all(bundle.join("fixtures")).unwrap();
+    for file in ["plugin.toml", "margin.wasm"] {
+        std::fs::copy(plugins().join("margin").join(file), bundle.join(file)).unwrap();
+    }
+    let run = || {
+        let margin = Parameters(vec![("margin".to_owned(), Value::Number(0.05))]);
+        bench.run(&routed("margin", margin), &(10..60).collect::<Vec<u32>>(), greedy(40));
+    };
+    routers(directory.path()).load(&bench.composer, &bundle, "test").unwrap();
+    run();
+    let [kept] = bench.composer.kept_rows().try_into().unwrap();
+    assert!(kept.rows.is_empty(), "nothing is kept unasked");
+
+    std::fs::write(bundle.join("fixtures/another-digest.json"), "{\"routed\": []}").unwrap();
+    let routers = routers_with(directory.path(), 3);
+    routers.load(&bench.composer, &bundle, "test").unwrap();
+    run();
+    let [kept] = bench.composer.kept_rows().try_into().unwrap();
+    assert_eq!((kept.router.as_str(), kept.rows.len()), ("margin", 3), "{kept:?}");
+    let sites: Vec<u32> = kept.rows.iter().map(|row| row.site).collect();
+    assert!(sites.windows(2).any(|pair| pair[0] != pair[1]), "one site says little: {sites:?}");
+    assert!(kept.rows.iter().all(|row| row.arguments == [0.05, 3.0] && !row.picks.is_empty()));
+
+    let path = bundle.join("fixtures/recorded-rows.json");
+    let mut fixture = rows_fixture(&kept);
+    std::fs::write(&path, fixture.to_string()).unwrap();
+    assert!(!routers.load(&bench.composer, &bundle, "test").unwrap().unchanged);
+
+    for (part, value, reason) in [
+        ("picks", json!([[[0, 0.123]]]), "routed 1: decided"),
+        ("scores", json!([[0.5]]), "1 scores for 5 candidates"),
+        ("picks", json!([]), "scores, expected 0"),
+        ("candidates", json!("all"), "candidates"),
+    ] {
+        let before = fixture["routed"][1][part].clone();
+        fixture["routed"][1][part] = value;
+        std::fs::write(&path, fixture.to_string()).unwrap();
+        let error = routers.load(&bench.composer, &bundle, "test").unwrap_err().to_string();
+        assert!(error.contains("recorded-rows.json"), "{error}");
+        assert!(error.contains(reason) || part == "candidates", "{error}");
+        fixture["routed"][1][part] = before;
+    }
+    std::fs::write(&path, "{\"modules\": []}").unwrap();
+    let error = routers.load(&bench.composer, &bundle, "test").unwrap_err().to_string();
+    assert!(error.contains("or `routed` without these"), "{error}");
 }

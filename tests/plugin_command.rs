@@ -1,14 +1,16 @@
 //! `polyskill plugin`: from an empty folder to a signed bundle; and what the compiler says to a router that
 //! is none.
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use polyskill::plugin_command::{
     BuildArgs, Flavour, Language, NewArgs, PluginCommand, SandboxArgs, run,
 };
 
-use crate::common::root;
+use crate::common::{fixtures, root};
 
 /// What the command says on the terminal, then its outcome.
 fn say(command: &PluginCommand) -> (String, Result<(), String>) {
@@ -112,6 +114,38 @@ fn a_gate_file_goes_from_nothing_to_a_signed_tar() {
     assert!(fails(&test(&dir)).contains("expected Picks([[(0, 0.51851), (1, 0.48149)]])"));
 }
 
+/// However `plugin dev` ends, the server that it has started ends too.
+#[test]
+fn a_killed_dev_leaves_no_server() {
+    let (_folder, dir) = project(Language::Gate, "gates");
+    let mut dev = Command::new(env!("CARGO_BIN_EXE_polyskill"))
+        .args(["plugin", "dev", "--offline", "--to", "http://127.0.0.1:0"])
+        .arg(&dir)
+        .args(["--", "--model"])
+        .arg(fixtures().join("models/llama-tied"))
+        .arg("--adapters")
+        .arg(dir.join("fixtures"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(dev.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("serving") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it ended before it served");
+    }
+    dev.kill().unwrap();
+    dev.wait().unwrap();
+    // The server writes to the same pipe, so it ends when the server does.
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = said.read_to_string(&mut line);
+        let _ = ended.send(());
+    });
+    end.recv_timeout(Duration::from_secs(60)).expect("the server still runs");
+}
+
 #[test]
 fn mistakes_in_a_project_are_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -150,7 +184,7 @@ fn a_rust_project_builds_and_passes_its_tests() {
     assert!(tested.contains("ok      fixtures/nothing-named.json"), "{tested}");
     let exports = works(&inspect(&dir));
     assert!(exports.contains("planner@0.1.0") && exports.contains("starts with"), "{exports}");
-    replace(&dir.join("src/lib.rs"), "Err(RouteError::Abstain)", "Ok(Plan::Fixed(Vec::new()))");
+    replace(&dir.join("src/lib.rs"), "Err(RouteError::Abstain)", "Ok(Plan::output_sum([]))");
     works(&build(&dir, None));
     let message = fails(&test(&dir));
     assert!(

@@ -246,6 +246,21 @@ fn polytropon_merges() {
     assert_ne!(task("ab-merge", both).bits(), task("output-sum", both).bits());
 }
 
+#[test]
+fn a_chain_names_each_router_once() {
+    let bench = bench(&["retrieval", "mixture"]);
+    for chain in ["retrieval+retrieval", "retrieval+mixture + retrieval"] {
+        let selection = selection(chain, None, &[]);
+        let error = bench.composer.compose(&selection).unwrap_err().to_string();
+        let expected = format!(
+            "the chain `{chain}` names the router `retrieval` twice, expected each name once"
+        );
+        assert_eq!(error, expected);
+        assert!(bench.composer.check_chain(chain).is_err());
+    }
+    assert!(bench.composer.check_chain("retrieval+mixture").is_ok());
+}
+
 /// Of many modules, the second router of a chain sees those that the first has found.
 #[test]
 fn retrieval_narrows_a_large_library_for_arrow() {

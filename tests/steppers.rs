@@ -4,8 +4,8 @@ use polyskill_engine::{RouterSettings, Selection};
 use polyskill_sdk::gate::{self, Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::runtime::Native;
 use polyskill_sdk::{
-    Batch, Decision, Descriptor, Host, Parameters, Plan, Request, RouteError, Router, SvdMethod,
-    Value,
+    Batch, Decision, Descriptor, Host, Parameters, Pick, Plan, Request, RouteError, Router,
+    SvdMethod, Value,
 };
 
 use crate::common::{Bench, Output, greedy, routed, submit};
@@ -37,7 +37,7 @@ impl Router for ByHand {
         let mut prototypes = Vec::new();
         for module in host.modules() {
             let mut by_site = vec![Vec::new(); num_sites];
-            for at in &module.sites {
+            for at in host.sites(module.index) {
                 by_site[at.site as usize] =
                     host.singular_vector(module.index, at.site, SvdMethod::Exact)?;
             }
@@ -57,7 +57,7 @@ impl Router for ByHand {
         let mut ops = vec![Op::LoadInput];
         if !hidden {
             for &module in &request.candidates {
-                for at in &host.modules()[module as usize].sites {
+                for at in host.sites(module) {
                     let row = host.singular_vector(module, at.site, SvdMethod::Exact)?;
                     host.define(ROWS, module, at.site, row)?;
                 }
@@ -169,4 +169,73 @@ fn a_row_is_decided_alike_alone_and_among_others() {
     let together: Vec<Vec<u32>> =
         pending.into_iter().map(|pending| pending.wait().bits()).collect();
     assert_eq!(together, alone);
+}
+
+/// Merges all modules with fixed weights: as a fixed plan, or with a program whose rows `route` decides.
+struct Merge;
+
+const WEIGHTS: [f32; 3] = [0.75, -0.5, 0.25];
+
+impl Router for Merge {
+    fn init(_: &mut dyn Host, _: &Parameters) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        Descriptor { name: "merge".into(), version: "1".into(), causal: true }
+    }
+
+    fn plan(&mut self, host: &mut dyn Host, request: &Request) -> Result<Plan, RouteError> {
+        let combine = Combine::AbMerge;
+        if request.parameters.flag("fixed", false)? {
+            // In another order than the modules': the first of these gives the scale.
+            let pick = |(&module, weight)| Pick { module, weight };
+            let picks = request.candidates.iter().zip(WEIGHTS).map(pick).rev().collect();
+            return Ok(Plan::Fixed { picks, combine });
+        }
+        for &module in &request.candidates {
+            for at in host.sites(module) {
+                let row = host.singular_vector(module, at.site, SvdMethod::Exact)?;
+                host.define(ROWS, module, at.site, row)?;
+            }
+        }
+        let ops = vec![
+            Op::LoadInput,
+            Op::Linear { name: ROWS.to_owned() },
+            Op::Route { hidden: false, arguments: WEIGHTS.to_vec() },
+        ];
+        let (sites, share) = (SiteSelector::All, Share::Site);
+        Ok(Plan::Gated(vec![Program { sites, share, ops, combine }]))
+    }
+
+    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), RouteError> {
+        for _ in 0..batch.num_rows {
+            for (column, &candidate) in batch.candidates.iter().enumerate().rev() {
+                decision.pick(column, batch.arguments[candidate as usize]);
+            }
+            decision.end_row();
+        }
+        Ok(())
+    }
+}
+
+/// How modules combine is part of a fixed plan, as it is of a program.
+#[test]
+fn a_fixed_mixture_is_merged_as_a_program_merges() {
+    let (bench, prompt) = (Bench::arrow(), (10..60).collect::<Vec<u32>>());
+    let router = Native::<Merge>::new(&bench.composer.view(), &Parameters::default()).unwrap();
+    let settings = RouterSettings::default();
+    bench.composer.add_router("merge", "native".to_owned(), Box::new(router), settings).unwrap();
+    let run = |fixed: bool| {
+        let mut selection =
+            routed("merge", Parameters(vec![("fixed".to_owned(), Value::Flag(fixed))]));
+        let Selection::Routed { modules, .. } = &mut selection else { unreachable!() };
+        *modules = ["task-a", "task-b", "task-c"].map(str::to_owned).to_vec();
+        bench.run(&selection, &prompt, greedy(8)).bits()
+    };
+    let merged = run(true);
+    assert_eq!(merged, run(false));
+    let sum = [("task-a", WEIGHTS[0]), ("task-b", WEIGHTS[1]), ("task-c", WEIGHTS[2])];
+    let sum = bench.run(&crate::common::weighted(&sum), &prompt, greedy(8));
+    assert_ne!(merged, sum.bits(), "an output sum is something else");
 }

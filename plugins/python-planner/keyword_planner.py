@@ -5,7 +5,9 @@ import re
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.exports.planner import (
+    Combine,
     Descriptor,
+    Mixture,
     ParameterError,
     Pick,
     RouteError_Abstain,
@@ -64,4 +66,4 @@ class Planner(exports.Planner):
         best = sorted(module for _, module in hits[:limit])
         if not best:
             raise Err(RouteError_Abstain())
-        return RoutePlan_Fixed([Pick(module, 1 / len(best)) for module in best])
+        return RoutePlan_Fixed(Mixture([Pick(module, 1 / len(best)) for module in best], Combine.OUTPUT_SUM))

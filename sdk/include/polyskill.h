@@ -39,6 +39,8 @@ enum {
 enum { POLYSKILL_DEBUG, POLYSKILL_INFO, POLYSKILL_WARN, POLYSKILL_ERROR };
 enum { POLYSKILL_Q, POLYSKILL_K, POLYSKILL_V, POLYSKILL_O, POLYSKILL_GATE, POLYSKILL_UP, POLYSKILL_DOWN };
 enum { POLYSKILL_LORA_A, POLYSKILL_LORA_B };
+/* How modules combine: the weighted sum of their outputs, or their A and B summed with the weights. */
+enum { POLYSKILL_OUTPUT_SUM, POLYSKILL_AB_MERGE };
 /* Texts of a module: TAGS come one per line, METADATA takes a key, ALL_METADATA are lines of `key=value`. */
 enum {
     POLYSKILL_NAME,
@@ -176,7 +178,8 @@ typedef struct {
       (h, name, name_length, version, version_length, causal))                                          \
     /* Answers of plan: a mixture for every row and site, ... */                                        \
     F(void, answer_fixed,                                                                               \
-      (const polyskill_host *h, const polyskill_pick *picks, uint32_t count), (h, picks, count))        \
+      (const polyskill_host *h, const polyskill_pick *picks, uint32_t count, uint32_t combine),         \
+      (h, picks, count, combine))                                                                       \
     /* ... gate programs in the format of gate files, ... */                                            \
     F(void, answer_programs, (const polyskill_host *h, const char *text, uint32_t length),              \
       (h, text, length))                                                                                \

@@ -127,7 +127,6 @@ pub mod polyskill {
                 pub kind: _rt::String,
                 pub tags: _rt::Vec<_rt::String>,
                 pub metadata: _rt::Vec<(_rt::String, _rt::String)>,
-                pub sites: _rt::Vec<ModuleSite>,
             }
             impl ::core::fmt::Debug for ModuleInfo {
                 fn fmt(
@@ -141,7 +140,6 @@ pub mod polyskill {
                         .field("kind", &self.kind)
                         .field("tags", &self.tags)
                         .field("metadata", &self.metadata)
-                        .field("sites", &self.sites)
                         .finish()
                 }
             }
@@ -385,13 +383,13 @@ pub mod polyskill {
                     let l3 = *ptr0
                         .add(::core::mem::size_of::<*const u8>())
                         .cast::<usize>();
-                    let base32 = l2;
-                    let len32 = l3;
-                    let mut result32 = _rt::Vec::with_capacity(len32);
-                    for i in 0..len32 {
-                        let base = base32
-                            .add(i * (13 * ::core::mem::size_of::<*const u8>()));
-                        let e32 = {
+                    let base29 = l2;
+                    let len29 = l3;
+                    let mut result29 = _rt::Vec::with_capacity(len29);
+                    for i in 0..len29 {
+                        let base = base29
+                            .add(i * (11 * ::core::mem::size_of::<*const u8>()));
+                        let e29 = {
                             let l4 = *base.add(0).cast::<i32>();
                             let l5 = *base
                                 .add(::core::mem::size_of::<*const u8>())
@@ -501,13 +499,6 @@ pub mod polyskill {
                                 len28 * (4 * ::core::mem::size_of::<*const u8>()),
                                 ::core::mem::size_of::<*const u8>(),
                             );
-                            let l29 = *base
-                                .add(11 * ::core::mem::size_of::<*const u8>())
-                                .cast::<*mut u8>();
-                            let l30 = *base
-                                .add(12 * ::core::mem::size_of::<*const u8>())
-                                .cast::<usize>();
-                            let len31 = l30;
                             ModuleInfo {
                                 index: l4 as u32,
                                 name: _rt::string_lift(bytes7),
@@ -515,20 +506,220 @@ pub mod polyskill {
                                 kind: _rt::string_lift(bytes13),
                                 tags: result19,
                                 metadata: result28,
-                                sites: <_ as From<
-                                    _rt::Vec<_>,
-                                >>::from(_rt::Vec::from_raw_parts(l29.cast(), len31, len31)),
                             }
                         };
-                        result32.push(e32);
+                        result29.push(e29);
                     }
                     _rt::cabi_dealloc(
-                        base32,
-                        len32 * (13 * ::core::mem::size_of::<*const u8>()),
+                        base29,
+                        len29 * (11 * ::core::mem::size_of::<*const u8>()),
                         ::core::mem::size_of::<*const u8>(),
                     );
-                    let result33 = result32;
-                    result33
+                    let result30 = result29;
+                    result30
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// One of them; none where there is no such module.
+            #[allow(async_fn_in_trait)]
+            pub fn module(module: u32) -> ::core::option::Option<ModuleInfo> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 12 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 12
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "polyskill:router/host@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "module"]
+                        fn wit_import1(_: i32, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: i32, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import1(_rt::as_i32(&module), ptr0);
+                    let l2 = i32::from(*ptr0.add(0).cast::<u8>());
+                    let result28 = match l2 {
+                        0 => None,
+                        1 => {
+                            let e = {
+                                let l3 = *ptr0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<i32>();
+                                let l4 = *ptr0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l5 = *ptr0
+                                    .add(3 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len6 = l5;
+                                let bytes6 = _rt::Vec::from_raw_parts(
+                                    l4.cast(),
+                                    len6,
+                                    len6,
+                                );
+                                let l7 = *ptr0
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l8 = *ptr0
+                                    .add(5 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len9 = l8;
+                                let bytes9 = _rt::Vec::from_raw_parts(
+                                    l7.cast(),
+                                    len9,
+                                    len9,
+                                );
+                                let l10 = *ptr0
+                                    .add(6 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l11 = *ptr0
+                                    .add(7 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let len12 = l11;
+                                let bytes12 = _rt::Vec::from_raw_parts(
+                                    l10.cast(),
+                                    len12,
+                                    len12,
+                                );
+                                let l13 = *ptr0
+                                    .add(8 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l14 = *ptr0
+                                    .add(9 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base18 = l13;
+                                let len18 = l14;
+                                let mut result18 = _rt::Vec::with_capacity(len18);
+                                for i in 0..len18 {
+                                    let base = base18
+                                        .add(i * (2 * ::core::mem::size_of::<*const u8>()));
+                                    let e18 = {
+                                        let l15 = *base.add(0).cast::<*mut u8>();
+                                        let l16 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let len17 = l16;
+                                        let bytes17 = _rt::Vec::from_raw_parts(
+                                            l15.cast(),
+                                            len17,
+                                            len17,
+                                        );
+                                        _rt::string_lift(bytes17)
+                                    };
+                                    result18.push(e18);
+                                }
+                                _rt::cabi_dealloc(
+                                    base18,
+                                    len18 * (2 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                                let l19 = *ptr0
+                                    .add(10 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l20 = *ptr0
+                                    .add(11 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base27 = l19;
+                                let len27 = l20;
+                                let mut result27 = _rt::Vec::with_capacity(len27);
+                                for i in 0..len27 {
+                                    let base = base27
+                                        .add(i * (4 * ::core::mem::size_of::<*const u8>()));
+                                    let e27 = {
+                                        let l21 = *base.add(0).cast::<*mut u8>();
+                                        let l22 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let len23 = l22;
+                                        let bytes23 = _rt::Vec::from_raw_parts(
+                                            l21.cast(),
+                                            len23,
+                                            len23,
+                                        );
+                                        let l24 = *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l25 = *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let len26 = l25;
+                                        let bytes26 = _rt::Vec::from_raw_parts(
+                                            l24.cast(),
+                                            len26,
+                                            len26,
+                                        );
+                                        (_rt::string_lift(bytes23), _rt::string_lift(bytes26))
+                                    };
+                                    result27.push(e27);
+                                }
+                                _rt::cabi_dealloc(
+                                    base27,
+                                    len27 * (4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                                ModuleInfo {
+                                    index: l3 as u32,
+                                    name: _rt::string_lift(bytes6),
+                                    generation: _rt::string_lift(bytes9),
+                                    kind: _rt::string_lift(bytes12),
+                                    tags: result18,
+                                    metadata: result27,
+                                }
+                            };
+                            Some(e)
+                        }
+                        _ => _rt::invalid_enum_discriminant(),
+                    };
+                    result28
+                }
+            }
+            #[allow(unused_unsafe, clippy::all)]
+            /// Where a module acts, in the order of the sites; empty where there is no such module.
+            #[allow(async_fn_in_trait)]
+            pub fn sites(module: u32) -> _rt::Vec<ModuleSite> {
+                unsafe {
+                    #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                    #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                    struct RetArea(
+                        [::core::mem::MaybeUninit<
+                            u8,
+                        >; 2 * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let mut ret_area = RetArea(
+                        [::core::mem::MaybeUninit::uninit(); 2
+                            * ::core::mem::size_of::<*const u8>()],
+                    );
+                    let ptr0 = ret_area.0.as_mut_ptr().cast::<u8>();
+                    #[cfg(target_arch = "wasm32")]
+                    #[link(wasm_import_module = "polyskill:router/host@0.1.0")]
+                    unsafe extern "C" {
+                        #[link_name = "sites"]
+                        fn wit_import1(_: i32, _: *mut u8);
+                    }
+                    #[cfg(not(target_arch = "wasm32"))]
+                    unsafe extern "C" fn wit_import1(_: i32, _: *mut u8) {
+                        unreachable!()
+                    }
+                    wit_import1(_rt::as_i32(&module), ptr0);
+                    let l2 = *ptr0.add(0).cast::<*mut u8>();
+                    let l3 = *ptr0
+                        .add(::core::mem::size_of::<*const u8>())
+                        .cast::<usize>();
+                    let len4 = l3;
+                    let result5 = <_ as From<
+                        _rt::Vec<_>,
+                    >>::from(_rt::Vec::from_raw_parts(l2.cast(), len4, len4));
+                    result5
                 }
             }
             #[allow(unused_unsafe, clippy::all)]
@@ -1149,6 +1340,7 @@ pub mod exports {
                 #[doc(hidden)]
                 static __FORCE_SECTION_REF: fn() = super::super::super::super::__link_custom_section_describing_imports;
                 use super::super::super::super::_rt;
+                pub type Combine = super::super::super::super::polyskill::router::gate::Combine;
                 pub type Program = super::super::super::super::polyskill::router::gate::Program;
                 #[derive(Clone)]
                 pub enum Value {
@@ -1254,9 +1446,25 @@ pub mod exports {
                     }
                 }
                 #[derive(Clone)]
+                pub struct Mixture {
+                    pub picks: _rt::Vec<Pick>,
+                    pub combine: Combine,
+                }
+                impl ::core::fmt::Debug for Mixture {
+                    fn fmt(
+                        &self,
+                        f: &mut ::core::fmt::Formatter<'_>,
+                    ) -> ::core::fmt::Result {
+                        f.debug_struct("Mixture")
+                            .field("picks", &self.picks)
+                            .field("combine", &self.combine)
+                            .finish()
+                    }
+                }
+                #[derive(Clone)]
                 pub enum RoutePlan {
                     /// the same mixture for every row and site
-                    Fixed(_rt::Vec<Pick>),
+                    Fixed(Mixture),
                     /// programs; each site is decided by the first that selects it
                     Gated(_rt::Vec<Program>),
                     /// only these candidates, for the next router of the chain to choose from
@@ -1725,215 +1933,219 @@ pub mod exports {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (0i32) as u8;
-                                        let vec15 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                        let Mixture { picks: picks15, combine: combine15 } = e;
+                                        let vec16 = <_ as Into<_rt::Vec<_>>>::into(picks15)
                                             .into_boxed_slice();
-                                        let ptr15 = vec15.as_ptr().cast::<u8>();
-                                        let len15 = vec15.len();
-                                        ::core::mem::forget(vec15);
+                                        let ptr16 = vec16.as_ptr().cast::<u8>();
+                                        let len16 = vec16.len();
+                                        ::core::mem::forget(vec16);
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len15;
+                                            .cast::<usize>() = len16;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr15.cast_mut();
+                                            .cast::<*mut u8>() = ptr16.cast_mut();
+                                        *ptr14
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (combine15.clone() as i32) as u8;
                                     }
                                     RoutePlan::Gated(e) => {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (1i32) as u8;
-                                        let vec25 = e;
-                                        let len25 = vec25.len();
-                                        let layout25 = _rt::alloc::Layout::from_size_align(
-                                                vec25.len() * (7 * ::core::mem::size_of::<*const u8>()),
+                                        let vec26 = e;
+                                        let len26 = vec26.len();
+                                        let layout26 = _rt::alloc::Layout::from_size_align(
+                                                vec26.len() * (7 * ::core::mem::size_of::<*const u8>()),
                                                 ::core::mem::size_of::<*const u8>(),
                                             )
                                             .unwrap();
-                                        let (result25, _cleanup25) = wit_bindgen::rt::Cleanup::new(
-                                            layout25,
+                                        let (result26, _cleanup26) = wit_bindgen::rt::Cleanup::new(
+                                            layout26,
                                         );
-                                        if let Some(cleanup) = _cleanup25 {
+                                        if let Some(cleanup) = _cleanup26 {
                                             cleanup.forget();
                                         }
-                                        for (i, e) in vec25.into_iter().enumerate() {
-                                            let base = result25
+                                        for (i, e) in vec26.into_iter().enumerate() {
+                                            let base = result26
                                                 .add(i * (7 * ::core::mem::size_of::<*const u8>()));
                                             {
                                                 let super::super::super::super::polyskill::router::gate::Program {
-                                                    sites: sites16,
-                                                    share: share16,
-                                                    ops: ops16,
-                                                    combine: combine16,
+                                                    sites: sites17,
+                                                    share: share17,
+                                                    ops: ops17,
+                                                    combine: combine17,
                                                 } = e;
-                                                use super::super::super::super::polyskill::router::gate::SiteSelector as V18;
-                                                match sites16 {
-                                                    V18::All => {
+                                                use super::super::super::super::polyskill::router::gate::SiteSelector as V19;
+                                                match sites17 {
+                                                    V19::All => {
                                                         *base.add(0).cast::<u8>() = (0i32) as u8;
                                                     }
-                                                    V18::Listed(e) => {
+                                                    V19::Listed(e) => {
                                                         *base.add(0).cast::<u8>() = (1i32) as u8;
-                                                        let vec17 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                        let vec18 = <_ as Into<_rt::Vec<_>>>::into(e)
                                                             .into_boxed_slice();
-                                                        let ptr17 = vec17.as_ptr().cast::<u8>();
-                                                        let len17 = vec17.len();
-                                                        ::core::mem::forget(vec17);
+                                                        let ptr18 = vec18.as_ptr().cast::<u8>();
+                                                        let len18 = vec18.len();
+                                                        ::core::mem::forget(vec18);
                                                         *base
                                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                                            .cast::<usize>() = len17;
+                                                            .cast::<usize>() = len18;
                                                         *base
                                                             .add(::core::mem::size_of::<*const u8>())
-                                                            .cast::<*mut u8>() = ptr17.cast_mut();
+                                                            .cast::<*mut u8>() = ptr18.cast_mut();
                                                     }
                                                 }
                                                 *base
                                                     .add(3 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<u8>() = (share16.clone() as i32) as u8;
-                                                let vec24 = ops16;
-                                                let len24 = vec24.len();
-                                                let layout24 = _rt::alloc::Layout::from_size_align(
-                                                        vec24.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                                                    .cast::<u8>() = (share17.clone() as i32) as u8;
+                                                let vec25 = ops17;
+                                                let len25 = vec25.len();
+                                                let layout25 = _rt::alloc::Layout::from_size_align(
+                                                        vec25.len() * (4 * ::core::mem::size_of::<*const u8>()),
                                                         ::core::mem::size_of::<*const u8>(),
                                                     )
                                                     .unwrap();
-                                                let (result24, _cleanup24) = wit_bindgen::rt::Cleanup::new(
-                                                    layout24,
+                                                let (result25, _cleanup25) = wit_bindgen::rt::Cleanup::new(
+                                                    layout25,
                                                 );
-                                                if let Some(cleanup) = _cleanup24 {
+                                                if let Some(cleanup) = _cleanup25 {
                                                     cleanup.forget();
                                                 }
-                                                for (i, e) in vec24.into_iter().enumerate() {
-                                                    let base = result24
+                                                for (i, e) in vec25.into_iter().enumerate() {
+                                                    let base = result25
                                                         .add(i * (4 * ::core::mem::size_of::<*const u8>()));
                                                     {
-                                                        use super::super::super::super::polyskill::router::gate::Op as V23;
+                                                        use super::super::super::super::polyskill::router::gate::Op as V24;
                                                         match e {
-                                                            V23::LoadInput => {
+                                                            V24::LoadInput => {
                                                                 *base.add(0).cast::<u8>() = (0i32) as u8;
                                                             }
-                                                            V23::LayerNorm(e) => {
+                                                            V24::LayerNorm(e) => {
                                                                 *base.add(0).cast::<u8>() = (1i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<f32>() = _rt::as_f32(e);
                                                             }
-                                                            V23::Linear(e) => {
+                                                            V24::Linear(e) => {
                                                                 *base.add(0).cast::<u8>() = (2i32) as u8;
-                                                                let vec19 = (e.into_bytes()).into_boxed_slice();
-                                                                let ptr19 = vec19.as_ptr().cast::<u8>();
-                                                                let len19 = vec19.len();
-                                                                ::core::mem::forget(vec19);
+                                                                let vec20 = (e.into_bytes()).into_boxed_slice();
+                                                                let ptr20 = vec20.as_ptr().cast::<u8>();
+                                                                let len20 = vec20.len();
+                                                                ::core::mem::forget(vec20);
                                                                 *base
                                                                     .add(2 * ::core::mem::size_of::<*const u8>())
-                                                                    .cast::<usize>() = len19;
+                                                                    .cast::<usize>() = len20;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
-                                                                    .cast::<*mut u8>() = ptr19.cast_mut();
+                                                                    .cast::<*mut u8>() = ptr20.cast_mut();
                                                             }
-                                                            V23::Abs => {
+                                                            V24::Abs => {
                                                                 *base.add(0).cast::<u8>() = (3i32) as u8;
                                                             }
-                                                            V23::Affine(e) => {
+                                                            V24::Affine(e) => {
                                                                 *base.add(0).cast::<u8>() = (4i32) as u8;
                                                                 let super::super::super::super::polyskill::router::gate::AffineMap {
-                                                                    scale: scale20,
-                                                                    shift: shift20,
+                                                                    scale: scale21,
+                                                                    shift: shift21,
                                                                 } = e;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
-                                                                    .cast::<f32>() = _rt::as_f32(scale20);
+                                                                    .cast::<f32>() = _rt::as_f32(scale21);
                                                                 *base
                                                                     .add(4 + 1 * ::core::mem::size_of::<*const u8>())
-                                                                    .cast::<f32>() = _rt::as_f32(shift20);
+                                                                    .cast::<f32>() = _rt::as_f32(shift21);
                                                             }
-                                                            V23::Sigmoid => {
+                                                            V24::Sigmoid => {
                                                                 *base.add(0).cast::<u8>() = (5i32) as u8;
                                                             }
-                                                            V23::Relu => {
+                                                            V24::Relu => {
                                                                 *base.add(0).cast::<u8>() = (6i32) as u8;
                                                             }
-                                                            V23::Softmax => {
+                                                            V24::Softmax => {
                                                                 *base.add(0).cast::<u8>() = (7i32) as u8;
                                                             }
-                                                            V23::TopK(e) => {
+                                                            V24::TopK(e) => {
                                                                 *base.add(0).cast::<u8>() = (8i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<i32>() = _rt::as_i32(e);
                                                             }
-                                                            V23::Threshold(e) => {
+                                                            V24::Threshold(e) => {
                                                                 *base.add(0).cast::<u8>() = (9i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<f32>() = _rt::as_f32(e);
                                                             }
-                                                            V23::Renormalise(e) => {
+                                                            V24::Renormalise(e) => {
                                                                 *base.add(0).cast::<u8>() = (10i32) as u8;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
                                                                     .cast::<f32>() = _rt::as_f32(e);
                                                             }
-                                                            V23::Emit => {
+                                                            V24::Emit => {
                                                                 *base.add(0).cast::<u8>() = (11i32) as u8;
                                                             }
-                                                            V23::Route(e) => {
+                                                            V24::Route(e) => {
                                                                 *base.add(0).cast::<u8>() = (12i32) as u8;
                                                                 let super::super::super::super::polyskill::router::gate::RouteCall {
-                                                                    hidden: hidden21,
-                                                                    arguments: arguments21,
+                                                                    hidden: hidden22,
+                                                                    arguments: arguments22,
                                                                 } = e;
                                                                 *base
                                                                     .add(::core::mem::size_of::<*const u8>())
-                                                                    .cast::<u8>() = (match hidden21 {
+                                                                    .cast::<u8>() = (match hidden22 {
                                                                     true => 1,
                                                                     false => 0,
                                                                 }) as u8;
-                                                                let vec22 = <_ as Into<_rt::Vec<_>>>::into(arguments21)
+                                                                let vec23 = <_ as Into<_rt::Vec<_>>>::into(arguments22)
                                                                     .into_boxed_slice();
-                                                                let ptr22 = vec22.as_ptr().cast::<u8>();
-                                                                let len22 = vec22.len();
-                                                                ::core::mem::forget(vec22);
+                                                                let ptr23 = vec23.as_ptr().cast::<u8>();
+                                                                let len23 = vec23.len();
+                                                                ::core::mem::forget(vec23);
                                                                 *base
                                                                     .add(3 * ::core::mem::size_of::<*const u8>())
-                                                                    .cast::<usize>() = len22;
+                                                                    .cast::<usize>() = len23;
                                                                 *base
                                                                     .add(2 * ::core::mem::size_of::<*const u8>())
-                                                                    .cast::<*mut u8>() = ptr22.cast_mut();
+                                                                    .cast::<*mut u8>() = ptr23.cast_mut();
                                                             }
                                                         }
                                                     }
                                                 }
                                                 *base
                                                     .add(5 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len24;
+                                                    .cast::<usize>() = len25;
                                                 *base
                                                     .add(4 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>() = result24;
+                                                    .cast::<*mut u8>() = result25;
                                                 *base
                                                     .add(6 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<u8>() = (combine16.clone() as i32) as u8;
+                                                    .cast::<u8>() = (combine17.clone() as i32) as u8;
                                             }
                                         }
-                                        *ptr14
-                                            .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len25;
-                                        *ptr14
-                                            .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = result25;
-                                    }
-                                    RoutePlan::Narrowed(e) => {
-                                        *ptr14
-                                            .add(::core::mem::size_of::<*const u8>())
-                                            .cast::<u8>() = (2i32) as u8;
-                                        let vec26 = <_ as Into<_rt::Vec<_>>>::into(e)
-                                            .into_boxed_slice();
-                                        let ptr26 = vec26.as_ptr().cast::<u8>();
-                                        let len26 = vec26.len();
-                                        ::core::mem::forget(vec26);
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>() = len26;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr26.cast_mut();
+                                            .cast::<*mut u8>() = result26;
+                                    }
+                                    RoutePlan::Narrowed(e) => {
+                                        *ptr14
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (2i32) as u8;
+                                        let vec27 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                            .into_boxed_slice();
+                                        let ptr27 = vec27.as_ptr().cast::<u8>();
+                                        let len27 = vec27.len();
+                                        ::core::mem::forget(vec27);
+                                        *ptr14
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len27;
+                                        *ptr14
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr27.cast_mut();
                                     }
                                 }
                             }
@@ -1949,57 +2161,57 @@ pub mod exports {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (1i32) as u8;
-                                        let vec27 = (e.into_bytes()).into_boxed_slice();
-                                        let ptr27 = vec27.as_ptr().cast::<u8>();
-                                        let len27 = vec27.len();
-                                        ::core::mem::forget(vec27);
+                                        let vec28 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr28 = vec28.as_ptr().cast::<u8>();
+                                        let len28 = vec28.len();
+                                        ::core::mem::forget(vec28);
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len27;
+                                            .cast::<usize>() = len28;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr27.cast_mut();
+                                            .cast::<*mut u8>() = ptr28.cast_mut();
                                     }
                                     RouteError::InvalidParameter(e) => {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (2i32) as u8;
-                                        let ParameterError { name: name28, message: message28 } = e;
-                                        let vec29 = (name28.into_bytes()).into_boxed_slice();
-                                        let ptr29 = vec29.as_ptr().cast::<u8>();
-                                        let len29 = vec29.len();
-                                        ::core::mem::forget(vec29);
-                                        *ptr14
-                                            .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len29;
-                                        *ptr14
-                                            .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr29.cast_mut();
-                                        let vec30 = (message28.into_bytes()).into_boxed_slice();
+                                        let ParameterError { name: name29, message: message29 } = e;
+                                        let vec30 = (name29.into_bytes()).into_boxed_slice();
                                         let ptr30 = vec30.as_ptr().cast::<u8>();
                                         let len30 = vec30.len();
                                         ::core::mem::forget(vec30);
                                         *ptr14
-                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>() = len30;
                                         *ptr14
-                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
                                             .cast::<*mut u8>() = ptr30.cast_mut();
+                                        let vec31 = (message29.into_bytes()).into_boxed_slice();
+                                        let ptr31 = vec31.as_ptr().cast::<u8>();
+                                        let len31 = vec31.len();
+                                        ::core::mem::forget(vec31);
+                                        *ptr14
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len31;
+                                        *ptr14
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr31.cast_mut();
                                     }
                                     RouteError::Failed(e) => {
                                         *ptr14
                                             .add(::core::mem::size_of::<*const u8>())
                                             .cast::<u8>() = (3i32) as u8;
-                                        let vec31 = (e.into_bytes()).into_boxed_slice();
-                                        let ptr31 = vec31.as_ptr().cast::<u8>();
-                                        let len31 = vec31.len();
-                                        ::core::mem::forget(vec31);
+                                        let vec32 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr32 = vec32.as_ptr().cast::<u8>();
+                                        let len32 = vec32.len();
+                                        ::core::mem::forget(vec32);
                                         *ptr14
                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len31;
+                                            .cast::<usize>() = len32;
                                         *ptr14
                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<*mut u8>() = ptr31.cast_mut();
+                                            .cast::<*mut u8>() = ptr32.cast_mut();
                                     }
                                 }
                             }
@@ -2749,56 +2961,59 @@ macro_rules! __export_router_impl {
         (link_section =
         "component-type:wit-bindgen:0.61.1:polyskill:router@0.1.0:router:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 2101] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 2206] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xb8\x0f\x01A\x02\x01\
-A\x0a\x01B.\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa1\x10\x01A\x02\x01\
+A\x0b\x01B3\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 r\x05\x05indexy\x05layery\x0aprojections\x06inputsy\x07outputsy\x04\0\x09site-in\
 fo\x03\0\x02\x01p\x03\x01r\x05\x06digests\x06familys\x06layersy\x0bhidden-sizey\x05\
 sites\x04\x04\0\x0amodel-info\x03\0\x05\x01r\x03\x04sitey\x04ranky\x05scalev\x04\
-\0\x0bmodule-site\x03\0\x07\x01ps\x01o\x02ss\x01p\x0a\x01p\x08\x01r\x07\x05index\
-y\x04names\x0agenerations\x04kinds\x04tags\x09\x08metadata\x0b\x05sites\x0c\x04\0\
-\x0bmodule-info\x03\0\x0d\x01py\x01pv\x01r\x02\x05shape\x0f\x06values\x10\x04\0\x06\
-tensor\x03\0\x11\x01m\x02\x06lora-a\x06lora-b\x04\0\x04part\x03\0\x13\x01r\x02\x0a\
-iterationsy\x04seedw\x04\0\x0fpower-iteration\x03\0\x15\x01q\x02\x05exact\0\0\x05\
-power\x01\x16\0\x04\0\x0asvd-method\x03\0\x17\x01@\x02\x05level\x01\x07messages\x01\
-\0\x04\0\x03log\x01\x19\x01@\0\0\x06\x04\0\x05model\x01\x1a\x01p\x0e\x01@\0\0\x1b\
-\x04\0\x07modules\x01\x1c\x01j\x01\x12\x01s\x01@\x03\x06moduley\x04sitey\x04part\
-\x14\0\x1d\x04\0\x06weight\x01\x1e\x01k\x12\x01@\x03\x06moduley\x04sitey\x04name\
-s\0\x1f\x04\0\x08artefact\x01\x20\x01j\x01\x10\x01s\x01@\x03\x06moduley\x04sitey\
-\x06method\x18\0!\x04\0\x0fsingular-vector\x01\"\x01@\x02\x04names\x06moduley\0\x7f\
-\x04\0\x07defined\x01#\x01j\0\x01s\x01@\x04\x04names\x06moduley\x04sitey\x03row\x10\
-\0$\x04\0\x06define\x01%\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x11\x01\
-r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01pv\x01r\x02\x06hidden\x7f\
-\x09arguments\x02\x04\0\x0aroute-call\x03\0\x03\x01q\x0d\x0aload-input\0\0\x0ala\
-yer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\0\0\x04\
-relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormalise\x01v\0\
-\x04emit\0\0\x05route\x01\x04\0\x04\0\x02op\x03\0\x05\x01py\x01q\x02\x03all\0\0\x06\
-listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x05group\x05l\
-ayer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\x07combin\
-e\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07combine\x0d\
-\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\x02\x03\
-\0\x01\x07program\x01B!\x02\x03\x02\x01\x02\x04\0\x07program\x03\0\0\x01q\x03\x04\
-flag\x01\x7f\0\x06number\x01u\0\x04text\x01s\0\x04\0\x05value\x03\0\x02\x01r\x02\
-\x04names\x05value\x03\x04\0\x09parameter\x03\0\x04\x01r\x03\x04names\x07version\
-s\x06causal\x7f\x04\0\x0adescriptor\x03\0\x06\x01p\x05\x01py\x01ks\x01r\x05\x0ap\
-arameters\x08\x0acandidates\x09\x0dprompt-tokensy\x04text\x0a\x06bucketw\x04\0\x07\
-request\x03\0\x0b\x01r\x02\x06moduley\x06weightv\x04\0\x04pick\x03\0\x0d\x01p\x0e\
-\x01p\x01\x01q\x03\x05fixed\x01\x0f\0\x05gated\x01\x10\0\x08narrowed\x01\x09\0\x04\
-\0\x0aroute-plan\x03\0\x11\x01r\x02\x04names\x07messages\x04\0\x0fparameter-erro\
-r\x03\0\x13\x01q\x04\x07abstain\0\0\x09not-ready\x01s\0\x11invalid-parameter\x01\
-\x14\0\x06failed\x01s\0\x04\0\x0broute-error\x03\0\x15\x01j\x01\x07\x01s\x01@\x01\
-\x0aparameters\x08\0\x17\x04\0\x04init\x01\x18\x01ps\x01j\0\x01s\x01@\x02\x05add\
-ed\x09\x07removed\x19\0\x1a\x04\0\x0flibrary-changed\x01\x1b\x01j\x01\x12\x01\x16\
-\x01@\x01\x07request\x0c\0\x1c\x04\0\x04plan\x01\x1d\x04\0\x1epolyskill:router/p\
-lanner@0.1.0\x05\x03\x02\x03\0\x02\x0broute-error\x01B\x0b\x02\x03\x02\x01\x04\x04\
-\0\x0broute-error\x03\0\0\x01py\x01pv\x01r\x06\x04sitey\x04rowsy\x0acandidates\x02\
-\x06scores\x03\x06hidden\x03\x09arguments\x03\x04\0\x05batch\x03\0\x04\x01r\x03\x07\
-offsets\x02\x07columns\x02\x07weights\x03\x04\0\x08decision\x03\0\x06\x01j\x01\x07\
-\x01\x01\x01@\x01\x05batch\x05\0\x08\x04\0\x05route\x01\x09\x04\0\x1epolyskill:r\
-outer/stepper@0.1.0\x05\x05\x04\0\x1dpolyskill:router/router@0.1.0\x04\0\x0b\x0c\
-\x01\0\x06router\x03\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-componen\
-t\x070.258.3\x10wit-bindgen-rust\x060.61.1";
+\0\x0bmodule-site\x03\0\x07\x01ps\x01o\x02ss\x01p\x0a\x01r\x06\x05indexy\x04name\
+s\x0agenerations\x04kinds\x04tags\x09\x08metadata\x0b\x04\0\x0bmodule-info\x03\0\
+\x0c\x01py\x01pv\x01r\x02\x05shape\x0e\x06values\x0f\x04\0\x06tensor\x03\0\x10\x01\
+m\x02\x06lora-a\x06lora-b\x04\0\x04part\x03\0\x12\x01r\x02\x0aiterationsy\x04see\
+dw\x04\0\x0fpower-iteration\x03\0\x14\x01q\x02\x05exact\0\0\x05power\x01\x15\0\x04\
+\0\x0asvd-method\x03\0\x16\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\
+\x18\x01@\0\0\x06\x04\0\x05model\x01\x19\x01p\x0d\x01@\0\0\x1a\x04\0\x07modules\x01\
+\x1b\x01k\x0d\x01@\x01\x06moduley\0\x1c\x04\0\x06module\x01\x1d\x01p\x08\x01@\x01\
+\x06moduley\0\x1e\x04\0\x05sites\x01\x1f\x01j\x01\x11\x01s\x01@\x03\x06moduley\x04\
+sitey\x04part\x13\0\x20\x04\0\x06weight\x01!\x01k\x11\x01@\x03\x06moduley\x04sit\
+ey\x04names\0\"\x04\0\x08artefact\x01#\x01j\x01\x0f\x01s\x01@\x03\x06moduley\x04\
+sitey\x06method\x17\0$\x04\0\x0fsingular-vector\x01%\x01@\x02\x04names\x06module\
+y\0\x7f\x04\0\x07defined\x01&\x01j\0\x01s\x01@\x04\x04names\x06moduley\x04sitey\x03\
+row\x0f\0'\x04\0\x06define\x01(\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x11\
+\x01r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01pv\x01r\x02\x06hidd\
+en\x7f\x09arguments\x02\x04\0\x0aroute-call\x03\0\x03\x01q\x0d\x0aload-input\0\0\
+\x0alayer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\
+\0\0\x04relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormali\
+se\x01v\0\x04emit\0\0\x05route\x01\x04\0\x04\0\x02op\x03\0\x05\x01py\x01q\x02\x03\
+all\0\0\x06listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x05\
+group\x05layer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\
+\x07combine\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07\
+combine\x0d\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\
+\x02\x03\0\x01\x07combine\x02\x03\0\x01\x07program\x01B%\x02\x03\x02\x01\x02\x04\
+\0\x07combine\x03\0\0\x02\x03\x02\x01\x03\x04\0\x07program\x03\0\x02\x01q\x03\x04\
+flag\x01\x7f\0\x06number\x01u\0\x04text\x01s\0\x04\0\x05value\x03\0\x04\x01r\x02\
+\x04names\x05value\x05\x04\0\x09parameter\x03\0\x06\x01r\x03\x04names\x07version\
+s\x06causal\x7f\x04\0\x0adescriptor\x03\0\x08\x01p\x07\x01py\x01ks\x01r\x05\x0ap\
+arameters\x0a\x0acandidates\x0b\x0dprompt-tokensy\x04text\x0c\x06bucketw\x04\0\x07\
+request\x03\0\x0d\x01r\x02\x06moduley\x06weightv\x04\0\x04pick\x03\0\x0f\x01p\x10\
+\x01r\x02\x05picks\x11\x07combine\x01\x04\0\x07mixture\x03\0\x12\x01p\x03\x01q\x03\
+\x05fixed\x01\x13\0\x05gated\x01\x14\0\x08narrowed\x01\x0b\0\x04\0\x0aroute-plan\
+\x03\0\x15\x01r\x02\x04names\x07messages\x04\0\x0fparameter-error\x03\0\x17\x01q\
+\x04\x07abstain\0\0\x09not-ready\x01s\0\x11invalid-parameter\x01\x18\0\x06failed\
+\x01s\0\x04\0\x0broute-error\x03\0\x19\x01j\x01\x09\x01s\x01@\x01\x0aparameters\x0a\
+\0\x1b\x04\0\x04init\x01\x1c\x01ps\x01j\0\x01s\x01@\x02\x05added\x0b\x07removed\x1d\
+\0\x1e\x04\0\x0flibrary-changed\x01\x1f\x01j\x01\x16\x01\x1a\x01@\x01\x07request\
+\x0e\0\x20\x04\0\x04plan\x01!\x04\0\x1epolyskill:router/planner@0.1.0\x05\x04\x02\
+\x03\0\x02\x0broute-error\x01B\x0b\x02\x03\x02\x01\x05\x04\0\x0broute-error\x03\0\
+\0\x01py\x01pv\x01r\x06\x04sitey\x04rowsy\x0acandidates\x02\x06scores\x03\x06hid\
+den\x03\x09arguments\x03\x04\0\x05batch\x03\0\x04\x01r\x03\x07offsets\x02\x07col\
+umns\x02\x07weights\x03\x04\0\x08decision\x03\0\x06\x01j\x01\x07\x01\x01\x01@\x01\
+\x05batch\x05\0\x08\x04\0\x05route\x01\x09\x04\0\x1epolyskill:router/stepper@0.1\
+.0\x05\x06\x04\0\x1dpolyskill:router/router@0.1.0\x04\0\x0b\x0c\x01\0\x06router\x03\
+\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-\
+bindgen-rust\x060.61.1";
         };
     };
 }
@@ -2811,37 +3026,38 @@ pub use __export_router_impl as __export_router;
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1380] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xc7\x09\x01A\x02\x01\
-A\x04\x01B.\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1423] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf2\x09\x01A\x02\x01\
+A\x04\x01B3\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 r\x05\x05indexy\x05layery\x0aprojections\x06inputsy\x07outputsy\x04\0\x09site-in\
 fo\x03\0\x02\x01p\x03\x01r\x05\x06digests\x06familys\x06layersy\x0bhidden-sizey\x05\
 sites\x04\x04\0\x0amodel-info\x03\0\x05\x01r\x03\x04sitey\x04ranky\x05scalev\x04\
-\0\x0bmodule-site\x03\0\x07\x01ps\x01o\x02ss\x01p\x0a\x01p\x08\x01r\x07\x05index\
-y\x04names\x0agenerations\x04kinds\x04tags\x09\x08metadata\x0b\x05sites\x0c\x04\0\
-\x0bmodule-info\x03\0\x0d\x01py\x01pv\x01r\x02\x05shape\x0f\x06values\x10\x04\0\x06\
-tensor\x03\0\x11\x01m\x02\x06lora-a\x06lora-b\x04\0\x04part\x03\0\x13\x01r\x02\x0a\
-iterationsy\x04seedw\x04\0\x0fpower-iteration\x03\0\x15\x01q\x02\x05exact\0\0\x05\
-power\x01\x16\0\x04\0\x0asvd-method\x03\0\x17\x01@\x02\x05level\x01\x07messages\x01\
-\0\x04\0\x03log\x01\x19\x01@\0\0\x06\x04\0\x05model\x01\x1a\x01p\x0e\x01@\0\0\x1b\
-\x04\0\x07modules\x01\x1c\x01j\x01\x12\x01s\x01@\x03\x06moduley\x04sitey\x04part\
-\x14\0\x1d\x04\0\x06weight\x01\x1e\x01k\x12\x01@\x03\x06moduley\x04sitey\x04name\
-s\0\x1f\x04\0\x08artefact\x01\x20\x01j\x01\x10\x01s\x01@\x03\x06moduley\x04sitey\
-\x06method\x18\0!\x04\0\x0fsingular-vector\x01\"\x01@\x02\x04names\x06moduley\0\x7f\
-\x04\0\x07defined\x01#\x01j\0\x01s\x01@\x04\x04names\x06moduley\x04sitey\x03row\x10\
-\0$\x04\0\x06define\x01%\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x11\x01\
-r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01pv\x01r\x02\x06hidden\x7f\
-\x09arguments\x02\x04\0\x0aroute-call\x03\0\x03\x01q\x0d\x0aload-input\0\0\x0ala\
-yer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\0\0\x04\
-relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormalise\x01v\0\
-\x04emit\0\0\x05route\x01\x04\0\x04\0\x02op\x03\0\x05\x01py\x01q\x02\x03all\0\0\x06\
-listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x05group\x05l\
-ayer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\x07combin\
-e\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07combine\x0d\
-\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\x04\0=p\
-olyskill:router/router-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\0&ro\
-uter-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocessed-by\
-\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
+\0\x0bmodule-site\x03\0\x07\x01ps\x01o\x02ss\x01p\x0a\x01r\x06\x05indexy\x04name\
+s\x0agenerations\x04kinds\x04tags\x09\x08metadata\x0b\x04\0\x0bmodule-info\x03\0\
+\x0c\x01py\x01pv\x01r\x02\x05shape\x0e\x06values\x0f\x04\0\x06tensor\x03\0\x10\x01\
+m\x02\x06lora-a\x06lora-b\x04\0\x04part\x03\0\x12\x01r\x02\x0aiterationsy\x04see\
+dw\x04\0\x0fpower-iteration\x03\0\x14\x01q\x02\x05exact\0\0\x05power\x01\x15\0\x04\
+\0\x0asvd-method\x03\0\x16\x01@\x02\x05level\x01\x07messages\x01\0\x04\0\x03log\x01\
+\x18\x01@\0\0\x06\x04\0\x05model\x01\x19\x01p\x0d\x01@\0\0\x1a\x04\0\x07modules\x01\
+\x1b\x01k\x0d\x01@\x01\x06moduley\0\x1c\x04\0\x06module\x01\x1d\x01p\x08\x01@\x01\
+\x06moduley\0\x1e\x04\0\x05sites\x01\x1f\x01j\x01\x11\x01s\x01@\x03\x06moduley\x04\
+sitey\x04part\x13\0\x20\x04\0\x06weight\x01!\x01k\x11\x01@\x03\x06moduley\x04sit\
+ey\x04names\0\"\x04\0\x08artefact\x01#\x01j\x01\x0f\x01s\x01@\x03\x06moduley\x04\
+sitey\x06method\x17\0$\x04\0\x0fsingular-vector\x01%\x01@\x02\x04names\x06module\
+y\0\x7f\x04\0\x07defined\x01&\x01j\0\x01s\x01@\x04\x04names\x06moduley\x04sitey\x03\
+row\x0f\0'\x04\0\x06define\x01(\x03\0\x1bpolyskill:router/host@0.1.0\x05\0\x01B\x11\
+\x01r\x02\x05scalev\x05shiftv\x04\0\x0aaffine-map\x03\0\0\x01pv\x01r\x02\x06hidd\
+en\x7f\x09arguments\x02\x04\0\x0aroute-call\x03\0\x03\x01q\x0d\x0aload-input\0\0\
+\x0alayer-norm\x01v\0\x06linear\x01s\0\x03abs\0\0\x06affine\x01\x01\0\x07sigmoid\
+\0\0\x04relu\0\0\x07softmax\0\0\x05top-k\x01y\0\x09threshold\x01v\0\x0brenormali\
+se\x01v\0\x04emit\0\0\x05route\x01\x04\0\x04\0\x02op\x03\0\x05\x01py\x01q\x02\x03\
+all\0\0\x06listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x05\
+group\x05layer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\
+\x07combine\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07\
+combine\x0d\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\
+\x04\0=polyskill:router/router-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\
+\0&router-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocess\
+ed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

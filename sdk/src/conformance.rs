@@ -212,7 +212,7 @@ fn check_plan(plan: &Plan, library: &StubHost, candidates: &[u32]) -> Result<(),
         }
     };
     match plan {
-        Plan::Fixed(picks) => {
+        Plan::Fixed { picks, .. } => {
             if let Some(pick) = picks.iter().find(|pick| !pick.weight.is_finite()) {
                 return Err(format!("module {} has the weight {}", pick.module, pick.weight));
             }

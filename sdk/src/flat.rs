@@ -7,6 +7,7 @@
 use std::sync::Mutex;
 
 use crate::batch::{Batch, Decision};
+use crate::gate::Combine;
 use crate::parameters::{Parameters, Value};
 use crate::router::{
     Host, Level, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Part, Plan, Request, RouteError,
@@ -87,7 +88,7 @@ host_functions! {
     describe(
         name: *const u8, name_length: u32, version: *const u8, version_length: u32, causal: u32
     );
-    answer_fixed(picks: *const WirePick, count: u32);
+    answer_fixed(picks: *const WirePick, count: u32, combine: u32);
     answer_programs(text: *const u8, length: u32);
     answer_narrowed(candidates: *const u32, count: u32);
     error(parameter: *const u8, parameter_length: u32, message: *const u8, message_length: u32);
@@ -192,6 +193,19 @@ impl Call {
         self.text(|buffer, capacity| self.module_text(module, what, none, 0, buffer, capacity))
     }
 
+    fn module_info(&self, index: u32) -> ModuleInfo {
+        let text = |what| self.module_text_of(index, what).unwrap_or_default();
+        let pair = |line: &str| line.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+        ModuleInfo {
+            index,
+            name: text(0),
+            generation: text(1),
+            kind: text(2),
+            tags: text(3).lines().map(str::to_owned).collect(),
+            metadata: text(5).lines().filter_map(pair).collect(),
+        }
+    }
+
     fn model_info(&self) -> WireModel {
         let mut model = WireModel { size: size_of::<WireModel>() as u32, ..Default::default() };
         self.model(&raw mut model);
@@ -268,36 +282,21 @@ impl Host for Call {
     }
 
     fn modules(&self) -> Vec<ModuleInfo> {
-        let sites = |module| {
-            let site = |at| {
-                let size = size_of::<WireModuleSite>() as u32;
-                let mut site = WireModuleSite { size, ..Default::default() };
-                let found = self.module_site(module, at, &raw mut site) == 0;
-                found.then_some(ModuleSite { site: site.site, rank: site.rank, scale: site.scale })
-            };
-            (0..).map_while(site).collect()
+        (0..self.model_info().num_modules).map(|index| self.module_info(index)).collect()
+    }
+
+    fn module(&self, module: u32) -> Option<ModuleInfo> {
+        (module < self.model_info().num_modules).then(|| self.module_info(module))
+    }
+
+    fn sites(&self, module: u32) -> Vec<ModuleSite> {
+        let site = |at| {
+            let size = size_of::<WireModuleSite>() as u32;
+            let mut site = WireModuleSite { size, ..Default::default() };
+            let found = self.module_site(module, at, &raw mut site) == 0;
+            found.then_some(ModuleSite { site: site.site, rank: site.rank, scale: site.scale })
         };
-        let module = |index| ModuleInfo {
-            index,
-            name: self.module_text_of(index, 0).unwrap_or_default(),
-            generation: self.module_text_of(index, 1).unwrap_or_default(),
-            kind: self.module_text_of(index, 2).unwrap_or_default(),
-            tags: self
-                .module_text_of(index, 3)
-                .map(|tags| tags.lines().map(str::to_owned).collect())
-                .unwrap_or_default(),
-            metadata: self
-                .module_text_of(index, 5)
-                .map(|lines| {
-                    let pair = |line: &str| {
-                        line.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()))
-                    };
-                    lines.lines().filter_map(pair).collect()
-                })
-                .unwrap_or_default(),
-            sites: sites(index),
-        };
-        (0..self.model_info().num_modules).map(module).collect()
+        (0..).map_while(site).collect()
     }
 
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
@@ -459,10 +458,14 @@ impl<R: Router> Instances<R> {
             None => Err(not_initialised()),
         };
         match plan {
-            Ok(Plan::Fixed(picks)) => {
+            Ok(Plan::Fixed { picks, combine }) => {
                 let pick = |p: &crate::Pick| WirePick { module: p.module, weight: p.weight };
                 let picks: Vec<WirePick> = picks.iter().map(pick).collect();
-                call.answer_fixed(picks.as_ptr(), picks.len() as u32);
+                let combine = match combine {
+                    Combine::OutputSum => 0,
+                    Combine::AbMerge => 1,
+                };
+                call.answer_fixed(picks.as_ptr(), picks.len() as u32, combine);
                 0
             }
             Ok(Plan::Gated(programs)) => {

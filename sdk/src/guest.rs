@@ -75,10 +75,14 @@ impl<R: Router> Instance<R> {
             None => Err(RouteError::NotReady("init was not called".to_owned())),
         });
         match plan {
-            Ok(Plan::Fixed(picks)) => {
+            Ok(Plan::Fixed { picks, combine }) => {
                 let pick =
                     |pick: crate::Pick| wire::Pick { module: pick.module, weight: pick.weight };
-                Ok(wire::RoutePlan::Fixed(picks.into_iter().map(pick).collect()))
+                let picks = picks.into_iter().map(pick).collect();
+                Ok(wire::RoutePlan::Fixed(wire::Mixture {
+                    picks,
+                    combine: to_wire_combine(combine),
+                }))
             }
             Ok(Plan::Gated(programs)) => {
                 Ok(wire::RoutePlan::Gated(programs.into_iter().map(to_wire_program).collect()))
@@ -145,10 +149,14 @@ fn to_wire_program(program: Program) -> wire_gate::Program {
             Share::Layer => wire_gate::Share::Layer,
         },
         ops: program.ops.into_iter().map(to_wire_op).collect(),
-        combine: match program.combine {
-            Combine::OutputSum => wire_gate::Combine::OutputSum,
-            Combine::AbMerge => wire_gate::Combine::AbMerge,
-        },
+        combine: to_wire_combine(program.combine),
+    }
+}
+
+fn to_wire_combine(combine: Combine) -> wire_gate::Combine {
+    match combine {
+        Combine::OutputSum => wire_gate::Combine::OutputSum,
+        Combine::AbMerge => wire_gate::Combine::AbMerge,
     }
 }
 
@@ -205,21 +213,20 @@ impl Host for Imports {
     }
 
     fn modules(&self) -> Vec<ModuleInfo> {
+        wire_host::modules().into_iter().map(from_wire_module).collect()
+    }
+
+    fn module(&self, module: u32) -> Option<ModuleInfo> {
+        wire_host::module(module).map(from_wire_module)
+    }
+
+    fn sites(&self, module: u32) -> Vec<ModuleSite> {
         let site = |site: wire_host::ModuleSite| ModuleSite {
             site: site.site,
             rank: site.rank,
             scale: site.scale,
         };
-        let module = |module: wire_host::ModuleInfo| ModuleInfo {
-            index: module.index,
-            name: module.name,
-            generation: module.generation,
-            kind: module.kind,
-            tags: module.tags,
-            metadata: module.metadata,
-            sites: module.sites.into_iter().map(site).collect(),
-        };
-        wire_host::modules().into_iter().map(module).collect()
+        wire_host::sites(module).into_iter().map(site).collect()
     }
 
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
@@ -255,6 +262,17 @@ impl Host for Imports {
 
     fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
         wire_host::define(name, module, site, &row)
+    }
+}
+
+fn from_wire_module(module: wire_host::ModuleInfo) -> ModuleInfo {
+    ModuleInfo {
+        index: module.index,
+        name: module.name,
+        generation: module.generation,
+        kind: module.kind,
+        tags: module.tags,
+        metadata: module.metadata,
     }
 }
 

@@ -25,7 +25,7 @@
 //!     fn plan(&mut self, _: &mut dyn Host, request: &Request) -> Result<Plan, RouteError> {
 //!         let weight = 1.0 / request.candidates.len() as f32;
 //!         let picks = request.candidates.iter().map(|&module| Pick { module, weight });
-//!         Ok(Plan::Fixed(picks.collect()))
+//!         Ok(Plan::output_sum(picks))
 //!     }
 //! }
 //!
@@ -36,7 +36,8 @@
 //! let mut host = StubHost::with_modules(2);
 //! let mut router = Uniform::init(&mut host, &Parameters::default()).unwrap();
 //! let plan = router.plan(&mut host, &Request::for_candidates(&[0, 1])).unwrap();
-//! assert_eq!(plan, Plan::Fixed(vec![Pick { module: 0, weight: 0.5 }, Pick { module: 1, weight: 0.5 }]));
+//! let half = |module| Pick { module, weight: 0.5 };
+//! assert_eq!(plan, Plan::output_sum([half(0), half(1)]));
 //! # }
 //! ```
 
@@ -63,6 +64,7 @@ mod parameters;
 mod router;
 pub mod runtime;
 pub mod testing;
+mod top_k;
 
 pub use batch::{Batch, Decision};
 pub use parameters::{ParameterError, Parameters, Value};
@@ -70,6 +72,7 @@ pub use router::{
     Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Part, Pick, Plan,
     Request, RouteError, Router, SiteInfo, SvdMethod, Tensor,
 };
+pub use top_k::TopK;
 
 /// Names a type that is no router in any build, so that unit tests find it too.
 #[doc(hidden)]

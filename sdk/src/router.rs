@@ -1,7 +1,7 @@
 //! The router trait, what a router may ask of its host, and what it answers.
 
 use crate::batch::{Batch, Decision};
-use crate::gate::Program;
+use crate::gate::{Combine, Program};
 use crate::parameters::{ParameterError, Parameters};
 
 /// A router plugin.
@@ -61,7 +61,14 @@ pub trait Host {
     /// The base model.
     fn model(&self) -> ModelInfo;
     /// The modules of the library. Indices hold for one call into the router.
+    ///
+    /// All of them are copied: where a few are looked at, ask for these with [`Host::module`], and where
+    /// all are in every plan, keep what you need until [`Router::library_changed`] is called.
     fn modules(&self) -> Vec<ModuleInfo>;
+    /// One module of the library.
+    fn module(&self, module: u32) -> Option<ModuleInfo>;
+    /// Where a module acts, in the order of the sites; empty where there is no such module.
+    fn sites(&self, module: u32) -> Vec<ModuleSite>;
     /// A weight of a module at a site, as f32.
     ///
     /// # Errors
@@ -141,7 +148,7 @@ pub struct SiteInfo {
 }
 
 /// One module of the library.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModuleInfo {
     /// Index, valid for one call.
     pub index: u32,
@@ -155,8 +162,6 @@ pub struct ModuleInfo {
     pub tags: Vec<String>,
     /// Other metadata of the module card.
     pub metadata: Vec<(String, String)>,
-    /// Where it acts.
-    pub sites: Vec<ModuleSite>,
 }
 
 /// A module at a site.
@@ -252,11 +257,24 @@ pub struct Pick {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Plan {
     /// The same mixture for every row and site.
-    Fixed(Vec<Pick>),
+    Fixed {
+        /// Modules with their weights; each module at most once.
+        picks: Vec<Pick>,
+        /// How they combine where several act.
+        combine: Combine,
+    },
     /// Gate programs; each site is decided by the first that selects it.
     Gated(Vec<Program>),
     /// Only these of the candidates; the next router of the chain chooses among them.
     Narrowed(Vec<u32>),
+}
+
+impl Plan {
+    /// The same weighted sum of modules' outputs for every row and site: [`Plan::Fixed`] with
+    /// [`Combine::OutputSum`].
+    pub fn output_sum(picks: impl IntoIterator<Item = Pick>) -> Self {
+        Self::Fixed { picks: picks.into_iter().collect(), combine: Combine::OutputSum }
+    }
 }
 
 /// Why a router did not decide.

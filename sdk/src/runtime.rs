@@ -9,8 +9,8 @@ use std::sync::Arc;
 use crate::batch::{Batch, Decision};
 use crate::parameters::{ParameterError, Parameters};
 use crate::router::{
-    Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, Part, Plan, Request, RouteError,
-    Router, SvdMethod, Tensor,
+    Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Part, Plan, Request,
+    RouteError, Router, SvdMethod, Tensor,
 };
 
 /// A read-only view of one library snapshot, as routers see it.
@@ -19,6 +19,8 @@ pub trait LibraryView: Send + Sync {
     fn model(&self) -> &ModelInfo;
     /// The modules, by index.
     fn modules(&self) -> &[ModuleInfo];
+    /// See [`Host::sites`].
+    fn sites(&self, module: u32) -> &[ModuleSite];
     /// See [`Host::tensor`].
     ///
     /// # Errors
@@ -147,7 +149,7 @@ pub fn check_definition(
     let Some(info) = view.modules().get(module as usize) else {
         return Err(format!("module {module}, the library has {}", view.modules().len()));
     };
-    if !info.sites.iter().any(|at| at.site == site) {
+    if !view.sites(module).iter().any(|at| at.site == site) {
         return Err(format!("module `{}` does not act at site {site}", info.name));
     }
     let inputs = view.model().sites[site as usize].inputs as usize;
@@ -190,6 +192,12 @@ impl Host for Call<'_> {
     }
     fn modules(&self) -> Vec<ModuleInfo> {
         self.library.modules().to_vec()
+    }
+    fn module(&self, module: u32) -> Option<ModuleInfo> {
+        self.library.modules().get(module as usize).cloned()
+    }
+    fn sites(&self, module: u32) -> Vec<ModuleSite> {
+        self.library.sites(module).to_vec()
     }
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
         self.library.tensor(module, site, part)

@@ -12,6 +12,8 @@ use crate::runtime::LibraryView;
 pub struct StubHost {
     model: ModelInfo,
     modules: Vec<ModuleInfo>,
+    /// Where each of them acts: everywhere.
+    module_sites: Vec<ModuleSite>,
     artefacts: BTreeMap<(u32, u32, String), Tensor>,
     /// What the router defined: `(name, module, site)` → row.
     pub definitions: BTreeMap<(String, u32, u32), Vec<f32>>,
@@ -44,12 +46,10 @@ impl StubHost {
                 kind: "lora".to_owned(),
                 tags: Vec::new(),
                 metadata: Vec::new(),
-                sites: sites
-                    .iter()
-                    .map(|s| ModuleSite { site: s.index, rank: 1, scale: 1.0 })
-                    .collect(),
             })
             .collect();
+        let module_sites =
+            sites.iter().map(|s| ModuleSite { site: s.index, rank: 1, scale: 1.0 }).collect();
         let model = ModelInfo {
             digest: "0".repeat(64),
             family: "stub".to_owned(),
@@ -60,6 +60,7 @@ impl StubHost {
         Self {
             model,
             modules,
+            module_sites,
             artefacts: BTreeMap::new(),
             definitions: BTreeMap::new(),
             log: Vec::new(),
@@ -85,7 +86,7 @@ impl StubHost {
     fn acts_at(&self, module: u32, site: u32) -> Result<(), String> {
         let info =
             self.modules.get(module as usize).ok_or_else(|| format!("no module {module}"))?;
-        let found = info.sites.iter().any(|at| at.site == site);
+        let found = self.module_sites.iter().any(|at| at.site == site);
         found.then_some(()).ok_or_else(|| format!("`{}` does not act at site {site}", info.name))
     }
 }
@@ -96,6 +97,9 @@ impl LibraryView for StubHost {
     }
     fn modules(&self) -> &[ModuleInfo] {
         &self.modules
+    }
+    fn sites(&self, module: u32) -> &[ModuleSite] {
+        if (module as usize) < self.modules.len() { &self.module_sites } else { &[] }
     }
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
         Host::tensor(self, module, site, part)
@@ -126,6 +130,12 @@ impl Host for StubHost {
     fn modules(&self) -> Vec<ModuleInfo> {
         self.modules.clone()
     }
+    fn module(&self, module: u32) -> Option<ModuleInfo> {
+        self.modules.get(module as usize).cloned()
+    }
+    fn sites(&self, module: u32) -> Vec<ModuleSite> {
+        LibraryView::sites(self, module).to_vec()
+    }
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
         self.acts_at(module, site)?;
         let shape = match part {
@@ -145,12 +155,9 @@ impl Host for StubHost {
         Ok(a.into_iter().map(|x| x / norm).collect())
     }
     fn defined(&self, name: &str, module: u32) -> bool {
-        self.modules.get(module as usize).is_some_and(|info| {
-            let has = |at: &ModuleSite| {
-                self.definitions.contains_key(&(name.to_owned(), module, at.site))
-            };
-            info.sites.iter().all(has)
-        })
+        let has =
+            |at: &ModuleSite| self.definitions.contains_key(&(name.to_owned(), module, at.site));
+        (module as usize) < self.modules.len() && self.module_sites.iter().all(has)
     }
     fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
         self.acts_at(module, site)?;

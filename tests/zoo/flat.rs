@@ -112,7 +112,7 @@ const CALLS: [HostCall; 24] = [
         call: "(drop (call $parameter_name H H P (i32.const -1)))",
         long: "",
     },
-    HostCall { name: "answer_fixed", call: "(call $answer_fixed H P N)", long: BOUNDED },
+    HostCall { name: "answer_fixed", call: "(call $answer_fixed H P N H)", long: BOUNDED },
     HostCall { name: "answer_programs", call: "(call $answer_programs H P N)", long: BOUNDED },
     HostCall { name: "answer_narrowed", call: "(call $answer_narrowed H P N)", long: BOUNDED },
     HostCall { name: "error", call: "(call $error H P N T T3)", long: OUTSIDE },

@@ -42,13 +42,14 @@ impl Generated {
         }
         let (address, length) = (self.lie.0.cast_signed(), self.lie.1.cast_signed());
         let [planned, routed] = self.codes;
+        let combine = length.rem_euclid(3);
         format!(
             "(module
             (import \"polyskill_v1\" \"describe\" (func $describe (param i32 i32 i32 i32 i32 i32)))
             (import \"polyskill_v1\" \"log\" (func $log (param i32 i32 i32 i32)))
             (import \"polyskill_v1\" \"error\" (func $error (param i32 i32 i32 i32 i32)))
             (import \"polyskill_v1\" \"answer_programs\" (func $programs (param i32 i32 i32)))
-            (import \"polyskill_v1\" \"answer_fixed\" (func $fixed (param i32 i32 i32)))
+            (import \"polyskill_v1\" \"answer_fixed\" (func $fixed (param i32 i32 i32 i32)))
             (memory (export \"memory\") 2)
             (data (i32.const 0) \"generated\")
             (data (i32.const 4096) \"{data}\")
@@ -59,7 +60,7 @@ impl Generated {
                 (call $log (i32.const 0) (i32.const {length}) (i32.const 4096) (i32.const 64))
                 (call $error (i32.const 0) (i32.const 4096) (i32.const 8) (i32.const 4096) (i32.const 64))
                 (call $programs (i32.const 0) (i32.const 4096) (i32.const {}))
-                (call $fixed (i32.const 0) (i32.const {address}) (i32.const {length}))
+                (call $fixed (i32.const 0) (i32.const {address}) (i32.const {length}) (i32.const {combine}))
                 (i32.const {planned}))
             (func (export \"polyskill_v1_route\") (param i32 i32 i32) (result i32)
                 {copies} (i32.const {routed})))",

@@ -15,7 +15,7 @@
 (import "polyskill_v1" "parameter_text" (func $parameter_text (param i32 i32 i32 i32 i32) (result i64)))
 (import "polyskill_v1" "parameter_name" (func $parameter_name (param i32 i32 i32 i32) (result i64)))
 (import "polyskill_v1" "describe" (func $describe (param i32 i32 i32 i32 i32 i32)))
-(import "polyskill_v1" "answer_fixed" (func $answer_fixed (param i32 i32 i32)))
+(import "polyskill_v1" "answer_fixed" (func $answer_fixed (param i32 i32 i32 i32)))
 (import "polyskill_v1" "answer_programs" (func $answer_programs (param i32 i32 i32)))
 (import "polyskill_v1" "answer_narrowed" (func $answer_narrowed (param i32 i32 i32)))
 (import "polyskill_v1" "error" (func $error (param i32 i32 i32 i32 i32)))
@@ -27,7 +27,7 @@
 (func $fixed (param $module i32) (param $weight f32) (result i32)
     (i32.store (i32.const 1100) (local.get $module))
     (f32.store (i32.const 1104) (local.get $weight))
-    (call $answer_fixed (i32.const 0) (i32.const 1100) (i32.const 1))
+    (call $answer_fixed (i32.const 0) (i32.const 1100) (i32.const 1) (i32.const 0))
     (i32.const 0))
 (func $half_b (result i32) (call $fixed (i32.const 1) (f32.const 0.5)))
 ;; The program at 2048 leaves the rows of one site to `route`.

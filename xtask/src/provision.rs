@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::step::{Context as _, Failure, Outcome, output, run, step};
-use crate::toolchain::{PREFIX, WASM, existing, has_std, wasm_library, without_flags};
+use crate::toolchain::{
+    MINIMUM, PREFIX, WASM, existing, has_std, new_enough, wasm_library, without_flags,
+};
 use crate::workspace::cargo_program;
 
 const PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "libstd-rust-web-dev"];
@@ -100,7 +102,14 @@ fn choose() -> Outcome<Packages> {
     if let Some(absent) = PACKAGES.iter().find(|name| !packages.contains_key(**name)) {
         return Err(Failure::new(format!("apt offers no package {absent}")));
     }
-    Ok(packages)
+    // Old package lists offer the compiler that the system was released with.
+    match packages.get(PACKAGES[0]) {
+        Some(version) if !new_enough(version) => Err(Failure::new(format!(
+            "apt offers {} {version}, at least {MINIMUM} is needed",
+            PACKAGES[0]
+        ))),
+        _ => Ok(packages),
+    }
 }
 
 /// Packages newly installed by a simulated run: `Inst name (version origin [arch])`.

@@ -15,7 +15,7 @@ use crate::routing::RowSpan;
 /// The fixed mixture of a composition, as weights and factors.
 fn mixture(composition: &Composition) -> impl Iterator<Item = (&Lease, f32)> {
     let picks = match &composition.plan {
-        Plan::Fixed(picks) => picks.as_slice(),
+        Plan::Fixed { picks, .. } => picks.as_slice(),
         _ => &[],
     };
     picks

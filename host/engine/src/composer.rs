@@ -9,16 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use dashmap::DashMap;
+use polyskill_adapters::apply::Combine;
 use polyskill_adapters::{Generation, Lease, Library, Snapshot};
 use polyskill_model::{Decoder, ModelConfig};
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
 use polyskill_sdk::{ModuleInfo, ParameterError, Parameters, Pick, Request};
 
 use crate::composition::{Beyond, Composition, LeasedModule, Plan, RouterIdentity};
-use crate::gates::Gates;
+use crate::gates::{Gates, combine_rule};
 use crate::health::{OnFault, Standing};
 use crate::library_view::{Views, model_info};
 use crate::router_slot::{RouterInfo, RouterSettings, RouterSlot};
+use crate::row_sample::RoutedRows;
 
 /// Separates the routers of a chain: `retrieval+arrow`.
 pub const CHAIN: char = '+';
@@ -106,6 +108,14 @@ pub enum ComposeError {
     /// The modules' weights cannot be had; not the caller's fault, unless they are too large together.
     #[error("the adapters of this request are not at hand: {0}")]
     Weights(polyskill_adapters::Error),
+    /// A router is asked twice: it would see what it has decided already.
+    #[error("the chain `{chain}` names the router `{name}` twice, expected each name once")]
+    RepeatedRouter {
+        /// The chain.
+        chain: String,
+        /// The router.
+        name: String,
+    },
     /// The router failed, and its policy is to fail the request; not the caller's fault.
     #[error("the router `{router}` failed: {reason}")]
     RouterFailed {
@@ -205,6 +215,13 @@ impl Composer {
     pub fn kept_plans(&self) -> Vec<PlannedRequest> {
         let kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         kept.plans.iter().cloned().collect()
+    }
+
+    /// A sample of the rows that the serving routers decided in `route`, where
+    /// [`RouterSettings::keep_rows`] asks for it.
+    pub fn kept_rows(&self) -> Vec<RoutedRows> {
+        let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
+        routers.values().map(|versions| versions.current.kept_rows()).collect()
     }
 
     fn keep(
@@ -346,6 +363,11 @@ impl Composer {
         if names.len() > MAX_CHAIN {
             return Err(ComposeError::LongChain { found: names.len() });
         }
+        let repeated = |(at, name): &(usize, &&str)| names[..*at].contains(*name);
+        if let Some((_, name)) = names.iter().enumerate().find(repeated) {
+            let (chain, name) = (chain.to_owned(), (*name).to_owned());
+            return Err(ComposeError::RepeatedRouter { chain, name });
+        }
         let link = |name: &&str| {
             let versions = routers.get(*name).ok_or_else(|| ComposeError::UnknownRouter {
                 name: (*name).to_owned(),
@@ -400,7 +422,8 @@ impl Composer {
             return Err(error);
         }
         let digest = self.digest(&modules, None, &format!("{picks:?}"));
-        self.ready(Parts { digest, modules, plan: Plan::Fixed(picks), router: None, slot: None })
+        let plan = Plan::Fixed { picks, combine: Combine::OutputSum };
+        self.ready(Parts { digest, modules, plan, router: None, slot: None })
     }
 
     /// Asks the routers of a chain in turn: one may narrow the candidates for the next, or leave the
@@ -530,7 +553,7 @@ impl Composer {
         };
         let text = format!("{plan:?}");
         let (modules, plan) = match plan {
-            polyskill_sdk::Plan::Fixed(picks) => {
+            polyskill_sdk::Plan::Fixed { picks, combine } => {
                 let picks = check_picks(&picks, candidates)?;
                 // Modules that are not picked need no memory.
                 let modules: Vec<LeasedModule> =
@@ -539,7 +562,7 @@ impl Composer {
                 if let Some(error) = partial_start(&modules, &picks) {
                     return Err(error.to_string());
                 }
-                (modules, Plan::Fixed(picks))
+                (modules, Plan::Fixed { picks, combine: combine_rule(combine) })
             }
             polyskill_sdk::Plan::Gated(programs) => {
                 let modules: Vec<LeasedModule> = candidates
@@ -582,14 +605,14 @@ impl Composer {
         let causal = parts.slot.as_ref().is_none_or(|slot| slot.is_causal());
         match &parts.plan {
             Plan::Gated(gates) => (causal || !gates.any_routed()).then_some(parts.digest),
-            Plan::Fixed(picks) => {
+            Plan::Fixed { picks, combine } => {
                 let model = self.views.model().digest.as_bytes().to_vec();
                 let picked = picks.iter().flat_map(|(module, weight)| {
                     let generation = parts.modules[*module as usize].module.generation();
                     [generation.0.to_vec(), weight.to_le_bytes().to_vec()]
                 });
                 let all: Vec<Vec<u8>> =
-                    [b"fixed".to_vec(), model].into_iter().chain(picked).collect();
+                    [format!("fixed {combine:?}").into_bytes(), model].into_iter().chain(picked).collect();
                 let all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
                 Some(Generation::of(&all))
             }
@@ -654,7 +677,7 @@ impl Parts {
     ) -> Composition {
         let Self { digest, modules, plan, router, slot } = self;
         let beyond = match &plan {
-            Plan::Fixed(picks) => Beyond::of(picks, &leases),
+            Plan::Fixed { picks, .. } => Beyond::of(picks, &leases),
             _ => Beyond::default(),
         };
         Composition {
@@ -844,6 +867,9 @@ fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32, f32)>, St
         }
         checked.push((index as u32, pick.weight));
     }
+    // In ascending order, as a program's picks are: the sum's order is part of the result, and the first
+    // pick gives a merge its scale.
+    checked.sort_unstable_by_key(|(index, _)| *index);
     Ok(checked)
 }
 

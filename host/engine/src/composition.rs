@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use polyskill_adapters::apply::Combine;
 use polyskill_adapters::edits::Point;
 use polyskill_adapters::{Generation, Lease, Module, Weights};
 
@@ -101,8 +102,8 @@ pub struct RouterIdentity {
 pub(crate) enum Plan {
     /// The base model alone.
     Base,
-    /// One mixture for every row and site: indices into `modules`.
-    Fixed(Vec<(u32, f32)>),
+    /// One mixture for every row and site: indices into `modules` with weights.
+    Fixed { picks: Vec<(u32, f32)>, combine: Combine },
     /// Programs decide per row and site.
     Gated(Gates),
 }

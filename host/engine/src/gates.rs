@@ -45,6 +45,14 @@ pub struct Gate {
     matrices: BTreeMap<String, Elements>,
 }
 
+/// The rule of a plan, for the kernels.
+pub(crate) fn combine_rule(combine: gate::Combine) -> Combine {
+    match combine {
+        gate::Combine::OutputSum => Combine::OutputSum,
+        gate::Combine::AbMerge => Combine::AbMerge,
+    }
+}
+
 impl Gates {
     /// Makes programs ready.
     pub(crate) fn compile(
@@ -81,10 +89,7 @@ impl Gates {
                 };
                 if let Some(gate) = gate {
                     compiled.gates[gate].shared |= compiled.gates[gate].site != site;
-                    let combine = match program.combine {
-                        gate::Combine::OutputSum => Combine::OutputSum,
-                        gate::Combine::AbMerge => Combine::AbMerge,
-                    };
+                    let combine = combine_rule(program.combine);
                     compiled.by_site[site] = Some(SiteGate { gate, combine });
                 }
             }

@@ -16,6 +16,7 @@ mod library_view;
 mod request;
 mod router_slot;
 mod routing;
+mod row_sample;
 mod sampling;
 mod scheduler;
 mod stats;
@@ -30,5 +31,6 @@ pub use request::{
     SamplingParams, TokenEvent,
 };
 pub use router_slot::{ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
+pub use row_sample::{RoutedRow, RoutedRows};
 pub use stats::{Stats, StatsSnapshot};
 pub use trace::{SitePicks, TraceLevel};

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use polyskill_adapters::lora::LoraSite;
+use polyskill_adapters::weights::SiteShape;
 use polyskill_adapters::{Generation, Library, Module, Snapshot, prototypes};
 use polyskill_model::{Decoder, Site};
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
@@ -135,10 +136,18 @@ pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
 #[derive(Debug)]
 pub(crate) struct View {
     model: Arc<ModelInfo>,
-    modules: Arc<[ModuleInfo]>,
+    listing: Listing,
     leases: Vec<Arc<Module>>,
     library: Arc<Library>,
     definitions: Arc<Definitions>,
+}
+
+/// What routers are told of the modules, by index.
+#[derive(Clone, Debug)]
+struct Listing {
+    modules: Arc<[ModuleInfo]>,
+    /// Where each of them acts.
+    sites: Arc<[Vec<ModuleSite>]>,
 }
 
 /// Makes views; what routers are told of the modules is written down once per library version.
@@ -147,12 +156,13 @@ pub(crate) struct Views {
     model: Arc<ModelInfo>,
     /// Where weights are leased.
     library: Arc<Library>,
-    last: Mutex<(Option<u64>, Arc<[ModuleInfo]>)>,
+    last: Mutex<(Option<u64>, Listing)>,
 }
 
 impl Views {
     pub(crate) fn new(model: Arc<ModelInfo>, library: Arc<Library>) -> Self {
-        Self { model, library, last: Mutex::new((None, Arc::from([]))) }
+        let nothing = Listing { modules: Arc::from([]), sites: Arc::from([]) };
+        Self { model, library, last: Mutex::new((None, nothing)) }
     }
 
     pub(crate) fn model(&self) -> &Arc<ModelInfo> {
@@ -161,17 +171,25 @@ impl Views {
 
     /// What routers are told of the modules.
     pub(crate) fn modules(&self, snapshot: &Snapshot) -> Arc<[ModuleInfo]> {
+        self.listing(snapshot).modules
+    }
+
+    fn listing(&self, snapshot: &Snapshot) -> Listing {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != Some(snapshot.version()) {
-            *last = (Some(snapshot.version()), snapshot.iter().enumerate().map(info).collect());
+            let listing = Listing {
+                modules: snapshot.iter().enumerate().map(info).collect(),
+                sites: snapshot.iter().map(|(_, module)| sites(module)).collect(),
+            };
+            *last = (Some(snapshot.version()), listing);
         }
-        Arc::clone(&last.1)
+        last.1.clone()
     }
 
     pub(crate) fn view(&self, snapshot: &Snapshot, definitions: Arc<Definitions>) -> View {
         View {
             model: Arc::clone(&self.model),
-            modules: self.modules(snapshot),
+            listing: self.listing(snapshot),
             leases: snapshot.iter().map(|(_, module)| Arc::clone(module)).collect(),
             library: Arc::clone(&self.library),
             definitions,
@@ -187,17 +205,16 @@ fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
         kind: module.kind().as_str().to_owned(),
         tags: module.tags().to_vec(),
         metadata: module.metadata().to_vec(),
-        sites: module
-            .shape()
-            .sites
-            .iter()
-            .map(|shape| ModuleSite {
-                site: shape.site.index() as u32,
-                rank: shape.rank as u32,
-                scale: shape.scale,
-            })
-            .collect(),
     }
+}
+
+fn sites(module: &Module) -> Vec<ModuleSite> {
+    let site = |shape: &SiteShape| ModuleSite {
+        site: shape.site.index() as u32,
+        rank: shape.rank as u32,
+        scale: shape.scale,
+    };
+    module.shape().sites.iter().map(site).collect()
 }
 
 impl View {
@@ -228,7 +245,11 @@ impl LibraryView for View {
     }
 
     fn modules(&self) -> &[ModuleInfo] {
-        &self.modules
+        &self.listing.modules
+    }
+
+    fn sites(&self, module: u32) -> &[ModuleSite] {
+        self.listing.sites.get(module as usize).map_or(&[], Vec::as_slice)
     }
 
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {

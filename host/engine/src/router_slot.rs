@@ -11,6 +11,7 @@ use polyskill_sdk::{Batch, Decision, LibraryChange, Parameters, Plan, Request};
 
 use crate::health::{FaultPolicy, Health, Standing};
 use crate::library_view::{Definitions, View, Views};
+use crate::row_sample::{RoutedRows, RowSample};
 
 /// Rows of a step for which [`RouterSettings::step_time`] is meant.
 pub const ROWS_PER_STEP_TIME: usize = 32;
@@ -27,6 +28,8 @@ pub struct RouterSettings {
     /// Time of all calls of `route` in a step of up to [`ROWS_PER_STEP_TIME`] rows, more in proportion; no
     /// bound without it.
     pub step_time: Option<Duration>,
+    /// Rows of `route` that are kept to be recorded; none by default.
+    pub keep_rows: usize,
     /// What happens when it fails.
     pub faults: FaultPolicy,
     /// Whether it is offered modules of all kinds, rather than plain low-rank products alone.
@@ -85,6 +88,7 @@ pub(crate) struct RouterSlot {
     /// rows fall back.
     has_stepper: AtomicBool,
     remaking: AtomicBool,
+    rows: RowSample,
 }
 
 impl std::fmt::Debug for RouterSlot {
@@ -129,6 +133,7 @@ impl RouterSlot {
             definitions: Arc::new(Definitions::bounded(
                 settings.defined_bytes.unwrap_or(usize::MAX),
             )),
+            rows: RowSample::new(settings.keep_rows),
             settings,
             library,
             views,
@@ -163,6 +168,16 @@ impl RouterSlot {
             route_rows: self.health.route_rows.load(Relaxed),
             route_nanoseconds: self.health.route_nanoseconds.load(Relaxed),
             previous,
+        }
+    }
+
+    /// The rows that are kept of what it decided.
+    pub(crate) fn kept_rows(&self) -> RoutedRows {
+        RoutedRows {
+            router: self.name.clone(),
+            digest: self.digest.clone(),
+            parameters: self.settings.parameters.clone(),
+            rows: self.rows.rows(),
         }
     }
 
@@ -296,7 +311,7 @@ impl RouterSlot {
         let spent = started.elapsed().as_nanos() as u64;
         self.health.route_nanoseconds.fetch_add(spent, Relaxed);
         match &routed {
-            Ok(()) => {}
+            Ok(()) => self.rows.offer(batch, decision),
             Err(Fault::Abstain | Fault::NotReady(_)) => {
                 self.health.abstentions.fetch_add(1, Relaxed);
             }

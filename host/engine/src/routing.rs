@@ -227,10 +227,10 @@ impl<'a> Routing<'a> {
     ) -> Option<(Combine, bool)> {
         match &self.spans[span].composition.plan {
             Plan::Base => None,
-            Plan::Fixed(fixed) => {
+            Plan::Fixed { picks: fixed, combine } => {
                 picks.clear();
                 picks.extend_from_slice(fixed);
-                Some((Combine::OutputSum, true))
+                Some((*combine, true))
             }
             Plan::Gated(gates) => {
                 let site_gate = gates.at(site)?;

@@ -208,21 +208,20 @@ impl wire_host::Host for State {
     }
 
     fn modules(&mut self) -> Vec<wire_host::ModuleInfo> {
+        self.library().modules().iter().map(to_wire_module).collect()
+    }
+
+    fn module(&mut self, module: u32) -> Option<wire_host::ModuleInfo> {
+        self.library().modules().get(module as usize).map(to_wire_module)
+    }
+
+    fn sites(&mut self, module: u32) -> Vec<wire_host::ModuleSite> {
         let site = |at: &polyskill_sdk::ModuleSite| wire_host::ModuleSite {
             site: at.site,
             rank: at.rank,
             scale: at.scale,
         };
-        let module = |module: &polyskill_sdk::ModuleInfo| wire_host::ModuleInfo {
-            index: module.index,
-            name: module.name.clone(),
-            generation: module.generation.clone(),
-            kind: module.kind.clone(),
-            tags: module.tags.clone(),
-            metadata: module.metadata.clone(),
-            sites: module.sites.iter().map(site).collect(),
-        };
-        self.library().modules().iter().map(module).collect()
+        self.library().sites(module).iter().map(site).collect()
     }
 
     fn weight(
@@ -272,6 +271,17 @@ impl wire_host::Host for State {
     }
 }
 
+fn to_wire_module(module: &polyskill_sdk::ModuleInfo) -> wire_host::ModuleInfo {
+    wire_host::ModuleInfo {
+        index: module.index,
+        name: module.name.clone(),
+        generation: module.generation.clone(),
+        kind: module.kind.clone(),
+        tags: module.tags.clone(),
+        metadata: module.metadata.clone(),
+    }
+}
+
 fn to_wire_tensor(tensor: polyskill_sdk::Tensor) -> wire_host::Tensor {
     wire_host::Tensor { shape: tensor.shape, values: tensor.values }
 }
@@ -310,9 +320,10 @@ pub(crate) fn from_wire_error(error: wire::RouteError) -> Fault {
 
 pub(crate) fn from_wire_plan(plan: wire::RoutePlan) -> Plan {
     match plan {
-        wire::RoutePlan::Fixed(picks) => {
+        wire::RoutePlan::Fixed(mixture) => {
             let pick = |pick: wire::Pick| Pick { module: pick.module, weight: pick.weight };
-            Plan::Fixed(picks.into_iter().map(pick).collect())
+            let picks = mixture.picks.into_iter().map(pick).collect();
+            Plan::Fixed { picks, combine: from_wire_combine(mixture.combine) }
         }
         wire::RoutePlan::Gated(programs) => {
             Plan::Gated(programs.into_iter().map(from_wire_program).collect())
@@ -333,10 +344,14 @@ fn from_wire_program(program: wire_gate::Program) -> Program {
             wire_gate::Share::Layer => Share::Layer,
         },
         ops: program.ops.into_iter().map(from_wire_op).collect(),
-        combine: match program.combine {
-            wire_gate::Combine::OutputSum => Combine::OutputSum,
-            wire_gate::Combine::AbMerge => Combine::AbMerge,
-        },
+        combine: from_wire_combine(program.combine),
+    }
+}
+
+fn from_wire_combine(combine: wire_gate::Combine) -> Combine {
+    match combine {
+        wire_gate::Combine::OutputSum => Combine::OutputSum,
+        wire_gate::Combine::AbMerge => Combine::AbMerge,
     }
 }
 

@@ -6,6 +6,7 @@
 pub(crate) mod dylib;
 pub(crate) mod wasm;
 
+use polyskill_sdk::gate::Combine;
 use polyskill_sdk::{Descriptor, Host, Level, Part, Pick, Plan, SvdMethod, Value};
 
 use crate::gate_file;
@@ -122,8 +123,7 @@ pub(crate) fn module_site(
     (module, at): (u32, u32),
     out: u64,
 ) -> Answer<i32> {
-    let info = state.library().modules().get(module as usize);
-    let Some(site) = info.and_then(|info| info.sites.get(at as usize)) else { return Ok(-1) };
+    let Some(site) = state.library().sites(module).get(at as usize) else { return Ok(-1) };
     memory.write_struct(out, &[site.site, site.rank, site.scale.to_bits()])?;
     Ok(0)
 }
@@ -309,12 +309,18 @@ pub(crate) fn answer_fixed(
     memory: &impl Memory,
     state: &mut State,
     (picks, count): (u64, u32),
+    combine: u32,
 ) -> Answer<()> {
     asked(state)?;
+    let combine = match combine {
+        0 => Combine::OutputSum,
+        1 => Combine::AbMerge,
+        other => return Err(format!("the combine rule {other}, expected 0 or 1")),
+    };
     let words = memory.words(picks, 2 * bounded(count, "picks")?)?;
     let pick = |pair: &[u32]| Pick { module: pair[0], weight: f32::from_bits(pair[1]) };
     let picks = words.chunks_exact(2).map(pick).collect();
-    state.exchange.plan = Some(Ok(Plan::Fixed(picks)));
+    state.exchange.plan = Some(Ok(Plan::Fixed { picks, combine }));
     Ok(())
 }
 

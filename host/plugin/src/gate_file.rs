@@ -200,7 +200,7 @@ impl GateFile {
             if host.defined(define.name(), module.index) {
                 continue;
             }
-            for at in &module.sites {
+            for at in host.sites(module.index) {
                 let row = define.row(host, module, at.site)?;
                 host.define(define.name(), module.index, at.site, row)?;
             }

@@ -210,7 +210,7 @@ impl LoadedRouter for Guarded {
 /// Bounds a plan's size; its content is checked where it is compiled.
 fn check_size(plan: &Plan, max_items: usize) -> Result<(), Fault> {
     let (count, what) = match plan {
-        Plan::Fixed(picks) => (picks.len(), "picks"),
+        Plan::Fixed { picks, .. } => (picks.len(), "picks"),
         Plan::Narrowed(candidates) => (candidates.len(), "candidates"),
         Plan::Gated(programs) => {
             (programs.iter().map(|program| 1 + program.ops.len()).sum(), "programs and ops")

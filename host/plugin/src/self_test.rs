@@ -15,15 +15,27 @@
 //! }
 //! ```
 //!
-//! `expect` holds one of `fixed` (module and weight per pick), `narrowed` (modules), `picks` (per row:
+//! `expect` holds one of `fixed` (module and weight per pick), `merged` (the same, where A and B are merged),
+//! `narrowed` (modules), `picks` (per row:
 //! position in the candidates and weight), `programs` (the plan as text of a gate file) or `error`
 //! (`abstain`, `not-ready`, `invalid-parameter`, `failed`). Weights may differ by 1e-4.
+//!
+//! Instead of a request, a fixture may hold rows that `route` is called with, whatever the plan was; they come
+//! from live traffic, so sites are those of a real model. A score of `null` is −∞.
+//!
+//! ```json
+//! {
+//!   "parameters": {},
+//!   "routed": [{"site": 17, "candidates": [0, 2], "arguments": [0.2, 3], "scores": [[0.1, 0.9]],
+//!               "picks": [[[1, 1.0]]]}]
+//! }
+//! ```
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use polyskill_sdk::gate::{self, Op, Program, SiteSelector};
-use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter};
+use polyskill_sdk::gate::{self, Combine, Op, Program, SiteSelector};
+use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter, Stepper};
 use polyskill_sdk::testing::StubHost;
 use polyskill_sdk::{Batch, Decision, LibraryChange, Parameters, Plan, Request, Tensor, Value};
 use serde::Deserialize;
@@ -44,16 +56,43 @@ pub struct Report {
     pub decided: String,
 }
 
+/// A file: one of the two kinds.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Fixture {
-    modules: Vec<FixtureModule>,
+struct File {
+    #[serde(default)]
+    modules: Option<Vec<FixtureModule>>,
     #[serde(default)]
     parameters: BTreeMap<String, Scalar>,
-    request: FixtureRequest,
+    #[serde(default)]
+    request: Option<FixtureRequest>,
     #[serde(default)]
     site: u32,
     #[serde(default)]
+    rows: Vec<Vec<f32>>,
+    #[serde(default)]
+    expect: Option<Expect>,
+    #[serde(default)]
+    routed: Option<Vec<Routed>>,
+}
+
+/// A batch of `route`, and its picks.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Routed {
+    site: u32,
+    candidates: Vec<u32>,
+    #[serde(default)]
+    arguments: Vec<f32>,
+    scores: Vec<Vec<Option<f32>>>,
+    picks: Vec<Vec<(u32, f32)>>,
+}
+
+struct Fixture {
+    modules: Vec<FixtureModule>,
+    parameters: BTreeMap<String, Scalar>,
+    request: FixtureRequest,
+    site: u32,
     rows: Vec<Vec<f32>>,
     expect: Expect,
 }
@@ -97,6 +136,7 @@ enum Scalar {
 #[serde(rename_all = "kebab-case")]
 enum Expect {
     Fixed(Vec<(u32, f32)>),
+    Merged(Vec<(u32, f32)>),
     Narrowed(Vec<u32>),
     Picks(Vec<Vec<(u32, f32)>>),
     Programs(String),
@@ -118,8 +158,21 @@ fn parameters(table: &BTreeMap<String, Scalar>) -> Parameters {
 /// What the fixture lacks, or what was decided instead of what it expects.
 pub fn run(plugin: &Plugin, name: &str, bytes: &[u8]) -> Result<Report, Fault> {
     let fail = |reason: String| Fault::Failed(format!("self-test {name}: {reason}"));
-    let fixture: Fixture =
-        serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
+    let file: File = serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
+    let File { modules, parameters: configured, request, site, rows, expect, routed } = file;
+    let fixture = match (modules, request, expect, routed) {
+        (Some(modules), Some(request), Some(expect), None) => {
+            Fixture { modules, parameters: configured, request, site, rows, expect }
+        }
+        (None, None, None, Some(routed)) => {
+            let decided = replay(plugin, &parameters(&configured), &routed).map_err(fail)?;
+            return Ok(Report { name: name.to_owned(), decided });
+        }
+        _ => {
+            let parts = "`modules`, `request` and `expect`, or `routed` without these";
+            return Err(fail(format!("expected {parts}")));
+        }
+    };
     let library = library(&fixture).map_err(fail)?;
     let configured = parameters(&fixture.parameters);
     let view: Arc<dyn LibraryView> = Arc::new(library.clone());
@@ -132,6 +185,56 @@ pub fn run(plugin: &Plugin, name: &str, bytes: &[u8]) -> Result<Report, Fault> {
         return Ok(Report { name: name.to_owned(), decided: format!("{found:?}") });
     }
     Err(fail(format!("decided {found:?}, expected {:?}", fixture.expect)))
+}
+
+/// Has a router decide recorded rows; says how many.
+fn replay(plugin: &Plugin, configured: &Parameters, routed: &[Routed]) -> Result<String, String> {
+    let view: Arc<dyn LibraryView> = Arc::new(StubHost::with_modules(0));
+    let router = plugin.instantiate(&view, configured.clone()).map_err(|f| f.to_string())?;
+    let mut stepper = router.stepper(&view).map_err(|fault| fault.to_string())?;
+    let mut num_rows = 0;
+    for (at, Routed { site, candidates, arguments, scores, picks }) in routed.iter().enumerate() {
+        let columns = candidates.len();
+        if let Some(row) = scores.iter().find(|row| row.len() != columns) {
+            let found = row.len();
+            return Err(format!("routed {at}: {found} scores for {columns} candidates"));
+        }
+        let scores: Vec<f32> =
+            scores.iter().flatten().map(|score| score.unwrap_or(f32::NEG_INFINITY)).collect();
+        let batch = Batch {
+            site: *site,
+            num_rows: picks.len(),
+            candidates,
+            scores: &scores,
+            hidden: &[],
+            arguments,
+        };
+        if scores.len() != picks.len() * columns {
+            let (found, expected) = (scores.len(), picks.len() * columns);
+            return Err(format!("routed {at}: {found} scores, expected {expected}"));
+        }
+        let decided = route(&mut *stepper, &batch).map_err(|f| format!("routed {at}: {f}"))?;
+        let (decided, expected) = (Expect::Picks(decided), Expect::Picks(picks.clone()));
+        if !same(&decided, &expected) {
+            return Err(format!("routed {at}: decided {decided:?}, expected {expected:?}"));
+        }
+        num_rows += batch.num_rows;
+    }
+    Ok(format!("{num_rows} recorded rows"))
+}
+
+/// Has rows decided; the picks of each in ascending order.
+fn route(stepper: &mut dyn Stepper, batch: &Batch<'_>) -> Result<Vec<Vec<(u32, f32)>>, Fault> {
+    let mut decision = Decision::default();
+    stepper.route(batch, &mut decision)?;
+    decision.check_rows(batch.num_rows).map_err(Fault::Failed)?;
+    let checked = (0..batch.num_rows).map(|row| {
+        let mut picks = Vec::new();
+        decision.row(row, batch.candidates.len(), &mut picks).map_err(Fault::Failed)?;
+        picks.sort_by_key(|(column, _)| *column);
+        Ok(picks)
+    });
+    checked.collect()
 }
 
 fn error_name(fault: &Fault) -> Option<String> {
@@ -206,8 +309,12 @@ fn decide(
     let (plan, definitions) = router.plan(&view, &request)?;
     keep(&mut library, definitions);
     match plan {
-        Plan::Fixed(picks) => {
-            Ok(Expect::Fixed(picks.iter().map(|pick| (pick.module, pick.weight)).collect()))
+        Plan::Fixed { picks, combine } => {
+            let picks = picks.iter().map(|pick| (pick.module, pick.weight)).collect();
+            Ok(match combine {
+                Combine::OutputSum => Expect::Fixed(picks),
+                Combine::AbMerge => Expect::Merged(picks),
+            })
         }
         Plan::Narrowed(candidates) => Ok(Expect::Narrowed(candidates)),
         Plan::Gated(programs) if matches!(fixture.expect, Expect::Programs(_)) => {
@@ -270,16 +377,7 @@ fn picks(
         hidden: if *hidden { &inputs } else { &[] },
         arguments,
     };
-    let mut decision = Decision::default();
-    router.stepper(view)?.route(&batch, &mut decision)?;
-    decision.check_rows(batch.num_rows).map_err(Fault::Failed)?;
-    let checked = (0..batch.num_rows).map(|row| {
-        let mut picks = Vec::new();
-        decision.row(row, columns.len(), &mut picks).map_err(Fault::Failed)?;
-        picks.sort_by_key(|(column, _)| *column);
-        Ok(picks)
-    });
-    Ok(Expect::Picks(checked.collect::<Result<_, Fault>>()?))
+    Ok(Expect::Picks(route(&mut *router.stepper(view)?, &batch)?))
 }
 
 fn same(found: &Expect, expected: &Expect) -> bool {
@@ -289,7 +387,9 @@ fn same(found: &Expect, expected: &Expect) -> bool {
         a.len() == b.len() && a.iter().zip(b).all(near)
     };
     match (found, expected) {
-        (Expect::Fixed(a), Expect::Fixed(b)) => close(a, b),
+        (Expect::Fixed(a), Expect::Fixed(b)) | (Expect::Merged(a), Expect::Merged(b)) => {
+            close(a, b)
+        }
         (Expect::Picks(a), Expect::Picks(b)) => {
             a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b))
         }

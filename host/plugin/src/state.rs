@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use polyskill_sdk::runtime::{Definition, LibraryView, check_definition};
 use polyskill_sdk::{
-    Host, Level, ModelInfo, ModuleInfo, Parameters, Part, Plan, SvdMethod, Tensor,
+    Host, Level, ModelInfo, ModuleInfo, ModuleSite, Parameters, Part, Plan, SvdMethod, Tensor,
 };
 use wasmtime::{ResourceLimiter, StoreLimits, StoreLimitsBuilder};
 
@@ -96,6 +96,9 @@ impl LibraryView for NoLibrary {
         &self.0
     }
     fn modules(&self) -> &[ModuleInfo] {
+        &[]
+    }
+    fn sites(&self, _: u32) -> &[ModuleSite] {
         &[]
     }
     fn tensor(&self, _: u32, _: u32, _: Part) -> Result<Tensor, String> {
@@ -196,6 +199,14 @@ impl Host for State {
 
     fn modules(&self) -> Vec<ModuleInfo> {
         self.library.modules().to_vec()
+    }
+
+    fn module(&self, module: u32) -> Option<ModuleInfo> {
+        self.library.modules().get(module as usize).cloned()
+    }
+
+    fn sites(&self, module: u32) -> Vec<ModuleSite> {
+        self.library.sites(module).to_vec()
     }
 
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {

@@ -31,7 +31,13 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve OpenAI's HTTP API.
-    Serve(ServeArgs),
+    Serve {
+        #[command(flatten)]
+        args: ServeArgs,
+        /// End when standard input does: whoever holds its other end has ended.
+        #[arg(long, hide = true)]
+        until_input_ends: bool,
+    },
     /// Answer one prompt on the terminal.
     Generate(GenerateArgs),
     /// Fetch a base model into the cache and print its path.
@@ -41,7 +47,7 @@ enum Command {
     },
     /// Measure prefill and decode of base, one LoRA, and a router.
     Bench(ServeArgs),
-    /// Write what a router of a running server planned as fixtures for its self-test.
+    /// Write what a router of a running server planned, and rows that it decided, as fixtures for its self-test.
     Record(record::RecordArgs),
     /// Print the effective configuration.
     CheckConfig(ServeArgs),
@@ -137,7 +143,10 @@ pub fn main() -> ExitCode {
     log.with_writer(std::io::stderr).init();
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Serve(args) => serve(&args),
+        Command::Serve { args, until_input_ends } => {
+            let watched = if until_input_ends { end_with_input() } else { Ok(()) };
+            watched.and_then(|()| serve(&args))
+        }
         Command::Generate(args) => generate_one(args),
         Command::Pull { model } => pull_model(&model),
         Command::Bench(args) => run_bench(&args),
@@ -210,6 +219,17 @@ fn start_service(config: &Config) -> Result<Service, String> {
     });
     spinner.finish_and_clear();
     service.map_err(|error| error.to_string())
+}
+
+/// Ends this process as soon as standard input ends. `plugin dev` holds the other end, and the system closes
+/// it however that process ends.
+fn end_with_input() -> Result<(), String> {
+    let watch = || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        std::process::exit(0);
+    };
+    let thread = std::thread::Builder::new().name("parent-watch".to_owned()).spawn(watch);
+    thread.map(drop).map_err(|error| format!("cannot watch standard input: {error}"))
 }
 
 fn serve(args: &ServeArgs) -> Result<(), String> {

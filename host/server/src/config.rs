@@ -67,6 +67,8 @@ pub struct Config {
     pub audit_log: Option<PathBuf>,
     /// Plans that are kept to be recorded as fixtures, with what users wrote; 0 keeps none.
     pub keep_plans: usize,
+    /// Rows that are kept per router of what its `route` decided, to be recorded as fixtures; 0 keeps none.
+    pub keep_rows: usize,
 }
 
 /// What happens when a router fails; see `FaultPolicy`.
@@ -422,6 +424,7 @@ impl Config {
             ("residency.max_mib", self.residency.max_mib.unwrap_or(1) as u64, 1, MOST_MODULE_MIB),
             ("residency.max_wait_seconds", self.residency.max_wait_seconds, 0, MOST_SECONDS),
             ("residency.max_waiting", self.residency.max_waiting as u64, 0, MOST_REQUESTS),
+            ("keep_rows", self.keep_rows as u64, 0, MOST_REQUESTS),
             ("faults.max_faults", self.faults.max_faults as u64, 1, MOST_REQUESTS),
             ("faults.window_seconds", self.faults.window_seconds, 1, MOST_SECONDS),
             ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),

@@ -1,11 +1,13 @@
-//! Fixtures from live traffic: what a router was asked and what it planned, as its self-test reads it.
+//! Fixtures from live traffic: what a router was asked, what it planned and how its `route` decided rows, as
+//! its self-test reads it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use polyskill_engine::PlannedRequest;
+use polyskill_engine::{PlannedRequest, RoutedRow, RoutedRows};
+use polyskill_sdk::gate::Combine;
 use polyskill_sdk::runtime::Fault;
-use polyskill_sdk::{Plan, Value, gate};
+use polyskill_sdk::{Parameters, Plan, Value, gate};
 use serde_json::{Value as Json, json};
 
 /// One planned request as a fixture; see `polyskill_plugin::self_test` for the format.
@@ -14,13 +16,6 @@ use serde_json::{Value as Json, json};
 /// decides from these.
 pub fn fixture(planned: &PlannedRequest) -> Json {
     let position = |module: u32| planned.request.candidates.iter().position(|&c| c == module);
-    let value = |value: &Value| match value {
-        Value::Flag(value) => json!(value),
-        Value::Number(value) => json!(value),
-        Value::Text(value) => json!(value),
-    };
-    let parameters: BTreeMap<&str, Json> =
-        planned.request.parameters.0.iter().map(|(name, v)| (name.as_str(), value(v))).collect();
     let modules: Vec<Json> = planned
         .candidates
         .iter()
@@ -30,9 +25,13 @@ pub fn fixture(planned: &PlannedRequest) -> Json {
         })
         .collect();
     let expect = match &planned.plan {
-        Ok(Plan::Fixed(picks)) => {
+        Ok(Plan::Fixed { picks, combine }) => {
             let picks = picks.iter().map(|pick| json!([position(pick.module), pick.weight]));
-            json!({"fixed": picks.collect::<Vec<_>>()})
+            let how = match combine {
+                Combine::OutputSum => "fixed",
+                Combine::AbMerge => "merged",
+            };
+            json!({ (how): picks.collect::<Vec<_>>() })
         }
         Ok(Plan::Narrowed(fewer)) => {
             json!({"narrowed": fewer.iter().map(|&module| position(module)).collect::<Vec<_>>()})
@@ -52,18 +51,46 @@ pub fn fixture(planned: &PlannedRequest) -> Json {
             "text": planned.request.text,
             "prompt_tokens": planned.request.prompt_tokens,
             "bucket": planned.request.bucket,
-            "parameters": parameters,
+            "parameters": parameters(&planned.request.parameters),
         },
         "expect": expect,
+    })
+}
+
+fn parameters(parameters: &Parameters) -> BTreeMap<&str, Json> {
+    let value = |value: &Value| match value {
+        Value::Flag(value) => json!(value),
+        Value::Number(value) => json!(value),
+        Value::Text(value) => json!(value),
+    };
+    parameters.0.iter().map(|(name, v)| (name.as_str(), value(v))).collect()
+}
+
+/// The kept rows of a router as one fixture, which calls `route` with them.
+pub fn rows_fixture(kept: &RoutedRows) -> Json {
+    // JSON has no infinities: `null` is the score of a candidate that the program had dropped.
+    let score = |&score: &f32| if score.is_finite() { json!(score) } else { Json::Null };
+    let row = |row: &RoutedRow| {
+        json!({
+            "site": row.site,
+            "candidates": row.candidates,
+            "arguments": row.arguments,
+            "scores": [row.scores.iter().map(score).collect::<Vec<_>>()],
+            "picks": [row.picks],
+        })
+    };
+    json!({
+        "parameters": parameters(&kept.parameters),
+        "routed": kept.rows.iter().map(row).collect::<Vec<_>>(),
     })
 }
 
 /// Where fixtures come from and go to.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RecordArgs {
-    /// The router whose plans are recorded.
+    /// The router whose plans and rows are recorded.
     router: String,
-    /// The running server, which must keep plans (`keep_plans` in its configuration).
+    /// The running server, which must keep some (`keep_plans` and `keep_rows` in its configuration).
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     server: String,
     /// Its admin key.
@@ -74,10 +101,10 @@ pub struct RecordArgs {
     out: std::path::PathBuf,
 }
 
-/// Fetches the plans that a server keeps and writes them as fixtures; returns how many.
+/// Fetches the plans and rows that a server keeps and writes them as fixtures; returns how many files.
 ///
 /// # Errors
-/// If the server does not answer with plans, or a file cannot be written.
+/// If the server does not answer with any, or a file cannot be written.
 pub fn record(args: &RecordArgs) -> Result<usize, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
@@ -94,22 +121,29 @@ pub fn record(args: &RecordArgs) -> Result<usize, String> {
     };
     let body = runtime.block_on(fetch)?;
     let body: Json = serde_json::from_str(&body).map_err(|error| format!("{url}: {error}"))?;
-    let plans = body["plans"].as_array().into_iter().flatten();
-    let own = plans.filter(|plan| plan["router"] == args.router.as_str());
-    std::fs::create_dir_all(&args.out).map_err(|error| error.to_string())?;
-    let mut count = 0;
-    for plan in own {
-        write(&args.out.join(format!("recorded-{count:03}.json")), &plan["fixture"])?;
-        count += 1;
-    }
-    if count == 0 {
-        let kept = body["keep_plans"].as_u64().unwrap_or_default();
+    let own = |what: &str| {
+        let kept = body[what].as_array().cloned().unwrap_or_default();
+        kept.into_iter().filter(|kept| kept["router"] == args.router.as_str()).collect::<Vec<_>>()
+    };
+    let (plans, rows) = (own("plans"), own("rows"));
+    if plans.is_empty() && rows.is_empty() {
+        let most = |name: &str| body[name].as_u64().unwrap_or_default();
         return Err(format!(
-            "the server has no plans of `{}`; it keeps {kept} (`keep_plans` in its configuration)",
-            args.router
+            "the server has no plans and no rows of `{}`; its configuration says `keep_plans = {}` \
+             and `keep_rows = {}`",
+            args.router,
+            most("keep_plans"),
+            most("keep_rows"),
         ));
     }
-    Ok(count)
+    std::fs::create_dir_all(&args.out).map_err(|error| error.to_string())?;
+    for (number, plan) in plans.iter().enumerate() {
+        write(&args.out.join(format!("recorded-{number:03}.json")), &plan["fixture"])?;
+    }
+    for kept in &rows {
+        write(&args.out.join("recorded-rows.json"), &kept["fixture"])?;
+    }
+    Ok(plans.len() + rows.len())
 }
 
 fn write(path: &Path, fixture: &Json) -> Result<(), String> {

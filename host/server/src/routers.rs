@@ -54,6 +54,7 @@ pub struct Routers {
     loader: Loader,
     configured: Vec<RouterConfig>,
     faults: FaultSettings,
+    keep_rows: usize,
     limits: Limits,
     roots: Vec<PathBuf>,
     attempts: Mutex<BTreeMap<PathBuf, Attempt>>,
@@ -80,6 +81,7 @@ impl Routers {
         Ok(Self {
             loader,
             configured: config.router.clone(),
+            keep_rows: config.keep_rows,
             faults: config.faults.clone(),
             limits: config.limits.clone(),
             roots: config.plugins.clone(),
@@ -177,6 +179,7 @@ impl Routers {
             hidden: capabilities.contains(&Capability::Hidden),
             step_time: Some(Duration::from_millis(plugin.limits().step_milliseconds)),
             defined_bytes: Some(plugin.limits().definition_mib << 20),
+            keep_rows: self.keep_rows,
             faults: self.faults.policy(on_fault),
             any_kind: plugin.manifest().kinds == ModuleKinds::Any,
         })

@@ -53,6 +53,8 @@ pub struct Service {
     pub admin_key: Option<String>,
     /// Plans that are kept to be recorded.
     pub keep_plans: usize,
+    /// Rows that are kept per router.
+    pub keep_rows: usize,
     /// Seconds since the epoch, for `created`.
     pub started: u64,
 }
@@ -103,6 +105,7 @@ impl Service {
             api_key: config.api_key.clone(),
             admin_key: config.admin_key.clone(),
             keep_plans: config.keep_plans,
+            keep_rows: config.keep_rows,
             started: since_epoch.map_or(0, |since| since.as_secs()),
         })
     }

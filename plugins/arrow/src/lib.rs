@@ -83,11 +83,10 @@ impl Prototypes {
     }
 
     fn define(self, host: &mut dyn Host, module: u32) -> Result<(), String> {
-        let modules = host.modules();
-        let Some(info) = modules.get(module as usize).filter(|info| info.kind == "lora") else {
+        if host.module(module).is_none_or(|info| info.kind != "lora") {
             return Ok(());
-        };
-        for at in &info.sites {
+        }
+        for at in host.sites(module) {
             let mut row = host.singular_vector(module, at.site, self.method)?;
             if self.normalised {
                 let scale = 1.0 / (row.len() as f32).sqrt();

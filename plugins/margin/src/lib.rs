@@ -13,7 +13,7 @@
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::{
     Batch, Decision, Descriptor, Host, ParameterError, Parameters, Plan, Request, RouteError,
-    Router, SvdMethod,
+    Router, SvdMethod, TopK,
 };
 
 /// The name of the prototypes.
@@ -22,8 +22,9 @@ const ROWS: &str = "svd";
 /// The router, with scratch.
 #[derive(Debug, Default)]
 pub struct Margin {
-    /// Probability and column of the best of a row, the best first.
-    best: Vec<(f32, usize)>,
+    top: TopK,
+    /// Column and probability of those that are picked, in ascending order.
+    picks: Vec<(u32, f32)>,
 }
 
 polyskill_sdk::export!(Margin);
@@ -76,28 +77,20 @@ impl Margin {
         (margin, max_k): (f32, usize),
         decision: &mut Decision,
     ) {
-        let best = &mut self.best;
-        best.clear();
-        let mut least = f32::NEG_INFINITY;
-        for (column, &probability) in probabilities.iter().enumerate() {
-            if best.len() >= max_k && probability <= least {
-                continue;
-            }
-            // Behind its equals: of equal probabilities, the lower column.
-            let at = best.partition_point(|(known, _)| *known >= probability);
-            best.insert(at, (probability, column));
-            best.truncate(max_k);
-            least = best.last().map_or(f32::NEG_INFINITY, |(probability, _)| *probability);
-        }
-        let stands_out = best.windows(2).position(|pair| pair[0].0 - pair[1].0 >= margin);
-        best.truncate(stands_out.map_or(max_k, |rank| rank + 1));
-        best.sort_unstable_by_key(|(_, column)| *column);
-        let sum: f32 = best.iter().map(|(probability, _)| probability).sum();
+        let best = self.top.of(probabilities, max_k);
+        let stands_out = best.windows(2).position(|pair| pair[0].1 - pair[1].1 >= margin);
+        let picked = &best[..stands_out.map_or(best.len(), |rank| rank + 1)];
+        self.picks.clear();
+        self.picks.extend_from_slice(picked);
+        self.picks.sort_unstable_by_key(|(column, _)| *column);
+        let sum: f32 = self.picks.iter().map(|(_, probability)| probability).sum();
         // Nothing to share out; only scores that are no probabilities add up to that.
         if sum <= 0.0 {
             return;
         }
-        best.iter().for_each(|&(probability, column)| decision.pick(column, probability / sum));
+        for &(column, probability) in &self.picks {
+            decision.pick(column as usize, probability / sum);
+        }
     }
 }
 
@@ -115,16 +108,13 @@ fn arguments(parameters: &Parameters) -> Result<Vec<f32>, ParameterError> {
 }
 
 fn define(host: &mut dyn Host, candidates: &[u32]) -> Result<(), String> {
-    let missing: Vec<u32> =
-        candidates.iter().copied().filter(|&module| !host.defined(ROWS, module)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let modules = host.modules();
-    for module in missing.iter().filter_map(|&index| modules.get(index as usize)) {
-        for at in &module.sites {
-            let row = host.singular_vector(module.index, at.site, SvdMethod::Exact)?;
-            host.define(ROWS, module.index, at.site, row)?;
+    for &module in candidates {
+        if host.defined(ROWS, module) {
+            continue;
+        }
+        for at in host.sites(module) {
+            let row = host.singular_vector(module, at.site, SvdMethod::Exact)?;
+            host.define(ROWS, module, at.site, row)?;
         }
     }
     Ok(())

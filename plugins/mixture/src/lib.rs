@@ -42,9 +42,7 @@ impl Router for Mixture {
         let candidates = &request.candidates;
         if weights.is_empty() {
             let weight = 1.0 / candidates.len() as f32;
-            return Ok(Plan::Fixed(
-                candidates.iter().map(|&m| Pick { module: m, weight }).collect(),
-            ));
+            return Ok(Plan::output_sum(candidates.iter().map(|&m| Pick { module: m, weight })));
         }
         let names = self
             .names
@@ -55,7 +53,8 @@ impl Router for Mixture {
             let message = || format!("`{name}` is not among the modules of this request");
             Ok(Pick { module: *module.ok_or_else(|| wrong(message()))?, weight })
         };
-        Ok(Plan::Fixed(weights.iter().map(pick).collect::<Result<_, ParameterError>>()?))
+        let picks = weights.iter().map(pick).collect::<Result<Vec<_>, ParameterError>>()?;
+        Ok(Plan::output_sum(picks))
     }
 }
 
@@ -103,7 +102,7 @@ mod tests {
 
     fn fixed(picks: &[(u32, f32)]) -> Result<Plan, RouteError> {
         let picks = picks.iter().map(|&(module, weight)| Pick { module, weight });
-        Ok(Plan::Fixed(picks.collect()))
+        Ok(Plan::output_sum(picks))
     }
 
     #[test]

@@ -11,8 +11,7 @@
 
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector, layer_norm};
 use polyskill_sdk::{
-    Descriptor, Host, LibraryChange, ModuleInfo, ParameterError, Parameters, Plan, Request,
-    RouteError, Router,
+    Descriptor, Host, LibraryChange, ParameterError, Parameters, Plan, Request, RouteError, Router,
 };
 
 /// What a module brings: a vector per site, of the site's input size.
@@ -51,8 +50,7 @@ impl Router for Phatgoose {
         if change.added.len() > EAGER_MODULES {
             return Ok(());
         }
-        let modules = host.modules();
-        for module in change.added.iter().filter_map(|&added| modules.get(added as usize)) {
+        for &module in &change.added {
             // A module without gates matters only to a request that brings it along.
             let _ = define(host, module);
         }
@@ -61,11 +59,8 @@ impl Router for Phatgoose {
 
     fn plan(&mut self, host: &mut dyn Host, request: &Request) -> Result<Plan, RouteError> {
         let program = program(&request.parameters)?;
-        let missing: Vec<u32> =
-            request.candidates.iter().copied().filter(|&m| !host.defined(ROWS, m)).collect();
-        if !missing.is_empty() {
-            let modules = host.modules();
-            for module in missing.iter().filter_map(|&index| modules.get(index as usize)) {
+        for &module in &request.candidates {
+            if !host.defined(ROWS, module) {
                 define(host, module).map_err(RouteError::NotReady)?;
             }
         }
@@ -74,18 +69,20 @@ impl Router for Phatgoose {
 }
 
 /// Defines a module's rows, so that the score is one dot product with LN(x).
-fn define(host: &mut dyn Host, module: &ModuleInfo) -> Result<(), String> {
-    for at in &module.sites {
-        let name = &module.name;
-        let gate = host.artefact(module.index, at.site, ARTEFACT).ok_or_else(|| {
+fn define(host: &mut dyn Host, module: u32) -> Result<(), String> {
+    for at in host.sites(module) {
+        let name = |host: &dyn Host| host.module(module).unwrap_or_default().name;
+        let gate = host.artefact(module, at.site, ARTEFACT).ok_or_else(|| {
+            let name = name(host);
             format!("module `{name}` has no artefact `{ARTEFACT}` at site {}", at.site)
         })?;
         let mut row = gate.values;
         layer_norm(&mut row, NORM_EPSILON);
         let scale = 1.0 / (row.len() as f32).sqrt();
         row.iter_mut().for_each(|value| *value *= scale);
-        host.define(ROWS, module.index, at.site, row)
-            .map_err(|reason| format!("artefact `{ARTEFACT}` of module `{name}`: {reason}"))?;
+        host.define(ROWS, module, at.site, row).map_err(|reason| {
+            format!("artefact `{ARTEFACT}` of module `{}`: {reason}", name(host))
+        })?;
     }
     Ok(())
 }

@@ -12,16 +12,13 @@
 //!
 //! A task that is not in `tasks` has the logits that modules carry as metadata `polytropon.<task>`.
 
-use polyskill_sdk::gate::{Combine, MAX_ARGUMENTS, Op, Program, Share, SiteSelector};
+use polyskill_sdk::gate::Combine;
 use polyskill_sdk::{
-    Batch, Decision, Descriptor, Host, ParameterError, Parameters, Pick, Plan, Request, RouteError,
-    Router, Value,
+    Descriptor, Host, ParameterError, Parameters, Pick, Plan, Request, RouteError, Router, Value,
 };
 
 /// Before the task in a module's metadata.
 const PREFIX: &str = "polytropon.";
-/// Rows of zeros: a program has to multiply with something before it may call `route`.
-const ROWS: &str = "zeros";
 /// Added to the sum.
 const EPSILON: f64 = 1e-12;
 
@@ -56,35 +53,11 @@ impl Router for Polytropon {
         }
         let logits = logits(host, request, &tasks, task)?;
         let weights = normalised(&logits);
-        if !merge {
-            let picks = request.candidates.iter().zip(&logits).zip(&weights);
-            let picks = picks.filter(|((_, logit), _)| logit.is_some());
-            let pick = |((&module, _), &weight)| Pick { module, weight };
-            return Ok(Plan::Fixed(picks.map(pick).collect()));
-        }
-        if weights.len() > MAX_ARGUMENTS {
-            return Err(RouteError::Failed(format!(
-                "{} candidates, `ab-merge` takes at most {MAX_ARGUMENTS}; name fewer modules, or set \
-                 `combine` to `output-sum`",
-                weights.len()
-            )));
-        }
-        define(host, &request.candidates)?;
-        Ok(Plan::Gated(vec![program(weights)]))
-    }
-
-    /// The plan's weights, whatever the row.
-    fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), RouteError> {
-        for _ in 0..batch.num_rows {
-            for (column, &candidate) in batch.candidates.iter().enumerate() {
-                let weight = batch.arguments.get(candidate as usize).copied().unwrap_or(0.0);
-                if weight != 0.0 {
-                    decision.pick(column, weight);
-                }
-            }
-            decision.end_row();
-        }
-        Ok(())
+        let picks = request.candidates.iter().zip(&logits).zip(&weights);
+        let picks = picks.filter(|((_, logit), _)| logit.is_some());
+        let pick = |((&module, _), &weight)| Pick { module, weight };
+        let combine = if merge { Combine::AbMerge } else { Combine::OutputSum };
+        Ok(Plan::Fixed { picks: picks.map(pick).collect(), combine })
     }
 }
 
@@ -99,10 +72,9 @@ fn logits(
     task: &str,
 ) -> Result<Vec<Option<f64>>, ParameterError> {
     let row = tasks.iter().find(|(name, _)| *name == task);
-    let modules = host.modules();
     let key = format!("{PREFIX}{task}");
     let logit = |&module: &u32| {
-        let info = modules.get(module as usize)?;
+        let info = host.module(module)?;
         match row {
             Some((_, row)) => row.iter().find(|(name, _)| *name == info.name).map(|(_, z)| *z),
             None => {
@@ -123,36 +95,6 @@ fn normalised(logits: &[Option<f64>]) -> Vec<f32> {
     let sigmoid = |z: &Option<f64>| z.map_or(0.0, |z| 1.0 / (1.0 + (-z).exp()));
     let sum = logits.iter().map(sigmoid).sum::<f64>() + EPSILON;
     logits.iter().map(|z| (sigmoid(z) / sum) as f32).collect()
-}
-
-fn define(host: &mut dyn Host, candidates: &[u32]) -> Result<(), String> {
-    let missing: Vec<u32> =
-        candidates.iter().copied().filter(|&module| !host.defined(ROWS, module)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let (modules, model) = (host.modules(), host.model());
-    for module in missing.iter().filter_map(|&index| modules.get(index as usize)) {
-        for at in &module.sites {
-            let width = model.sites.get(at.site as usize).map_or(0, |site| site.inputs);
-            host.define(ROWS, module.index, at.site, vec![0.0; width as usize])?;
-        }
-    }
-    Ok(())
-}
-
-/// Only programs can merge A and B, so one hands the weights over to `route`.
-fn program(weights: Vec<f32>) -> Program {
-    Program {
-        sites: SiteSelector::All,
-        share: Share::Layer,
-        ops: vec![
-            Op::LoadInput,
-            Op::Linear { name: ROWS.to_owned() },
-            Op::Route { hidden: false, arguments: weights },
-        ],
-        combine: Combine::AbMerge,
-    }
 }
 
 fn text<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, ParameterError> {
@@ -193,7 +135,6 @@ fn table(parameters: &Parameters) -> Result<Vec<Task<'_>>, ParameterError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use polyskill_sdk::gate;
     use polyskill_sdk::testing::StubHost;
 
     /// Logits and weights of `poly_router` in the reference values: tasks 2 and 0, first split.
@@ -229,47 +170,34 @@ mod tests {
                 format!("other: module-0=9; this: module-2={}, module-1={};", logits[1], logits[0]);
             let parameters =
                 [("task", "this"), ("tasks", tasks.as_str()), ("combine", "output-sum")];
-            let Ok(Plan::Fixed(picks)) = plan(&mut host, &[0, 1, 2], &parameters) else { panic!() };
+            let planned = plan(&mut host, &[0, 1, 2], &parameters);
+            let Ok(Plan::Fixed { picks, combine: Combine::OutputSum }) = planned else { panic!() };
             assert_eq!(picks.iter().map(|pick| pick.module).collect::<Vec<_>>(), [1, 2]);
             require(&picks.iter().map(|pick| pick.weight).collect::<Vec<_>>(), &expected);
         }
     }
 
     #[test]
-    fn merging_hands_the_weights_to_route() {
+    fn skills_are_merged_unless_told_otherwise() {
         let mut host = StubHost::with_modules(3);
         for (module, logit) in [(0, 0.0), (2, 1.5)] {
             let metadata = &mut host.module_mut(module).unwrap().metadata;
             metadata.push(("polytropon.this".to_owned(), logit.to_string()));
         }
-        let Ok(Plan::Gated(programs)) = plan(&mut host, &[0, 1, 2], &[("task", "this")]) else {
+        let Ok(Plan::Fixed { picks, combine }) = plan(&mut host, &[0, 1, 2], &[("task", "this")])
+        else {
             panic!()
         };
-        let [program] = programs.as_slice() else { panic!() };
-        assert_eq!(program.combine, Combine::AbMerge);
-        let defined = |name: &str| (0..3).all(|module| host.defined(name, module));
-        assert_eq!(gate::check(program, defined), Ok(()));
-        let Some(Op::Route { arguments, .. }) = program.ops.last() else { panic!() };
-        let expected = normalised(&[Some(0.0), None, Some(1.5)]);
-        assert_eq!(*arguments, expected);
-        // At a site where candidate 0 does not act, its weight is not handed out again.
-        let (candidates, mut decision) = ([1, 2], Decision::default());
-        let batch = Batch {
-            site: 3,
-            num_rows: 2,
-            candidates: &candidates,
-            scores: &[0.0; 4],
-            hidden: &[],
-            arguments,
-        };
-        Polytropon.route(&batch, &mut decision).unwrap();
-        assert_eq!(decision.offsets, [0, 1, 2]);
-        assert_eq!((decision.columns, decision.weights), (vec![1, 1], vec![expected[2]; 2]));
+        assert_eq!(combine, Combine::AbMerge);
+        assert_eq!(picks.iter().map(|pick| pick.module).collect::<Vec<_>>(), [0, 2]);
+        let expected = normalised(&[Some(0.0), Some(1.5)]);
+        require(&picks.iter().map(|pick| pick.weight).collect::<Vec<_>>(), &expected);
+        assert!(host.definitions.is_empty(), "it needs no rows");
     }
 
     #[test]
     fn tasks_that_nobody_knows() {
-        let mut host = StubHost::with_modules(65);
+        let mut host = StubHost::with_modules(1);
         assert_eq!(plan(&mut host, &[0], &[]), Err(RouteError::Abstain));
         for (name, value) in
             [("task", "this"), ("tasks", "this"), ("tasks", "a: b"), ("tasks", "a: b=inf")]
@@ -278,9 +206,5 @@ mod tests {
             let error = plan(&mut host, &[0], &parameters).unwrap_err();
             assert!(matches!(error, RouteError::InvalidParameter(e) if e.name == name));
         }
-        let many: Vec<u32> = (0..65).collect();
-        let parameters = [("task", "this"), ("tasks", "this: module-0=1")];
-        let error = plan(&mut host, &many, &parameters).unwrap_err();
-        assert!(matches!(error, RouteError::Failed(reason) if reason.contains("output-sum")));
     }
 }

@@ -58,7 +58,7 @@ impl Router for Retrieval {
         best.sort_by_key(|(module, _)| *module);
         Ok(match settings.mixture {
             false => Plan::Narrowed(best.into_iter().map(|(module, _)| module).collect()),
-            true => Plan::Fixed(softmax(&best, settings.temperature)),
+            true => Plan::output_sum(softmax(&best, settings.temperature)),
         })
     }
 }
@@ -151,7 +151,9 @@ mod tests {
     #[test]
     fn a_mixture_sums_to_one() {
         let parameters = [("mode", Value::Text("mixture".to_owned())), ("k", Value::Number(2.0))];
-        let Ok(Plan::Fixed(picks)) = plan(Some("dates, JSON"), &parameters) else { panic!() };
+        let Ok(Plan::Fixed { picks, .. }) = plan(Some("dates, JSON"), &parameters) else {
+            panic!()
+        };
         assert_eq!(picks.iter().map(|pick| pick.module).collect::<Vec<_>>(), [1, 3]);
         assert!((picks.iter().map(|pick| pick.weight).sum::<f32>() - 1.0).abs() < 1e-6);
         assert!(picks[0].weight > picks[1].weight, "`date` is in the name, too");

@@ -73,7 +73,7 @@ impl Router for TaskTable {
             return Err(RouteError::Abstain);
         }
         let pick = |(module, weight): (u32, f32)| Pick { module, weight: weight / sum };
-        Ok(Plan::Fixed(active.into_iter().map(pick).collect()))
+        Ok(Plan::output_sum(active.into_iter().map(pick)))
     }
 }
 
@@ -192,7 +192,7 @@ mod tests {
 
     fn fixed(picks: &[(u32, f32)]) -> Result<Plan, RouteError> {
         let picks = picks.iter().map(|&(module, weight)| Pick { module, weight });
-        Ok(Plan::Fixed(picks.collect()))
+        Ok(Plan::output_sum(picks))
     }
 
     #[test]

@@ -119,7 +119,8 @@ host_table! {
         = |m, s| super::parameter_name(m, s, at, (buffer, capacity));
     describe(name: u64, name_length: u32, version: u64, version_length: u32, causal: u32)
         = |m, s| super::describe(m, s, (name, name_length), (version, version_length), causal);
-    answer_fixed(picks: u64, count: u32) = |m, s| super::answer_fixed(m, s, (picks, count));
+    answer_fixed(picks: u64, count: u32, combine: u32) =
+        |m, s| super::answer_fixed(m, s, (picks, count), combine);
     answer_programs(text: u64, length: u32) = |m, s| super::answer_programs(m, s, (text, length));
     answer_narrowed(candidates: u64, count: u32)
         = |m, s| super::answer_narrowed(m, s, (candidates, count));

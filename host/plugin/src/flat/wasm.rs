@@ -207,9 +207,13 @@ fn link_answers(linker: &mut Linker<State>) -> Linking {
             with(&mut c, "describe", call)
         },
     )?;
-    linker.func_wrap(IMPORTS, "answer_fixed", |mut c: Guest<'_>, _: u32, p: u32, n: u32| {
-        with(&mut c, "answer_fixed", |m, s| super::answer_fixed(m, s, (p.into(), n)))
-    })?;
+    linker.func_wrap(
+        IMPORTS,
+        "answer_fixed",
+        |mut c: Guest<'_>, _: u32, p: u32, n: u32, how: u32| {
+            with(&mut c, "answer_fixed", |m, s| super::answer_fixed(m, s, (p.into(), n), how))
+        },
+    )?;
     linker.func_wrap(IMPORTS, "answer_programs", |mut c: Guest<'_>, _: u32, t: u32, n: u32| {
         with(&mut c, "answer_programs", |m, s| super::answer_programs(m, s, (t.into(), n)))
     })?;

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use axum::Json as JsonReply;
 use axum::extract::{Path, State};
-use polyskill_engine::{PlannedRequest, RouterError, RouterInfo, Standing};
+use polyskill_engine::{PlannedRequest, RoutedRows, RouterError, RouterInfo, Standing};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::body::Body;
 use super::error::ApiError;
-use crate::record::fixture;
+use crate::record::{fixture, rows_fixture};
 use crate::service::Service;
 
 fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
@@ -104,11 +104,15 @@ async fn load_router(service: Arc<Service>, path: PathBuf) -> Result<JsonReply<J
     ))
 }
 
-/// The plans that are kept, as fixtures.
+/// The plans and rows that are kept, as fixtures.
 pub(super) async fn plans(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     let plan = |planned: &PlannedRequest| json!({"router": planned.router, "digest": planned.digest, "fixture": fixture(planned)});
     let plans: Vec<Json> = service.composer.kept_plans().iter().map(plan).collect();
-    JsonReply(json!({"keep_plans": service.keep_plans, "plans": plans}))
+    let rows = |kept: &RoutedRows| json!({"router": kept.router, "digest": kept.digest, "fixture": rows_fixture(kept)});
+    let kept = service.composer.kept_rows();
+    let rows: Vec<Json> = kept.iter().filter(|kept| !kept.rows.is_empty()).map(rows).collect();
+    JsonReply(json!({"keep_plans": service.keep_plans, "plans": plans,
+                     "keep_rows": service.keep_rows, "rows": rows}))
 }
 
 pub(super) async fn remove_router(

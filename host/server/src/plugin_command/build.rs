@@ -230,7 +230,9 @@ fn c(
         let mut words = toolchain::c().ok_or_else(|| {
             format!("there is no C compiler for WebAssembly; get one with\n{}", toolchain::GET_C)
         })?;
-        words.extend(["-nostdlib", "-mbulk-memory", "-Wl,--no-entry"].map(str::to_owned));
+        words.extend(
+            ["-nostdlib", "-mbulk-memory", "-msimd128", "-Wl,--no-entry"].map(str::to_owned),
+        );
         words
     };
     let mut compiler = Command::new(&words[0]);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{Read as _, Write};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
@@ -158,6 +158,8 @@ fn start_server(args: &DevArgs, target: &Target) -> Result<Server, String> {
     let mut command = Command::new(program);
     // Watching, for a change that comes before it listens.
     command.args(["serve", "--allow-unsigned", "--watch-plugins", "--listen", &target.host]);
+    // Its end is this process's: also where this one is killed and `Server` is never dropped.
+    command.arg("--until-input-ends").stdin(Stdio::piped());
     command.arg("--plugins").arg(&target.directory).args(&args.serve);
     if let Some(config) = &args.sandbox.config {
         command.arg("--config").arg(config);

@@ -109,7 +109,6 @@ fn cast(plugin: &Plugin) -> Cast {
                     .flatten()
                     .map(|(key, value)| (key.clone(), text(value)))
                     .collect(),
-                sites: Vec::new(),
             })
             .collect();
         // Small libraries have room for one fixture's modules; the largest set says most.

@@ -13,6 +13,10 @@ use crate::pull::cache_directory;
 pub(super) const WASM: &str = "wasm32-unknown-unknown";
 /// What a private toolchain's folder begins with, as `cargo xtask` names it.
 const PREFIX: &str = "wasm-toolchain-";
+/// Where cargo looks for flags of the compiler that are meant for plugins.
+const WASM_FLAGS: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS";
+/// Vector instructions, which every host of plugins has: loops over scores are two to three times as fast.
+const SIMD: &str = "-C target-feature=+simd128";
 /// How to get a Rust compiler for WebAssembly.
 pub(super) const GET_RUST: &str = "rustup target add wasm32-unknown-unknown\n\
     or, without rustup on Debian, in a checkout of polyskill: cargo xtask toolchain";
@@ -34,6 +38,9 @@ impl RustCompiler {
     /// Makes a cargo command build with this compiler.
     pub(super) fn apply(&self, cargo: &mut Command) {
         without_flags(cargo);
+        if std::env::var_os(WASM_FLAGS).is_none() {
+            cargo.env(WASM_FLAGS, SIMD);
+        }
         if let Self::Private { rustc, linker } = self {
             cargo.env("RUSTC", rustc).env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
         }

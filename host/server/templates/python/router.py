@@ -3,7 +3,8 @@
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.exports.planner import (
-    Descriptor, ParameterError, Pick, RouteError_Abstain, RouteError_InvalidParameter, RoutePlan_Fixed,
+    Combine, Descriptor, Mixture, ParameterError, Pick, RouteError_Abstain, RouteError_InvalidParameter,
+    RoutePlan_Fixed,
 )
 from wit_world.imports import host
 
@@ -33,4 +34,4 @@ class Planner(exports.Planner):
         ]
         if not named:
             raise Err(RouteError_Abstain())
-        return RoutePlan_Fixed([Pick(module, weight / len(named)) for module in named])
+        return RoutePlan_Fixed(Mixture([Pick(module, weight / len(named)) for module in named], Combine.OUTPUT_SUM))

@@ -19,16 +19,16 @@ impl Router for ByName {
     fn plan(&mut self, host: &mut dyn Host, request: &Request) -> Result<Plan, RouteError> {
         let weight = request.parameters.number("weight", 1.0)? as f32;
         let text = request.text.as_deref().unwrap_or_default().to_lowercase();
-        let modules = host.modules();
-        let is_named = |module: &&u32| {
-            modules[**module as usize].name.split('-').any(|word| text.contains(word))
+        let is_named = |module: &u32| {
+            let name = host.module(*module).unwrap_or_default().name;
+            name.split('-').any(|word| text.contains(word))
         };
-        let named: Vec<u32> = request.candidates.iter().filter(is_named).copied().collect();
+        let named: Vec<u32> = request.candidates.iter().copied().filter(is_named).collect();
         if named.is_empty() {
             return Err(RouteError::Abstain);
         }
         let weight = weight / named.len() as f32;
-        Ok(Plan::Fixed(named.into_iter().map(|module| Pick { module, weight }).collect()))
+        Ok(Plan::output_sum(named.into_iter().map(|module| Pick { module, weight })))
     }
 }
 
@@ -45,7 +45,7 @@ mod tests {
         let mut request = Request::for_candidates(&[0, 1]);
         request.text = Some("Seventeen in German, please.".into());
         let plan = router.plan(&mut host, &request);
-        assert_eq!(plan, Ok(Plan::Fixed(vec![Pick { module: 1, weight: 1.0 }])));
+        assert_eq!(plan, Ok(Plan::output_sum([Pick { module: 1, weight: 1.0 }])));
         request.text = Some("Good morning!".into());
         assert_eq!(router.plan(&mut host, &request), Err(RouteError::Abstain));
     }
