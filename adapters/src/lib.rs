@@ -3,7 +3,7 @@
 //! A module is read by [`peft`] into a [`lora::Lora`], whose identity is the hash of its content
 //! ([`Generation`]), with its [`card`] and its router [`artefact`]s. The [`library::Library`] maps names to
 //! generations and hands out snapshots. Deltas are applied by [`apply`], the one place where a module touches
-//! a hidden state. [`transform`] makes new modules out of modules.
+//! a hidden state. [`transform`] makes new modules out of modules, and [`inspect`] tells what they are.
 
 pub mod apply;
 pub mod artefact;
@@ -11,6 +11,7 @@ pub mod card;
 mod error;
 mod files;
 mod generation;
+pub mod inspect;
 pub mod library;
 pub mod lora;
 pub mod peft;
