@@ -21,10 +21,10 @@ use crate::lora::Elements;
 use crate::peft::bundle::elements;
 use crate::peft::site_of;
 
-const FOLDER: &str = "artefacts";
-const EXTENSION: &str = "safetensors";
-const MAX_ARTEFACTS: usize = 16;
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const FOLDER: &str = "artefacts";
+pub(crate) const EXTENSION: &str = "safetensors";
+pub(crate) const MAX_ARTEFACTS: usize = 16;
+pub(crate) const MAX_BYTES: u64 = 64 << 20;
 const MAX_DIMENSIONS: usize = 4;
 /// Elements of a tensor, in vectors of its site's input width.
 const MAX_VECTORS: usize = 64;

@@ -30,6 +30,12 @@ pub enum Error {
         /// One sentence per problem: the thing, what was found, what was expected.
         problems: Vec<String>,
     },
+    /// Modules that cannot be compared.
+    #[error("{}", problems.join("; "))]
+    Incomparable {
+        /// One sentence per problem.
+        problems: Vec<String>,
+    },
     /// A name that the library does not accept.
     #[error("adapter name `{name}`: {reason}")]
     BadName {

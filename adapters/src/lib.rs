@@ -4,7 +4,8 @@
 //! [`weights::Weights`], whose identity is the hash of its content ([`Generation`]), with its [`card`] and its
 //! router [`artefact`]s. The [`library::Library`] maps names to generations and hands out snapshots;
 //! [`residency`] decides whose weights are in memory. Deltas are applied by [`apply`], the one place where a
-//! module touches what a linear wrote. [`transform`] makes new modules out of modules.
+//! module touches what a linear wrote. [`transform`] makes new modules out of modules, and [`inspect`] tells
+//! what they are.
 
 pub mod apply;
 pub mod artefact;
@@ -14,6 +15,7 @@ mod error;
 mod files;
 mod generation;
 mod gguf;
+pub mod inspect;
 pub mod library;
 pub mod load;
 pub mod lora;

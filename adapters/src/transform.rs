@@ -5,21 +5,21 @@
 //! since they belong to the original's weights.
 
 mod eigen;
-mod factors;
+pub(crate) mod factors;
 mod general;
 mod matrix;
 mod merge;
 mod project;
-mod prompt;
+pub(crate) mod prompt;
 mod provenance;
 mod recipe;
 mod refine;
 mod rescale;
-mod source;
+pub(crate) mod source;
 mod sparse;
 mod svd;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod write;
 
 use std::path::PathBuf;
@@ -38,6 +38,7 @@ pub use rescale::{Scaling, rescale};
 pub use sparse::Sign;
 pub use svd::Rank;
 pub use write::Dtype;
+pub(crate) use write::tensor_name;
 
 /// Called as work proceeds with `(sites done, sites in all)`.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);

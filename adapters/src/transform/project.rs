@@ -137,3 +137,72 @@ fn projected(
     };
     Ok((draft, reports))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transform::matrix::tests::{noise, worst};
+    use crate::transform::testing::{Q0, deltas, write};
+
+    #[test]
+    fn nothing_of_the_general_span_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let lora = |name: &str, rank: usize, seed: u64| {
+            let sites = [(Q0, noise(rank, 9, seed), noise(7, rank, seed + 1))];
+            write(root.path(), name, &sites, 3.0, &[])
+        };
+        let general = [lora("g1", 2, 1), lora("g2", 2, 3)];
+        let task = lora("task", 4, 5);
+        let out = root.path().join("out");
+        let made = project_out(&general, std::slice::from_ref(&task), &out).unwrap();
+        assert_eq!(made[0].path, out.join("task"));
+        let (before, after) = (Source::read(&task).unwrap(), Source::read(&made[0].path).unwrap());
+        assert_eq!((before.sites[Q0].rank, before.sites[Q0].scale), (4, 0.75));
+        assert_eq!((after.sites[Q0].rank, after.sites[Q0].scale), (4, 0.75));
+        let read: Vec<Source> = general.iter().map(|path| Source::read(path).unwrap()).collect();
+        let mean = |part: usize| {
+            let [one, two] = [0, 1].map(|at: usize| &read[at].sites[Q0].matrices[part].values);
+            one.iter().zip(two).map(|(one, two)| (one + two) / 2.0).collect::<Vec<f32>>()
+        };
+        let (a, b) = (Mat::from_f32(2, 9, &mean(0)), Mat::from_f32(7, 2, &mean(1)).transposed());
+        let matrix = |part: usize| {
+            let Matrix { shape: [rows, columns], values } = &after.sites[Q0].matrices[part];
+            Mat::from_f32(*rows, *columns, values)
+        };
+        let zero = Mat::zeros(4, 2);
+        assert!(worst(&matrix(0).times_transposed(&a), &zero) < 1e-6);
+        assert!(worst(&matrix(1).transposed().times_transposed(&b), &zero) < 1e-6);
+        // What is orthogonal already stays.
+        let again = project_out(&general, &[made[0].path.clone()], &root.path().join("again"));
+        let (again, once) = (deltas(&again.unwrap()[0].path), deltas(&made[0].path));
+        assert!(worst(&again[Q0], &once[Q0]) < 1e-6 && once[Q0].norm2() > 0.1);
+        // A module in the span of the general ones has nothing else.
+        let alone = [general[0].clone()];
+        let gone = project_out(&alone, &alone, &root.path().join("gone")).unwrap();
+        assert!(deltas(&gone[0].path)[Q0].norm2() < 1e-10);
+        assert!((gone[0].sites[0].from_sum - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn shapes_and_sites_must_agree() {
+        let root = tempfile::tempdir().unwrap();
+        let general = write(root.path(), "g", &[(Q0, noise(2, 9, 1), noise(7, 2, 2))], 3.0, &[]);
+        let wide = write(root.path(), "wide", &[(Q0, noise(2, 8, 1), noise(7, 2, 2))], 3.0, &[]);
+        let other = write(
+            root.path(),
+            "other",
+            &[("model.layers.3.x", noise(2, 9, 1), noise(7, 2, 2))],
+            3.0,
+            &[],
+        );
+        let out = root.path().join("out");
+        let found = project_out(&[general], &[wide, other], &out).unwrap_err().to_string();
+        for part in
+            ["`wide` has inputs 8", "`other` acts at model.layers.3.x", "`other` does not act at"]
+        {
+            assert!(found.contains(part), "{part}: {found}");
+        }
+        assert!(!out.exists());
+        assert!(project_out(&[], &[], &out).unwrap_err().to_string().contains("no general module"));
+    }
+}

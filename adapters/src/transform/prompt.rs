@@ -13,10 +13,11 @@ use super::provenance::{Origin, Provenance};
 use super::source::{leaf, new_name};
 use super::write::{self, Draft, Tensor, pretty};
 use super::{Made, Weighted};
+use crate::card::Card;
 use crate::error::Error;
 use crate::files::{Files, Problems};
 use crate::generation::Generation;
-use crate::peft::{CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, elements};
+use crate::peft::{CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, elements};
 
 const TENSOR: &str = "prompt_embeddings";
 /// The setting that makes a prompt a vector and names its origin.
@@ -63,6 +64,15 @@ impl Prompt {
         let [tokens, width] = self.shape.map(|size| (size as u64).to_le_bytes());
         let values: Vec<u8> = self.values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Generation::of(&[b"prompt values", &tokens, &width, &values]).to_string()
+    }
+
+    /// The card beside it, if there is one.
+    pub(crate) fn card(&self, directory: &Path) -> Result<Card, Error> {
+        let files = Files { name: &self.name, directory, root: directory };
+        match files.has(CARD_FILE) {
+            true => Ok(Card::parse(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?)),
+            false => Ok(Card::default()),
+        }
     }
 
     fn as_origin(&self, role: &'static str, weight: Option<f64>) -> Origin {
@@ -251,4 +261,102 @@ fn publish(
     };
     let generation = write::publish_one(out, &draft)?;
     Ok(Made { path: out.to_owned(), generation, sites: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompt(root: &Path, name: &str, shape: [usize; 2], values: &[f32]) -> PathBuf {
+        let directory = root.join(name);
+        std::fs::create_dir(&directory).unwrap();
+        let [tokens, width] = shape;
+        let config = json!({
+            "peft_type": "PROMPT_TUNING", "num_virtual_tokens": tokens, "token_dim": width,
+        });
+        std::fs::write(directory.join(CONFIG_FILE), pretty(&config)).unwrap();
+        let tensor = Tensor::f32(shape.to_vec(), values.iter().copied());
+        let weights = write::weights_file([(TENSOR.to_owned(), tensor)]).unwrap();
+        std::fs::write(directory.join(WEIGHTS_FILE), weights).unwrap();
+        directory
+    }
+
+    fn weighted(directory: &Path, weight: f64) -> Weighted {
+        Weighted { directory: directory.to_owned(), weight }
+    }
+
+    #[test]
+    fn vectors_add_up_on_their_origin_and_on_others_if_asked() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let origin = prompt(root, "origin", [1, 3], &[1.0, 2.0, 3.0]);
+        let other = prompt(root, "other", [1, 3], &[0.0, 0.0, 1.0]);
+        let tasks = [[2.0, 2.0, 3.0], [1.0, 2.0, 7.0]];
+        let vectors: Vec<PathBuf> = tasks
+            .iter()
+            .enumerate()
+            .map(|(at, values)| {
+                let task = prompt(root, &format!("task-{at}"), [1, 3], values);
+                prompt_vector(&task, &origin, &root.join(format!("vector-{at}"))).unwrap().path
+            })
+            .collect();
+        let vector = Prompt::read(&vectors[1]).unwrap();
+        assert_eq!(vector.values, [0.0, 0.0, 4.0]);
+        let digest = Prompt::read(&origin).unwrap().digest();
+        assert_eq!(vector.origin(), Some(digest.as_str()));
+        let mut sum = PromptSum {
+            origin: origin.clone(),
+            vectors: vec![weighted(&vectors[0], 1.0), weighted(&vectors[1], -0.5)],
+            coefficient: 2.0,
+            cross_origin: false,
+        };
+        let made = prompt_sum(&sum, &root.join("sum")).unwrap();
+        let found = Prompt::read(&made.path).unwrap();
+        assert_eq!((found.values.as_slice(), found.origin()), ([3.0, 2.0, -1.0].as_slice(), None));
+        assert_eq!(made.generation, found.generation);
+        sum.origin = other;
+        let refused = prompt_sum(&sum, &root.join("cross")).unwrap_err().to_string();
+        assert!(refused.contains(&format!("vector from origin {digest}")), "{refused}");
+        assert!(!root.join("cross").exists());
+        sum.cross_origin = true;
+        let made = prompt_sum(&sum, &root.join("cross")).unwrap();
+        assert_eq!(Prompt::read(&made.path).unwrap().values, [2.0, 0.0, -3.0]);
+    }
+
+    #[test]
+    fn what_is_no_prompt_or_no_vector_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let origin = prompt(root, "origin", [1, 2], &[1.0, 2.0]);
+        let long = prompt(root, "long", [2, 2], &[1.0; 4]);
+        let huge = prompt(root, "huge", [1, 2], &[f32::MAX, 0.0]);
+        let low = prompt(root, "low", [1, 2], &[f32::MIN, 0.0]);
+        let wrong = prompt(root, "wrong", [1, 2], &[f32::NAN, 0.0]);
+        let out = root.join("out");
+        let vector = |prompt: &Path, origin: &Path| {
+            let refused = prompt_vector(prompt, origin, &out).unwrap_err().to_string();
+            assert!(!out.exists(), "{refused}");
+            refused
+        };
+        assert!(vector(&long, &origin).contains("has shape [1, 2], expected [2, 2]"));
+        assert!(vector(&huge, &low).contains("overflows"));
+        assert!(vector(&wrong, &origin).contains("not finite"));
+        let sum = PromptSum {
+            origin: origin.clone(),
+            vectors: vec![weighted(&long, f64::NAN)],
+            coefficient: 1.0,
+            cross_origin: true,
+        };
+        let refused = prompt_sum(&sum, &out).unwrap_err().to_string();
+        for part in ["a factor is NaN", "`long` is no prompt vector", "has shape [2, 2]"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        let config = origin.join(CONFIG_FILE);
+        let lora = r#"{"peft_type": "LORA", "num_virtual_tokens": 3, "prompt_vector": 1}"#;
+        std::fs::write(config, lora).unwrap();
+        let refused = vector(&origin, &huge);
+        for part in ["expected PROMPT_TUNING", "`num_virtual_tokens` is 3", "names no origin"] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+    }
 }

@@ -146,3 +146,64 @@ fn card(name: &str, refinement: Refinement, source: &Source, reports: &[SiteRepo
     provenance.origins = vec![Origin::of("derived_from", source, None)];
     provenance.card()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transform::matrix::tests::worst;
+    use crate::transform::testing::{DOWN1, Q0, deltas, module, site};
+
+    #[test]
+    fn a_lower_rank_is_the_best_of_its_rank() {
+        let root = tempfile::tempdir().unwrap();
+        let one = module(root.path(), "one", &[site(Q0, 5, 12, 9), site(DOWN1, 2, 9, 12)], 6.0, 1);
+        let before = deltas(&one);
+        let run = |rank, dtype, name: &str| {
+            refine(&one, Refinement::Rank(rank), dtype, &root.path().join(name), &mut |_, _| {})
+        };
+        let all = run(Rank::Largest, Dtype::F32, "all").unwrap();
+        deltas(&all.path).iter().for_each(|(path, m)| assert!(worst(m, &before[path]) < 1e-5));
+        let cut = run(Rank::Fixed(3), Dtype::F32, "cut").unwrap();
+        assert_eq!(cut.sites.iter().map(|site| site.rank).collect::<Vec<_>>(), [3, 2]);
+        let sigma = svd::dense(&before[Q0], <[f64]>::len).sigma;
+        let energy = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>();
+        let expected = (energy(&sigma[3..]) / energy(&sigma)).sqrt();
+        assert!((cut.sites[0].error - expected).abs() < 1e-6, "{cut:?}");
+        let coarse = run(Rank::Largest, Dtype::Bf16, "coarse").unwrap();
+        assert!((1e-4..1e-2).contains(&coarse.errors().worst), "{coarse:?}");
+        let none = run(Rank::Fixed(0), Dtype::F32, "none").unwrap_err().to_string();
+        assert!(none.contains("rank is 0") && !root.path().join("none").exists(), "{none}");
+    }
+
+    #[test]
+    fn timber_with_gamma_one_changes_nothing_and_below_shrinks_the_tail() {
+        let root = tempfile::tempdir().unwrap();
+        let one = module(root.path(), "one", &[site(Q0, 6, 12, 9)], 6.0, 1);
+        let before = deltas(&one);
+        let run = |gamma: f64, name: &str| {
+            let timber = Refinement::Timber { gamma };
+            refine(&one, timber, Dtype::F32, &root.path().join(name), &mut |_, _| {})
+        };
+        let same = run(1.0, "same").unwrap();
+        assert!(worst(&deltas(&same.path)[Q0], &before[Q0]) < 1e-5);
+        let sigma = svd::dense(&before[Q0], <[f64]>::len).sigma;
+        let kept = effective_rank(&sigma).ceil() as usize;
+        let (half, none) = (run(0.5, "half").unwrap(), run(0.0, "none").unwrap());
+        assert_eq!((half.sites[0].rank, none.sites[0].rank), (6, kept.min(6)));
+        let halved = svd::dense(&deltas(&half.path)[Q0], <[f64]>::len).sigma;
+        for (at, (before, after)) in sigma.iter().zip(&halved).take(6).enumerate() {
+            let expected = before * if at < kept { 1.0 } else { 0.5 };
+            assert!((after - expected).abs() < 1e-4, "{at}: {after} {expected}");
+        }
+        for gamma in [f64::NAN, -0.1] {
+            assert!(run(gamma, "wrong").unwrap_err().to_string().contains("gamma is"));
+        }
+    }
+
+    #[test]
+    fn the_effective_rank_counts_equal_values() {
+        assert!((effective_rank(&[2.0, 2.0, 2.0, 1e-9]) - 3.0).abs() < 1e-6);
+        assert!((effective_rank(&[5.0, 0.0]) - 1.0).abs() < 1e-6);
+        assert_eq!(effective_rank(&[0.0]), 1.0);
+    }
+}

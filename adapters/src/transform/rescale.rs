@@ -150,3 +150,68 @@ fn card(name: &str, scaling: Scaling, source: &Source) -> String {
     provenance.origins = vec![Origin::of("derived_from", source, None)];
     provenance.card()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transform::matrix::tests::worst;
+    use crate::transform::testing::{DOWN1, Q0, Q1, deltas, module, site, write};
+
+    #[test]
+    fn weights_keep_their_bits() {
+        let root = tempfile::tempdir().unwrap();
+        let sites = [site(Q0, 3, 6, 5), site(Q1, 2, 6, 5), site(DOWN1, 2, 5, 6)];
+        let one = module(root.path(), "one", &sites, 6.0, 1);
+        let before = deltas(&one);
+        let weights = |directory: &Path| std::fs::read(directory.join("adapter_model.safetensors"));
+        for (scaling, at_q0, at_others, name) in [
+            (Scaling::Factor(-1.0), -1.0, -1.0, "negate"),
+            (Scaling::Factor(0.0), 0.0, 0.0, "scale"),
+            (Scaling::Lines { alpha: 0.3, beta: 0.7, layers: None }, 0.3, 1.0, "lines"),
+            (Scaling::Lines { alpha: 0.3, beta: 0.7, layers: Some(8) }, 0.3, 0.4, "lines-8"),
+        ] {
+            let made = rescale(&one, scaling, &root.path().join(name)).unwrap();
+            assert_eq!(weights(&made.path).unwrap(), weights(&one).unwrap());
+            for (path, after) in deltas(&made.path) {
+                let factor = if path == Q0 { at_q0 } else { at_others };
+                let off = worst(&after, &before[&path].clone().scaled(factor));
+                assert!(off < 1e-5, "{name} at {path}: {off}");
+            }
+            let source = Source::read(&made.path).unwrap();
+            assert!(source.content.card.tags.contains(&scaling.method().to_owned()));
+        }
+    }
+
+    #[test]
+    fn depth_needs_layers_and_factors_are_finite() {
+        let root = tempfile::tempdir().unwrap();
+        let one = module(root.path(), "one", &[site(Q0, 3, 6, 5)], 6.0, 1);
+        let deep = module(root.path(), "deep", &[site(Q1, 3, 6, 5)], 6.0, 1);
+        let lines = |alpha, layers| Scaling::Lines { alpha, beta: 1.0, layers };
+        let out = root.path().join("out");
+        for (directory, scaling, part) in [
+            (&one, lines(1.0, None), "found 1 layers"),
+            (&one, lines(1.0, Some(1)), "found 1 layers"),
+            (&deep, lines(f64::NAN, None), "first factor is NaN"),
+            (&deep, lines(1e39, None), "overflows at"),
+            (&one, Scaling::Factor(f64::INFINITY), "first factor is inf"),
+            (&out, Scaling::Factor(1.0), "cannot read"),
+        ] {
+            let found = rescale(directory, scaling, &out).unwrap_err().to_string();
+            assert!(found.contains(part) && !out.exists(), "{part}: {found}");
+        }
+        let far = ("model.layers.5.self_attn.q_proj", [1, 2], [2, 1]);
+        let [a, b] = [far.1, far.2]
+            .map(|[rows, columns]| crate::transform::matrix::Mat::zeros(rows, columns));
+        let far = write(root.path(), "far", &[(far.0, a, b)], 1.0, &[]);
+        let found = rescale(&far, lines(1.0, Some(4)), &out).unwrap_err().to_string();
+        assert!(found.contains("acts in layer 5, expected below 4"), "{found}");
+    }
+
+    #[test]
+    fn the_layer_is_the_first_component_that_is_a_number() {
+        assert_eq!(layer_of("model.layers.10.mlp.down_proj"), Some(10));
+        assert_eq!(layer_of("model.layers.1.experts.7.w1"), Some(1));
+        assert_eq!(layer_of("lm_head"), None);
+    }
+}

@@ -51,7 +51,7 @@ enum Command {
     Record(record::RecordArgs),
     /// Print the effective configuration.
     CheckConfig(ServeArgs),
-    /// Make modules out of modules.
+    /// Merge, transform, inspect, verify and compare modules.
     #[command(subcommand)]
     Adapters(adapters_command::AdaptersCommand),
     /// Write, build, test, measure, sign and serve router plugins.
@@ -154,7 +154,7 @@ pub fn main() -> ExitCode {
             eprintln!("polyskill: {count} fixtures written");
         }),
         Command::CheckConfig(args) => check_config(&args),
-        Command::Adapters(command) => make_modules(&command),
+        Command::Adapters(command) => adapters_command::run(&command, &mut std::io::stdout()),
         Command::Plugin(command) => plugin_command::run(&command, &mut std::io::stdout()),
     };
     match result {
@@ -387,11 +387,6 @@ fn pull_model(model: &str) -> Result<(), String> {
     let path = pull::resolve(model, &mut |message| eprintln!("polyskill: {message}"))
         .map_err(|error| error.to_string())?;
     println!("{}", path.display());
-    Ok(())
-}
-
-fn make_modules(command: &adapters_command::AdaptersCommand) -> Result<(), String> {
-    adapters_command::run(command)?.iter().for_each(|path| println!("{}", path.display()));
     Ok(())
 }
 

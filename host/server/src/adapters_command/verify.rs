@@ -1,0 +1,54 @@
+//! `polyskill adapters verify`.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use polyskill_adapters::library::Expected;
+use polyskill_adapters::{Library, peft};
+use polyskill_model::{Compute, load};
+
+use super::table::bytes;
+use super::{message, say};
+use crate::pull;
+
+/// What is loaded for which base.
+#[derive(Args, Clone, Debug)]
+pub struct VerifyArgs {
+    /// The module's directory.
+    pub directory: PathBuf,
+    /// The base: a path, or a name as for `serve`.
+    #[arg(long)]
+    pub model: String,
+    /// The generation that the module must have.
+    #[arg(long)]
+    pub generation: Option<String>,
+}
+
+pub(super) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), String> {
+    let mut quiet = |_: &str| {};
+    let path = pull::resolve(&args.model, &mut quiet).map_err(message)?;
+    let compute = Arc::new(Compute::for_this_machine());
+    let model = load::load(&path, compute, &mut |_, _| {}).map_err(message)?;
+    let directory = args.directory.canonicalize();
+    let directory = directory.map_err(|error| format!("{}: {error}", args.directory.display()))?;
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let root = directory.parent().unwrap_or(&directory);
+    let module = peft::load(&name, &directory, root, &model)
+        .and_then(|module| Library::default().publish(&name, module, Expected::Absent))
+        .map_err(message)?;
+    let generation = module.generation().to_string();
+    if let Some(expected) = args.generation.as_ref().filter(|expected| **expected != generation) {
+        return Err(format!("adapter `{name}` is at generation {generation}, expected {expected}"));
+    }
+    say(out, &format!("`{name}` fits {}", path.display()))?;
+    say(out, &format!("generation {generation}"))?;
+    say(out, &format!("edition    {}", module.edition()))?;
+    let size = bytes(module.num_bytes());
+    say(out, &format!("{} sites, {size}", module.weights().sites().count()))?;
+    for artefact in module.artefacts() {
+        say(out, &format!("artefact {}: {}", artefact.name(), bytes(artefact.num_bytes())))?;
+    }
+    module.left_out().iter().try_for_each(|reason| say(out, &format!("left out: {reason}")))
+}
