@@ -19,6 +19,7 @@ mod limits;
 mod loader;
 mod sandbox;
 pub mod self_test;
+pub mod signature;
 mod state;
 mod trust;
 
@@ -28,4 +29,5 @@ pub use inspect::{Inspection, inspect};
 pub use limits::Limits;
 pub use loader::{Kind, Loader, Plugin};
 pub use polyskill_sdk::runtime::Fault;
-pub use trust::{Trust, TrustedKey, new_key, sign};
+pub use signature::new_key;
+pub use trust::{Trust, TrustedKey, sign};

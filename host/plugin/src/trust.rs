@@ -3,13 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use crate::bundle::{Bundle, Capability, SIGNATURE_FILE};
 use crate::error::Error;
 use crate::limits::Limits;
-use crate::sandbox::hex;
+use crate::signature::{self, SecretKey};
 
 /// What is signed, before the digest: a signature of something else is not one of a plugin.
 const CONTEXT: &str = "polyskill plugin ";
@@ -105,58 +104,7 @@ fn lies_in(path: &Path, allowed: &Path) -> bool {
 
 /// Checks a signature's text against a digest; returns the signer's public key.
 pub(crate) fn verify(digest: &str, text: &str) -> Result<String, String> {
-    let malformed =
-        || "its signature is not `ed25519 PUBLIC-KEY SIGNATURE` in hexadecimal".to_owned();
-    let mut words = text.split_whitespace();
-    let (Some("ed25519"), Some(key), Some(signature)) = (words.next(), words.next(), words.next())
-    else {
-        return Err(malformed());
-    };
-    let key_bytes: [u8; 32] = unhex(key).ok_or_else(malformed)?;
-    let signature: [u8; 64] = unhex(signature).ok_or_else(malformed)?;
-    let verifier = VerifyingKey::from_bytes(&key_bytes).map_err(|_| malformed())?;
-    verifier
-        .verify_strict(message(digest).as_bytes(), &Signature::from_bytes(&signature))
-        .map_err(|_| {
-            "its signature does not fit its files: they were changed after signing".to_owned()
-        })?;
-    Ok(hex(&key_bytes))
-}
-
-fn message(digest: &str) -> String {
-    format!("{CONTEXT}{digest}")
-}
-
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.is_ascii() {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
-/// Makes a key pair; the secret goes to a file that only this user may read. Returns the public key.
-///
-/// # Errors
-/// If the file exists or cannot be written, or the system has no randomness.
-pub fn new_key(path: &Path) -> Result<String, Error> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let mut secret = [0; 32];
-    getrandom::fill(&mut secret)
-        .map_err(|error| io(std::io::Error::other(format!("no randomness: {error}"))))?;
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    let mut file = options.open(path).map_err(io)?;
-    std::io::Write::write_all(&mut file, format!("{}\n", hex(&secret)).as_bytes()).map_err(io)?;
-    Ok(hex(SigningKey::from_bytes(&secret).verifying_key().as_bytes()))
+    signature::verify(CONTEXT, digest, text)
 }
 
 /// Signs a bundle: writes its detached signature. Returns digest and public key.
@@ -164,17 +112,9 @@ pub fn new_key(path: &Path) -> Result<String, Error> {
 /// # Errors
 /// If the bundle or the key cannot be read, or the signature cannot be written.
 pub fn sign(path: &Path, key: &Path, limits: &Limits) -> Result<(String, String), Error> {
-    let text =
-        fs::read_to_string(key).map_err(|source| Error::Io { path: key.to_owned(), source })?;
-    let secret = unhex(text.trim()).ok_or_else(|| Error::Manifest {
-        path: key.to_owned(),
-        reason: "is no signing key: expected 64 hexadecimal digits".to_owned(),
-    })?;
-    let key = SigningKey::from_bytes(&secret);
+    let key = SecretKey::read(key)?;
     let bundle = Bundle::read(path, limits)?;
-    let signature = key.sign(message(&bundle.digest).as_bytes());
-    let public = hex(key.verifying_key().as_bytes());
-    let text = format!("ed25519 {public} {}\n", hex(&signature.to_bytes()));
+    let (public, text) = (key.public(), key.sign(CONTEXT, &bundle.digest));
     let target = match path.is_dir() {
         true => path.join(SIGNATURE_FILE),
         false => path.with_file_name(format!("{}.sig", bundle.manifest.file)),
@@ -191,6 +131,7 @@ pub(crate) fn granted(asked: &[Capability], granted: &[Capability]) -> Vec<Capab
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signature::new_key;
 
     fn bundle(directory: &Path) -> PathBuf {
         let path = directory.join("router");

@@ -14,4 +14,5 @@ pub mod pull;
 pub mod record;
 pub mod routers;
 pub mod service;
+pub mod sources;
 pub mod text;

@@ -114,7 +114,8 @@ fn is_hub_name(name: &str) -> bool {
 }
 
 /// A folder for a download, beside the place where it belongs.
-struct Staging {
+#[derive(Debug)]
+pub(crate) struct Staging {
     folder: tempfile::TempDir,
     /// Held shared as long as the folder is in use, whichever way the process ends.
     _lock: File,
@@ -124,7 +125,7 @@ const STAGING_PREFIX: &str = ".partial-";
 
 impl Staging {
     /// Makes a folder, and removes those that killed downloads have left.
-    fn new(directory: &Path) -> Result<Self, PullError> {
+    pub(crate) fn new(directory: &Path) -> Result<Self, PullError> {
         std::fs::create_dir_all(directory).map_err(io(directory))?;
         let path = directory.join(".lock");
         let lock = File::create(&path).map_err(io(&path))?;
@@ -142,7 +143,7 @@ impl Staging {
         Ok(Self { folder, _lock: lock })
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
 }

@@ -1,0 +1,221 @@
+//! Which files a module consists of, told by their names alone.
+
+use std::collections::BTreeSet;
+
+use super::error::Reason;
+
+/// The card.
+const CARD: &str = "README.md";
+/// The detached signature of a module in a directory or archive.
+pub const SIGNATURE_FILE: &str = "module.sig";
+/// The pairs of files that make a module, the first that is complete counts.
+const PAIRS: [(Format, [&str; 2]); 2] = [
+    (Format::Polyskill, ["polyskill_config.json", "polyskill_module.safetensors"]),
+    (Format::Peft, ["adapter_config.json", "adapter_model.safetensors"]),
+];
+/// Where artefacts lie, and how their names end.
+const ARTEFACTS: &str = "artefacts";
+const SAFETENSORS: &str = ".safetensors";
+/// Endings of pickles, which run code when they are read.
+const PICKLES: [&str; 6] = [".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"];
+/// Longest name that is kept, as of modules.
+const MAX_NAME_BYTES: usize = 128;
+
+/// In which format a module is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// `adapter_config.json` and `adapter_model.safetensors`.
+    Peft,
+    /// `polyskill_config.json` and `polyskill_module.safetensors`.
+    Polyskill,
+    /// One GGUF file; its name in the module's directory.
+    Gguf(String),
+}
+
+/// What a file is to a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Part of it, under this name.
+    Part(String),
+    /// A pickle, which is never read.
+    Pickle,
+    /// Anything else.
+    Other,
+}
+
+/// What the file at a path within a module's folder is.
+pub(super) fn classify(path: &[&str]) -> Class {
+    match path {
+        [name] if is_known(name) || is_gguf(name) => Class::Part((*name).to_owned()),
+        [ARTEFACTS, name] if name.ends_with(SAFETENSORS) && is_plain(name) => {
+            Class::Part(format!("{ARTEFACTS}/{name}"))
+        }
+        [name] if is_pickle(name) => Class::Pickle,
+        _ => Class::Other,
+    }
+}
+
+/// The same for a path in an archive, which may have its module in one folder; also that folder.
+pub(super) fn classify_below<'a>(path: &[&'a str]) -> (&'a str, Class) {
+    match (path, classify(path)) {
+        ([top, rest @ ..], Class::Other) if !rest.is_empty() => (top, classify(rest)),
+        (_, class) => ("", class),
+    }
+}
+
+fn is_known(name: &str) -> bool {
+    name == CARD || name == SIGNATURE_FILE || PAIRS.iter().any(|(_, pair)| pair.contains(&name))
+}
+
+pub(super) fn is_gguf(name: &str) -> bool {
+    name.ends_with(".gguf") && is_plain(name)
+}
+
+fn is_pickle(name: &str) -> bool {
+    let lower = name.to_ascii_lowercase();
+    PICKLES.iter().any(|ending| lower.ends_with(ending))
+}
+
+/// Names that are the same file on every system.
+fn is_plain(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    name.len() <= MAX_NAME_BYTES && !name.starts_with('.') && name.chars().all(plain)
+}
+
+/// The components of a name in an archive or listing, which must lead to inside of it.
+///
+/// # Errors
+/// What is wrong with the name.
+pub(super) fn components(name: &str) -> Result<Vec<&str>, String> {
+    let drive = name.as_bytes().get(1) == Some(&b':');
+    let wrong = if name.starts_with('/') || drive {
+        "is absolute"
+    } else if name.contains(['\\', '\0']) {
+        "has a backslash or a zero in its name"
+    } else if name.split('/').any(|part| part == "..") {
+        "has `..` in its name"
+    } else {
+        return Ok(name.split('/').filter(|part| !part.is_empty() && *part != ".").collect());
+    };
+    Err(format!("`{}` {wrong}, expected names of files inside", shorten(name)))
+}
+
+/// A name for messages: of a bounded length, on one line.
+pub(super) fn shorten(name: &str) -> String {
+    const MAX_SHOWN: usize = 80;
+    let shown: String = name.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect();
+    match name.chars().nth(MAX_SHOWN) {
+        Some(_) => format!("{shown}…"),
+        None => shown,
+    }
+}
+
+/// The format of the module that parts make, or why they make none.
+pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<Format, Reason> {
+    for (format, pair) in PAIRS {
+        if pair.iter().all(|file| parts.contains(*file)) {
+            return Ok(format);
+        }
+    }
+    let ggufs: Vec<&String> = parts.iter().filter(|name| is_gguf(name)).collect();
+    let mut problems = Vec::new();
+    if let Some(pickle) = pickles.first() {
+        problems.push(format!(
+            "`{}` is a pickle, which can run code when it is read and is never read here; save the module as safetensors",
+            shorten(pickle)
+        ));
+    }
+    match ggufs.as_slice() {
+        [one] => return Ok(Format::Gguf((*one).clone())),
+        [] => {}
+        [first, second, ..] => {
+            problems.push(format!("found `{first}` and `{second}`, expected one GGUF file"));
+        }
+    }
+    for (_, [config, weights]) in PAIRS {
+        match (parts.contains(config), parts.contains(weights)) {
+            (true, false) => problems.push(format!("found `{config}` without `{weights}`")),
+            (false, true) => problems.push(format!("found `{weights}` without `{config}`")),
+            _ => {}
+        }
+    }
+    if problems.is_empty() {
+        let [(_, own), (_, peft)] = &PAIRS;
+        problems.push(format!(
+            "found no module, expected {} and {}, {} and {}, or one GGUF file",
+            peft[0], peft[1], own[0], own[1]
+        ));
+    }
+    Err(Reason::Unusable(problems))
+}
+
+/// Whether a part belongs to a module of this format: other GGUF files, such as a converted copy, do not.
+pub(super) fn belongs(format: &Format, part: &str) -> bool {
+    match format {
+        Format::Gguf(file) => part == file || part == CARD || part == SIGNATURE_FILE,
+        Format::Peft | Format::Polyskill => !is_gguf(part),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(parts: &[&str]) -> BTreeSet<String> {
+        parts.iter().map(|&part| part.to_owned()).collect()
+    }
+
+    #[test]
+    fn only_the_files_of_a_module_are_its_parts() {
+        let class = |path: &str| classify(&components(path).unwrap());
+        for part in ["adapter_config.json", "./README.md", "artefacts//a-1.safetensors", "a.gguf"] {
+            assert!(matches!(class(part), Class::Part(_)), "{part}");
+        }
+        for pickle in ["adapter_model.bin", "x.PT", "a.pkl", "a.ckpt", "a.pth"] {
+            assert_eq!(class(pickle), Class::Pickle);
+        }
+        for other in [
+            "run.sh",
+            "artefacts/a.bin",
+            "artefacts/.a.safetensors",
+            "artefacts/b/a.safetensors",
+            "b/adapter_config.json",
+            ".gguf",
+            "a b.gguf",
+            "",
+        ] {
+            assert_eq!(class(other), Class::Other, "{other}");
+        }
+        let below = |path: &'static str| classify_below(&components(path).unwrap());
+        assert_eq!(below("m/README.md"), ("m", Class::Part("README.md".to_owned())));
+        assert_eq!(below("artefacts/a.safetensors").0, "");
+        assert_eq!(below("m/n/README.md").1, Class::Other);
+    }
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        for name in ["/a", "a/../../b", "..", "a\\b", "C:/a", "a\0b", "\\\\host\\a"] {
+            assert!(components(name).is_err(), "{name}");
+        }
+        assert_eq!(components("./a//b/").unwrap(), ["a", "b"]);
+        assert_eq!(components("..a/b..").unwrap(), ["..a", "b.."]);
+    }
+
+    #[test]
+    fn the_format_is_told_or_all_that_is_missing() {
+        let peft = set(&["adapter_config.json", "adapter_model.safetensors", "a.gguf"]);
+        assert_eq!(format_of(&peft, &[]).unwrap(), Format::Peft);
+        assert!(!belongs(&Format::Peft, "a.gguf"));
+        let gguf = Format::Gguf("a.gguf".to_owned());
+        assert_eq!(format_of(&set(&["a.gguf", "README.md"]), &[]).unwrap(), gguf);
+        let why = |parts: &[&str], pickles: &[&str]| {
+            let pickles: Vec<String> = pickles.iter().map(|&name| name.to_owned()).collect();
+            format_of(&set(parts), &pickles).unwrap_err().to_string()
+        };
+        let message = why(&["adapter_config.json"], &["adapter_model.bin"]);
+        assert!(message.contains("`adapter_model.bin` is a pickle"), "{message}");
+        assert!(message.contains("without `adapter_model.safetensors`"), "{message}");
+        assert!(why(&["a.gguf", "b.gguf"], &[]).contains("expected one GGUF"));
+        assert!(why(&["README.md"], &[]).contains("found no module"));
+    }
+}
