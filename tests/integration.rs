@@ -23,6 +23,7 @@ mod plugin_command;
 mod pull;
 mod routers;
 mod skills;
+mod sources;
 mod steppers;
 mod tidy;
 mod zoo;

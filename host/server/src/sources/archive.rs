@@ -27,7 +27,6 @@ const BLOCK: usize = 512;
 /// Takes a module out of an archive, or a GGUF file as it is. `name` is that of the file, for a GGUF file
 /// that is kept and for messages.
 pub(super) fn unpack(mut file: File, name: &str, stage: &mut Stage) -> Result<(), Reason> {
-    let unreadable = |error: std::io::Error| Reason::unusable(format!("`{name}`: {error}"));
     let length = file.metadata().map_err(unreadable)?.len();
     let mut head = Vec::with_capacity(BLOCK);
     file.by_ref().take(BLOCK as u64).read_to_end(&mut head).map_err(unreadable)?;
@@ -54,6 +53,11 @@ pub(super) fn unpack(mut file: File, name: &str, stage: &mut Stage) -> Result<()
         false => "something else",
     };
     Err(Reason::unusable(format!("`{name}` is {found}, expected tar, tar.gz, zip or GGUF")))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
+fn unreadable(error: std::io::Error) -> Reason {
+    Reason::unusable(format!("the archive is not readable: {error}"))
 }
 
 fn is_tar(head: &[u8]) -> bool {

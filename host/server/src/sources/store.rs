@@ -22,11 +22,19 @@ const VARIABLES: [&str; 5] = ["AWS_", "GOOGLE_", "SERVICE_ACCOUNT", "AZURE_", "M
 
 /// A module from the store that a URL names.
 pub(super) async fn fetch(url: &Url, request: &Request<'_>) -> Result<Fetched, Reason> {
-    request.policy.allow_store(url)?;
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
         VARIABLES.iter().any(|prefix| name.starts_with(prefix)).then_some((name, value))
     });
+    fetch_with(url, variables.collect(), request).await
+}
+
+async fn fetch_with(
+    url: &Url,
+    variables: Vec<(String, String)>,
+    request: &Request<'_>,
+) -> Result<Fetched, Reason> {
+    request.policy.allow_store(url)?;
     let opened = object_store::parse_url_opts(url, variables);
     let (store, key) = opened.map_err(|error| Reason::unreachable(&error))?;
     let pin = request.source.sha256.as_deref();
@@ -145,8 +153,8 @@ fn reason(error: object_store::Error) -> Reason {
 mod tests {
     use object_store::memory::InMemory;
 
-    use super::super::Format;
-    use super::super::testing::{Fixture, module_files, tar_gz};
+    use super::super::testing::{Answer, Fixture, Server, module_files, tar_gz};
+    use super::super::{Format, Source};
     use super::*;
 
     async fn filled(files: &[(&str, &[u8])]) -> Arc<dyn ObjectStore> {
@@ -223,6 +231,87 @@ mod tests {
             assert!(message.contains(field), "{message}");
         }
         assert_eq!(fixture.staged(), Vec::<String>::new());
+    }
+
+    /// As much of S3 as is asked: a listing of each prefix, and objects.
+    fn s3() -> Server {
+        const TIME: &str = "2024-01-01T00:00:00.000Z";
+        Server::start(|path| {
+            let keys: &[&str] = match path {
+                _ if path.contains("prefix=modules%2Fa%2F") => {
+                    &["modules/a/adapter_config.json", "modules/a/adapter_model.safetensors"]
+                }
+                _ if path.contains("prefix=modules%2Fhostile%2F") => {
+                    &["modules/hostile/../../adapter_config.json"]
+                }
+                _ if path.contains("list-type=2") => &[],
+                _ if path.ends_with("/short.gguf") => {
+                    return Answer::ok(b"GGUF").declaring(100).with("ETag: \"e\"");
+                }
+                _ if path.starts_with("/bucket/modules/") => {
+                    let modified = "Last-Modified: Mon, 01 Jan 2024 00:00:00 GMT";
+                    return Answer::ok(b"GGUF").with("ETag: \"e\"").with(modified);
+                }
+                _ => return Answer::status("403 Forbidden"),
+            };
+            let contents = keys.iter().map(|key| {
+                format!(
+                    "<Contents><Key>{key}</Key><LastModified>{TIME}</LastModified>\
+                     <ETag>\"e\"</ETag><Size>4</Size></Contents>"
+                )
+            });
+            let list = format!(
+                "<ListBucketResult><IsTruncated>false</IsTruncated>{}</ListBucketResult>",
+                contents.collect::<String>()
+            );
+            Answer::ok(list.as_bytes())
+        })
+    }
+
+    async fn fetch_s3(server: &Server, fixture: &Fixture, text: &str) -> Result<Fetched, Reason> {
+        let (source, staging): (Source, _) = (text.parse().unwrap(), fixture.staging());
+        let super::super::Place::Store(url) = &source.place else { panic!("{text}") };
+        let variables = [
+            ("AWS_ENDPOINT", server.url("").as_str()),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_REGION", "here"),
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "hunter2"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let (policy, limits) = (&fixture.policy, &fixture.limits);
+        let (clock, staging) = (Clock::start(limits), &staging);
+        let request = Request { source: &source, policy, limits, staging, clock };
+        fetch_with(url, variables.to_vec(), &request).await
+    }
+
+    #[tokio::test]
+    async fn the_protocol_of_s3_is_spoken() {
+        let (mut fixture, server) = (Fixture::new(), s3());
+        fixture.policy.stores = vec!["s3://bucket/modules".to_owned()];
+        let fetched = fetch_s3(&server, &fixture, "s3://bucket/modules/a/").await.unwrap();
+        assert_eq!((&fetched.format, fetched.files, fetched.bytes), (&Format::Peft, 2, 8));
+        let gguf = fetch_s3(&server, &fixture, "s3://bucket/modules/b.gguf").await.unwrap();
+        assert_eq!(gguf.origin.etag.as_deref(), Some("\"e\""));
+        let signed = server.heads().iter().all(|head| head.contains("Credential=key/"));
+        assert!(signed && !server.heads().concat().contains("hunter2"));
+        let asked = server.requests();
+        for (text, reason) in
+            [("s3://bucket/other/a", "not allowed"), ("s3://elsewhere/modules/a", "not allowed")]
+        {
+            let message = fetch_s3(&server, &fixture, text).await.unwrap_err().to_string();
+            assert!(message.contains(reason), "{text}: {message}");
+        }
+        assert_eq!(server.requests(), asked, "what is not allowed is not asked");
+        for (text, reason) in [
+            ("s3://bucket/modules/nothing", "no object lies under"),
+            ("s3://bucket/modules/hostile", ".."),
+            ("s3://bucket/modules/b.gguf#sha256=", "expected sha256:0000"),
+        ] {
+            let text = text.replace("sha256=", &format!("sha256={}", "0".repeat(64)));
+            let message = fetch_s3(&server, &fixture, &text).await.unwrap_err().to_string();
+            assert!(message.contains(reason), "{text}: {message}");
+        }
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::io::Read;
 
 use tar::{Archive, Entry, EntryType, Header, PaxExtensions};
 
+use super::unreadable;
 use crate::sources::error::Reason;
 use crate::sources::format::{components, shorten};
 use crate::sources::stage::Stage;
@@ -70,10 +71,6 @@ fn unpack_entries(from: impl Read, stage: &mut Stage) -> Result<(), Reason> {
     // To the end of what is compressed, where its checksum is.
     std::io::copy(&mut archive.into_inner(), &mut std::io::sink()).map_err(unreadable)?;
     Ok(())
-}
-
-fn unreadable(error: std::io::Error) -> Reason {
-    Reason::unusable(format!("the archive is not readable: {error}"))
 }
 
 fn unpack_entry(

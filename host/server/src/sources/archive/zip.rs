@@ -12,6 +12,7 @@ use std::ops::Range;
 use flate2::Crc;
 use flate2::read::DeflateDecoder;
 
+use super::unreadable;
 use crate::sources::error::Reason;
 use crate::sources::format::{components, shorten};
 use crate::sources::stage::Stage;
@@ -62,10 +63,6 @@ pub(super) fn unpack(file: &mut File, length: u64, stage: &mut Stage) -> Result<
         free.start = unpack_part(file, part, &free, stage)?;
     }
     Ok(())
-}
-
-fn unreadable(error: std::io::Error) -> Reason {
-    Reason::unusable(format!("the archive is not readable: {error}"))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {

@@ -30,22 +30,22 @@ impl Layout {
     }
 
     /// Writes a blob; returns its descriptor.
-    fn blob(&self, bytes: &[u8], media_type: &str, annotations: Json) -> Json {
+    fn blob(&self, bytes: &[u8], media_type: &str, annotations: &Json) -> Json {
         let digest = format!("sha256:{}", hex(&Sha256::digest(bytes)));
         std::fs::write(self.path(&digest), bytes).unwrap();
         json!({"mediaType": media_type, "digest": digest, "size": bytes.len(), "annotations": annotations})
     }
 
     fn archive(&self, bytes: &[u8]) -> Json {
-        self.blob(bytes, "application/vnd.oci.image.layer.v1.tar+gzip", json!({}))
+        self.blob(bytes, "application/vnd.oci.image.layer.v1.tar+gzip", &json!({}))
     }
 
     fn file(&self, title: &str, bytes: &[u8]) -> Json {
-        self.blob(bytes, "application/octet-stream", json!({TITLE: title}))
+        self.blob(bytes, "application/octet-stream", &json!({TITLE: title}))
     }
 
-    fn image(&self, layers: &[Json], annotations: Json) -> Json {
-        let config = self.blob(b"{}", "application/vnd.oci.empty.v1+json", json!({}));
+    fn image(&self, layers: &[Json], annotations: &Json) -> Json {
+        let config = self.blob(b"{}", "application/vnd.oci.empty.v1+json", &json!({}));
         let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
         self.blob(manifest.to_string().as_bytes(), MANIFEST_TYPE, annotations)
     }
@@ -58,7 +58,7 @@ impl Layout {
     /// One image of files with titles.
     fn titled(&self, files: &[(String, Vec<u8>)]) {
         let layers: Vec<Json> = files.iter().map(|(name, bytes)| self.file(name, bytes)).collect();
-        self.index(&[self.image(&layers, json!({}))]);
+        self.index(&[self.image(&layers, &json!({}))]);
     }
 }
 
@@ -90,9 +90,9 @@ async fn layers_are_archives_or_files_with_a_title() {
         (split.iter().map(|files| layout.archive(&tar_gz(files))).collect(), (3, 0)),
         (files.clone(), (3, 0)),
         ([files.as_slice(), &more].concat(), (4, 1)),
-        (vec![layout.blob(&tar_gz(&module_files("module/")), "application/x", unpacked)], (3, 0)),
+        (vec![layout.blob(&tar_gz(&module_files("module/")), "application/x", &unpacked)], (3, 0)),
     ] {
-        let image = layout.image(&layers, json!({}));
+        let image = layout.image(&layers, &json!({}));
         layout.index(std::slice::from_ref(&image));
         let fetched = fixture.layout("").await.unwrap();
         assert_eq!((fetched.files, fetched.ignored), expected);
@@ -112,11 +112,11 @@ async fn images_are_chosen_by_reference_or_digest() {
             layout.file("adapter_config.json", b"{}"),
             layout.file("adapter_model.safetensors", weights),
         ];
-        layout.image(&layers, json!({REFERENCE: reference}))
+        layout.image(&layers, &json!({REFERENCE: reference}))
     };
     let (one, two) = (image("v1", b"one"), image("v2", b"two"));
     let nested = json!({"schemaVersion": 2, "manifests": [one]});
-    let nested = layout.blob(nested.to_string().as_bytes(), INDEX_TYPE, json!({REFERENCE: "all"}));
+    let nested = layout.blob(nested.to_string().as_bytes(), INDEX_TYPE, &json!({REFERENCE: "all"}));
     layout.index(&[one.clone(), two.clone(), nested]);
     let digest = |image: &Json| image["digest"].as_str().unwrap().to_owned();
     for (wanted, weights) in
@@ -137,7 +137,7 @@ async fn blobs_have_the_digest_and_size_that_name_them() {
     let layout = Layout::new(&fixture);
     let archive = tar_gz(&module_files(""));
     let layer = layout.archive(&archive);
-    let image = layout.image(std::slice::from_ref(&layer), json!({}));
+    let image = layout.image(std::slice::from_ref(&layer), &json!({}));
     layout.index(std::slice::from_ref(&image));
     assert!(fixture.layout("").await.is_ok());
     let files = module_files("");
@@ -183,9 +183,9 @@ async fn hostile_layouts_are_refused() {
     layout.titled(&[("adapter_config.json".to_owned(), vec![]), ("x.pt".to_owned(), vec![])]);
     fixture.refuses_layout("", "`x.pt` is a pickle").await;
     let bomb = gzip(&tar(&[("README.md".to_owned(), vec![0; 64 << 20])]));
-    layout.index(&[layout.image(&[layout.archive(&bomb)], json!({}))]);
+    layout.index(&[layout.image(&[layout.archive(&bomb)], &json!({}))]);
     fixture.refuses_layout("", "max_ratio").await;
-    layout.index(&vec![layout.image(&[], json!({})); 2]);
+    layout.index(&vec![layout.image(&[], &json!({})); 2]);
     fixture.refuses_layout("", "2 images fit").await;
     std::fs::write(layout.directory.join(INDEX_FILE), vec![b' '; (1 << 20) + 1]).unwrap();
     fixture.refuses_layout("", "more than 1048576 bytes").await;
@@ -249,7 +249,7 @@ proptest! {
         if in_manifest {
             edit(&mut image);
         }
-        layout.index(&[layout.blob(&image, MANIFEST_TYPE, json!({REFERENCE: "v1"}))]);
+        layout.index(&[layout.blob(&image, MANIFEST_TYPE, &json!({REFERENCE: "v1"}))]);
         if !in_manifest {
             let path = layout.directory.join(INDEX_FILE);
             let mut index = std::fs::read(&path).unwrap();
