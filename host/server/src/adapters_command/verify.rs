@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use polyskill_adapters::library::Expected;
-use polyskill_adapters::{Library, peft};
+use polyskill_adapters::{Library, load_module};
 use polyskill_model::{Compute, load};
 
 use super::table::bytes;
@@ -35,7 +35,7 @@ pub(super) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), String> 
     let directory = directory.map_err(|error| format!("{}: {error}", args.directory.display()))?;
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let root = directory.parent().unwrap_or(&directory);
-    let module = peft::load(&name, &directory, root, &model)
+    let module = load_module(&name, &directory, root, &model)
         .and_then(|module| Library::default().publish(&name, module, Expected::Absent))
         .map_err(message)?;
     let generation = module.generation().to_string();
@@ -46,7 +46,8 @@ pub(super) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), String> 
     say(out, &format!("generation {generation}"))?;
     say(out, &format!("edition    {}", module.edition()))?;
     let size = bytes(module.num_bytes());
-    say(out, &format!("{} sites, {size}", module.weights().sites().count()))?;
+    let (kind, sites) = (module.kind().as_str(), module.shape().sites.len());
+    say(out, &format!("{kind}, {sites} sites, {size}"))?;
     for artefact in module.artefacts() {
         say(out, &format!("artefact {}: {}", artefact.name(), bytes(artefact.num_bytes())))?;
     }
