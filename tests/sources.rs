@@ -9,7 +9,7 @@ use polyskill::sources::{
     FetchLimits, Fetched, ModuleTrust, Pin, Policy, SIGNATURE_FILE, Signer, Source, SourceError,
     TrustError, fetch, sign, verify,
 };
-use polyskill_adapters::peft;
+use polyskill_adapters::load_module;
 
 use crate::common::{fixtures, model};
 
@@ -40,7 +40,7 @@ fn fetched(text: &str, root: &Path, staging: &Path) -> Result<Fetched, SourceErr
 
 fn generation(fetched: &Fetched) -> String {
     let base = model("models/llama-tied");
-    let module = peft::load("basic", &fetched.directory, &fetched.root, base.config()).unwrap();
+    let module = load_module("basic", &fetched.directory, &fetched.root, base.config()).unwrap();
     module.generation().to_string()
 }
 
