@@ -245,6 +245,11 @@ impl Library {
         self.pool.set_budget(budget);
     }
 
+    /// How much memory weights may take.
+    pub fn budget(&self) -> Budget {
+        self.pool.budget()
+    }
+
     /// Totals of what is in memory.
     pub fn pool_stats(&self) -> PoolStats {
         self.pool.stats()

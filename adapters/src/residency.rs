@@ -100,6 +100,8 @@ pub struct Residency {
     pub pinned: bool,
     /// Requests that hold them.
     pub leases: usize,
+    /// Requests that wait for room for them.
+    pub wanted: usize,
     /// Leases that found them in memory.
     pub hits: u64,
     /// Times that they were read again.
@@ -213,6 +215,10 @@ impl Pool {
         state.make_room(0);
         drop(state);
         self.changed.notify_all();
+    }
+
+    pub(crate) fn budget(&self) -> Budget {
+        self.lock().budget
     }
 
     pub(crate) fn stats(&self) -> PoolStats {
@@ -398,8 +404,10 @@ impl Entry {
 
 impl State {
     fn residency(&self, id: u64) -> Residency {
+        let wanted = self.line.iter().filter(|ticket| ticket.wanted.contains(&id)).count();
         self.entries.get(&id).map_or_else(Residency::default, |entry| Residency {
             resident: matches!(entry.place, Place::Memory(_)),
+            wanted,
             ..entry.residency
         })
     }

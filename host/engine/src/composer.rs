@@ -611,8 +611,10 @@ impl Composer {
                     let generation = parts.modules[*module as usize].module.generation();
                     [generation.0.to_vec(), weight.to_le_bytes().to_vec()]
                 });
-                let all: Vec<Vec<u8>> =
-                    [format!("fixed {combine:?}").into_bytes(), model].into_iter().chain(picked).collect();
+                let all: Vec<Vec<u8>> = [format!("fixed {combine:?}").into_bytes(), model]
+                    .into_iter()
+                    .chain(picked)
+                    .collect();
                 let all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
                 Some(Generation::of(&all))
             }

@@ -9,6 +9,7 @@ mod beyond_linears;
 mod blocks;
 pub mod composer;
 mod composition;
+mod document;
 mod engine;
 pub mod gates;
 mod health;
@@ -24,6 +25,7 @@ mod trace;
 
 pub use composer::{CHAIN, ComposeError, Composer, PlannedRequest, RouterError, Selection};
 pub use composition::{Composition, LeasedModule, RouterIdentity};
+pub use document::read_document;
 pub use engine::{Engine, EngineConfig, Handle, SubmitError};
 pub use health::{FaultPolicy, OnFault, Standing};
 pub use request::{

@@ -1,8 +1,10 @@
 //! `polyskill adapters`: making modules out of modules, and looking at them.
 
 mod compare;
+mod encode;
 mod inspect;
 mod merge;
+mod remote;
 mod table;
 mod transform;
 mod verify;
@@ -14,7 +16,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use polyskill_adapters::transform::{self as making, Dtype, Made, Rank};
 
+pub use encode::EncodeArgs;
 pub use merge::{MergeArgs, SignArg};
+pub use remote::{RemoteCommand, ServerArgs};
 pub use transform::TransformCommand;
 pub use verify::VerifyArgs;
 
@@ -45,6 +49,17 @@ pub enum AdaptersCommand {
         /// Print JSON, with every site.
         #[arg(long)]
         json: bool,
+    },
+    /// Let the base read a text once, and keep it as a module.
+    Encode(EncodeArgs),
+    /// Change and list the modules of a running server.
+    Serving {
+        /// Which server.
+        #[command(flatten)]
+        server: ServerArgs,
+        /// What is to be done.
+        #[command(subcommand)]
+        command: RemoteCommand,
     },
     /// Load a module for a base model as the server would.
     Verify(VerifyArgs),
@@ -109,6 +124,8 @@ pub fn run(command: &AdaptersCommand, out: &mut dyn Write) -> Result<(), String>
             made.iter().try_for_each(|path| say(out, &path.display().to_string()))
         }
         AdaptersCommand::Inspect { directory, json } => inspect::run(directory, *json, out),
+        AdaptersCommand::Encode(args) => encode::run(args, out),
+        AdaptersCommand::Serving { server, command } => remote::run(server, command, out),
         AdaptersCommand::Verify(args) => verify::run(args, out),
         AdaptersCommand::Diff { one, two, json } => compare::run(one, two, *json, out),
     }

@@ -21,6 +21,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use futures::FutureExt as _;
 
+use crate::metrics::ModuleReport;
 use crate::service::Service;
 pub use error::ApiError;
 
@@ -135,12 +136,10 @@ async fn echo_request_id(request: Request, next: Next) -> Response {
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    let snapshot = service.composer.library().snapshot();
-    let names: Vec<String> = snapshot.iter().map(|(name, _)| name.to_owned()).collect();
+    let modules = ModuleReport::of(service.composer.library());
     let routers = service.composer.routers();
     let stats = service.engine.handle().stats().snapshot();
-    let bytes = service.composer.library().resident_bytes();
-    let text = service.metrics.render(stats, &names, bytes, &routers);
+    let text = service.metrics.render(stats, &modules, &routers);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
 }

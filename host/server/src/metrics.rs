@@ -1,5 +1,7 @@
 //! Prometheus metrics, under vLLM's names where it has them, so that its dashboards and gateways work.
 
+mod modules;
+
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -13,6 +15,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use modules::ModuleMetrics;
+pub use modules::ModuleReport;
 
 type Float = Gauge<f64, AtomicU64>;
 
@@ -103,8 +108,9 @@ pub struct Metrics {
     module_tokens: Family<ModuleLabel, Counter<f64, AtomicU64>>,
     fallback_rows: Counter,
     routers: RouterMetrics,
-    modules_loaded: Gauge,
-    module_bytes: Gauge,
+    modules: ModuleMetrics,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
     steps: Gauge,
     rows: Gauge,
 }
@@ -133,8 +139,9 @@ impl Metrics {
             module_tokens: Family::default(),
             fallback_rows: Counter::default(),
             routers: RouterMetrics::default(),
-            modules_loaded: Gauge::default(),
-            module_bytes: Gauge::default(),
+            modules: ModuleMetrics::default(),
+            prefix_queries: Counter::default(),
+            prefix_hits: Counter::default(),
             steps: Gauge::default(),
             rows: Gauge::default(),
         };
@@ -175,6 +182,16 @@ impl Metrics {
         );
         registry.register("vllm:request_success", "Finished requests", self.finished.clone());
         registry.register(
+            "vllm:prefix_cache_queries",
+            "Prompt tokens looked up in the prefix cache",
+            self.prefix_queries.clone(),
+        );
+        registry.register(
+            "vllm:prefix_cache_hits",
+            "Prompt tokens found in the prefix cache",
+            self.prefix_hits.clone(),
+        );
+        registry.register(
             "vllm:time_to_first_token_seconds",
             "Time to first token",
             self.first_token.clone(),
@@ -210,16 +227,7 @@ impl Metrics {
             self.fallback_rows.clone(),
         );
         self.routers.register(registry);
-        registry.register(
-            "polyskill:modules_loaded",
-            "Modules in the library",
-            self.modules_loaded.clone(),
-        );
-        registry.register(
-            "polyskill:module_bytes",
-            "Bytes of loaded or leased modules",
-            self.module_bytes.clone(),
-        );
+        self.modules.register(registry);
         registry.register("polyskill:engine_steps", "Steps run", self.steps.clone());
         registry.register("polyskill:engine_rows", "Rows computed", self.rows.clone());
     }
@@ -251,32 +259,34 @@ impl Metrics {
     pub fn render(
         &self,
         engine: StatsSnapshot,
-        modules: &[String],
-        module_bytes: usize,
+        modules: &ModuleReport,
         routers: &[RouterInfo],
     ) -> String {
         self.waiting.set(engine.waiting as i64);
         self.running.set(engine.running as i64);
         self.kv_usage.set(engine.kv_blocks_used as f64 / engine.kv_blocks.max(1) as f64);
         self.routers.set(routers);
-        self.modules_loaded.set(modules.len() as i64);
-        self.module_bytes.set(module_bytes as i64);
+        self.modules.set(modules);
+        // Counters that the engine keeps: each scrape adds what is new.
+        for (counter, total) in
+            [(&self.prefix_queries, engine.prefix_queries), (&self.prefix_hits, engine.prefix_hits)]
+        {
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
         self.steps.set(engine.steps as i64);
         self.rows.set(engine.rows as i64);
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let encoded = encode(&mut text, &registry);
         debug_assert!(encoded.is_ok(), "writing to a string cannot fail");
-        // One series only, made anew at each scrape: readers take the largest value of several.
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let now = since_epoch.map_or(0.0, |since| since.as_secs_f64());
-        let (names, end) =
-            (modules.join(","), text.len() - if text.ends_with("# EOF\n") { 6 } else { 0 });
+        let end = text.len() - if text.ends_with("# EOF\n") { 6 } else { 0 };
         text.truncate(end);
+        modules.lora_requests_info(&mut text, now);
         let _ = writeln!(
             text,
-            "# TYPE vllm:lora_requests_info gauge\nvllm:lora_requests_info{{max_lora=\"{}\",running_lora_adapters=\"{names}\",waiting_lora_adapters=\"\"}} {now}\n# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{block_size=\"16\",num_gpu_blocks=\"{}\"}} 1\n# EOF",
-            modules.len().max(1),
+            "# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{block_size=\"16\",num_gpu_blocks=\"{}\"}} 1\n# EOF",
             engine.kv_blocks,
         );
         text

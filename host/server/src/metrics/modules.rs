@@ -1,0 +1,189 @@
+//! Metrics per module, brought up to date at each scrape: one series per module that is known now, and none of
+//! modules that are gone.
+
+use std::fmt::Write as _;
+
+use polyskill_adapters::Library;
+use polyskill_adapters::residency::{PoolStats, Residency};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::Float;
+
+/// What is known of the modules at a scrape.
+#[derive(Clone, Debug, Default)]
+pub struct ModuleReport {
+    modules: Vec<Entry>,
+    pool: PoolStats,
+    resident_bytes: usize,
+    max_bytes: Option<usize>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    name: String,
+    num_bytes: usize,
+    residency: Residency,
+}
+
+impl ModuleReport {
+    /// Reads it off the library.
+    pub fn of(library: &Library) -> Self {
+        let entry = |(name, module): (&str, &std::sync::Arc<polyskill_adapters::Module>)| Entry {
+            name: name.to_owned(),
+            num_bytes: module.num_bytes(),
+            residency: module.residency(),
+        };
+        Self {
+            modules: library.snapshot().iter().map(entry).collect(),
+            pool: library.pool_stats(),
+            resident_bytes: library.resident_bytes(),
+            max_bytes: library.budget().max_bytes,
+        }
+    }
+
+    /// How many modules of the usual size fit into memory.
+    fn capacity(&self) -> usize {
+        let known = self.modules.len().max(1);
+        let all: usize = self.modules.iter().map(|module| module.num_bytes).sum();
+        match self.max_bytes {
+            Some(most) if all > most => (most * known / all.max(1)).max(1),
+            _ => known,
+        }
+    }
+
+    /// vLLM's series for gateways. Readers take the largest value of several series, so there is one, made anew
+    /// at each scrape, and names stand without blanks. A module runs when its weights are in memory, as the
+    /// written protocol has it, and waits when a request waits for them.
+    pub(super) fn lora_requests_info(&self, text: &mut String, now: f64) {
+        let names = |wanted: &dyn Fn(&Residency) -> bool| {
+            let found = self.modules.iter().filter(|module| wanted(&module.residency));
+            found.map(|module| module.name.as_str()).collect::<Vec<_>>().join(",")
+        };
+        let (running, waiting) =
+            (names(&|one| one.resident), names(&|one| one.wanted > 0 && !one.resident));
+        let _ = writeln!(
+            text,
+            "# TYPE vllm:lora_requests_info gauge\nvllm:lora_requests_info{{max_lora=\"{}\",running_lora_adapters=\"{running}\",waiting_lora_adapters=\"{waiting}\"}} {now}",
+            self.capacity(),
+        );
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Name {
+    adapter_name: String,
+}
+
+/// vLLM's labels of a loaded adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Loaded {
+    adapter_name: String,
+    level: &'static str,
+    pinned: &'static str,
+}
+
+/// Gauges per module and of the memory.
+#[derive(Debug, Default)]
+pub(super) struct ModuleMetrics {
+    known: Gauge,
+    bytes: Gauge,
+    leased_bytes: Gauge,
+    waiting: Gauge,
+    reads: Gauge,
+    hits: Gauge,
+    evictions: Gauge,
+    on_gpu: Gauge,
+    on_cpu: Gauge,
+    loaded: Family<Loaded, Gauge>,
+    resident: Family<Name, Gauge>,
+    weight_bytes: Family<Name, Gauge>,
+    leases: Family<Name, Gauge>,
+    module_hits: Family<Name, Gauge>,
+    module_reads: Family<Name, Gauge>,
+    module_evictions: Family<Name, Gauge>,
+    read_seconds: Family<Name, Float>,
+}
+
+impl ModuleMetrics {
+    pub(super) fn register(&self, registry: &mut Registry) {
+        for (name, help, gauge) in [
+            ("polyskill:modules_loaded", "Modules in the library", &self.known),
+            ("polyskill:module_bytes", "Bytes of modules and artefacts in memory", &self.bytes),
+            ("polyskill:module_leased_bytes", "Bytes that requests hold", &self.leased_bytes),
+            ("polyskill:module_waiting", "Requests that wait for room", &self.waiting),
+            ("polyskill:module_reads", "Times that weights were read again", &self.reads),
+            ("polyskill:module_hits", "Leases that found weights in memory", &self.hits),
+            ("polyskill:module_evictions", "Times that weights made room", &self.evictions),
+            ("vllm:num_gpu_loaded_lora_adapters", "Adapters on a GPU", &self.on_gpu),
+            ("vllm:num_cpu_loaded_lora_adapters", "Adapters in memory", &self.on_cpu),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        for (name, help, family) in [
+            ("polyskill:adapter_resident", "Whether weights are in memory", &self.resident),
+            ("polyskill:adapter_bytes", "Bytes of weights, in memory or not", &self.weight_bytes),
+            ("polyskill:adapter_leases", "Requests that hold the weights", &self.leases),
+            ("polyskill:adapter_hits", "Leases that found weights in memory", &self.module_hits),
+            ("polyskill:adapter_reads", "Times that weights were read", &self.module_reads),
+            ("polyskill:adapter_evictions", "Times that it made room", &self.module_evictions),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+        let name = "polyskill:adapter_read_seconds";
+        registry.register(name, "Time of the last reading", self.read_seconds.clone());
+        let name = "vllm:lora_adapter_loaded";
+        registry.register(name, "Adapters in memory", self.loaded.clone());
+    }
+
+    pub(super) fn set(&self, report: &ModuleReport) {
+        let pool = report.pool;
+        for (gauge, value) in [
+            (&self.known, report.modules.len()),
+            (&self.bytes, report.resident_bytes),
+            (&self.leased_bytes, pool.leased_bytes),
+            (&self.waiting, pool.waiting),
+            (&self.reads, pool.loads as usize),
+            (&self.hits, pool.hits as usize),
+            (&self.evictions, pool.evictions as usize),
+            (&self.on_gpu, 0),
+            (&self.on_cpu, pool.num_resident),
+        ] {
+            gauge.set(value as i64);
+        }
+        self.loaded.clear();
+        self.read_seconds.clear();
+        let families = [
+            &self.resident,
+            &self.weight_bytes,
+            &self.leases,
+            &self.module_hits,
+            &self.module_reads,
+            &self.module_evictions,
+        ];
+        families.into_iter().for_each(Family::clear);
+        for Entry { name, num_bytes, residency } in &report.modules {
+            let label = Name { adapter_name: name.clone() };
+            let values = [
+                usize::from(residency.resident),
+                *num_bytes,
+                residency.leases,
+                residency.hits as usize,
+                residency.loads as usize,
+                residency.evictions as usize,
+            ];
+            for (family, value) in families.into_iter().zip(values) {
+                family.get_or_create(&label).set(value as i64);
+            }
+            let seconds = residency.load_time.as_secs_f64();
+            self.read_seconds.get_or_create(&label).set(seconds);
+            if residency.resident {
+                let pinned = if residency.pinned { "true" } else { "false" };
+                let loaded = Loaded { adapter_name: name.clone(), level: "cpu", pinned };
+                self.loaded.get_or_create(&loaded).set(1);
+            }
+        }
+    }
+}
