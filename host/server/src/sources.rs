@@ -74,6 +74,12 @@ pub struct Origin {
     pub etag: Option<String>,
 }
 
+/// A loaded module may keep it, so that its files stay.
+const _: fn() = || {
+    fn is_kept<T: Send + Sync + 'static>() {}
+    is_kept::<Fetched>();
+};
+
 /// Longest signature file that is read.
 const MAX_SIGNATURE_BYTES: u64 = 1_024;
 

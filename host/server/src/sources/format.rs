@@ -8,7 +8,7 @@ use super::error::Reason;
 const CARD: &str = "README.md";
 /// The detached signature of a module in a directory or archive.
 pub const SIGNATURE_FILE: &str = "module.sig";
-/// The pairs of files that make a module, the first that is complete counts.
+/// The pairs of files that make a module, in the order in which the loader looks for them.
 const PAIRS: [(Format, [&str; 2]); 2] = [
     (Format::Polyskill, ["polyskill_config.json", "polyskill_module.safetensors"]),
     (Format::Peft, ["adapter_config.json", "adapter_model.safetensors"]),
@@ -112,10 +112,10 @@ pub(super) fn shorten(name: &str) -> String {
 
 /// The format of the module that parts make, or why they make none.
 pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<Format, Reason> {
-    for (format, pair) in PAIRS {
-        if pair.iter().all(|file| parts.contains(*file)) {
-            return Ok(format);
-        }
+    // As the loader does it: the first configuration that is there says what the module is.
+    let configured = PAIRS.into_iter().find(|(_, [config, _])| parts.contains(*config));
+    if let Some((format, _)) = configured.filter(|(_, [_, weights])| parts.contains(*weights)) {
+        return Ok(format);
     }
     let ggufs: Vec<&String> = parts.iter().filter(|name| is_gguf(name)).collect();
     let mut problems = Vec::new();
@@ -215,6 +215,11 @@ mod tests {
         let message = why(&["adapter_config.json"], &["adapter_model.bin"]);
         assert!(message.contains("`adapter_model.bin` is a pickle"), "{message}");
         assert!(message.contains("without `adapter_model.safetensors`"), "{message}");
+        let half = why(
+            &["polyskill_config.json", "adapter_config.json", "adapter_model.safetensors"],
+            &[],
+        );
+        assert!(half.contains("without `polyskill_module.safetensors`"), "{half}");
         assert!(why(&["a.gguf", "b.gguf"], &[]).contains("expected one GGUF"));
         assert!(why(&["README.md"], &[]).contains("found no module"));
     }

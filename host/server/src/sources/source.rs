@@ -142,7 +142,7 @@ fn parse_store(text: &str) -> Result<Url, String> {
     if url.query().is_some() || url.fragment().is_some() || url.password().is_some() {
         return Err("has a query, fragment or password, expected SCHEME://BUCKET/KEY".to_owned());
     }
-    let lower = text.to_ascii_lowercase();
+    let lower = format!("{text} {url}").to_ascii_lowercase();
     if ["%2f", "%5c", "%2e"].iter().any(|escaped| lower.contains(escaped)) {
         return Err("has an escaped separator or dot, expected a plain key".to_owned());
     }
@@ -335,6 +335,8 @@ mod tests {
             ("s3:///key", "no bucket"),
             ("s3://bucket/key?versionId=1", "has a query"),
             ("s3://bucket/a%2F..%2Fb", "escaped separator"),
+            ("s3://bucket/%2e%2e/b", "escaped separator"),
+            ("s3://\\@bucket", "escaped separator"),
             ("hf://owner", "expected hf://"),
             ("hf://owner/name/../x", "has `..`"),
             ("hf://owner/name@a/../b", "has `..`"),
