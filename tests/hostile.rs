@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 
+use polyskill_adapters::library::Expected;
 use polyskill_adapters::load_module;
 use polyskill_engine::{FaultPolicy, RouterSettings, Selection};
 use polyskill_model::{Compute, load};
@@ -14,7 +15,7 @@ use polyskill_sdk::{
 };
 use serde_json::Value as Json;
 
-use crate::common::{Bench, TASKS, fixtures, greedy, list, model, read_json, routed, text};
+use crate::common::{Bench, TASKS, fixtures, greedy, list, model, read_json, routed, text, weighted};
 
 /// Parts of messages that name what is wrong, for entries of the manifest.
 const REASONS: [(&str, &str); 13] = [
@@ -286,6 +287,49 @@ fn mutate(source: &Path, target: &Path, file: &str, edits: &[(usize, u8)], keep:
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+
+    /// Whatever kind a module is of, and whatever is loaded does no harm to a request.
+    #[test]
+    fn mutated_modules_of_every_kind_never_panic(
+        content in proptest::sample::select(vec![
+            "dora-all", "ia3-default", "prompt-5", "prefix-7", "tokens-lora-tied", "tokens-alone-tied",
+            "lora-embedding-saved", "steering", "soft-injection", "graft",
+        ]),
+        gguf in proptest::sample::select(vec!["lora-task-b-q8_0.gguf", "control-vector.gguf"]),
+        edits in proptest::collection::vec((0..2_000_usize, 0..=255_u8), 0..6),
+        keep in proptest::sample::select(vec![1.0, 1.0, 0.99, 0.5, 0.001]),
+        of_config in proptest::bool::ANY,
+    ) {
+        let base = model("models/llama-tied");
+        let scratch = tempfile::tempdir().unwrap();
+        let source = fixtures().join("adapters").join(content);
+        let is_own = source.join("polyskill_config.json").exists();
+        let file = match (is_own, of_config) {
+            (false, true) => "adapter_config.json",
+            (false, false) => "adapter_model.safetensors",
+            (true, true) => "polyskill_config.json",
+            (true, false) => "polyskill_module.safetensors",
+        };
+        mutate(&source, scratch.path(), file, &edits, keep);
+        let loaded = load_module("mutated", scratch.path(), scratch.path(), base.as_ref());
+        if let Ok(module) = loaded {
+            let bench = Bench::new("models/llama-tied", &[]);
+            bench.library.publish("mutated", module, Expected::Absent).unwrap();
+            let prompt = [5, 6, 7, 8];
+            let output = bench.run(&weighted(&[("mutated", 1.0)]), &prompt, greedy(3));
+            proptest::prop_assert_eq!(output.finished.prompt_tokens, 4);
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let mut bytes = std::fs::read(fixtures().join("gguf").join(gguf)).unwrap();
+        for &(at, byte) in &edits {
+            let at = at % bytes.len();
+            bytes[at] = byte;
+        }
+        bytes.truncate((bytes.len() as f64 * keep) as usize);
+        let path = scratch.path().join("mutated.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let _ = load_module("mutated", &path, scratch.path(), base.as_ref());
+    }
 
     #[test]
     fn mutated_modules_and_checkpoints_never_panic(

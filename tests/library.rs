@@ -1,11 +1,17 @@
 //! The module library of a running server: sources, replacing, aliases, pins, drain, restarts, watching.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use polyskill::config::{Config, ModuleConfig};
+use polyskill_adapters::library::Expected;
+use polyskill_adapters::own::write_document;
+use polyskill_adapters::{Kind, load_module, open_module};
+use polyskill_engine::{SamplingParams, Selection, read_document};
 use serde_json::{Value as Json, json};
 
-use crate::common::{fixtures, list, text};
+use crate::common::{Bench, fixtures, greedy, list, model, submit, text, weighted};
 use crate::openai_api::{ADMIN_KEY, Server};
 
 /// Copies a module of the fixtures.
@@ -230,4 +236,108 @@ fn a_watched_directory_of_modules_is_served_as_it_changes() {
     std::fs::remove_dir_all(root.path().join("new")).unwrap();
     assert!(service.modules.look(&mut seen));
     assert!(service.composer.library().snapshot().get("new").is_none());
+}
+
+/// A document that the base has read gives the bits of the same request with the document before its prompt.
+#[test]
+fn a_document_is_worth_its_text() {
+    let bench = Bench::new("models/llama-tied", &["lora-basic"]);
+    let document: Vec<u32> = (0..45).map(|at| 3 + (at * 37 % 300)).collect();
+    let prompt = [9, 8, 7];
+    let read = read_document(&bench.model, &document, &mut |_| {}).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("document");
+    write_document(&read, bench.model.digest(), "", &path).unwrap();
+    assert!(write_document(&read, bench.model.digest(), "", &path).is_err(), "it exists");
+    let module = load_module("document", &path, root.path(), bench.model.as_ref()).unwrap();
+    assert_eq!((module.kind(), module.shape().num_prefix), (Kind::KvPrefix, 45));
+    bench.library.publish("document", module, Expected::Absent).unwrap();
+    let whole: Vec<u32> = document.iter().copied().chain(prompt).collect();
+    let greedy = SamplingParams { prompt_logprobs: None, ..greedy(8) };
+    let expected = bench.run(&Selection::Base, &whole, greedy.clone());
+    for _ in 0..2 {
+        let found = bench.run(&weighted(&[("document", 1.0)]), &prompt, greedy.clone());
+        assert!(found.bits() == expected.bits());
+        assert_eq!((found.finished.prompt_tokens, found.finished.cached_tokens), (3, 0));
+    }
+    // With a LoRA the base's reading stays the base's: only what follows is the LoRA's.
+    let mixed = bench.run(&weighted(&[("document", 1.0), ("lora-basic", 1.0)]), &prompt, greedy);
+    assert_ne!(mixed.bits(), expected.bits());
+    let half = bench.composer.compose(&weighted(&[("document", 0.5)])).unwrap_err();
+    assert!(half.to_string().contains("expected 1"), "{half}");
+    let other = load_module("document", &path, root.path(), model("models/llama-f16").as_ref());
+    assert!(other.unwrap_err().to_string().contains("another base"));
+}
+
+/// Requests stream while modules are replaced, loaded and unloaded: each gives the bits of one generation per
+/// name, none fails, and the bytes come back.
+#[test]
+fn swaps_under_load_are_seen_whole_or_not_at_all() {
+    let contents = ["task-a", "dora-all", "ia3-default", "prompt-5", "prefix-7", "steering"];
+    let bench = Bench::new("models/llama-tied", &[]);
+    let root = fixtures().join("adapters");
+    let open = |name: &str, content: &str| {
+        let module = open_module((name, &root.join(content), &root), &bench.model, ()).unwrap();
+        bench.library.publish(name, module, Expected::Any).unwrap()
+    };
+    let prompt: Vec<u32> = (3..30).collect();
+    let sampling = || SamplingParams { prompt_logprobs: None, ..greedy(12) };
+    let mut expected = BTreeMap::new();
+    for content in contents {
+        let generation = open("m", content).generation();
+        expected.insert(generation, bench.run(&weighted(&[("m", 1.0)]), &prompt, sampling()).bits());
+    }
+    let before = bench.library.resident_bytes();
+    let stop = AtomicBool::new(false);
+    let served = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    let composition = bench.compose(&weighted(&[("m", 1.0)]));
+                    let generation = composition.modules()[0].module.generation();
+                    let output = submit(&bench.engine, &composition, &prompt, sampling()).wait();
+                    assert!(output.bits() == expected[&generation], "a mixed or failed request");
+                    served.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        for swap in 0..120 {
+            open("m", contents[swap % contents.len()]);
+            open("passing", contents[(swap + 1) % contents.len()]);
+            bench.library.remove("passing", Expected::Any).unwrap();
+        }
+        stop.store(true, Relaxed);
+    });
+    assert!(served.into_inner() >= 8);
+    open("m", contents[contents.len() - 1]);
+    assert_eq!(bench.library.resident_bytes(), before);
+}
+
+/// Prompt tokens whose keys and values were known are reported, in usage and metrics; a salt keeps them apart.
+#[test]
+fn cached_beginnings_are_reported() {
+    let root = tempfile::tempdir().unwrap();
+    copy("prompt-5", &root.path().join("soft"));
+    let server = server(root.path(), |_| {});
+    let ask = |extra: Json| {
+        let mut body = json!({"model": "soft", "prompt": "hello world ".repeat(12), "max_tokens": 2});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let reply = server.send("POST", "/v1/completions", None, body.to_string()).ok();
+        reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(ask(json!({})), 0);
+    let cached = ask(json!({}));
+    assert!(cached > 0);
+    assert_eq!(ask(json!({"cache_salt": "tenant"})), 0);
+    assert_eq!(ask(json!({"cache_salt": "tenant"})), cached);
+    let metrics = server.send("GET", "/metrics", None, "").body;
+    let value = |name: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(value("vllm:prefix_cache_hits_total"), 2.0 * cached as f64);
+    assert!(value("vllm:prefix_cache_queries_total") > value("vllm:prefix_cache_hits_total"));
+    assert!(metrics.contains("vllm:lora_adapter_loaded{"), "{metrics}");
+    assert!(metrics.contains("running_lora_adapters=\"soft\",waiting_lora_adapters=\"\""), "{metrics}");
 }

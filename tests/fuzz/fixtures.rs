@@ -23,14 +23,36 @@ pub fn model() -> &'static Decoder {
 /// Loads a good module one of whose files holds these bytes instead.
 pub fn load_module_with(file: &str, bytes: &[u8]) {
     static MODULE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let directory = MODULE.get_or_init(|| {
-        let directory = tempfile::tempdir().expect("a scratch directory");
-        for file in ["adapter_config.json", "adapter_model.safetensors"] {
-            let source = fixtures().join("adapters/lora-basic").join(file);
-            std::fs::copy(source, directory.path().join(file)).expect("the fixture is there");
-        }
-        directory
-    });
+    let files = ["adapter_config.json", "adapter_model.safetensors"];
+    load_with(MODULE.get_or_init(|| copy("lora-basic", &files)), file, bytes);
+}
+
+/// The same with a module of our own format.
+pub fn load_own_module_with(file: &str, bytes: &[u8]) {
+    static MODULE: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let files = ["polyskill_config.json", "polyskill_module.safetensors"];
+    load_with(MODULE.get_or_init(|| copy("soft-injection", &files)), file, bytes);
+}
+
+/// Loads a GGUF file of these bytes.
+pub fn load_gguf_module(bytes: &[u8]) {
+    static DIRECTORY: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let directory = DIRECTORY.get_or_init(|| tempfile::tempdir().expect("a scratch directory"));
+    let path = directory.path().join("fuzzed.gguf");
+    std::fs::write(&path, bytes).expect("the scratch directory is writable");
+    let _ = load_module("fuzzed", &path, directory.path(), model());
+}
+
+fn copy(module: &str, files: &[&str]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a scratch directory");
+    for file in files {
+        let source = fixtures().join("adapters").join(module).join(file);
+        std::fs::copy(source, directory.path().join(file)).expect("the fixture is there");
+    }
+    directory
+}
+
+fn load_with(directory: &tempfile::TempDir, file: &str, bytes: &[u8]) {
     std::fs::write(directory.path().join(file), bytes).expect("the scratch directory is writable");
-    let _ = load_module("fuzzed", directory.path(), directory.path(), model().config());
+    let _ = load_module("fuzzed", directory.path(), directory.path(), model());
 }

@@ -1,0 +1,6 @@
+//! The weights of a module in our own format, under a good configuration.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| polyskill_fuzz::load_own_module_with("polyskill_module.safetensors", bytes));
