@@ -13,6 +13,7 @@ mod hostile_requests;
 mod hostile_text;
 mod hot_swap;
 mod invariants;
+mod merging;
 mod openai_api;
 mod openai_client;
 mod parity;
