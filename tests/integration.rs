@@ -15,6 +15,7 @@ mod hot_swap;
 mod invariants;
 mod isolation;
 mod library;
+mod merging;
 mod openai_api;
 mod openai_client;
 mod parity;

@@ -359,4 +359,23 @@ mod tests {
             assert!(refused.contains(part), "{part}: {refused}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn mutated_prompts_are_read_or_refused(
+            in_config in proptest::bool::ANY,
+            flips in proptest::collection::vec((0_usize..4096, 0_u8..=255), 1..4),
+        ) {
+            let root = tempfile::tempdir().unwrap();
+            let directory = prompt(root.path(), "p", [2, 3], &[0.5; 6]);
+            let file = directory.join(if in_config { CONFIG_FILE } else { WEIGHTS_FILE });
+            let mut bytes = std::fs::read(&file).unwrap();
+            let len = bytes.len();
+            flips.into_iter().for_each(|(at, byte)| bytes[at % len] = byte);
+            std::fs::write(&file, bytes).unwrap();
+            if let Ok(read) = Prompt::read(&directory) {
+                proptest::prop_assert_eq!(read.values.len(), read.shape[0] * read.shape[1]);
+            }
+        }
+    }
 }

@@ -43,7 +43,7 @@ pub(crate) struct Recipe {
     pub(crate) signs: &'static [Sign],
     pub(crate) divisor: Divisor,
     pub(crate) cut: Cut,
-    /// Whether a module's scale is applied twice, as PEFT does where it decomposes deltas.
+    /// Whether a module's scale is applied twice, as some versions of PEFT do where they decompose deltas.
     pub(crate) squared: bool,
 }
 
@@ -150,7 +150,7 @@ static RECIPES: [Recipe; 17] = [
     Recipe { name: "peft-cat", ..SUM },
     Recipe {
         name: "peft-svd",
-        about: "the sum cut to a rank, scales squared as in PEFT",
+        about: "the sum cut to a rank, scales applied twice, as some versions of PEFT do",
         cut: Cut::Always,
         squared: true,
         ..SUM
@@ -165,7 +165,7 @@ static RECIPES: [Recipe; 17] = [
     },
     Recipe {
         name: "peft-ties-svd",
-        about: "TIES on deltas, scales squared as in PEFT",
+        about: "TIES on deltas, scales applied twice, as some versions of PEFT do",
         signs: PEFT_SIGNS,
         divisor: COUNT,
         squared: true,

@@ -85,3 +85,72 @@ pub(crate) fn bytes(directory: &Path) -> Vec<Vec<u8>> {
     files.sort();
     files.iter().map(|file| std::fs::read(file).unwrap()).collect()
 }
+
+mod hostile {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::inspect::{diff, inspect};
+    use crate::transform::{
+        MergeOptions, Method, PromptSum, Refinement, Scaling, Weighted, merge, prompt_sum, refine,
+        rescale,
+    };
+
+    /// Does everything that reads a module; whatever comes of it, it is a result.
+    fn read_all_ways(root: &Path, broken: &Path, whole: &Path) {
+        let inputs = [broken, whole]
+            .map(|directory| Weighted { directory: directory.to_owned(), weight: 0.5 });
+        for (at, method) in Method::all().enumerate() {
+            let density = method.name().contains("ties").then_some(0.5);
+            let options = MergeOptions { density, ..MergeOptions::new(method) };
+            let _ = merge(&inputs, &options, &root.join(format!("merged-{at}")), &mut |_, _| {});
+        }
+        let lines = Scaling::Lines { alpha: 0.5, beta: 0.5, layers: None };
+        let _ = rescale(broken, lines, &root.join("lines"));
+        let timber = Refinement::Timber { gamma: 0.5 };
+        let _ = refine(broken, timber, Default::default(), &root.join("t"), &mut |_, _| {});
+        let _ = (inspect(broken), diff(broken, whole));
+        let [vector, _] = inputs;
+        let sum = PromptSum {
+            origin: whole.to_owned(),
+            vectors: vec![vector],
+            coefficient: 1.0,
+            cross_origin: true,
+        };
+        let _ = prompt_sum(&sum, &root.join("prompt"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn mutated_modules_are_read_or_refused(
+            in_config in any::<bool>(), flips in prop::collection::vec((any::<u16>(), any::<u8>()), 1..4),
+        ) {
+            let root = tempfile::tempdir().unwrap();
+            let sites = [site(Q0, 2, 4, 3), site(Q1, 1, 4, 3)];
+            let whole = module(root.path(), "whole", &sites, 4.0, 1);
+            let broken = module(root.path(), "broken", &sites, 4.0, 2);
+            let file = broken.join(if in_config { CONFIG_FILE } else { WEIGHTS_FILE });
+            let mut bytes = std::fs::read(&file).unwrap();
+            let len = bytes.len();
+            for (at, byte) in flips {
+                bytes[usize::from(at) % len] = byte;
+            }
+            std::fs::write(&file, bytes).unwrap();
+            read_all_ways(root.path(), &broken, &whole);
+        }
+
+        #[test]
+        fn extreme_scales_and_empty_widths_are_results(
+            alpha in prop::sample::select(vec![0.0, 1e-320, -1e38, 1e300, f64::MIN]),
+            inputs in 0_usize..3, outputs in 0_usize..3, rank in 1_usize..4,
+        ) {
+            let root = tempfile::tempdir().unwrap();
+            let sites = [site(Q0, rank, outputs, inputs)];
+            let whole = module(root.path(), "whole", &sites, 1.0, 1);
+            let extreme = module(root.path(), "extreme", &sites, alpha, 2);
+            read_all_ways(root.path(), &extreme, &whole);
+        }
+    }
+}

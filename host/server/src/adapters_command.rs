@@ -172,8 +172,8 @@ fn bar() -> (ProgressBar, impl FnMut(usize, usize)) {
     })
 }
 
-/// Says what was made: where, which generation, and how exact it is.
-fn report(made: &Made, out: &mut dyn Write) -> Result<(), String> {
+/// Says what was made: where, which generation, how exact it is, and how far from what it was made of.
+fn report(made: &Made, from: &str, out: &mut dyn Write) -> Result<(), String> {
     say(out, &format!("{}\ngeneration {}", made.path.display(), made.generation))?;
     if made.sites.is_empty() {
         return Ok(());
@@ -189,8 +189,5 @@ fn report(made: &Made, out: &mut dyn Write) -> Result<(), String> {
     let line = format!("relative error: mean {mean}, worst {worst}{}", at.unwrap_or_default());
     say(out, &line)?;
     let apart = made.sites.iter().map(|site| site.from_sum).sum::<f64>() / made.sites.len() as f64;
-    say(
-        out,
-        &format!("relative distance from the sum of the sources: mean {}", table::number(apart)),
-    )
+    say(out, &format!("relative distance from {from}: mean {}", table::number(apart)))
 }

@@ -91,7 +91,7 @@ pub(super) fn run(args: &MergeArgs, out: &mut dyn Write) -> Result<(), String> {
     let (bar, mut progress) = bar();
     let made = transform::merge(&inputs, &options, &args.out, &mut progress);
     bar.finish_and_clear();
-    report(&made.map_err(message)?, out)
+    report(&made.map_err(message)?, "the weighted sum of the modules", out)
 }
 
 /// Modules and weights, with all problems at once.

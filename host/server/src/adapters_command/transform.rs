@@ -9,6 +9,9 @@ use polyskill_adapters::transform::{self, PromptSum, Rank, Refinement, Scaling};
 use super::merge::weighted;
 use super::{DtypeArg, RankArgs, bar, message, report};
 
+/// What distances are measured from.
+const SOURCE: &str = "the module it was made of";
+
 /// What can be made of one module.
 #[derive(Clone, Debug, Subcommand)]
 pub enum TransformCommand {
@@ -133,7 +136,7 @@ pub(super) fn run(command: &TransformCommand, out: &mut dyn Write) -> Result<(),
         }
         C::Project { general, out: folder, modules } => {
             let made = transform::project_out(general, modules, folder).map_err(message)?;
-            return made.iter().try_for_each(|made| report(made, out));
+            return made.iter().try_for_each(|made| report(made, SOURCE, out));
         }
         C::PromptVector { origin, paths } => {
             transform::prompt_vector(&paths.module, origin, &paths.out).map_err(message)
@@ -148,7 +151,7 @@ pub(super) fn run(command: &TransformCommand, out: &mut dyn Write) -> Result<(),
             transform::prompt_sum(&sum, target).map_err(message)
         }
     };
-    report(&made?, out)
+    report(&made?, SOURCE, out)
 }
 
 fn rescale(paths: &Paths, scaling: Scaling) -> Result<transform::Made, String> {

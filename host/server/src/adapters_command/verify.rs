@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use polyskill_adapters::inspect::inspect;
 use polyskill_adapters::library::Expected;
-use polyskill_adapters::{Library, load_module};
+use polyskill_adapters::{Error, Library, load_module};
 use polyskill_model::{Compute, load};
 
 use super::table::bytes;
@@ -36,14 +37,27 @@ pub(super) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), String> 
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let root = directory.parent().unwrap_or(&directory);
     let module = load_module(&name, &directory, root, &model)
-        .and_then(|module| Library::default().publish(&name, module, Expected::Absent))
-        .map_err(message)?;
-    let generation = module.generation().to_string();
-    if let Some(expected) = args.generation.as_ref().filter(|expected| **expected != generation) {
-        return Err(format!("adapter `{name}` is at generation {generation}, expected {expected}"));
+        .and_then(|module| Library::default().publish(&name, module, Expected::Absent));
+    let mut problems = match &module {
+        Ok(_) => Vec::new(),
+        Err(Error::Refused { problems, .. }) => problems.clone(),
+        Err(error) => vec![error.to_string()],
+    };
+    // Also known of a module that the base does not fit.
+    let found = match &module {
+        Ok(module) => Some(module.generation()),
+        Err(_) => inspect(&directory).ok().map(|found| found.generation),
+    };
+    let found = found.map_or("unknown".to_owned(), |generation| generation.to_string());
+    if let Some(expected) = args.generation.as_ref().filter(|expected| **expected != found) {
+        problems.push(format!("the generation is {found}, expected {expected}"));
     }
+    let module = match module {
+        Ok(module) if problems.is_empty() => module,
+        _ => return Err(format!("`{name}` is refused:\n- {}", problems.join("\n- "))),
+    };
     say(out, &format!("`{name}` fits {}", path.display()))?;
-    say(out, &format!("generation {generation}"))?;
+    say(out, &format!("generation {found}"))?;
     say(out, &format!("edition    {}", module.edition()))?;
     let size = bytes(module.num_bytes());
     let (kind, sites) = (module.kind().as_str(), module.shape().sites.len());
