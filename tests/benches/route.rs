@@ -1,4 +1,5 @@
-//! What one call of `route` costs in every kind of plugin, on scores that the host made.
+//! What one call of `route` costs in every kind of plugin, on scores that the host made; what loading costs,
+//! and planning in a large library.
 //!
 //! `cargo xtask plugins && cargo xtask flavours` builds the router; then `cargo bench --bench route`
 
@@ -11,7 +12,10 @@ use polyskill_router_margin::Margin;
 use polyskill_sdk::gate::Op;
 use polyskill_sdk::runtime::{LibraryView, LoadedRouter, Native, Stepper};
 use polyskill_sdk::testing::StubHost;
-use polyskill_sdk::{Batch, Decision, Parameters, Plan, Request};
+use polyskill_sdk::{
+    Batch, Decision, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Parameters, Part, Plan,
+    Request, SiteInfo, SvdMethod, Tensor, Value,
+};
 
 const MODULES: [u32; 3] = [8, 64, 256];
 const ROWS: [usize; 3] = [1, 8, 32];
@@ -89,13 +93,14 @@ fn route(criterion: &mut Criterion) {
                     arguments,
                 };
                 let mut decision = Decision::default();
+                stepper.route(&batch, &mut decision).expect("it routes");
+                decision.check_rows(rows).expect("an answer for every row");
                 group.bench_function(BenchmarkId::new(*name, rows), |bencher| {
                     bencher.iter(|| {
                         decision.clear();
                         stepper.route(&batch, &mut decision).expect("it routes");
                     });
                 });
-                decision.check_rows(rows).expect("an answer for every row");
             }
             group.finish();
         }
@@ -122,5 +127,82 @@ fn load(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, route, load);
+/// A library as large as a router may meet: each module acts at 210 sites and has a card.
+struct Large {
+    stub: StubHost,
+    model: ModelInfo,
+    modules: Vec<ModuleInfo>,
+    sites: Vec<ModuleSite>,
+}
+
+impl Large {
+    fn new(modules: u32) -> Self {
+        let stub = StubHost::with_modules(modules);
+        let mut model = LibraryView::model(&stub).clone();
+        let layer = model.sites.clone();
+        model.sites = (0..210)
+            .map(|index| SiteInfo { index, layer: index / 7, ..layer[index as usize % 7].clone() })
+            .collect();
+        let described = |module: &ModuleInfo| ModuleInfo {
+            tags: vec!["language".to_owned(), "numbers".to_owned()],
+            metadata: vec![("description".to_owned(), "Numbers in words. ".repeat(8))],
+            ..module.clone()
+        };
+        let modules = LibraryView::modules(&stub).iter().map(described).collect();
+        let sites = (0..210).map(|site| ModuleSite { site, rank: 4, scale: 2.0 }).collect();
+        Self { stub, model, modules, sites }
+    }
+}
+
+impl LibraryView for Large {
+    fn model(&self) -> &ModelInfo {
+        &self.model
+    }
+    fn modules(&self) -> &[ModuleInfo] {
+        &self.modules
+    }
+    fn sites(&self, _: u32) -> &[ModuleSite] {
+        &self.sites
+    }
+    fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
+        LibraryView::tensor(&self.stub, module, site % 7, part)
+    }
+    fn artefact(&self, _: u32, _: u32, _: &str) -> Option<Tensor> {
+        None
+    }
+    fn singular_vector(&self, module: u32, site: u32, how: SvdMethod) -> Result<Vec<f32>, String> {
+        LibraryView::singular_vector(&self.stub, module, site % 7, how)
+    }
+    fn defined(&self, _: &str, _: u32) -> bool {
+        false
+    }
+}
+
+/// What planning costs where the library has 1,000 modules: all are listed, or 16 have to be prepared.
+fn large_library(criterion: &mut Criterion) {
+    let scratch = tempfile::tempdir().expect("a folder");
+    let limits = Limits { memory_mib: 64, ..Limits::default() };
+    let loader = Loader::new(limits, Trust::unsigned(), Some(scratch.path().join("cache")));
+    let loader = loader.expect("a sandbox");
+    let library: Arc<dyn LibraryView> = Arc::new(Large::new(1_000));
+    let given = Value::Text("module-0=1".to_owned());
+    for (name, router, parameters) in
+        [("all", "mixture", vec![("weights".to_owned(), given)]), ("16 new", "arrow", vec![])]
+    {
+        let plugin =
+            loader.load(&target().join("plugins").join(router)).expect("cargo xtask plugins");
+        let mut router = plugin.start(&library, Parameters::default()).expect("it starts");
+        let mut request = Request::for_candidates(&(0..16).collect::<Vec<_>>());
+        request.parameters = Parameters(parameters);
+        criterion.bench_function(&format!("plan/1000 modules/{name}"), |bencher| {
+            bencher.iter(|| {
+                let change = LibraryChange::default();
+                router.library_changed(&library, &change).expect("it follows");
+                router.plan(&library, &request).expect("it plans")
+            });
+        });
+    }
+}
+
+criterion_group!(benches, route, load, large_library);
 criterion_main!(benches);
