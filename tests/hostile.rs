@@ -15,7 +15,9 @@ use polyskill_sdk::{
 };
 use serde_json::Value as Json;
 
-use crate::common::{Bench, TASKS, fixtures, greedy, list, model, read_json, routed, text, weighted};
+use crate::common::{
+    Bench, TASKS, fixtures, greedy, list, model, read_json, routed, text, weighted,
+};
 
 /// Parts of messages that name what is wrong, for entries of the manifest.
 const REASONS: [(&str, &str); 13] = [

@@ -77,11 +77,14 @@ fn action(num_contents: usize) -> impl Strategy<Value = Action> {
 
 fn ask() -> impl Strategy<Value = Ask> {
     let weight = prop_oneof![2 => Just(1.0_f32), 1 => -1.5_f32..1.5];
-    let picks = prop::collection::btree_map(0..NAMES.len(), weight, 0..3);
+    let some = prop::collection::btree_map(0..NAMES.len(), weight, 0..3);
+    let one = (0..3_usize).prop_map(|name| BTreeMap::from([(name, 1.0)]));
+    let picks = prop_oneof![2 => some, 1 => one, 1 => Just(BTreeMap::new())];
     let router = prop::option::weighted(0.25, 1_u32..4);
     let tail = prop::collection::vec(3..VOCAB as u32, 1..6);
-    let prompt = ((0_usize..2, 0_usize..70), tail);
-    let rest = (0_usize..3, 1_usize..8, prop::bool::ANY, 0_u64..3);
+    let prompt = ((0_usize..2, 20_usize..80), tail);
+    let salt = prop_oneof![3 => Just(0_usize), 1 => 1_usize..3];
+    let rest = (salt, 1_usize..8, prop::bool::ANY, 0_u64..3);
     (picks, router, prompt, rest).prop_map(
         |(picks, router, (beginning, tail), (salt, max_tokens, greedy, seed))| Ask {
             picks: picks.into_iter().collect(),

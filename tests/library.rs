@@ -285,7 +285,8 @@ fn swaps_under_load_are_seen_whole_or_not_at_all() {
     let mut expected = BTreeMap::new();
     for content in contents {
         let generation = open("m", content).generation();
-        expected.insert(generation, bench.run(&weighted(&[("m", 1.0)]), &prompt, sampling()).bits());
+        expected
+            .insert(generation, bench.run(&weighted(&[("m", 1.0)]), &prompt, sampling()).bits());
     }
     let before = bench.library.resident_bytes();
     let stop = AtomicBool::new(false);
@@ -321,7 +322,8 @@ fn cached_beginnings_are_reported() {
     copy("prompt-5", &root.path().join("soft"));
     let server = server(root.path(), |_| {});
     let ask = |extra: Json| {
-        let mut body = json!({"model": "soft", "prompt": "hello world ".repeat(12), "max_tokens": 2});
+        let mut body =
+            json!({"model": "soft", "prompt": "hello world ".repeat(12), "max_tokens": 2});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let reply = server.send("POST", "/v1/completions", None, body.to_string()).ok();
         reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
@@ -339,5 +341,8 @@ fn cached_beginnings_are_reported() {
     assert_eq!(value("vllm:prefix_cache_hits_total"), 2.0 * cached as f64);
     assert!(value("vllm:prefix_cache_queries_total") > value("vllm:prefix_cache_hits_total"));
     assert!(metrics.contains("vllm:lora_adapter_loaded{"), "{metrics}");
-    assert!(metrics.contains("running_lora_adapters=\"soft\",waiting_lora_adapters=\"\""), "{metrics}");
+    assert!(
+        metrics.contains("running_lora_adapters=\"soft\",waiting_lora_adapters=\"\""),
+        "{metrics}"
+    );
 }

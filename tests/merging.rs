@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use polyskill::adapters_command::{AdaptersCommand, run};
+use polyskill_adapters::library::Expected;
 use polyskill_adapters::lora::LoraSite;
-use polyskill_adapters::peft;
 use polyskill_adapters::transform::{
     MergeOptions, Method, Rank, Refinement, Scaling, Sign, Weighted, merge, refine, rescale,
 };
+use polyskill_adapters::weights::LinearPart;
+use polyskill_adapters::{Library, load_module};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Value as Json, json};
 
@@ -228,8 +230,14 @@ fn delta(site: &LoraSite) -> Vec<f64> {
 /// The deltas of a module as the server loads it.
 fn loaded(directory: &Path) -> BTreeMap<String, Vec<f64>> {
     let base = model("models/llama-tied");
-    let module = peft::load("m", directory, directory, &*base).unwrap();
-    module.weights().sites().map(|(site, weights)| (site.to_string(), delta(weights))).collect()
+    let module = load_module("m", directory, directory, &*base).unwrap();
+    let library = Library::default();
+    let module = library.publish("m", module, Expected::Absent).unwrap();
+    let weights = &library.lease([&module]).unwrap()[0];
+    let site = |(site, part): (polyskill_model::Site, &LinearPart)| {
+        (site.to_string(), delta(part.lora.as_ref().unwrap()))
+    };
+    weights.sites().map(site).collect()
 }
 
 /// Unequal ranks, scales, dtypes and sites.
@@ -268,7 +276,7 @@ fn what_is_written_is_loaded_with_the_deltas_that_are_meant() {
             assert!(off < 1e-6, "{name} at {site}: {off}");
         }
         let base = model("models/llama-tied");
-        let module = peft::load("m", &out, &out, &*base).unwrap();
+        let module = load_module("m", &out, &out, &*base).unwrap();
         assert_eq!(module.generation(), made.generation);
         assert!(module.tags().contains(&options.method.name().to_owned()));
     }

@@ -1,6 +1,7 @@
 //! What a module on disk is, and how two differ, without a base model.
 
 mod diff;
+mod other;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::peft::{CONFIG_FILE, MAX_CONFIG_BYTES};
 use crate::transform::factors::Factors;
 use crate::transform::prompt::Prompt;
 use crate::transform::source::{Source, leaf};
+use crate::{own, peft};
 
 pub use diff::{Difference, Setting, SiteDifference, diff};
 
@@ -53,6 +55,26 @@ pub enum Content {
         /// If it is a vector between prompts: the digest of its origin.
         origin: Option<String>,
     },
+    /// Any other kind.
+    Other {
+        /// What its configuration says that it is.
+        kind: String,
+        /// Its tensors, by name.
+        tensors: Vec<TensorFacts>,
+    },
+}
+
+/// A tensor of a module.
+#[derive(Clone, Debug)]
+pub struct TensorFacts {
+    /// Its name.
+    pub name: String,
+    /// How its elements are stored.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its size.
+    pub bytes: usize,
 }
 
 /// A LoRA at one site.
@@ -89,13 +111,19 @@ pub struct ArtefactFile {
     pub fits: bool,
 }
 
-/// Reads a module's directory: a LoRA, or a prompt of prompt tuning.
+/// Reads a module's directory or GGUF file: a LoRA by site, a prompt, anything else by its tensors.
 ///
 /// # Errors
-/// If it cannot be read as either, with all reasons.
+/// If it cannot be read, with all reasons.
 pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
     let io = |source| Error::io(&leaf(directory), directory, source);
     let directory = &directory.canonicalize().map_err(io)?;
+    if directory.is_file() {
+        return other::gguf(directory);
+    }
+    if directory.join(own::CONFIG_FILE).is_file() {
+        return other::own(directory);
+    }
     let settings = settings(directory)?;
     let text = |key: &str| settings.get(key).and_then(Json::as_str).map(str::to_owned);
     let base_model = text("base_model_name_or_path").filter(|name| !name.is_empty());
@@ -111,6 +139,9 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
             base_model,
             artefacts: Vec::new(),
         });
+    }
+    if !peft::is_plain_lora(&settings) {
+        return other::peft(directory, &settings);
     }
     let source = Source::read(directory)?;
     Ok(Inspection {

@@ -16,7 +16,7 @@ use std::fmt;
 use std::path::Path;
 
 use polyskill_model::{ModelConfig, Projection, Site};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::error::Error;
 use crate::files::Files;
@@ -66,6 +66,15 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let weights = weights.map_err(refused)?;
     let generation = generation(&bundle, peft_type.unwrap_or_default());
     Ok(Content { generation, kind, weights })
+}
+
+/// Whether a configuration is that of a LoRA which does nothing beside a low-rank product, as far as its
+/// settings can be read: one that cannot is for the LoRA's reader to refuse.
+pub(crate) fn is_plain_lora(settings: &Map<String, Json>) -> bool {
+    let is_lora = settings.get("peft_type").and_then(Json::as_str) == Some("LORA");
+    let text = Json::Object(settings.clone()).to_string();
+    let parsed = LoraSettings::parse(text.as_bytes());
+    is_lora && parsed.map_or(true, |settings| settings.beyond_low_rank().is_empty())
 }
 
 /// Identity of a PEFT directory's content.

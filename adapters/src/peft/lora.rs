@@ -179,8 +179,9 @@ impl Reader<'_> {
             (indices, _) => indices.as_ref(),
         };
         let Some(indices) = asked else {
-            let problem =
-                format!("{place} has trainable tokens that the configuration does not ask for");
+            let problem = format!(
+                "{place} has `trainable_tokens_delta`, which the configuration does not ask for"
+            );
             return self.problems.add(problem);
         };
         let set = tokens::set(&mut self.weights, indices, place, view, self.base);

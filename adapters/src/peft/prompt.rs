@@ -62,11 +62,14 @@ pub(super) fn load_prefix(
         (found.as_u64() != Some(*expected as u64))
             .then(|| format!("`{name}` is {found}, expected {expected} for this base"))
     };
-    let problems: Vec<String> = shape.iter().filter_map(other).collect();
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let (num_tokens, rows) = read(object, tensors, layers * 2 * width)?;
+    let mut problems: Vec<String> = shape.iter().filter_map(other).collect();
+    let (num_tokens, rows) = match read(object, tensors, layers * 2 * width) {
+        Ok(read) if problems.is_empty() => read,
+        read => {
+            problems.extend(read.err().into_iter().flatten());
+            return Err(problems);
+        }
+    };
     let part = |at: usize| {
         let ranges = (0..num_tokens).map(|row| (row * 2 * layers + at) * width);
         rows.gather(ranges.map(|start| start..start + width))

@@ -44,7 +44,7 @@ impl Prompt {
         let weights = files.read(WEIGHTS_FILE, MAX_PROMPT_BYTES)?;
         let read = parse(&config, &weights);
         let (settings, shape, values) = read.map_err(|problems| Error::refused(&name, problems))?;
-        let generation = Generation::of(&[b"prompt-tuning", &config, &weights]);
+        let generation = Generation::of(&[b"prompt_tuning", &config, &weights]);
         Ok(Self { name, settings, generation, shape, values })
     }
 

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 
-use polyskill_adapters::inspect::{ArtefactFile, Content, Inspection, LoraFacts, inspect};
+use polyskill_adapters::inspect::{
+    ArtefactFile, Content, Inspection, LoraFacts, TensorFacts, inspect,
+};
 use serde_json::{Value as Json, json};
 
 use super::table::{bytes, number, table};
@@ -35,6 +37,7 @@ fn text(found: &Inspection) -> String {
             lines.push(format!("digest      {digest}"));
             lines.extend(origin.iter().map(|origin| format!("origin      {origin}")));
         }
+        Content::Other { kind, tensors } => lines.extend(other_lines(kind, tensors)),
     }
     if !found.card.tags.is_empty() {
         lines.push(format!("tags        {}", found.card.tags.join(", ")));
@@ -50,6 +53,26 @@ fn text(found: &Inspection) -> String {
     };
     lines.extend(found.artefacts.iter().map(artefact));
     lines.join("\n")
+}
+
+fn other_lines(kind: &str, tensors: &[TensorFacts]) -> Vec<String> {
+    const SHOWN: usize = 12;
+    let row = |tensor: &TensorFacts| {
+        vec![tensor.name.clone(), tensor.dtype.clone(), format!("{:?}", tensor.shape)]
+    };
+    let rows: Vec<Vec<String>> = tensors.iter().take(SHOWN).map(row).collect();
+    let total = tensors.iter().map(|tensor| tensor.bytes).sum();
+    let mut lines = vec![
+        format!("kind        {kind}"),
+        format!("weights     {} tensors, {}", tensors.len(), bytes(total)),
+        String::new(),
+        table(&["tensor", "dtype", "shape"], &rows),
+    ];
+    if tensors.len() > SHOWN {
+        lines.push(format!("and {} more; --json lists all", tensors.len() - SHOWN));
+    }
+    lines.push(String::new());
+    lines
 }
 
 /// Totals, then a row for each projection over all layers.
@@ -106,6 +129,10 @@ fn to_json(found: &Inspection) -> Json {
         Content::Prompt { tokens, width, digest, origin } => json!({
             "kind": "prompt", "tokens": tokens, "width": width, "digest": digest, "origin": origin,
         }),
+        Content::Other { kind, tensors } => {
+            let tensor = |tensor: &TensorFacts| json!({"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "bytes": tensor.bytes});
+            json!({"kind": kind, "tensors": tensors.iter().map(tensor).collect::<Vec<_>>()})
+        }
     };
     let artefact = |artefact: &ArtefactFile| {
         let ArtefactFile { name, bytes, method, fits } = artefact;
