@@ -191,7 +191,9 @@ fn check(route: &str, reply: &Reply) {
         let body = reply.json();
         let error = &body["error"];
         let message = text(error, "message");
-        assert!(!message.is_empty() && text(error, "type").ends_with("Error"), "{body}");
+        let kind = text(error, "type");
+        let known = kind.ends_with("Error") || kind == "InvalidUserInput";
+        assert!(!message.is_empty() && known, "{body}");
         assert_eq!(error["code"], reply.status, "{body}");
         assert!(error["param"].is_null() || error["param"].is_string(), "{body}");
         for internal in ["untagged", "variant", "f32", "usize", "u32", "i64"] {

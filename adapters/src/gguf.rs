@@ -102,7 +102,7 @@ impl Reader<'_> {
             }
         }
         if sites.is_empty() {
-            problems.add("it has no LoRA tensors".to_owned());
+            problems.add("it has no tensors `lora_a` and `lora_b`".to_owned());
         }
         problems.into_result(weights)
     }
@@ -170,8 +170,11 @@ impl Reader<'_> {
         }
         let mut edits = BTreeMap::new();
         for (name, info) in &self.header.tensors {
-            let layer = name.strip_prefix("direction.").and_then(|layer| layer.parse().ok());
-            let layer: usize = match layer {
+            let number = name.strip_prefix("direction.");
+            let layer = number.and_then(|number| Some((number, number.parse::<usize>().ok()?)));
+            let layer = layer.filter(|(number, layer)| layer.to_string() == *number);
+            let layer = layer.map(|(_, layer)| layer);
+            let layer = match layer {
                 Some(layer) if (1..self.base.config.num_layers).contains(&layer) => layer,
                 _ => {
                     let last = self.base.config.num_layers - 1;

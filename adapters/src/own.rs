@@ -43,7 +43,15 @@ impl Config {
 pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
     let refused = |problems| Error::refused(files.name, problems);
-    let config: Config = serde_json::from_slice(&bundle.config)
+    let config: serde_json::Value = serde_json::from_slice(&bundle.config)
+        .map_err(|error| refused(vec![format!("{CONFIG_FILE}: {error}")]))?;
+    if !config["polyskill_type"].is_string() {
+        let found = &config["polyskill_type"];
+        let problem =
+            format!("{CONFIG_FILE}: `polyskill_type` is {found}, expected a kind of module");
+        return Err(refused(vec![problem]));
+    }
+    let config: Config = serde_json::from_value(config)
         .map_err(|error| refused(vec![format!("{CONFIG_FILE}: {error}")]))?;
     if config.format_version() != FORMAT_VERSION {
         let problem = format!(

@@ -274,15 +274,14 @@ impl Pool {
 
     /// All of the modules' weights, or none; waits for room.
     pub(crate) fn lease(self: &Arc<Self>, wanted: &[Arc<Stored>]) -> Result<Vec<Lease>, Error> {
-        let ids: Vec<u64> = wanted.iter().filter_map(|stored| Some(stored.home.get()?.1)).collect();
+        let ids: Vec<u64> = wanted.iter().filter_map(|stored| self.id_of(stored)).collect();
         let to_load = self.wait_for_room(&ids)?;
         let mut failure = None;
         for stored in wanted {
-            let Some((_, id)) = stored.home.get() else { continue };
-            if failure.is_none() && to_load.contains(id) {
-                failure = self.load(stored, *id).err();
-            } else if to_load.contains(id) {
-                self.lock().load_failed(*id);
+            let Some(id) = self.id_of(stored).filter(|id| to_load.contains(id)) else { continue };
+            match failure {
+                None => failure = self.load(stored, id).err(),
+                Some(_) => self.lock().load_failed(id),
             }
         }
         self.changed.notify_all();
@@ -293,6 +292,12 @@ impl Pool {
             Some(error) => Err(error),
             None => leases.into_iter().collect(),
         }
+    }
+
+    /// The number of weights that this pool manages.
+    fn id_of(self: &Arc<Self>, stored: &Stored) -> Option<u64> {
+        let (home, id) = stored.home.get()?;
+        Arc::ptr_eq(home, self).then_some(*id)
     }
 
     /// Waits until all fit, then counts leases for all; returns those that the caller must read.
@@ -355,17 +360,22 @@ impl Pool {
             weights: Arc::clone(weights),
             stored: Arc::clone(stored),
         };
-        let Some((_, id)) = stored.home.get() else {
+        let Some(id) = self.id_of(stored) else {
+            // Another library's, or nobody's.
+            if let Some((home, _)) = stored.home.get() {
+                let mut leases = home.lease(std::slice::from_ref(stored))?;
+                return leases.pop().ok_or(Error::Gone);
+            }
             let fresh = stored.fresh.lock().unwrap_or_else(PoisonError::into_inner);
             return fresh.as_ref().map(lease).ok_or(Error::Gone);
         };
         let mut state = self.lock();
         loop {
-            match state.entries.get(id).map(|entry| &entry.place) {
+            match state.entries.get(&id).map(|entry| &entry.place) {
                 Some(Place::Memory(weights)) => return Ok(lease(weights)),
                 Some(Place::Loading) => {}
                 _ => {
-                    state.end_lease(*id);
+                    state.end_lease(id);
                     drop(state);
                     self.changed.notify_all();
                     return Err(Error::Gone);
@@ -649,6 +659,17 @@ mod tests {
         }
         assert!(pool.stats().resident_bytes <= 200);
         assert!(pool.lease(&[good, other]).is_ok());
+    }
+
+    #[test]
+    fn another_pools_weights_are_its_own() {
+        let (pool, other, reads) = (pool(200), self::pool(200), Arc::default());
+        let (ours, theirs) = (stored(&pool, 100, &reads), stored(&other, 40, &reads));
+        let leases = pool.lease(&[ours, theirs]).unwrap();
+        assert_eq!(leases.iter().map(|lease| lease.num_bytes()).collect::<Vec<_>>(), [100, 40]);
+        assert_eq!((pool.stats().leased_bytes, other.stats().leased_bytes), (100, 40));
+        drop(leases);
+        assert_eq!((pool.stats().leased_bytes, other.stats().leased_bytes), (0, 0));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::body::Body;
 use super::error::ApiError;
 use crate::modules::{LoadRequest, Loaded, ModuleError};
 use crate::service::Service;
-use crate::sources::Signer;
+use crate::sources::{Reason, Signer};
 
 /// Longest wait of a request for the end of leases.
 const MAX_DRAIN: Duration = Duration::from_secs(300);
@@ -283,6 +283,9 @@ fn to_api(error: ModuleError) -> ApiError {
         ModuleError::Module(_) => ApiError::bad_request(message, Some("lora_name")),
         ModuleError::Busy => ApiError::too_many(message),
         ModuleError::State(_) => ApiError::internal(message),
+        ModuleError::Source(error) if matches!(error.reason, Reason::NotFound(_)) => {
+            ApiError::not_found(message, Some("lora_path"))
+        }
         ModuleError::Source(_) | ModuleError::Fetched(_) | ModuleError::Trust(_) => {
             ApiError::bad_request(message, Some("lora_path"))
         }
