@@ -295,9 +295,9 @@ impl Pool {
     }
 
     /// The number of weights that this pool manages.
-    fn id_of(self: &Arc<Self>, stored: &Stored) -> Option<u64> {
+    fn id_of(&self, stored: &Stored) -> Option<u64> {
         let (home, id) = stored.home.get()?;
-        Arc::ptr_eq(home, self).then_some(*id)
+        std::ptr::eq(Arc::as_ptr(home), self).then_some(*id)
     }
 
     /// Waits until all fit, then counts leases for all; returns those that the caller must read.
