@@ -3,7 +3,7 @@
  *
  * One source file makes both kinds of plugin, and they decide alike:
  *
- *   clang --target=wasm32 -O3 -nostdlib -mbulk-memory -Wl,--no-entry router.c -o router.wasm
+ *   clang --target=wasm32 -O3 -nostdlib -mbulk-memory -msimd128 -Wl,--no-entry router.c -o router.wasm
  *   cc -O3 -shared -fPIC router.c -o router.so
  *
  * A plugin defines `polyskill_v1_init` and `polyskill_v1_plan`, and where it needs them

@@ -53,7 +53,9 @@ mod batch;
 )]
 #[doc(hidden)]
 pub mod bindings;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod conformance;
+#[cfg(any(feature = "flat", not(target_arch = "wasm32")))]
 #[doc(hidden)]
 pub mod flat;
 pub mod gate;
@@ -62,7 +64,9 @@ pub mod gate;
 pub mod guest;
 mod parameters;
 mod router;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod runtime;
+#[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
 mod top_k;
 
