@@ -15,7 +15,7 @@ use crate::common::{Bench, fixtures, greedy, list, model, submit, text, weighted
 use crate::openai_api::{ADMIN_KEY, Server};
 
 /// Copies a module of the fixtures.
-fn copy(content: &str, target: &Path) -> PathBuf {
+pub(crate) fn copy(content: &str, target: &Path) -> PathBuf {
     std::fs::create_dir_all(target).unwrap();
     for entry in std::fs::read_dir(fixtures().join("adapters").join(content)).unwrap() {
         let path = entry.unwrap().path();
@@ -178,7 +178,8 @@ fn a_restart_serves_the_same_set() {
     assert_eq!(one(&second, "late")["pinned"], true);
     assert_eq!(modules(&second)["durable"], true);
     let store = std::fs::read_dir(state.path().join("store")).unwrap();
-    let folders: Vec<_> = store.map(|entry| entry.unwrap().file_name()).collect();
+    let folders = store.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let folders: Vec<String> = folders.filter(|name| !name.starts_with('.')).collect();
     assert_eq!(folders.len(), 2, "{folders:?}");
 }
 

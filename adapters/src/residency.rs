@@ -623,7 +623,7 @@ mod tests {
             let wait = |module: usize| {
                 let (pool, modules, served) = (&pool, &modules, &served);
                 move || {
-                    drop(pool.lease(&modules[module..=module]).unwrap());
+                    let _leases = pool.lease(&modules[module..=module]).unwrap();
                     served.fetch_add(1, Ordering::Relaxed)
                 }
             };

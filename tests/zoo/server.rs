@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 
 use super::{ANSWER, Member, PROMPT, loader, patient, publish};
 use crate::common::{Bench, greedy, peft_arrow, routed, submit, text, weighted};
+use crate::library::copy;
 use crate::openai_api::{ADMIN_KEY, Server};
 
 /// Short, so that whoever wastes time is stopped soon.
@@ -176,7 +177,12 @@ fn answer(server: &Server, fields: &Json) -> Json {
 fn administrators_may_load_the_zoo() {
     let directory = tempfile::tempdir().unwrap();
     let members = Member::all();
+    let adapters = tempfile::tempdir().unwrap();
+    for name in ["lora-all", "task-a", "task-b", "task-c"] {
+        copy(name, &adapters.path().join(name));
+    }
     let server = Server::start(|config: &mut Config| {
+        config.adapters = vec![adapters.path().to_owned()];
         config.plugins.push(directory.path().to_owned());
         // Arrow looks at all modules when it starts.
         config.limits =

@@ -41,11 +41,14 @@ pub(crate) struct Beyond {
     pub(crate) embeds: bool,
     /// Whether the head changes.
     pub(crate) scores: bool,
-    /// Edits by place: `(module, weight, index of the edit)`, in the order of the request.
-    pub(crate) edits: BTreeMap<(Point, usize), Vec<(u32, f32, usize)>>,
+    /// Edits by point and layer, in the order of the request.
+    pub(crate) edits: BTreeMap<(Point, usize), Vec<WeightedEdit>>,
     /// Whether what happens at a token depends on where the prompt ends.
     pub(crate) at_prompt_end: bool,
 }
+
+/// A module, its weight, and which of its edits.
+pub(crate) type WeightedEdit = (u32, f32, usize);
 
 impl Beyond {
     /// Collects it from a mixture's weights.

@@ -149,7 +149,8 @@ impl StateDirectory {
         let used: BTreeSet<&str> = saved.modules.values().map(|one| one.folder.as_str()).collect();
         for entry in std::fs::read_dir(self.store()).into_iter().flatten().flatten() {
             let name = entry.file_name();
-            if name.to_str().is_some_and(|name| used.contains(name)) {
+            let is_used = name.to_str().is_some_and(|name| used.contains(name));
+            if is_used || entry.file_type().is_ok_and(|kind| kind.is_file()) {
                 continue;
             }
             if let Err(error) = std::fs::remove_dir_all(entry.path()) {
