@@ -5,7 +5,6 @@ import re
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.exports.planner import (
-    Combine,
     Descriptor,
     Mixture,
     ParameterError,
@@ -15,7 +14,7 @@ from wit_world.exports.planner import (
     RoutePlan_Fixed,
     Value_Number,
 )
-from wit_world.imports import host
+from wit_world.imports import gate, host
 
 
 def words(text):
@@ -66,4 +65,5 @@ class Planner(exports.Planner):
         best = sorted(module for _, module in hits[:limit])
         if not best:
             raise Err(RouteError_Abstain())
-        return RoutePlan_Fixed(Mixture([Pick(module, 1 / len(best)) for module in best], Combine.OUTPUT_SUM))
+        picks = [Pick(module, 1 / len(best)) for module in best]
+        return RoutePlan_Fixed(Mixture(picks, gate.Combine.OUTPUT_SUM))

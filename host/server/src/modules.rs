@@ -552,7 +552,8 @@ pub(crate) fn modules_in(directory: &Path) -> Result<BTreeMap<String, PathBuf>, 
         Some((name?.to_string_lossy().into_owned(), path.clone()))
     };
     let visible = |path: &PathBuf| {
-        is_module(path) && !path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.')
+        let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes);
+        is_module(path) && name.is_some_and(|name| !name.starts_with(b"."))
     };
     Ok(paths.filter(visible).filter_map(named).collect())
 }

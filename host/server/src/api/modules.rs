@@ -269,7 +269,6 @@ fn generation(text: &str) -> Result<Generation, ApiError> {
     })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 fn to_api(error: ModuleError) -> ApiError {
     let message = error.to_string();
     match error {

@@ -3,10 +3,10 @@
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.exports.planner import (
-    Combine, Descriptor, Mixture, ParameterError, Pick, RouteError_Abstain, RouteError_InvalidParameter,
+    Descriptor, Mixture, ParameterError, Pick, RouteError_Abstain, RouteError_InvalidParameter,
     RoutePlan_Fixed,
 )
-from wit_world.imports import host
+from wit_world.imports import gate, host
 
 
 def unknown(parameters):
@@ -27,11 +27,11 @@ class Planner(exports.Planner):
             raise Err(RouteError_InvalidParameter(ParameterError(name, "unknown; known are: weight")))
         weight = next((p.value.value for p in request.parameters), 1.0)
         text = (request.text or "").lower()
-        modules = host.modules()
         named = [
             module for module in request.candidates
-            if any(word in text for word in modules[module].name.split("-"))
+            if any(word in text for word in host.module(module).name.split("-"))
         ]
         if not named:
             raise Err(RouteError_Abstain())
-        return RoutePlan_Fixed(Mixture([Pick(module, weight / len(named)) for module in named], Combine.OUTPUT_SUM))
+        picks = [Pick(module, weight / len(named)) for module in named]
+        return RoutePlan_Fixed(Mixture(picks, gate.Combine.OUTPUT_SUM))
