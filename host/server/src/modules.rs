@@ -449,11 +449,23 @@ impl Modules {
         }
         *saved = next;
         let module = self.library.remove(name, Expected::Any)?;
+        // Equal content is held once: it stays where another name of it is pinned.
+        let snapshot = self.library.snapshot();
+        let mut twins =
+            snapshot.iter().filter(|(_, twin)| twin.generation() == module.generation());
+        let is_pinned = twins.any(|(twin, _)| self.is_pinned(twin, &saved));
+        self.library.pin(&module, is_pinned);
         let provenance = lock(&self.provenance).remove(name);
         if let Some(folder) = provenance.and_then(|provenance| provenance.folder) {
             folder.doom();
         }
         Ok(module)
+    }
+
+    /// What was said at run time, else in the configuration.
+    fn is_pinned(&self, name: &str, saved: &Saved) -> bool {
+        let declared = || self.declared.iter().any(|module| module.name == name && module.pinned);
+        saved.pinned.get(name).copied().unwrap_or_else(declared)
     }
 
     fn is_declared(&self, name: &str) -> bool {
