@@ -612,3 +612,21 @@ fn metrics_have_vllms_names() {
     assert!(metrics.body.contains("polyskill:module_weighted_tokens_total{"), "{}", metrics.body);
     assert!(metrics.body.ends_with("# EOF\n"));
 }
+
+/// What a request says may make a plan unusable; that takes no router from others.
+#[test]
+fn a_request_cannot_take_a_router_from_others() {
+    let server = Server::start(|config| config.faults.max_faults = 2);
+    let wild = json!({"name": "arrow", "params": {"temperature": 1e-45}, "modules": ["task-*"]});
+    for _ in 0..6 {
+        let reply = server.complete(json!({"router": wild})).ok();
+        assert_eq!(reply["polyskill"]["served"], "fallback", "{reply}");
+    }
+    let other = server.complete(json!({"router": "arrow"})).ok();
+    assert_eq!(other["polyskill"]["served"], "assigned", "{other}");
+    let alone = server.complete(json!({"router": "retrieval", "prompt": "hello world"}));
+    if alone.status != 200 {
+        let message = alone.error(400, "BadRequestError", Some("router"));
+        assert!(message.contains("retrieval+"), "{message}");
+    }
+}

@@ -116,6 +116,14 @@ pub enum ComposeError {
         /// The router.
         name: String,
     },
+    /// A router that only narrows the candidates was asked alone, or last.
+    #[error(
+        "the router `{router}` narrows the candidates and no router follows it; write `{router}+arrow`, or another that picks"
+    )]
+    NothingFollows {
+        /// The router.
+        router: String,
+    },
     /// The router failed, and its policy is to fail the request; not the caller's fault.
     #[error("the router `{router}` failed: {reason}")]
     RouterFailed {
@@ -467,8 +475,9 @@ impl Composer {
                         let candidates = offered(snapshot, slot, &candidates);
                         match self.compile(snapshot, slot, plan, &candidates, &identity) {
                             Ok(parts) => return self.ready(parts),
-                            Err(reason) => {
-                                slot.count_fault(&reason);
+                            Err(Unusable::Request(error)) => return Err(error),
+                            Err(Unusable::Plan(reason)) => {
+                                count(slot, selection, &reason);
                                 Some(reason)
                             }
                         }
@@ -516,6 +525,10 @@ impl Composer {
             slot.count_fault(&reason);
             Ok(Outcome::Failed(reason))
         };
+        let declined = |reason: String| {
+            count(slot, selection, &reason);
+            Ok(Outcome::Failed(reason))
+        };
         let planned = slot.plan(snapshot, request.clone());
         self.keep(slot, &request, &planned);
         match planned {
@@ -526,6 +539,7 @@ impl Composer {
                 slot.health.abstentions.fetch_add(1, Relaxed);
                 Ok(Outcome::Passed(fault.to_string()))
             }
+            Err(fault @ Fault::Failed(_)) => declined(fault.to_string()),
             Err(fault) => failed(fault.to_string()),
             Ok(polyskill_sdk::Plan::Narrowed(narrowed)) if !is_last => {
                 match check_narrowed(narrowed, candidates) {
@@ -545,7 +559,7 @@ impl Composer {
         plan: polyskill_sdk::Plan,
         candidates: &[u32],
         identity: &RouterIdentity,
-    ) -> Result<Parts, String> {
+    ) -> Result<Parts, Unusable> {
         let all: Vec<_> = snapshot.iter().collect();
         let named = |index: &u32| {
             let (name, module) = all[*index as usize];
@@ -560,7 +574,7 @@ impl Composer {
                     picks.iter().map(|(at, _)| named(&candidates[*at as usize])).collect();
                 let picks: Vec<(u32, f32)> = (0..).zip(picks).map(|(at, (_, w))| (at, w)).collect();
                 if let Some(error) = partial_start(&modules, &picks) {
-                    return Err(error.to_string());
+                    return Err(Unusable::Request(error));
                 }
                 (modules, Plan::Fixed { picks, combine: combine_rule(combine) })
             }
@@ -579,7 +593,8 @@ impl Composer {
                 (modules, Plan::Gated(gates))
             }
             polyskill_sdk::Plan::Narrowed(_) => {
-                return Err("it narrows the candidates, but no router follows it".to_owned());
+                let router = slot.name.clone();
+                return Err(Unusable::Request(ComposeError::NothingFollows { router }));
             }
         };
         let digest = self.digest(&modules, Some(identity), &text);
@@ -656,6 +671,8 @@ impl Composer {
 impl Versions {
     fn publish(&mut self, slot: Arc<RouterSlot>) {
         let before = std::mem::replace(&mut self.current, slot);
+        let serving = &self.current.digest;
+        self.previous.retain(|slot| slot.digest != before.digest && slot.digest != *serving);
         self.previous.insert(0, before);
         self.previous.truncate(MAX_PREVIOUS);
     }
@@ -720,6 +737,35 @@ impl Link {
     fn versions(&self) -> impl Iterator<Item = &Arc<RouterSlot>> {
         let previous = self.slot.health.policy().on_fault == OnFault::Previous;
         std::iter::once(&self.slot).chain(self.previous.as_ref().filter(|_| previous))
+    }
+}
+
+/// Why a plan does not become a composition.
+enum Unusable {
+    /// The router's answer is at fault.
+    Plan(String),
+    /// The request asks for what cannot be.
+    Request(ComposeError),
+}
+
+impl From<String> for Unusable {
+    fn from(reason: String) -> Self {
+        Self::Plan(reason)
+    }
+}
+
+/// Counts an answer that is not usable. Where the request gave parameters or candidates of its own, these may
+/// be the reason, and no client may take a router from all others.
+fn count(slot: &RouterSlot, selection: &Selection, reason: &str) {
+    let asks = match selection {
+        Selection::Routed { parameters, modules, .. } => {
+            !parameters.0.is_empty() || !modules.is_empty()
+        }
+        _ => false,
+    };
+    match asks {
+        true => slot.count_unusable(reason),
+        false => slot.count_fault(reason),
     }
 }
 

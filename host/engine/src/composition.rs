@@ -143,6 +143,12 @@ impl Composition {
         policy == Some(OnFault::FailRequest)
     }
 
+    /// Why the router last left rows undecided, where it decides rows.
+    pub fn row_failure(&self) -> Option<String> {
+        let health = &self.slot.as_ref()?.health;
+        health.last_invalid().or_else(|| health.last_fault())
+    }
+
     /// Why the base answers instead of the assigned router, if it does.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()

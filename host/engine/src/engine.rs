@@ -582,8 +582,12 @@ impl Running {
     fn fall_back(&mut self) {
         self.fallback_rows += 1;
         if self.composition.fails_on_fault() {
-            let reason = "the router left a row undecided, and its policy is to fail the request";
-            self.ended = Some(FinishReason::Error(reason.to_owned()));
+            let router = self.composition.router().map_or("", |router| router.name.as_str());
+            let why = self.composition.row_failure().unwrap_or_default();
+            let reason = format!(
+                "the router `{router}` left a row undecided, and its policy is to fail the request: {why}"
+            );
+            self.ended = Some(FinishReason::Error(reason));
         }
     }
 

@@ -247,6 +247,12 @@ impl RouterSlot {
         self.count_faults(self.settings.faults.max_faults, reason);
     }
 
+    /// Counts an answer that is not usable and may be so because of what the request said: its router is not
+    /// taken away from others for it.
+    pub(crate) fn count_unusable(&self, reason: &str) {
+        self.count_faults(0, reason);
+    }
+
     fn count_faults(&self, weight: usize, reason: &str) {
         let router = &self.name;
         if self.health.fault(weight, reason, Instant::now()) {

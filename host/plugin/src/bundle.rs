@@ -145,8 +145,12 @@ impl Bundle {
         self.files.get(&self.manifest.file).map_or(&[], Vec::as_slice)
     }
 
-    /// The bundles in a directory: folders with a manifest, tars, `.wasm` and dynamic libraries.
+    /// The bundles in a directory: folders with a manifest, tars, `.wasm` and dynamic libraries; or the
+    /// directory itself, if it is a bundle.
     pub(crate) fn find(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+        if directory.join(MANIFEST_FILE).is_file() {
+            return Ok(vec![directory.to_owned()]);
+        }
         let io = |source| Error::Io { path: directory.to_owned(), source };
         let mut found = Vec::new();
         for entry in fs::read_dir(directory).map_err(io)? {

@@ -189,7 +189,9 @@ impl Routers {
     pub fn allows(&self, path: &Path) -> bool {
         let Ok(path) = path.canonicalize() else { return false };
         let mut roots = self.roots.iter().filter_map(|root| root.canonicalize().ok());
-        roots.any(|root| path.starts_with(&root) && path != root)
+        roots.any(|root| {
+            path.starts_with(&root) && (path != root || root.join("plugin.toml").is_file())
+        })
     }
 
     /// The last attempt per bundle.

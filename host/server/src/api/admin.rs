@@ -73,9 +73,9 @@ pub(super) async fn change_router(
         return load_router(service, path).await;
     }
     let name = required(change.name, "name")?;
-    let changed = match (change.roll_back, change.release) {
-        (Some(digest), false) => service.composer.roll_back(&name, &digest),
-        (None, true) => service.composer.release_router(&name),
+    let (action, changed) = match (change.roll_back, change.release) {
+        (Some(digest), false) => ("roll_back", service.composer.roll_back(&name, &digest)),
+        (None, true) => ("release", service.composer.release_router(&name)),
         _ => {
             let message = "expected `path`, or `name` with `roll_back` or `release`";
             return Err(ApiError::bad_request(message, Some("roll_back")));
@@ -84,7 +84,7 @@ pub(super) async fn change_router(
     changed.map_err(|error| router_error(&error))?;
     let router = service.composer.routers().into_iter().find(|router| router.name == name);
     let router = router.as_ref().map(router_json).unwrap_or_default();
-    service.routers.record(json!({"action": "change", "by": "admin", "router": router}));
+    service.routers.record(json!({"action": action, "by": "admin", "router": router}));
     Ok(JsonReply(router))
 }
 
@@ -107,10 +107,21 @@ async fn load_router(service: Arc<Service>, path: PathBuf) -> Result<JsonReply<J
 /// The plans and rows that are kept, as fixtures.
 pub(super) async fn plans(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     let plan = |planned: &PlannedRequest| json!({"router": planned.router, "digest": planned.digest, "fixture": fixture(planned)});
-    let plans: Vec<Json> = service.composer.kept_plans().iter().map(plan).collect();
+    // An earlier version's plans are no fixtures of the one that serves.
+    let serving = service.composer.routers();
+    let serves = |name: &str, digest: &str| {
+        serving.iter().any(|router| router.name == name && router.digest == digest)
+    };
+    let kept = service.composer.kept_plans();
+    let plans = kept.iter().filter(|kept| serves(&kept.router, &kept.digest)).map(plan);
+    let plans: Vec<Json> = plans.collect();
     let rows = |kept: &RoutedRows| json!({"router": kept.router, "digest": kept.digest, "fixture": rows_fixture(kept)});
     let kept = service.composer.kept_rows();
-    let rows: Vec<Json> = kept.iter().filter(|kept| !kept.rows.is_empty()).map(rows).collect();
+    let rows: Vec<Json> = kept
+        .iter()
+        .filter(|kept| !kept.rows.is_empty() && serves(&kept.router, &kept.digest))
+        .map(rows)
+        .collect();
     JsonReply(json!({"keep_plans": service.keep_plans, "plans": plans,
                      "keep_rows": service.keep_rows, "rows": rows}))
 }

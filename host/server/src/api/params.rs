@@ -376,6 +376,14 @@ pub(crate) fn routing_report(
     if let Some(reason) = composition.fallback() {
         report["fallback_reason"] = json!(reason);
     }
+    if let Some(rows) = finished.map(|finished| finished.fallback_rows).filter(|rows| *rows > 0) {
+        // The base answered rows that the router left undecided; where it answered all, nothing was routed.
+        report["fallback_rows"] = json!(rows);
+        report["fallback_reason"] = json!(composition.row_failure());
+        if finished.is_some_and(|finished| finished.module_share.is_empty()) {
+            report["served"] = json!("fallback");
+        }
+    }
     let Some(finished) = finished.filter(|_| trace != TraceLevel::None) else { return report };
     let name =
         |index: u32| composition.modules().get(index as usize).map(|lease| lease.name.clone());
