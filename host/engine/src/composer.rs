@@ -116,14 +116,6 @@ pub enum ComposeError {
         /// The router.
         name: String,
     },
-    /// A router that only narrows the candidates was asked alone, or last.
-    #[error(
-        "the router `{router}` narrows the candidates and no router follows it; write `{router}+arrow`, or another that picks"
-    )]
-    NothingFollows {
-        /// The router.
-        router: String,
-    },
     /// The router failed, and its policy is to fail the request; not the caller's fault.
     #[error("the router `{router}` failed: {reason}")]
     RouterFailed {
@@ -476,6 +468,10 @@ impl Composer {
                         match self.compile(snapshot, slot, plan, &candidates, &identity) {
                             Ok(parts) => return self.ready(parts),
                             Err(Unusable::Request(error)) => return Err(error),
+                            Err(Unusable::Alone(reason)) => {
+                                slot.count_unusable(&reason);
+                                Some(reason)
+                            }
                             Err(Unusable::Plan(reason)) => {
                                 count(slot, selection, &reason);
                                 Some(reason)
@@ -593,8 +589,8 @@ impl Composer {
                 (modules, Plan::Gated(gates))
             }
             polyskill_sdk::Plan::Narrowed(_) => {
-                let router = slot.name.clone();
-                return Err(Unusable::Request(ComposeError::NothingFollows { router }));
+                let reason = "it narrows the candidates, but no router follows it";
+                return Err(Unusable::Alone(reason.to_owned()));
             }
         };
         let digest = self.digest(&modules, Some(identity), &text);
@@ -746,6 +742,8 @@ enum Unusable {
     Plan(String),
     /// The request asks for what cannot be.
     Request(ComposeError),
+    /// The router was asked for what it does not do: no fault of its own.
+    Alone(String),
 }
 
 impl From<String> for Unusable {
