@@ -113,9 +113,9 @@ impl From<ComposeError> for ApiError {
         match error {
             ComposeError::UnknownModule { .. } => Self::not_found(message, Some("adapters")),
             ComposeError::UnknownRouter { .. } => Self::not_found(message, Some("router")),
-            ComposeError::LongChain { .. }
-            | ComposeError::RepeatedRouter { .. }
-            | ComposeError::NothingFollows { .. } => Self::bad_request(message, Some("router")),
+            ComposeError::LongChain { .. } | ComposeError::RepeatedRouter { .. } => {
+                Self::bad_request(message, Some("router"))
+            }
             ComposeError::RouterFailed { .. } => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "ServiceUnavailableError", message, Some("router"))
