@@ -263,6 +263,12 @@ fn a_document_is_worth_its_text() {
         assert!(found.bits() == expected.bits());
         assert_eq!((found.finished.prompt_tokens, found.finished.cached_tokens), (3, 0));
     }
+    // What follows the document is cached with it.
+    let longer: Vec<u32> = (0..40).map(|at| 5 + at).collect();
+    for cached in [0, 35] {
+        let found = bench.run(&weighted(&[("document", 1.0)]), &longer, greedy.clone());
+        assert_eq!(found.finished.cached_tokens, cached);
+    }
     // With a LoRA the base's reading stays the base's: only what follows is the LoRA's.
     let mixed = bench.run(&weighted(&[("document", 1.0), ("lora-basic", 1.0)]), &prompt, greedy);
     assert_ne!(mixed.bits(), expected.bits());

@@ -49,7 +49,7 @@ pub enum Error {
     Gone,
     /// More modules than memory is set aside for.
     #[error(
-        "these modules need {needed} bytes beside what is pinned, and the budget is {most} bytes"
+        "these modules and what is pinned need {needed} bytes together, and the budget is {most}"
     )]
     TooLarge {
         /// Bytes of the modules and of what is pinned.

@@ -78,7 +78,7 @@ impl Reader<'_> {
         let mut problems = Problems::default();
         self.check_adapter(&mut problems);
         let alpha = self.header.metadata.get("adapter.lora.alpha").and_then(|value| value.as_f64());
-        let alpha = alpha.filter(|alpha| alpha.is_finite()).unwrap_or_else(|| {
+        let alpha = alpha.filter(|alpha| (*alpha as f32).is_finite()).unwrap_or_else(|| {
             problems.add("`adapter.lora.alpha` is missing or no number".to_owned());
             1.0
         });

@@ -269,6 +269,14 @@ impl Library {
         self.pool.lease(&stored)
     }
 
+    /// Whether a module can be pinned: what is pinned must fit the budget together.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check_pin(&self, module: &Module) -> Result<(), Error> {
+        self.pool.check_pin(&module.stored)
+    }
+
     /// Keeps a module's weights in memory, once they are there, or no longer.
     pub fn pin(&self, module: &Module, pinned: bool) {
         self.pool.pin(&module.stored, pinned);

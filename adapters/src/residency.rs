@@ -265,6 +265,18 @@ impl Pool {
         state.entries.insert(id, entry);
     }
 
+    pub(crate) fn check_pin(&self, stored: &Stored) -> Result<(), Error> {
+        let own = self.id_of(stored);
+        let state = self.lock();
+        let Some(most) = state.budget.max_bytes else { return Ok(()) };
+        let stays = |(id, entry): &(&u64, &Entry)| entry.residency.pinned || own == Some(**id);
+        let needed = state.entries.iter().filter(stays).map(|(_, entry)| entry.num_bytes).sum();
+        if needed > most {
+            return Err(Error::TooLarge { needed, most });
+        }
+        Ok(())
+    }
+
     pub(crate) fn pin(&self, stored: &Stored, pinned: bool) {
         let Some((_, id)) = stored.home.get() else { return };
         if let Some(entry) = self.lock().entries.get_mut(id) {

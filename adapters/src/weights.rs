@@ -257,6 +257,11 @@ impl Shape {
         Some(&self.sites[at.ok()?])
     }
 
+    /// The linears where it has a low-rank product: what routers can derive something from.
+    pub fn low_rank_sites(&self) -> impl Iterator<Item = &SiteShape> {
+        self.sites.iter().filter(|site| site.rank > 0)
+    }
+
     /// Whether it is a plain LoRA at linears and nothing else.
     pub fn is_low_rank(&self) -> bool {
         self.is_linear() && self.plain

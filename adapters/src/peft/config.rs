@@ -321,8 +321,8 @@ fn number(value: Option<&Json>, name: &str) -> Result<f64, String> {
         None => Ok(8.0),
         Some(value) => value
             .as_f64()
-            .filter(|value| value.is_finite())
-            .ok_or_else(|| format!("`{name}` is {value}, expected a number")),
+            .filter(|value| (*value as f32).is_finite())
+            .ok_or_else(|| format!("`{name}` is {value}, expected a number that 32 bits hold")),
     }
 }
 

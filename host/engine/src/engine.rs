@@ -274,6 +274,7 @@ struct Start {
     tokens: Vec<u32>,
     blocks: Vec<u32>,
     keys: Option<BlockKeys>,
+    num_known: usize,
     computed: usize,
     cached_tokens: usize,
 }
@@ -398,7 +399,8 @@ impl State {
             self.stats.prefix_hits.fetch_add(cached_tokens as u64, Relaxed);
         }
         let computed = cached.max(composition.beyond.num_prefix);
-        Some(Start { tokens, blocks, keys, computed, cached_tokens })
+        let num_known = found.len();
+        Some(Start { tokens, blocks, keys, num_known, computed, cached_tokens })
     }
 
     /// Makes full blocks known, as far as they hold nothing but what their names say.
@@ -531,7 +533,7 @@ impl Running {
     fn new(waiting: Waiting, start: Start) -> Self {
         let Waiting { id, request, submitted } = waiting;
         let Request { prompt, sampling, composition, trace, sink, .. } = request;
-        let Start { tokens, blocks, keys, computed, cached_tokens } = start;
+        let Start { tokens, blocks, keys, num_known, computed, cached_tokens } = start;
         Self {
             id,
             trace,
@@ -550,7 +552,7 @@ impl Running {
             blocks,
             keys,
             composition,
-            num_known: computed / BLOCK_POSITIONS,
+            num_known,
             tally: Tally::default(),
             fallback_rows: 0,
             submitted,

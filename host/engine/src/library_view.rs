@@ -104,7 +104,7 @@ impl Definitions {
         rows.is_some_and(|rows| {
             rows.last_used.store(self.calls.load(Relaxed), Relaxed);
             let has = |index: usize| rows.by_site.contains_key(&(index as u32));
-            module.shape().sites.iter().all(|shape| has(shape.site.index()))
+            module.shape().low_rank_sites().all(|shape| has(shape.site.index()))
         })
     }
 }
@@ -214,7 +214,7 @@ fn sites(module: &Module) -> Vec<ModuleSite> {
         rank: shape.rank as u32,
         scale: shape.scale,
     };
-    module.shape().sites.iter().map(site).collect()
+    module.shape().low_rank_sites().map(site).collect()
 }
 
 impl View {

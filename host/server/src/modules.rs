@@ -213,6 +213,7 @@ impl Modules {
         let generation = module.generation().to_string();
         let signer = sources::verify(name, &generation, signature.as_deref(), &self.trust)?;
         let module = self.library.publish(name, module, Expected::Any)?;
+        self.keep_pinned(name, &module, &lock(&self.saved));
         let (source, took) = (path.display().to_string(), started.elapsed());
         let provenance = Provenance { source, signer: signer.clone(), took, folder: None };
         lock(&self.provenance).insert(name.to_owned(), provenance);
@@ -310,8 +311,12 @@ impl Modules {
                 let signature = fetched.signature().map_err(ModuleError::Fetched)?;
                 let module = open_module((&request.name, &path, &root), &self.model, fetched)?;
                 let signer = self.check(request, &module, signature.as_deref())?;
-                let _saved = lock(&self.saved);
+                let mut saved = lock(&self.saved);
                 let module = self.library.publish(&request.name, module, request.expected)?;
+                if let Some(pinned) = request.pinned {
+                    saved.pinned.insert(request.name.clone(), pinned);
+                }
+                self.keep_pinned(&request.name, &module, &saved);
                 Ok(self.served(request, module, signer, started, None))
             }
         }
@@ -354,6 +359,7 @@ impl Modules {
         *saved = next;
         folder.spare();
         let module = self.library.publish(&request.name, module, request.expected)?;
+        self.keep_pinned(&request.name, &module, &saved);
         Ok(self.served(request, module, signer, started, Some(folder)))
     }
 
@@ -365,9 +371,6 @@ impl Modules {
         started: Instant,
         folder: Option<Arc<Folder>>,
     ) -> Loaded {
-        if let Some(pinned) = request.pinned {
-            self.library.pin(&module, pinned);
-        }
         let (source, took) = (request.source.to_string(), started.elapsed());
         let provenance = Provenance { source, signer: signer.clone(), took, folder };
         let before = lock(&self.provenance).insert(request.name.clone(), provenance);
@@ -462,6 +465,13 @@ impl Modules {
         Ok(module)
     }
 
+    /// A pin belongs to a name: what replaces a module is pinned as it was.
+    fn keep_pinned(&self, name: &str, module: &Module, saved: &Saved) {
+        if self.is_pinned(name, saved) {
+            self.library.pin(module, true);
+        }
+    }
+
     /// What was said at run time, else in the configuration.
     fn is_pinned(&self, name: &str, saved: &Saved) -> bool {
         let declared = || self.declared.iter().any(|module| module.name == name && module.pinned);
@@ -510,6 +520,9 @@ impl Modules {
         let snapshot = self.library.snapshot();
         let not_found = || polyskill_adapters::Error::NotFound { name: name.to_owned() };
         let module = snapshot.get(name).ok_or_else(not_found)?;
+        if pinned {
+            self.library.check_pin(module)?;
+        }
         let mut next = saved.clone();
         next.pinned.insert(name.to_owned(), pinned);
         if let Some(state) = &self.state {
