@@ -14,6 +14,7 @@ use crate::generation::Generation;
 use crate::library::Kind;
 use crate::load::{Base, Content};
 use crate::lora::{Elements, LoraSite};
+use crate::peft::MAX_WEIGHT;
 use crate::weights::{LinearPart, Weights};
 
 const EXTENSION: &str = "gguf";
@@ -70,8 +71,13 @@ impl Reader<'_> {
         }
         let bytes = &self.bytes[info.start..info.start + info.num_bytes];
         let values = info.to_f32(bytes).map_err(|problem| format!("`{name}`: {problem}"))?;
-        let finite = values.iter().all(|value| value.is_finite());
-        finite.then_some(values).ok_or_else(|| format!("`{name}` holds a value that is not finite"))
+        match values.iter().find(|value| !(value.abs() <= MAX_WEIGHT)) {
+            None => Ok(values),
+            Some(value) if value.is_finite() => Err(format!(
+                "`{name}` holds a value beyond {MAX_WEIGHT}, the largest that is taken"
+            )),
+            Some(_) => Err(format!("`{name}` holds a value that is not finite")),
+        }
     }
 
     fn lora(&self) -> Result<Weights, Vec<String>> {

@@ -23,7 +23,7 @@ use crate::files::Files;
 use crate::generation::Generation;
 use crate::library::Kind;
 use crate::load::{Base, Content};
-pub(crate) use bundle::{CARD_FILE, MAX_CONFIG_BYTES, elements};
+pub(crate) use bundle::{CARD_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT, elements};
 
 use bundle::Bundle;
 use config::LoraSettings;

@@ -140,6 +140,7 @@ def adapters() -> None:
     adapter("missing-site", "the config targets layers 0 and 1, the tensors only layer 0", layers_to_transform=[0, 1])
     adapter("no-tensors", "there are no tensors", {})
     adapter("nan", "a weight is NaN", GOOD | {B: ([64, 1], [0.1] * 63 + [math.nan])})
+    adapter("huge", "a weight is larger than any that was ever trained", GOOD | {B: ([64, 1], [0.1] * 63 + [1e18])})
     adapter("infinite", "a weight is infinite", GOOD | {A: ([1, 64], [math.inf] + [0.1] * 63)})
     adapter(
         "integers", "the weights are integers", container(json.dumps(header_of(GOOD, "I32")).encode(), data_of(GOOD))

@@ -60,7 +60,11 @@ pub(crate) fn card(files: Files<'_>) -> Result<Card, Error> {
     }
 }
 
-/// The elements of a tensor, if its dtype is known and all are finite.
+/// Largest weight that is taken: what a half float can hold. Trained weights are far below; far above,
+/// answers are noise, and sums overflow.
+pub(crate) const MAX_WEIGHT: f32 = 65_504.0;
+
+/// The elements of a tensor, if its dtype is known and none is beyond [`MAX_WEIGHT`].
 pub(crate) fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
     let halves = || view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     let elements = match view.dtype() {
@@ -74,12 +78,31 @@ pub(crate) fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
         Dtype::F16 => Elements::F16(halves().collect()),
         other => return Err(format!("has dtype {other:?}, expected F32, F16 or BF16")),
     };
-    let finite = match &elements {
-        Elements::F32(values) => values.iter().all(|value| value.is_finite()),
-        Elements::Bf16(bits) => bits.iter().all(|bits| bits & 0x7f80 != 0x7f80),
-        Elements::F16(bits) => bits.iter().all(|bits| bits & 0x7c00 != 0x7c00),
+    check_range(&elements)?;
+    Ok(elements)
+}
+
+/// Refuses values that no module can have been trained to.
+fn check_range(elements: &Elements) -> Result<(), String> {
+    let (finite, small) = match elements {
+        Elements::F32(values) => (
+            values.iter().all(|value| value.is_finite()),
+            values.iter().all(|value| value.abs() <= MAX_WEIGHT),
+        ),
+        // Their exponents: all ones is no number, and 143 stands for 2^16.
+        Elements::Bf16(bits) => (
+            bits.iter().all(|bits| bits & 0x7f80 != 0x7f80),
+            bits.iter().all(|bits| bits & 0x7f80 < 143 << 7),
+        ),
+        Elements::F16(bits) => (bits.iter().all(|bits| bits & 0x7c00 != 0x7c00), true),
     };
-    finite.then_some(elements).ok_or_else(|| "holds a value that is not finite".to_owned())
+    match (finite, small) {
+        (true, true) => Ok(()),
+        (true, false) => {
+            Err(format!("holds a value beyond {MAX_WEIGHT}, the largest that is taken"))
+        }
+        (false, _) => Err("holds a value that is not finite".to_owned()),
+    }
 }
 
 /// A tensor of one shape, finite; `name` is what a problem calls it.
