@@ -1,7 +1,7 @@
 //! How the library behaves as it grows and changes: time to first token, throughput, loads and evictions.
 //!
 //! `cargo bench --bench library -- scale` registers 10, 100 and 1,000 modules and asks a part of them, more than
-//! fits into memory or less. `cargo bench --bench library -- soak` streams while modules load, are replaced and
+//! fits into memory or less; with `mixed` their ranks differ. `cargo bench --bench library -- soak` streams while modules load, are replaced and
 //! unload, compares the latency with the same load without swaps, and requires that nothing fails or mixes.
 //! Both take `--seconds N`. The default base is used where it is in the cache, else a tiny one, which says
 //! little about real load.
@@ -35,7 +35,7 @@ fn main() {
     let seconds = arguments.windows(2).find(|pair| pair[0] == "--seconds");
     let seconds = seconds.map(|pair| pair[1].parse().expect("--seconds takes a number"));
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let bench = Bench::new();
+    let bench = Bench::new(if has("mixed") { &[2, 4, 8, 16, 32] } else { &[4] });
     match (has("scale"), has("soak")) {
         (true, _) => scale(&bench, Duration::from_secs(seconds.unwrap_or(12))),
         (_, true) => soak(&bench, Duration::from_secs(seconds.unwrap_or(60))),
@@ -48,10 +48,12 @@ struct Bench {
     model: Arc<Decoder>,
     engine: Engine,
     files: tempfile::TempDir,
+    /// Ranks of the modules, in turn.
+    ranks: &'static [usize],
 }
 
 impl Bench {
-    fn new() -> Self {
+    fn new(ranks: &'static [usize]) -> Self {
         let cached = pull::cached(&pull::SMOLLM2).ok().flatten();
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama-tied");
         let path = cached.unwrap_or(tiny);
@@ -59,14 +61,15 @@ impl Bench {
         let compute = Arc::new(Compute::for_this_machine());
         let model = Arc::new(load::load(&path, compute, &mut |_, _| {}).unwrap());
         let engine = Engine::start(Arc::clone(&model), EngineConfig::default()).unwrap();
-        Self { model, engine, files: tempfile::tempdir().unwrap() }
+        Self { model, engine, files: tempfile::tempdir().unwrap(), ranks }
     }
 
-    /// Writes a LoRA of rank 4 at all projections, in 16 bits; values come from its number.
+    /// Writes a LoRA at all projections, in 16 bits; its rank and values come from its number.
     fn write(&self, number: usize) -> PathBuf {
         let directory = self.files.path().join(format!("m{number}"));
         if !directory.exists() {
-            traffic::write_module(&directory, self.model.config(), number as u64);
+            let rank = self.ranks[number % self.ranks.len()];
+            traffic::write_module(&directory, self.model.config(), number as u64, rank);
         }
         directory
     }
@@ -80,7 +83,10 @@ impl Bench {
 }
 
 fn scale(bench: &Bench, duration: Duration) {
-    println!("\n{CLIENTS} clients, prompts of 24 tokens, 12 tokens each, {duration:?} per line\n");
+    println!(
+        "\n{CLIENTS} clients, prompts of 24 tokens, 12 tokens each, ranks {:?}, {duration:?} per line\n",
+        bench.ranks
+    );
     println!(
         "| registered | asked | memory holds | traffic | TTFT p50 ms | p99 ms | tok/s | loads/s | evictions/s |"
     );
@@ -97,9 +103,13 @@ fn scale(bench: &Bench, duration: Duration) {
         base.push((registered, took, run(&bench.engine, &composer, &load)));
         let active = registered.min(MAX_ACTIVE);
         let snapshot = library.snapshot();
-        let Some((_, first)) = snapshot.iter().next() else { continue };
-        for (share, held) in [("0.5", 2 * active), ("1", active), ("2", active / 2)] {
-            let max_bytes = Some(held * first.num_bytes());
+        let bytes = |number| snapshot.get(&format!("m{number}")).map_or(0, |one| one.num_bytes());
+        let asked: usize = (0..active).map(bytes).sum();
+        if asked == 0 {
+            continue;
+        }
+        for (share, held) in [("0.5", 2 * asked), ("1", asked), ("2", asked / 2)] {
+            let max_bytes = Some(held);
             library.set_budget(Budget { max_bytes, ..Budget::default() });
             for (traffic, exponent) in [("Zipf 1", 1.0), ("uniform", 0.0)] {
                 let choice = Choice::Modules { count: active, exponent };
@@ -109,7 +119,8 @@ fn scale(bench: &Bench, duration: Duration) {
                 let after = library.pool_stats();
                 let rate = |a: u64, b: u64| (b - a) as f64 / duration.as_secs_f64();
                 println!(
-                    "| {registered} | {active} | {held} ({share}×) | {traffic} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} |",
+                    "| {registered} | {active} | {:.0} MiB ({share}×) | {traffic} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} |",
+                    held as f64 / f64::from(1 << 20),
                     served.first_token(0.5),
                     served.first_token(0.99),
                     served.tokens_per_second,

@@ -12,7 +12,6 @@ use polyskill_engine::{
 use polyskill_model::{ModelConfig, Site};
 use safetensors::tensor::{Dtype, TensorView, serialize};
 
-const RANK: usize = 4;
 const PROMPT_TOKENS: u64 = 24;
 const MAX_TOKENS: usize = 12;
 
@@ -173,17 +172,17 @@ fn ask(
     }
 }
 
-/// Writes a LoRA at all projections as PEFT does.
-pub(crate) fn write_module(directory: &Path, config: &ModelConfig, seed: u64) {
+/// Writes a LoRA of a rank at all projections as PEFT does.
+pub(crate) fn write_module(directory: &Path, config: &ModelConfig, seed: u64, rank: usize) {
     std::fs::create_dir_all(directory).unwrap();
-    let settings = serde_json::json!({"peft_type": "LORA", "r": RANK, "lora_alpha": RANK,
+    let settings = serde_json::json!({"peft_type": "LORA", "r": rank, "lora_alpha": rank,
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]});
     std::fs::write(directory.join("adapter_config.json"), settings.to_string()).unwrap();
     let mut numbers = Numbers(seed.wrapping_mul(0x1234_5678_9abc_def1));
     let mut tensors: Vec<(String, [usize; 2], Vec<u8>)> = Vec::new();
     for site in (0..config.num_sites()).map(Site::from_index) {
         let (outputs, inputs) = config.projection_shape(site.projection);
-        for (part, shape) in [("lora_A", [RANK, inputs]), ("lora_B", [outputs, RANK])] {
+        for (part, shape) in [("lora_A", [rank, inputs]), ("lora_B", [outputs, rank])] {
             let value = |_| {
                 let unit = (numbers.next() >> 40) as f32 / (1_u64 << 24) as f32;
                 bf16::from_f32((unit - 0.5) * 0.02).to_bits().to_le_bytes()
