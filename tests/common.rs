@@ -9,7 +9,7 @@ use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Library, load_module};
 use polyskill_engine::{
     Composer, Composition, Engine, EngineConfig, Event, Finished, Logprob, PromptLogprob, Request,
-    RouterSettings, SamplingParams, Selection, TokenEvent, TraceLevel,
+    RouterRequest, RouterSettings, SamplingParams, Selection, TokenEvent, TraceLevel,
 };
 use polyskill_model::{Compute, Decoder, load};
 use polyskill_router_arrow::Arrow;
@@ -317,13 +317,15 @@ pub(crate) fn weighted(weights: &[(&str, f32)]) -> Selection {
 }
 
 pub(crate) fn routed(router: &str, parameters: Parameters) -> Selection {
-    Selection::Routed {
-        router: router.to_owned(),
-        parameters,
-        modules: Vec::new(),
-        prompt_tokens: 0,
-        text: None,
-        bucket: 0,
+    let router = router.to_owned();
+    Selection::Routed(RouterRequest { router, parameters, ..RouterRequest::default() })
+}
+
+/// A router's selection with modules that act on every row.
+pub(crate) fn beside(selection: Selection, weights: Vec<(String, f32)>) -> Selection {
+    match selection {
+        Selection::Routed(asked) => Selection::Routed(RouterRequest { beside: weights, ..asked }),
+        other => other,
     }
 }
 

@@ -7,7 +7,7 @@ use polyskill::audit::Audit;
 use polyskill::config::Config;
 use polyskill::record::{fixture, rows_fixture};
 use polyskill::routers::{Routers, Seen};
-use polyskill_engine::Selection;
+use polyskill_engine::{RouterRequest, Selection};
 use polyskill_plugin::Trust;
 
 use crate::common::{Bench, TASKS, greedy, plugins, routed};
@@ -109,7 +109,7 @@ fn recorded_plans_are_fixtures() {
     routers.load(&bench.composer, &bundle, "test").unwrap();
     let ask = |said: &str| {
         let mut selection = routed("retrieval", Parameters::default());
-        if let Selection::Routed { text, .. } = &mut selection {
+        if let Selection::Routed(RouterRequest { text, .. }) = &mut selection {
             *text = Some(said.to_owned());
         }
         bench.compose(&selection)

@@ -25,6 +25,7 @@ mod pull;
 mod routers;
 mod skills;
 mod sources;
+mod sources_server;
 mod steppers;
 mod tidy;
 mod zoo;

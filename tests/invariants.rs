@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use crate::common::{
-    Bench, Pending, TASKS, VOCAB, cases, fixtures, greedy, peft_arrow, submit, submit_until,
-    weighted,
+    Bench, Pending, TASKS, VOCAB, beside, cases, fixtures, greedy, peft_arrow, submit,
+    submit_until, weighted,
 };
 
 const LLAMA: &str = "models/llama-tied";
@@ -224,8 +224,10 @@ fn selection() -> impl Strategy<Value = Selection> {
             let weights: Vec<_> = weights.into_iter().map(|(at, w)| (TASKS[at], w)).collect();
             weighted(&weights)
         }),
-        (1_u32..6, prop::bool::ANY).prop_map(|(top_k, warm)| {
-            peft_arrow(f64::from(top_k), if warm { 1.0 } else { 0.5 }, 42.0)
+        (1_u32..6, prop::bool::ANY, prop::bool::ANY).prop_map(|(top_k, warm, with_another)| {
+            let arrow = peft_arrow(f64::from(top_k), if warm { 1.0 } else { 0.5 }, 42.0);
+            let another = with_another.then(|| (TASKS[0].to_owned(), -0.5));
+            beside(arrow, another.into_iter().collect())
         }),
     ]
 }

@@ -11,7 +11,9 @@ use polyskill_engine::{Composition, EngineConfig, Request, SamplingParams, Selec
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use crate::common::{Bench, Output, Pending, VOCAB, fixtures, list, peft_arrow, read_json, text};
+use crate::common::{
+    Bench, Output, Pending, VOCAB, beside, fixtures, list, peft_arrow, read_json, text,
+};
 
 const LLAMA: &str = "models/llama-tied";
 /// Names that modules are served under; what stands under them changes.
@@ -54,7 +56,7 @@ enum Action {
 
 #[derive(Clone, Debug)]
 struct Ask {
-    /// Names and weights, or a router.
+    /// Names and weights, beside the router if there is one.
     picks: Vec<(usize, f32)>,
     router: Option<u32>,
     /// Which of a few beginnings the prompt has, how much of it, and what follows.
@@ -107,11 +109,10 @@ impl Ask {
     }
 
     fn selection(&self) -> Selection {
+        let picks = self.picks.iter().map(|(name, w)| (NAMES[*name].to_owned(), *w)).collect();
         match self.router {
-            Some(top_k) => peft_arrow(f64::from(top_k), 1.0, 42.0),
-            None => Selection::Weighted(
-                self.picks.iter().map(|(name, w)| (NAMES[*name].to_owned(), *w)).collect(),
-            ),
+            Some(top_k) => beside(peft_arrow(f64::from(top_k), 1.0, 42.0), picks),
+            None => Selection::Weighted(picks),
         }
     }
 

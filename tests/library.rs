@@ -76,10 +76,16 @@ fn replacing_is_compare_and_swap_and_aliases_follow() {
     assert_eq!(change(&server, &json!({"name": "latest", "alias_of": "m"})).status, 200);
     let before = ask(&server, "latest");
     assert_eq!(before.1, text(&loaded, "generation"));
+    let code = |reply: &crate::openai_api::Reply| reply.json()["error"]["code"].clone();
     let taken = load(&second, json!({}));
     assert_eq!(taken.status, 400, "{taken:?}");
+    assert_eq!(code(&taken), "lora_adapter_already_loaded");
     let stale = load(&second, json!({"expected_generation": "0".repeat(64)}));
     assert_eq!(stale.status, 409, "{stale:?}");
+    assert_eq!(code(&stale), "lora_generation_mismatch");
+    let over_vllm = json!({"lora_name": "m", "expected_generation": "0".repeat(64)}).to_string();
+    let over_vllm = server.send("POST", "/v1/unload_lora_adapter", Some(ADMIN_KEY), over_vllm);
+    assert_eq!((over_vllm.status, code(&over_vllm)), (409, json!("lora_generation_mismatch")));
     let other = load(&second, json!({"replace": true, "generation": "1".repeat(64)}));
     assert_eq!(other.status, 400, "{other:?}");
     assert_eq!(ask(&server, "latest"), before, "a failed load changes nothing");
@@ -92,6 +98,7 @@ fn replacing_is_compare_and_swap_and_aliases_follow() {
     let removed =
         server.send("DELETE", "/admin/modules/m?drain_seconds=5", Some(ADMIN_KEY), "").ok();
     assert_eq!((&removed["drained"], &removed["leases"]), (&json!(true), &json!(0)));
+    assert_eq!(removed["aliases_removed"], json!(["latest"]));
     for model in ["m", "latest"] {
         let body = json!({"model": model, "prompt": "x"}).to_string();
         assert_eq!(server.send("POST", "/v1/completions", None, body).status, 404);

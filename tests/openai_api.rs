@@ -102,21 +102,7 @@ impl Server {
         key: Option<&str>,
         body: impl AsRef<[u8]>,
     ) -> Reply {
-        let body = body.as_ref();
-        let mut stream = TcpStream::connect(self.address).unwrap();
-        let key = key.map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
-        let length = body.len();
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{key}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
-        );
-        stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
-        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
-        let chunked = head.to_lowercase().contains("transfer-encoding: chunked");
-        let body = if chunked { unchunk(body) } else { body.to_owned() };
-        Reply { status, head: head.to_owned(), body }
+        exchange(self.address, method, path, key, body)
     }
 
     fn get(&self, path: &str) -> Reply {
@@ -151,6 +137,31 @@ fn with_defaults(fields: Json, input: &str, value: Json) -> Json {
     let Json::Object(fields) = fields else { panic!("{fields} are no fields") };
     fields.into_iter().for_each(|(name, value)| body[name] = value);
     body
+}
+
+/// One request on a connection of its own.
+pub(crate) fn exchange(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    key: Option<&str>,
+    body: impl AsRef<[u8]>,
+) -> Reply {
+    let body = body.as_ref();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let key = key.map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{key}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap();
+    let chunked = head.to_lowercase().contains("transfer-encoding: chunked");
+    let body = if chunked { unchunk(body) } else { body.to_owned() };
+    Reply { status, head: head.to_owned(), body }
 }
 
 fn unchunk(mut rest: &str) -> String {
@@ -378,6 +389,22 @@ fn modules_and_routers_change_the_answer_and_report_themselves() {
     let share: f64 =
         report["routing"]["share"].as_object().unwrap().values().filter_map(Json::as_f64).sum();
     assert!((share - 1.0).abs() < 1e-2, "{report}");
+    // Beside a router, whether the request or the skill set names it.
+    let beside = |model: &str, router: Json| {
+        let adapters = json!([{"name": "prompt-5"}, {"name": "lora-all", "weight": -0.5}]);
+        let fields =
+            json!({"model": model, "router": router, "adapters": adapters, "trace": "summary"});
+        answer(fields)
+    };
+    let (named, set) = (beside("llama-tied", json!("arrow")), beside("skills", Json::Null));
+    assert_eq!(named["choices"], set["choices"]);
+    assert_ne!(named["choices"], routed["choices"]);
+    let report = &named["polyskill"];
+    let expected =
+        json!([{"name": "prompt-5", "weight": 1.0}, {"name": "lora-all", "weight": -0.5}]);
+    assert_eq!(report["beside_router"], expected, "{report}");
+    let share = report["routing"]["share"].as_object().unwrap();
+    assert!(share.get("lora-all").is_none() && !share.is_empty(), "{report}");
     let none = answer(json!({"model": "skills", "router": "none"}));
     assert_eq!(none["choices"], answer(json!({}))["choices"]);
 }
@@ -443,7 +470,7 @@ fn wrong_requests_name_what_is_wrong() {
         (json!({"suffix": "!"}), 400, "suffix"),
         (json!({"best_of": 3}), 400, "best_of"),
         (json!({"echo": true, "stream": true}), 400, "echo"),
-        (json!({"router": "arrow", "adapters": []}), 400, "router"),
+        (json!({"router": "arrow", "adapters": [{"name": "nobody"}]}), 404, "adapters"),
         (json!({"response_format": {"type": "json_object"}}), 400, "response_format"),
         (json!({"tools": [{"type": "function"}]}), 400, "tools"),
     ] {

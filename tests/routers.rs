@@ -5,12 +5,12 @@ use std::path::Path;
 
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::load_module;
-use polyskill_engine::{RouterSettings, Selection};
+use polyskill_engine::{RouterRequest, RouterSettings, Selection};
 use polyskill_plugin::{Kind, Limits, Loader, Plugin, Trust, TrustedKey, new_key, sign};
 use polyskill_sdk::{Parameters, Value};
 
 use crate::common::{
-    Bench, Output, TASKS, cases, fixtures, greedy, plugins, routed, weighted, worst,
+    Bench, Output, TASKS, beside, cases, fixtures, greedy, peft_arrow, plugins, weighted, worst,
 };
 
 fn loader() -> Loader {
@@ -46,13 +46,9 @@ fn bench(routers: &[&str]) -> Bench {
 
 fn selection(router: &str, said: Option<&str>, given: &[(&str, Value)]) -> Selection {
     let own = |(name, value): &(&str, Value)| ((*name).to_owned(), value.clone());
-    let Selection::Routed { router, parameters, modules, prompt_tokens, bucket, .. } =
-        routed(router, Parameters(given.iter().map(own).collect()))
-    else {
-        unreachable!()
-    };
+    let (router, parameters) = (router.to_owned(), Parameters(given.iter().map(own).collect()));
     let text = said.map(str::to_owned);
-    Selection::Routed { router, parameters, modules, prompt_tokens, text, bucket }
+    Selection::Routed(RouterRequest { router, parameters, text, ..RouterRequest::default() })
 }
 
 fn says(value: &str) -> Value {
@@ -88,6 +84,78 @@ fn every_router_starts_and_answers() {
         assert!(composition.fallback().is_some_and(|reason| reason.contains(part)), "{router}");
     }
     assert!(bench.composer.routers().iter().all(|router| router.faults == 0));
+}
+
+fn names(weights: &[(&str, f32)]) -> Vec<(String, f32)> {
+    weights.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect()
+}
+
+/// Modules of every kind act on all rows, and what the router picks comes on top.
+#[test]
+fn modules_act_beside_a_router() {
+    let mut tasks = TASKS.to_vec();
+    let others = ["dora-all", "ia3-default", "prompt-5", "steering", "graft", "lora-head-tied"];
+    tasks.extend(others);
+    let bench = Bench::new("models/llama-tied", &tasks);
+    bench.add_arrow();
+    add_bundle(&bench, "mixture");
+    let weights = [("dora-all", 0.5), ("ia3-default", 1.0), ("prompt-5", 1.0), ("steering", 0.7)];
+    let rest = [("graft", 1.0), ("lora-head-tied", 0.25)];
+    let others: Vec<(&str, f32)> = weights.into_iter().chain(rest).collect();
+    let mixture = selection("mixture", None, &[("weights", says("task-a=0.5,task-e=-0.25"))]);
+    // With one candidate, Arrow gives it all the weight.
+    let mut arrow = peft_arrow(1.0, 1.0, 42.0);
+    if let Selection::Routed(RouterRequest { modules, .. }) = &mut arrow {
+        *modules = vec!["task-b".to_owned()];
+    }
+    for (router, picked) in
+        [(mixture, vec![("task-a", 0.5), ("task-e", -0.25)]), (arrow, vec![("task-b", 1.0)])]
+    {
+        let alone = run(&bench, &router);
+        let found = run(&bench, &beside(router.clone(), names(&others)));
+        let wanted = run(&bench, &weighted(&[others.clone(), picked].concat()));
+        assert_eq!(found.ids(), wanted.ids(), "{router:?}");
+        let logprobs = |output: &Output| -> Vec<f32> {
+            output
+                .tokens
+                .iter()
+                .flat_map(|token| token.logprob.as_ref().map(|found| found.value))
+                .collect()
+        };
+        let difference = worst(&logprobs(&found), &logprobs(&wanted));
+        assert!(difference < 2e-5, "{difference} {router:?}");
+        assert_ne!(found.bits(), alone.bits(), "{router:?}");
+    }
+}
+
+/// Who acts on every row is no candidate, and stays when the router fails.
+#[test]
+fn modules_beside_a_router_are_the_requests_own() {
+    let bench = bench(&["task-table"]);
+    bench.add_arrow();
+    let arrow = beside(peft_arrow(2.0, 1.0, 42.0), names(&[("task-a", 1.0)]));
+    let output = run(&bench, &arrow);
+    let composition = bench.compose(&arrow);
+    let at = composition.modules().iter().position(|lease| lease.name == "task-a").unwrap();
+    let picks = output.tokens.iter().flat_map(|token| &token.routing).flat_map(|site| &site.picks);
+    assert!(picks.clone().count() > 0 && picks.clone().all(|(module, _)| *module as usize != at));
+    let said: Vec<_> = composition.beside().map(|(lease, weight)| (&*lease.name, weight)).collect();
+    assert_eq!(said, [("task-a", 1.0)]);
+
+    let declines = beside(selection("task-table", None, &[]), names(&[("task-a", 1.0)]));
+    assert!(bench.compose(&declines).fallback().is_some());
+    let prompt = cases("arrow").remove(0).prompt;
+    let (found, wanted) = (
+        bench.run(&declines, &prompt, greedy(8)),
+        bench.run(&weighted(&[("task-a", 1.0)]), &prompt, greedy(8)),
+    );
+    assert_eq!(found.bits(), wanted.bits());
+
+    let unknown = beside(peft_arrow(2.0, 1.0, 42.0), names(&[("nobody", 1.0)]));
+    assert_eq!(
+        bench.composer.compose(&unknown).unwrap_err().to_string(),
+        "the adapter `nobody` does not exist"
+    );
 }
 
 #[test]

@@ -14,7 +14,7 @@ use polyskill_adapters::load_module;
 use crate::common::{fixtures, model};
 
 /// A module of the fixtures in one file, with more files beside it.
-fn pack(target: &Path, more: &[(&str, &[u8])]) {
+pub(crate) fn pack(target: &Path, more: &[(&str, &[u8])]) {
     let mut builder = tar::Builder::new(Vec::new());
     let source = fixtures().join("adapters/lora-basic");
     let files = ["adapter_config.json", "adapter_model.safetensors"];

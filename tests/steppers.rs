@@ -1,6 +1,6 @@
 //! Routers that decide rows themselves, on scores that the host made or on hidden states.
 
-use polyskill_engine::{RouterSettings, Selection};
+use polyskill_engine::{RouterRequest, RouterSettings, Selection};
 use polyskill_sdk::gate::{self, Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::runtime::Native;
 use polyskill_sdk::{
@@ -229,7 +229,9 @@ fn a_fixed_mixture_is_merged_as_a_program_merges() {
     let run = |fixed: bool| {
         let mut selection =
             routed("merge", Parameters(vec![("fixed".to_owned(), Value::Flag(fixed))]));
-        let Selection::Routed { modules, .. } = &mut selection else { unreachable!() };
+        let Selection::Routed(RouterRequest { modules, .. }) = &mut selection else {
+            unreachable!()
+        };
         *modules = ["task-a", "task-b", "task-c"].map(str::to_owned).to_vec();
         bench.run(&selection, &prompt, greedy(8)).bits()
     };

@@ -18,7 +18,11 @@ pub enum Combine {
     AbMerge,
 }
 
-/// Adds the delta of a row's picks: `x` is what the projection reads, `y` what it wrote.
+/// A module's part at a site, and its weight.
+pub type WeightedPart<'a> = (&'a LinearPart, f32);
+
+/// Adds the delta of a row: `x` is what the projection reads, `y` what it wrote. `picks` combine as the router
+/// says, and those beside them are summed, whatever that is.
 ///
 /// Every delta is computed from what the base wrote, so the order of kinds does not matter. `linear` is the
 /// base's projection, for parts that act on its input; at the head there are none.
@@ -27,24 +31,21 @@ pub enum Combine {
 /// If the sizes do not agree with the modules'.
 pub fn add_delta(
     combine: Combine,
-    picks: &[(&LinearPart, f32)],
+    (beside, picks): (&[WeightedPart<'_>], &[WeightedPart<'_>]),
     linear: Option<&Linear>,
     (x, y): (&[f32], &mut [f32]),
     scratch: &mut Scratch,
 ) {
-    if picks.iter().any(|(part, _)| part.reads_output()) {
+    if beside.iter().chain(picks).any(|(part, _)| part.reads_output()) {
         scratch.written.clear();
         scratch.written.extend_from_slice(y);
     }
     if combine == Combine::AbMerge {
         ab_merge(picks, x, y, scratch);
     }
-    for (part, weight) in picks {
-        if let Some(lora) = part
-            .lora
-            .as_ref()
-            .filter(|lora| combine == Combine::OutputSum || lora.magnitude.is_some())
-        {
+    let picks = picks.iter().map(|pick| (pick, combine == Combine::OutputSum));
+    for ((part, weight), summed) in beside.iter().map(|pick| (pick, true)).chain(picks) {
+        if let Some(lora) = part.lora.as_ref().filter(|lora| summed || lora.magnitude.is_some()) {
             low_rank(lora, *weight, (x, y), scratch);
         }
         if !part.is_lora_alone() {
@@ -202,7 +203,7 @@ mod tests {
     fn applied(combine: Combine, picks: &[(&LinearPart, f32)], x: &[f32]) -> Vec<f32> {
         let base = base();
         let mut y = product(&values(INPUTS * OUTPUTS, 77), &values(OUTPUTS, 5), x);
-        add_delta(combine, picks, Some(&base), (x, &mut y), &mut Scratch::default());
+        add_delta(combine, (&[], picks), Some(&base), (x, &mut y), &mut Scratch::default());
         y
     }
 

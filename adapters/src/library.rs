@@ -13,7 +13,7 @@ use crate::artefact::{Artefact, Artefacts};
 use crate::card::Card;
 use crate::error::Error;
 use crate::generation::Generation;
-use crate::residency::{Budget, Lease, Pool, PoolStats, Reload, Residency, Stored};
+use crate::residency::{Budget, Lease, Pool, PoolStats, Purpose, Reload, Residency, Stored};
 use crate::weights::{Shape, Weights};
 
 const MAX_NAME_BYTES: usize = 128;
@@ -266,7 +266,16 @@ impl Library {
     ) -> Result<Vec<Lease>, Error> {
         let stored: Vec<Arc<Stored>> =
             modules.into_iter().map(|module| Arc::clone(&module.stored)).collect();
-        self.pool.lease(&stored)
+        self.pool.lease(&stored, Purpose::Serve)
+    }
+
+    /// A module's weights for a look at them, which does not count as use.
+    ///
+    /// # Errors
+    /// Those of [`Library::lease`].
+    pub fn look_at(&self, module: &Module) -> Result<Lease, Error> {
+        let mut leases = self.pool.lease(&[Arc::clone(&module.stored)], Purpose::Look)?;
+        leases.pop().ok_or(Error::Gone)
     }
 
     /// Whether a module can be pinned: what is pinned must fit the budget together.

@@ -91,6 +91,15 @@ impl Drop for Stored {
     }
 }
 
+/// What weights are leased for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A request.
+    Serve,
+    /// A look at them, such as a router takes at every module. It says nothing of what is popular.
+    Look,
+}
+
 /// Where a module's weights are, and what was done with them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Residency {
@@ -102,7 +111,7 @@ pub struct Residency {
     pub leases: usize,
     /// Requests that wait for room for them.
     pub wanted: usize,
-    /// Leases that found them in memory.
+    /// Leases of requests that found them in memory.
     pub hits: u64,
     /// Times that they were read again.
     pub loads: u64,
@@ -154,7 +163,7 @@ pub struct PoolStats {
     pub num_known: usize,
     /// Requests that wait for room.
     pub waiting: usize,
-    /// Leases that found their module in memory.
+    /// Leases of requests that found their module in memory.
     pub hits: u64,
     /// Modules that were read again.
     pub loads: u64,
@@ -285,9 +294,13 @@ impl Pool {
     }
 
     /// All of the modules' weights, or none; waits for room.
-    pub(crate) fn lease(self: &Arc<Self>, wanted: &[Arc<Stored>]) -> Result<Vec<Lease>, Error> {
+    pub(crate) fn lease(
+        self: &Arc<Self>,
+        wanted: &[Arc<Stored>],
+        purpose: Purpose,
+    ) -> Result<Vec<Lease>, Error> {
         let ids: Vec<u64> = wanted.iter().filter_map(|stored| self.id_of(stored)).collect();
-        let to_load = self.wait_for_room(&ids)?;
+        let to_load = self.wait_for_room(&ids, purpose)?;
         let mut failure = None;
         for stored in wanted {
             let Some(id) = self.id_of(stored).filter(|id| to_load.contains(id)) else { continue };
@@ -313,7 +326,7 @@ impl Pool {
     }
 
     /// Waits until all fit, then counts leases for all; returns those that the caller must read.
-    fn wait_for_room(&self, ids: &[u64]) -> Result<Vec<u64>, Error> {
+    fn wait_for_room(&self, ids: &[u64], purpose: Purpose) -> Result<Vec<u64>, Error> {
         let mut state = self.lock();
         if let Some(error) = state.never_fits(ids) {
             return Err(error);
@@ -328,7 +341,7 @@ impl Pool {
         loop {
             if state.may_go(number, ids) {
                 state.line.retain(|ticket| ticket.number != number);
-                let to_load = state.grant(ids);
+                let to_load = state.grant(ids, purpose);
                 drop(state);
                 self.changed.notify_all();
                 return Ok(to_load);
@@ -375,7 +388,7 @@ impl Pool {
         let Some(id) = self.id_of(stored) else {
             // Another library's, or nobody's.
             if let Some((home, _)) = stored.home.get() {
-                let mut leases = home.lease(std::slice::from_ref(stored))?;
+                let mut leases = home.lease(std::slice::from_ref(stored), Purpose::Serve)?;
                 return leases.pop().ok_or(Error::Gone);
             }
             let fresh = stored.fresh.lock().unwrap_or_else(PoisonError::into_inner);
@@ -483,18 +496,21 @@ impl State {
     }
 
     /// Counts leases and makes room; returns what must be read.
-    fn grant(&mut self, ids: &[u64]) -> Vec<u64> {
+    fn grant(&mut self, ids: &[u64], purpose: Purpose) -> Vec<u64> {
         self.clock += 1;
         let clock = self.clock;
         let mut to_load = Vec::new();
         let mut missing = 0;
         for id in ids {
             let Some(entry) = self.entries.get_mut(id) else { continue };
-            entry.last_used = clock;
             entry.residency.leases += 1;
+            if purpose == Purpose::Serve || !entry.is_resident() {
+                entry.last_used = clock;
+            }
             if entry.is_resident() {
-                entry.residency.hits += 1;
-                self.hits += 1;
+                let hits = u64::from(purpose == Purpose::Serve);
+                entry.residency.hits += hits;
+                self.hits += hits;
             } else {
                 entry.place = Place::Loading;
                 missing += entry.num_bytes;
@@ -587,7 +603,7 @@ mod tests {
         let modules: Vec<_> = (0..3).map(|_| stored(&pool, 100, &reads)).collect();
         assert_eq!(pool.stats().resident_bytes, 200, "the third found no room");
         for module in [0, 1, 2, 0] {
-            drop(pool.lease(std::slice::from_ref(&modules[module])).unwrap());
+            drop(pool.lease(std::slice::from_ref(&modules[module]), Purpose::Serve).unwrap());
         }
         assert_eq!(reads.load(Ordering::Relaxed), 2, "2 evicted 0, and 0 evicted 1");
         let stats = pool.stats();
@@ -605,13 +621,13 @@ mod tests {
         let (pool, reads) = (pool(200), Arc::default());
         let modules: Vec<_> = (0..3).map(|_| stored(&pool, 100, &reads)).collect();
         pool.pin(&modules[0], true);
-        let held = pool.lease(&modules[1..2]).unwrap();
-        let too_large = pool.lease(&modules).unwrap_err();
+        let held = pool.lease(&modules[1..2], Purpose::Serve).unwrap();
+        let too_large = pool.lease(&modules, Purpose::Serve).unwrap_err();
         assert!(matches!(too_large, Error::TooLarge { needed: 300, most: 200 }), "{too_large}");
         let (sender, receiver) = channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let lease = pool.lease(&modules[2..]).unwrap();
+                let lease = pool.lease(&modules[2..], Purpose::Serve).unwrap();
                 sender.send(()).unwrap();
                 drop(lease);
             });
@@ -629,13 +645,13 @@ mod tests {
     fn modules_in_memory_overtake_until_patience_ends() {
         let (pool, reads) = (pool(100), Arc::default());
         let modules: Vec<_> = (0..2).map(|_| stored(&pool, 100, &reads)).collect();
-        let held = pool.lease(&modules[..1]).unwrap();
+        let held = pool.lease(&modules[..1], Purpose::Serve).unwrap();
         let served = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             let wait = |module: usize| {
                 let (pool, modules, served) = (&pool, &modules, &served);
                 move || {
-                    let _leases = pool.lease(&modules[module..=module]).unwrap();
+                    let _leases = pool.lease(&modules[module..=module], Purpose::Serve).unwrap();
                     served.fetch_add(1, Ordering::Relaxed)
                 }
             };
@@ -666,18 +682,18 @@ mod tests {
         let bad = Arc::new(Stored::new(weights(100), Some(Box::new(|| panic!("boom")))));
         pool.adopt(&bad);
         for _ in 0..2 {
-            assert!(pool.lease(&[Arc::clone(&good), Arc::clone(&bad)]).is_err());
+            assert!(pool.lease(&[Arc::clone(&good), Arc::clone(&bad)], Purpose::Serve).is_err());
             assert_eq!(pool.stats().leased_bytes, 0);
         }
         assert!(pool.stats().resident_bytes <= 200);
-        assert!(pool.lease(&[good, other]).is_ok());
+        assert!(pool.lease(&[good, other], Purpose::Serve).is_ok());
     }
 
     #[test]
     fn another_pools_weights_are_its_own() {
         let (pool, other, reads) = (pool(200), self::pool(200), Arc::default());
         let (ours, theirs) = (stored(&pool, 100, &reads), stored(&other, 40, &reads));
-        let leases = pool.lease(&[ours, theirs]).unwrap();
+        let leases = pool.lease(&[ours, theirs], Purpose::Serve).unwrap();
         assert_eq!(leases.iter().map(|lease| lease.num_bytes()).collect::<Vec<_>>(), [100, 40]);
         assert_eq!((pool.stats().leased_bytes, other.stats().leased_bytes), (100, 40));
         drop(leases);
@@ -688,13 +704,16 @@ mod tests {
     fn waiting_is_bounded() {
         let (pool, reads) = (pool(100), Arc::default());
         let modules: Vec<_> = (0..2).map(|_| stored(&pool, 100, &reads)).collect();
-        let _held = pool.lease(&modules[..1]).unwrap();
+        let _held = pool.lease(&modules[..1], Purpose::Serve).unwrap();
         let max_wait = Duration::from_millis(1);
         let budget = Budget { max_bytes: Some(100), max_wait, ..Budget::default() };
         pool.set_budget(budget);
-        assert!(matches!(pool.lease(&modules[1..]), Err(Error::NoRoom { .. })));
+        assert!(matches!(pool.lease(&modules[1..], Purpose::Serve), Err(Error::NoRoom { .. })));
         pool.set_budget(Budget { max_waiting: 0, ..budget });
-        assert!(matches!(pool.lease(&modules[1..]), Err(Error::TooManyWaiting { .. })));
+        assert!(matches!(
+            pool.lease(&modules[1..], Purpose::Serve),
+            Err(Error::TooManyWaiting { .. })
+        ));
         assert_eq!(pool.stats().waiting, 0);
     }
 }

@@ -9,18 +9,14 @@ use polyskill_adapters::{Lease, Weights};
 use polyskill_model::kernels::{add_scaled_rows, matmul_dense};
 use polyskill_model::{BLOCK_POSITIONS, Compute, KvCache};
 
-use crate::composition::{Composition, Plan};
+use crate::composition::Composition;
 use crate::routing::RowSpan;
 
-/// The fixed mixture of a composition, as weights and factors.
+/// What acts on every row, as weights and factors.
 fn mixture(composition: &Composition) -> impl Iterator<Item = (&Lease, f32)> {
-    let picks = match &composition.plan {
-        Plan::Fixed { picks, .. } => picks.as_slice(),
-        _ => &[],
-    };
-    picks
-        .iter()
-        .filter_map(|(module, weight)| Some((composition.leases.get(*module as usize)?, *weight)))
+    let lease =
+        |(module, weight): &(u32, f32)| Some((composition.leases.get(*module as usize)?, *weight));
+    composition.on_every_row().filter_map(lease)
 }
 
 /// Puts the modules' keys and values at the positions from `from` on into the blocks of a new sequence.
@@ -153,7 +149,7 @@ pub(crate) fn score(
         if !parts.is_empty() {
             // Deltas are computed from what the base wrote.
             let mut sum = base.clone();
-            add_delta(Combine::OutputSum, &parts, None, (x, &mut sum), &mut scratch);
+            add_delta(Combine::OutputSum, (&parts, &[]), None, (x, &mut sum), &mut scratch);
             for ((y, sum), base) in y.iter_mut().zip(sum).zip(base) {
                 *y += sum - base;
             }

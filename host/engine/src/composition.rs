@@ -19,6 +19,8 @@ pub struct Composition {
     /// The modules' weights, in the same order.
     pub(crate) leases: Vec<Lease>,
     pub(crate) plan: Plan,
+    /// Indices into `modules` of those that act on every row beside the plan, with weights.
+    pub(crate) beside: Vec<(u32, f32)>,
     pub(crate) router: Option<RouterIdentity>,
     /// The version of the router that made the plan: it decides rows, and is pinned by this.
     pub(crate) slot: Option<Arc<RouterSlot>>,
@@ -52,7 +54,7 @@ pub(crate) type WeightedEdit = (u32, f32, usize);
 
 impl Beyond {
     /// Collects it from a mixture's weights.
-    pub(crate) fn of(picks: &[(u32, f32)], leases: &[Lease]) -> Self {
+    pub(crate) fn of<'a>(picks: impl Iterator<Item = &'a (u32, f32)>, leases: &[Lease]) -> Self {
         let mut beyond = Self::default();
         for &(module, weight) in picks {
             let Some(weights) = leases.get(module as usize) else { continue };
@@ -111,6 +113,16 @@ pub(crate) enum Plan {
     Gated(Gates),
 }
 
+impl Plan {
+    /// The mixture that acts on every row; empty where rows are decided one by one.
+    pub(crate) fn fixed_picks(&self) -> &[(u32, f32)] {
+        match self {
+            Self::Fixed { picks, .. } => picks,
+            Self::Base | Self::Gated(_) => &[],
+        }
+    }
+}
+
 impl Composition {
     /// Digest of base, module generations, router and plan.
     pub fn digest(&self) -> Generation {
@@ -125,6 +137,18 @@ impl Composition {
     /// The weights of a module, by its index.
     pub(crate) fn weights(&self, module: u32) -> Option<&Weights> {
         self.leases.get(module as usize).map(|lease| &**lease)
+    }
+
+    /// Modules that act on every row beside what the router picks, with their weights.
+    pub fn beside(&self) -> impl Iterator<Item = (&LeasedModule, f32)> {
+        let lease =
+            |&(module, weight): &(u32, f32)| Some((self.modules.get(module as usize)?, weight));
+        self.beside.iter().filter_map(lease)
+    }
+
+    /// Modules and weights that act on every row.
+    pub(crate) fn on_every_row(&self) -> impl Iterator<Item = &(u32, f32)> {
+        self.beside.iter().chain(self.plan.fixed_picks())
     }
 
     /// The modules that may act, by the indices used in traces.

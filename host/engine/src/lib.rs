@@ -23,7 +23,10 @@ mod scheduler;
 mod stats;
 mod trace;
 
-pub use composer::{CHAIN, ComposeError, Composer, PlannedRequest, RouterError, Selection};
+pub use composer::{
+    CHAIN, ComposeError, Composer, MAX_WEIGHT, PlannedRequest, RouterError, RouterRequest,
+    Selection,
+};
 pub use composition::{Composition, LeasedModule, RouterIdentity};
 pub use document::read_document;
 pub use engine::{Engine, EngineConfig, Handle, SubmitError};

@@ -232,10 +232,9 @@ impl View {
         if shape.is_none_or(|shape| shape.rank == 0) {
             return Err(format!("module {module} has no low-rank product at site {site}"));
         }
-        let weights = self.library.lease([lease]).map_err(|error| error.to_string())?;
-        let weights =
-            weights.first().and_then(|weights| weights.lora_at(Site::from_index(site as usize)));
-        weights.map(read).ok_or_else(|| format!("module {module} does not act at site {site}"))
+        let weights = self.library.look_at(lease).map_err(|error| error.to_string())?;
+        let part = weights.lora_at(Site::from_index(site as usize));
+        part.map(read).ok_or_else(|| format!("module {module} does not act at site {site}"))
     }
 }
 

@@ -102,7 +102,7 @@ impl<'a> Routing<'a> {
         let num_rows = spans.last().map_or(0, |span| span.rows.end);
         let rows_per_task = (num_rows / (2 * compute.num_threads())).clamp(1, MAX_ROWS_PER_TASK);
         for (span, RowSpan { rows, composition, .. }) in spans.iter().enumerate() {
-            if matches!(composition.plan, Plan::Base) {
+            if matches!(composition.plan, Plan::Base) && composition.beside.is_empty() {
                 continue;
             }
             for start in rows.clone().step_by(rows_per_task) {
@@ -260,25 +260,29 @@ impl<'a> Routing<'a> {
         outcome: &mut TaskOutcome,
     ) {
         let Buffers { gate, apply, picks } = buffers;
-        let Some((combine, usable)) = self.decide((span, site, row), x, gate, picks) else {
-            return;
-        };
-        if !usable {
-            outcome.fallback_rows.push(row);
-            return;
-        }
         let RowSpan { composition, trace_from, .. } = &self.spans[span];
+        let decided = self.decide((span, site, row), x, gate, picks);
+        let picked = match decided {
+            Some((_, true)) => picks.as_slice(),
+            Some((_, false)) => {
+                outcome.fallback_rows.push(row);
+                &[]
+            }
+            None => &[],
+        };
         let site_key = Site::from_index(site);
-        let acting = picks.iter().filter_map(|&(module, weight)| {
+        let part = |&(module, weight): &(u32, f32)| {
             Some((composition.weights(module)?.at(site_key)?, weight))
-        });
-        let acting: Vec<_> = acting.collect();
-        for lora in acting.iter().filter_map(|(part, _)| part.lora.as_ref()) {
+        };
+        let beside: Vec<_> = composition.beside.iter().filter_map(part).collect();
+        let acting: Vec<_> = picked.iter().filter_map(part).collect();
+        for lora in beside.iter().chain(&acting).filter_map(|(part, _)| part.lora.as_ref()) {
             prefetch(lora.a.as_slice());
             prefetch(lora.b_transposed.as_slice());
         }
-        add_delta(combine, &acting, Some(linear), (x, y), apply);
-        if trace_from.is_some_and(|from| row >= from) {
+        let combine = decided.map_or(Combine::OutputSum, |(combine, _)| combine);
+        add_delta(combine, (&beside, &acting), Some(linear), (x, y), apply);
+        if matches!(decided, Some((_, true))) && trace_from.is_some_and(|from| row >= from) {
             let picks = SitePicks { site: site as u32, picks: picks.clone() };
             outcome.recorded.push(Recorded { row, picks });
         }

@@ -136,7 +136,8 @@ async fn echo_request_id(request: Request, next: Next) -> Response {
 }
 
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
-    let modules = ModuleReport::of(service.composer.library());
+    let load_time = |name: &str| service.modules.provenance(name).map(|provenance| provenance.took);
+    let modules = ModuleReport::of(service.composer.library(), load_time);
     let routers = service.composer.routers();
     let stats = service.engine.handle().stats().snapshot();
     let text = service.metrics.render(stats, &modules, &routers);

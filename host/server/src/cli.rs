@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use polyskill_engine::Selection;
+use polyskill_engine::{RouterRequest, Selection};
 
 use crate::config::{Config, parse_parameters};
 use crate::service::Service;
@@ -204,15 +204,23 @@ impl ServeArgs {
     }
 }
 
-/// A spinner that shows each stage of a long start.
+/// How often a long start says where it is, where nobody sees a spinner.
+const SAY_EVERY: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// A spinner that shows each stage of a long start; lines in a log, now and then.
 fn start_service(config: &Config) -> Result<Service, String> {
     let spinner = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
         spinner.set_style(style);
     }
     spinner.enable_steady_tick(std::time::Duration::from_millis(100));
+    let mut said = std::time::Instant::now();
     let service = Service::start(config, &mut |message| {
         spinner.set_message(message.to_owned());
+        if spinner.is_hidden() && said.elapsed() >= SAY_EVERY && !message.starts_with("left out") {
+            eprintln!("polyskill: {message}");
+            said = std::time::Instant::now();
+        }
         if message.starts_with("left out") {
             spinner.suspend(|| eprintln!("polyskill: {message}"));
         }
@@ -324,23 +332,21 @@ async fn shutdown_signal() {
 }
 
 fn generate_one(args: GenerateArgs) -> Result<(), String> {
-    let mut selection = match (&args.router, args.adapter.is_empty()) {
-        (Some(_), false) => return Err("--router and --adapter exclude each other".to_owned()),
-        (Some(router), true) => routed(router.clone(), &args.params)?,
-        (None, true) => Selection::Base,
-        (None, false) => {
-            let adapters: Vec<(String, f32)> =
-                args.adapter.iter().map(|text| weighted(text)).collect::<Result<_, _>>()?;
-            let mut seen = std::collections::BTreeSet::new();
-            if let Some((twice, _)) = adapters.iter().find(|(name, _)| !seen.insert(name)) {
-                return Err(format!("--adapter names `{twice}` twice, expected each name once"));
-            }
-            Selection::Weighted(adapters)
-        }
-    };
-    if let Selection::Routed { text, .. } = &mut selection {
-        *text = Some(args.prompt.clone());
+    let adapters: Vec<(String, f32)> =
+        args.adapter.iter().map(|text| weighted(text)).collect::<Result<_, _>>()?;
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some((twice, _)) = adapters.iter().find(|(name, _)| !seen.insert(name)) {
+        return Err(format!("--adapter names `{twice}` twice, expected each name once"));
     }
+    let selection = match &args.router {
+        Some(router) => Selection::Routed(RouterRequest {
+            beside: adapters,
+            text: Some(args.prompt.clone()),
+            ..routed(router.clone(), &args.params)?
+        }),
+        None if adapters.is_empty() => Selection::Base,
+        None => Selection::Weighted(adapters),
+    };
     let temperature = args.temperature;
     if !(0.0..=100.0).contains(&temperature) {
         return Err(format!("--temperature is {temperature}, expected 0 to 100"));
@@ -360,15 +366,9 @@ fn generate_one(args: GenerateArgs) -> Result<(), String> {
     generate::run(&service, &options)
 }
 
-fn routed(router: String, params: &[String]) -> Result<Selection, String> {
-    Ok(Selection::Routed {
-        router,
-        parameters: parse_parameters(params)?,
-        modules: Vec::new(),
-        prompt_tokens: 0,
-        text: None,
-        bucket: 0,
-    })
+fn routed(router: String, params: &[String]) -> Result<RouterRequest, String> {
+    let parameters = parse_parameters(params)?;
+    Ok(RouterRequest { router, parameters, ..RouterRequest::default() })
 }
 
 fn weighted(text: &str) -> Result<(String, f32), String> {
@@ -401,7 +401,7 @@ fn run_bench(args: &ServeArgs) -> Result<(), String> {
     if service.composer.routers().iter().any(|router| router.name == "arrow")
         && !snapshot.is_empty()
     {
-        let selection = routed("arrow".to_owned(), &["top_k=3".to_owned()])?;
+        let selection = Selection::Routed(routed("arrow".to_owned(), &["top_k=3".to_owned()])?);
         cases.push(bench::Case { name: "arrow top-3".to_owned(), selection });
     }
     bench::run(&service, &cases)

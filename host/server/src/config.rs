@@ -1,11 +1,11 @@
 //! The configuration: one TOML file, overridden by flags and `POLYSKILL_*` variables.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use polyskill_adapters::Budget;
-use polyskill_engine::FaultPolicy;
+use polyskill_engine::{FaultPolicy, MAX_WEIGHT};
 use polyskill_plugin::{Capability, Limits, Trust};
 use polyskill_sdk::{Parameters, Value};
 use serde::{Deserialize, Serialize};
@@ -236,6 +236,9 @@ pub struct SkillSet {
     /// Names, globs or `tag:...` of the modules; empty means all.
     #[serde(default)]
     pub modules: Vec<String>,
+    /// Modules by name and weight that act on every row, whatever the router picks.
+    #[serde(default)]
+    pub adapters: BTreeMap<String, f32>,
     /// Parameters over the router's own.
     #[serde(default)]
     pub params: toml::Table,
@@ -466,11 +469,24 @@ impl Config {
                 )
             })?;
         }
+        self.check_beside()?;
         let base = self.served_model_name.as_ref();
         match self.skill_set.iter().find(|set| Some(&set.id) == base) {
             Some(set) => {
                 let found = format!("`{}`, the name of the base model", set.id);
                 Err(bad_value("skill_set.id", found, "a name of its own"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What acts beside a skill set's router has a weight that requests may give, too.
+    fn check_beside(&self) -> Result<(), ConfigError> {
+        let mut all = self.skill_set.iter().flat_map(|set| &set.adapters);
+        match all.find(|(_, weight)| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(*weight)) {
+            Some((name, weight)) => {
+                let found = format!("{weight} for `{name}`");
+                Err(bad_value("skill_set.adapters", found, "weights from -1000 to 1000"))
             }
             None => Ok(()),
         }
@@ -604,6 +620,10 @@ mod tests {
             (
                 "served_model_name = \"a\"\n[[skill_set]]\nid = \"a\"\nrouter = \"r\"",
                 ["`skill_set.id` is `a`", "base model"],
+            ),
+            (
+                "[[skill_set]]\nid = \"a\"\nrouter = \"r\"\nadapters = { b = inf }",
+                ["`skill_set.adapters` is inf for `b`", "-1000 to 1000"],
             ),
         ] {
             let config: Config = toml::from_str(text).unwrap();

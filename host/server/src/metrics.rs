@@ -111,8 +111,8 @@ pub struct Metrics {
     modules: ModuleMetrics,
     prefix_queries: Counter,
     prefix_hits: Counter,
-    steps: Gauge,
-    rows: Gauge,
+    steps: Counter,
+    rows: Counter,
 }
 
 /// Upper bounds of the latency histograms, in seconds.
@@ -142,8 +142,8 @@ impl Metrics {
             modules: ModuleMetrics::default(),
             prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
-            steps: Gauge::default(),
-            rows: Gauge::default(),
+            steps: Counter::default(),
+            rows: Counter::default(),
         };
         let label = |name: &'static str, value: &str| (name.into(), value.to_owned().into());
         let labels = [label("model_name", base_name), label("engine", "0")];
@@ -268,13 +268,14 @@ impl Metrics {
         self.routers.set(routers);
         self.modules.set(modules);
         // Counters that the engine keeps: each scrape adds what is new.
-        for (counter, total) in
-            [(&self.prefix_queries, engine.prefix_queries), (&self.prefix_hits, engine.prefix_hits)]
-        {
+        for (counter, total) in [
+            (&self.prefix_queries, engine.prefix_queries),
+            (&self.prefix_hits, engine.prefix_hits),
+            (&self.steps, engine.steps),
+            (&self.rows, engine.rows),
+        ] {
             counter.inc_by(total.saturating_sub(counter.get()));
         }
-        self.steps.set(engine.steps as i64);
-        self.rows.set(engine.rows as i64);
         let mut text = String::new();
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         let encoded = encode(&mut text, &registry);

@@ -102,6 +102,7 @@ impl Routers {
         for root in &self.roots {
             let found = Loader::find(root).map_err(|error| LoadError(error.to_string()))?;
             for path in found {
+                report(&format!("loading router {}", path.display()));
                 match self.load(composer, &path, AT_START) {
                     Ok(published) => report(&format!("router {}", published.name)),
                     Err(error) => report(&format!("left out: {error}")),

@@ -1,10 +1,11 @@
 //! The served whole: model, text, library, routers and engine.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use polyskill_adapters::Library;
-use polyskill_engine::{Composer, Engine, Selection};
+use polyskill_engine::{Composer, Engine, RouterRequest, Selection};
 use polyskill_model::{Compute, Decoder, load};
 
 use crate::audit::Audit;
@@ -116,14 +117,13 @@ impl Service {
             return Some(Selection::Base);
         }
         if let Some(set) = self.skill_sets.iter().find(|set| set.id == model) {
-            return Some(Selection::Routed {
+            return Some(Selection::Routed(RouterRequest {
                 router: set.router.clone(),
                 parameters: parameters(&set.params).unwrap_or_default(),
                 modules: set.modules.clone(),
-                prompt_tokens: 0,
-                text: None,
-                bucket: 0,
-            });
+                beside: set.adapters.iter().map(|(name, weight)| (name.clone(), *weight)).collect(),
+                ..RouterRequest::default()
+            }));
         }
         let module = match model.split_once(':') {
             Some((base, module)) if base == self.base_name => module,
@@ -162,6 +162,7 @@ fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, Sta
             id: "skills".to_owned(),
             router: router.name.clone(),
             modules: vec!["*".to_owned()],
+            adapters: BTreeMap::new(),
             params: toml::Table::new(),
         })
         .into_iter()

@@ -53,6 +53,8 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(!status.is_server_error(), "{status}: {}", String::from_utf8_lossy(&reply));
     if status != StatusCode::OK {
         let reply: Json = serde_json::from_slice(&reply).expect("errors are JSON");
-        assert_eq!(reply["error"]["code"], status.as_u16());
+        // Of modules there are names.
+        let code = &reply["error"]["code"];
+        assert!(code.is_string() || *code == status.as_u16());
     }
 });

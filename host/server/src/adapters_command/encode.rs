@@ -54,6 +54,9 @@ pub(super) fn run(args: &EncodeArgs, out: &mut dyn Write) -> Result<(), String> 
     let document = read_document(&model, &tokens, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     let document = document.map_err(|error| fail(&error))?;
+    if let Some(parent) = args.out.parent() {
+        std::fs::create_dir_all(parent).map_err(message)?;
+    }
     write_document(
         &document,
         model.digest(),

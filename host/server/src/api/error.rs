@@ -1,4 +1,4 @@
-//! Errors as clients see them: OpenAI's shape, vLLM's codes.
+//! Errors as clients see them: OpenAI's shape, vLLM's codes, and names where programs need them.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -13,6 +13,8 @@ pub struct ApiError {
     kind: &'static str,
     message: String,
     param: Option<String>,
+    /// Stands in `code` in place of the status.
+    name: Option<&'static str>,
 }
 
 impl ApiError {
@@ -22,7 +24,8 @@ impl ApiError {
         message: impl Into<String>,
         param: Option<&str>,
     ) -> Self {
-        Self { status, kind, message: message.into(), param: param.map(str::to_owned) }
+        let param = param.map(str::to_owned);
+        Self { status, kind, message: message.into(), param, name: None }
     }
 
     /// 400: the request is wrong.
@@ -94,10 +97,34 @@ impl ApiError {
         }
     }
 
+    /// 502: another server failed, or the way to it.
+    pub fn bad_gateway(message: impl Into<String>, param: Option<&str>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, "BadGatewayError", message, param)
+    }
+
+    /// 504: another server took too long.
+    pub fn gateway_timeout(message: impl Into<String>, param: Option<&str>) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "GatewayTimeoutError", message, param)
+    }
+
+    /// The field that is at fault.
+    pub fn with_param(mut self, param: &str) -> Self {
+        self.param = Some(param.to_owned());
+        self
+    }
+
+    /// A name in `code` that programs can rely on; messages are for people.
+    pub fn named(mut self, name: &'static str) -> Self {
+        self.name = Some(name);
+        self
+    }
+
     /// The body as JSON, also used inside streams.
     pub fn body(&self) -> serde_json::Value {
+        let status = json!(self.status.as_u16());
+        let code = self.name.map_or(status, |name| json!(name));
         json!({"error": {"message": self.message, "type": self.kind, "param": self.param,
-                         "code": self.status.as_u16()}})
+                         "code": code}})
     }
 }
 

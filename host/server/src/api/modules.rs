@@ -33,6 +33,33 @@ struct VllmRequest {
     expected_generation: Option<String>,
 }
 
+impl VllmRequest {
+    /// mistral.rs has these routes too, adds a field, and names errors.
+    fn words(&self) -> Words {
+        let names_errors = self.expected_generation.is_some();
+        Words { name: "lora_name", source: "lora_path", names_errors }
+    }
+}
+
+/// How a route speaks of errors.
+#[derive(Clone, Copy)]
+struct Words {
+    /// The field with the module's name.
+    name: &'static str,
+    /// The field that says where it comes from.
+    source: &'static str,
+    /// Whether `code` is a name, rather than the status as with vLLM.
+    names_errors: bool,
+}
+
+const ADMIN: Words = Words { name: "name", source: "source", names_errors: true };
+
+impl Words {
+    fn named(self, error: ApiError, name: &'static str) -> ApiError {
+        if self.names_errors { error.named(name) } else { error }
+    }
+}
+
 fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
     value.ok_or_else(|| ApiError::invalid_input(format!("`{name}` is required"), name))
 }
@@ -44,6 +71,7 @@ pub(super) async fn load(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: VllmRequest = body.fields()?;
+    let words = request.words();
     let name = required(request.lora_name, "lora_name")?;
     let source = required(request.lora_path, "lora_path")?;
     let expected = match &request.expected_generation {
@@ -51,7 +79,7 @@ pub(super) async fn load(
         None if request.load_inplace => Expected::Any,
         None => Expected::Absent,
     };
-    let wanted = Wanted { name, source, expected, pin: None, pinned: None, param: "lora_path" };
+    let wanted = Wanted { name, source, expected, pin: None, pinned: None, words };
     let (name, loaded) = load_module(service, wanted).await?;
     let text = format!("Success: LoRA adapter '{name}' added successfully.");
     Ok(text_or_json(&headers, text, loaded_json(&name, &loaded)))
@@ -64,13 +92,14 @@ pub(super) async fn unload(
     body: Body,
 ) -> Result<Response, ApiError> {
     let request: VllmRequest = body.fields()?;
+    let words = request.words();
     let name = required(request.lora_name, "lora_name")?;
     let expected = match &request.expected_generation {
         Some(text) => Expected::Generation(generation(text)?),
         None => Expected::Any,
     };
     let text = format!("Success: LoRA adapter '{name}' removed successfully.");
-    let reply = unload_module(service, name, expected, None).await?;
+    let reply = unload_module(service, name, expected, None, words).await?;
     Ok(text_or_json(&headers, text, reply))
 }
 
@@ -116,15 +145,15 @@ pub(super) async fn change(
                 None => Expected::Absent,
             };
             let pin = change.generation;
-            let wanted = Wanted { name, source, expected, pin, pinned, param: "source" };
+            let wanted = Wanted { name, source, expected, pin, pinned, words: ADMIN };
             let (name, loaded) = load_module(service, wanted).await?;
             Ok(JsonReply(loaded_json(&name, &loaded)))
         }
         (None, Some(target), None) => {
-            require_free(&service, &name)?;
+            require_free(&service, &name, ADMIN)?;
             let alias = (name.clone(), target.clone());
             blocking(service, move |service| {
-                service.modules.alias(&alias.0, Some(&alias.1), "admin").map_err(to_api)
+                service.modules.alias(&alias.0, Some(&alias.1), "admin").map_err(to_api(ADMIN))
             })
             .await?;
             Ok(JsonReply(json!({"name": name, "alias_of": target})))
@@ -132,7 +161,7 @@ pub(super) async fn change(
         (None, None, Some(pinned)) => {
             let own = name.clone();
             blocking(service, move |service| {
-                service.modules.pin(&own, pinned, "admin").map_err(to_api)
+                service.modules.pin(&own, pinned, "admin").map_err(to_api(ADMIN))
             })
             .await?;
             Ok(JsonReply(json!({"name": name, "pinned": pinned})))
@@ -161,7 +190,7 @@ pub(super) async fn remove(
     if is_alias {
         let alias = name.clone();
         blocking(service, move |service| {
-            service.modules.alias(&alias, None, "admin").map_err(to_api)
+            service.modules.alias(&alias, None, "admin").map_err(to_api(ADMIN))
         })
         .await?;
         return Ok(JsonReply(json!({"name": name, "removed": true})));
@@ -170,7 +199,7 @@ pub(super) async fn remove(
         Some(text) => Expected::Generation(generation(text)?),
         None => Expected::Any,
     };
-    unload_module(service, name, expected, removal.drain_seconds).await.map(JsonReply)
+    unload_module(service, name, expected, removal.drain_seconds, ADMIN).await.map(JsonReply)
 }
 
 /// What a load is told, in the words of its route.
@@ -180,26 +209,29 @@ struct Wanted {
     expected: Expected,
     pin: Option<String>,
     pinned: Option<bool>,
-    /// The field that names the source.
-    param: &'static str,
+    words: Words,
 }
 
 async fn load_module(service: Arc<Service>, wanted: Wanted) -> Result<(String, Loaded), ApiError> {
-    require_free(&service, &wanted.name)?;
-    let unusable = |error: &dyn std::fmt::Display, param: &str| {
-        ApiError::bad_request(error.to_string(), Some(param))
+    let words = wanted.words;
+    require_free(&service, &wanted.name, words)?;
+    let unusable = |error: &dyn std::fmt::Display, param: &str, name: &'static str| {
+        words.named(ApiError::bad_request(error.to_string(), Some(param)), name)
     };
-    let source = wanted.source.parse().map_err(|error| unusable(&error, wanted.param))?;
+    let source = wanted
+        .source
+        .parse()
+        .map_err(|error| unusable(&error, words.source, "invalid_lora_source"))?;
     let pin = wanted.pin.as_deref().map(str::parse).transpose();
     let request = LoadRequest {
         name: wanted.name.clone(),
         source,
         expected: wanted.expected,
-        pin: pin.map_err(|error| unusable(&error, "generation"))?,
+        pin: pin.map_err(|error| unusable(&error, "generation", "invalid_lora_generation"))?,
         pinned: wanted.pinned,
     };
     let loaded = blocking(service, move |service| {
-        let loaded = service.modules.load(&request, "admin").map_err(to_api)?;
+        let loaded = service.modules.load(&request, "admin").map_err(to_api(words))?;
         service.composer.refresh_routers();
         Ok(loaded)
     })
@@ -212,10 +244,14 @@ async fn unload_module(
     name: String,
     expected: Expected,
     drain_seconds: Option<u64>,
+    words: Words,
 ) -> Result<Json, ApiError> {
     let own = name.clone();
+    let snapshot = service.composer.library().snapshot();
+    let aliases = snapshot.aliases().filter(|(_, target)| *target == name);
+    let aliases: Vec<String> = aliases.map(|(alias, _)| alias.to_owned()).collect();
     let module = blocking(service, move |service| {
-        let module = service.modules.unload(&own, expected, "admin").map_err(to_api)?;
+        let module = service.modules.unload(&own, expected, "admin").map_err(to_api(words))?;
         service.composer.refresh_routers();
         Ok(module)
     })
@@ -225,6 +261,7 @@ async fn unload_module(
         None => module.residency().leases == 0,
     };
     Ok(json!({"name": name, "removed": true, "generation": module.generation().to_string(),
+              "aliases_removed": aliases,
               "drained": drained, "leases": module.residency().leases}))
 }
 
@@ -250,11 +287,12 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Names of the base and of skill sets are no names for modules.
-fn require_free(service: &Service, name: &str) -> Result<(), ApiError> {
+fn require_free(service: &Service, name: &str, words: Words) -> Result<(), ApiError> {
     let taken = name == service.base_name || service.skill_sets.iter().any(|set| set.id == name);
     if taken {
         let message = format!("the name `{name}` is taken by the base model or a skill set");
-        return Err(ApiError::bad_request(message, Some("lora_name")));
+        let error = ApiError::bad_request(message, Some(words.name));
+        return Err(words.named(error, "invalid_lora_name"));
     }
     Ok(())
 }
@@ -265,29 +303,65 @@ fn generation(text: &str) -> Result<Generation, ApiError> {
             "`expected_generation` is `{}`, expected 64 hexadecimal digits",
             text.chars().take(80).collect::<String>()
         );
-        ApiError::bad_request(message, Some("expected_generation"))
+        ApiError::bad_request(message, Some("expected_generation")).named("invalid_lora_generation")
     })
 }
 
-fn to_api(error: ModuleError) -> ApiError {
-    let message = error.to_string();
+/// Errors in the words of a route. Names are mistral.rs's where it has one.
+fn to_api(words: Words) -> impl Fn(ModuleError) -> ApiError {
+    move |error| {
+        let message = error.to_string();
+        let (error, name) = match error {
+            ModuleError::Module(error) => of_module(&error, message, words),
+            ModuleError::Busy => (ApiError::too_many(message), "lora_load_busy"),
+            ModuleError::State(_) => (ApiError::internal(message), "lora_state_not_written"),
+            ModuleError::Source(error) => of_source(&error.reason, message, words),
+            ModuleError::Fetched(reason) => of_source(&reason, message, words),
+            ModuleError::Trust(_) => {
+                let error = ApiError::bad_request(message, Some(words.source));
+                (error, "lora_adapter_not_trusted")
+            }
+        };
+        words.named(error, name)
+    }
+}
+
+fn of_module(error: &Error, message: String, words: Words) -> (ApiError, &'static str) {
+    let (name, source) = (Some(words.name), Some(words.source));
     match error {
-        ModuleError::Module(Error::NotFound { .. }) => {
-            ApiError::not_found(message, Some("lora_name"))
+        Error::NotFound { .. } => (ApiError::not_found(message, name), "lora_adapter_not_found"),
+        Error::GenerationMismatch { .. } => {
+            (ApiError::conflict(message).with_param(words.name), "lora_generation_mismatch")
         }
-        ModuleError::Module(Error::GenerationMismatch { .. }) => ApiError::conflict(message),
-        ModuleError::Module(Error::Refused { .. } | Error::Io { .. }) => {
-            ApiError::bad_request(message, Some("lora_path"))
+        Error::AlreadyLoaded { .. } => {
+            (ApiError::bad_request(message, name), "lora_adapter_already_loaded")
         }
-        ModuleError::Module(_) => ApiError::bad_request(message, Some("lora_name")),
-        ModuleError::Busy => ApiError::too_many(message),
-        ModuleError::State(_) => ApiError::internal(message),
-        ModuleError::Source(error) if matches!(error.reason, Reason::NotFound(_)) => {
-            ApiError::not_found(message, Some("lora_path"))
+        Error::Refused { .. } | Error::Io { .. } => {
+            (ApiError::bad_request(message, source), "invalid_lora_adapter")
         }
-        ModuleError::Source(_) | ModuleError::Fetched(_) | ModuleError::Trust(_) => {
-            ApiError::bad_request(message, Some("lora_path"))
+        Error::TooLarge { .. } => {
+            (ApiError::bad_request(message, source), "lora_byte_limit_exceeded")
         }
+        _ => (ApiError::bad_request(message, name), "invalid_lora_name"),
+    }
+}
+
+fn of_source(reason: &Reason, message: String, words: Words) -> (ApiError, &'static str) {
+    let bad = |message: String| ApiError::bad_request(message, Some(words.source));
+    match reason {
+        Reason::NotFound(_) => {
+            (ApiError::not_found(message, Some(words.source)), "lora_source_not_found")
+        }
+        Reason::NotAllowed(_) => (bad(message), "lora_source_not_allowed"),
+        Reason::Digest { .. } => (bad(message), "lora_digest_mismatch"),
+        Reason::TooLarge { .. } => (bad(message), "lora_byte_limit_exceeded"),
+        Reason::Unreachable(_) => {
+            (ApiError::bad_gateway(message, Some(words.source)), "lora_source_unreachable")
+        }
+        Reason::TimedOut { .. } => {
+            (ApiError::gateway_timeout(message, Some(words.source)), "lora_source_timed_out")
+        }
+        _ => (bad(message), "invalid_lora_source"),
     }
 }
 

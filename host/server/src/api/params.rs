@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use polyskill_engine::{Composition, Finished, SamplingParams, Selection, TraceLevel};
+use polyskill_engine::{
+    Composition, Finished, RouterRequest, SamplingParams, Selection, TraceLevel,
+};
 use polyskill_sdk::{Parameters, Value};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
@@ -160,7 +162,8 @@ impl CommonParams {
         }
     }
 
-    /// What answers: the model name, overridden by `router` and `adapters`.
+    /// What answers: the model name, then `router`, then `adapters`, which act beside a router if there is one
+    /// and instead of a module otherwise.
     pub(crate) fn selection(
         &self,
         service: &Service,
@@ -169,25 +172,29 @@ impl CommonParams {
     ) -> Result<Selection, ApiError> {
         let name = self.model_name(service);
         let named = service.selection(name).ok_or_else(|| ApiError::unknown_model(name))?;
-        let (router, adapters) = (self.router.as_ref(), self.adapters.as_ref());
-        let selection = match (router, adapters) {
-            (Some(_), Some(_)) => {
-                let message =
-                    "`router` and `adapters` exclude each other; `router.modules` names candidates";
-                return Err(ApiError::bad_request(message, Some("router")));
-            }
+        let adapters = self.adapters.as_deref().map(weights).transpose()?;
+        let mut selection = match (self.router.as_ref(), adapters) {
             (Some(RouterChoice::Name(name)), None) if name == "none" => Selection::Base,
-            (Some(choice), None) => over(named, routed(choice)?),
-            (None, Some(adapters)) => weighted(adapters)?,
+            (Some(RouterChoice::Name(name)), Some(adapters)) if name == "none" => {
+                Selection::Weighted(adapters)
+            }
+            (Some(choice), adapters) => {
+                let asked =
+                    RouterRequest { beside: adapters.unwrap_or_default(), ..routed(choice)? };
+                Selection::Routed(over(named, asked))
+            }
+            (None, Some(adapters)) => match named {
+                Selection::Routed(set) => {
+                    Selection::Routed(RouterRequest { beside: adapters, ..set })
+                }
+                _ => Selection::Weighted(adapters),
+            },
             (None, None) => named,
         };
-        Ok(match selection {
-            Selection::Routed { router, parameters, modules, .. } => {
-                let bucket = self.bucket();
-                Selection::Routed { router, parameters, modules, prompt_tokens, text, bucket }
-            }
-            other => other,
-        })
+        if let Selection::Routed(asked) = &mut selection {
+            (asked.prompt_tokens, asked.text, asked.bucket) = (prompt_tokens, text, self.bucket());
+        }
+        Ok(selection)
     }
 
     /// The same number for the same unit (`unit`, else `user`).
@@ -288,14 +295,13 @@ impl CommonParams {
     }
 }
 
-fn weighted(adapters: &[AdapterWeight]) -> Result<Selection, ApiError> {
+fn weights(adapters: &[AdapterWeight]) -> Result<Vec<(String, f32)>, ApiError> {
     let mut seen = BTreeSet::new();
     if let Some(twice) = adapters.iter().find(|adapter| !seen.insert(&adapter.name)) {
         let message = format!("`adapters` names `{}` twice, expected each name once", twice.name);
         return Err(ApiError::bad_request(message, Some("adapters")));
     }
-    let weights = adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight));
-    Ok(Selection::Weighted(weights.collect()))
+    Ok(adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight)).collect())
 }
 
 fn random_seed() -> u64 {
@@ -303,7 +309,7 @@ fn random_seed() -> u64 {
     std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0)
 }
 
-fn routed(choice: &RouterChoice) -> Result<Selection, ApiError> {
+fn routed(choice: &RouterChoice) -> Result<RouterRequest, ApiError> {
     let (router, params, modules) = match choice {
         RouterChoice::Name(name) => (name, None, Vec::new()),
         RouterChoice::Full(spec) => (&spec.name, Some(&spec.params), spec.modules.clone()),
@@ -321,36 +327,27 @@ fn routed(choice: &RouterChoice) -> Result<Selection, ApiError> {
         Ok((name.clone(), value))
     };
     let parameters = params.into_iter().flatten().map(scalar).collect::<Result<_, _>>()?;
-    Ok(Selection::Routed {
-        router: router.clone(),
-        parameters: Parameters(parameters),
-        modules,
-        prompt_tokens: 0,
-        text: None,
-        bucket: 0,
-    })
+    let (router, parameters) = (router.clone(), Parameters(parameters));
+    Ok(RouterRequest { router, parameters, modules, ..RouterRequest::default() })
 }
 
-/// A request's router over what its model name stands for: a skill set's modules stay the candidates, and
-/// its parameters hold where the router is the same.
-fn over(named: Selection, asked: Selection) -> Selection {
-    let (
-        Selection::Routed {
-            router: set_router,
-            parameters: set_parameters,
-            modules: set_modules,
-            ..
-        },
-        Selection::Routed { router, parameters, modules, prompt_tokens, text, bucket },
-    ) = (named, asked.clone())
-    else {
-        return asked;
-    };
-    let mut merged = if set_router == router { set_parameters } else { Parameters::default() };
-    merged.0.retain(|(name, _)| parameters.get(name).is_none());
-    merged.0.extend(parameters.0);
-    let modules = if modules.is_empty() { set_modules } else { modules };
-    Selection::Routed { router, parameters: merged, modules, prompt_tokens, text, bucket }
+/// A request's router over what its model name stands for: a skill set's modules stay the candidates, what
+/// acts beside its router stays unless the request names others, and its parameters hold where the router is
+/// the same.
+fn over(named: Selection, mut asked: RouterRequest) -> RouterRequest {
+    let Selection::Routed(mut set) = named else { return asked };
+    if set.router == asked.router {
+        set.parameters.0.retain(|(name, _)| asked.parameters.get(name).is_none());
+        set.parameters.0.append(&mut asked.parameters.0);
+        asked.parameters = set.parameters;
+    }
+    if asked.modules.is_empty() {
+        asked.modules = set.modules;
+    }
+    if asked.beside.is_empty() {
+        asked.beside = set.beside;
+    }
+    asked
 }
 
 /// The response extra `polyskill`.
@@ -373,6 +370,13 @@ pub(crate) fn routing_report(
         "modules": modules,
         "served": if composition.fallback().is_some() { "fallback" } else { "assigned" },
     });
+    let beside: Vec<Json> = composition
+        .beside()
+        .map(|(lease, weight)| json!({"name": lease.name, "weight": weight}))
+        .collect();
+    if !beside.is_empty() {
+        report["beside_router"] = json!(beside);
+    }
     if let Some(reason) = composition.fallback() {
         report["fallback_reason"] = json!(reason);
     }

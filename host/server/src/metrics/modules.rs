@@ -2,10 +2,12 @@
 //! modules that are gone.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use polyskill_adapters::Library;
 use polyskill_adapters::residency::{PoolStats, Residency};
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -26,15 +28,18 @@ struct Entry {
     name: String,
     num_bytes: usize,
     residency: Residency,
+    /// How long it took from the request to load it until it served.
+    load_time: Option<Duration>,
 }
 
 impl ModuleReport {
-    /// Reads it off the library.
-    pub fn of(library: &Library) -> Self {
+    /// Reads it off the library; `load_time` knows how long a module's load took.
+    pub fn of(library: &Library, load_time: impl Fn(&str) -> Option<Duration>) -> Self {
         let entry = |(name, module): (&str, &std::sync::Arc<polyskill_adapters::Module>)| Entry {
             name: name.to_owned(),
             num_bytes: module.num_bytes(),
             residency: module.residency(),
+            load_time: load_time(name),
         };
         Self {
             modules: library.snapshot().iter().map(entry).collect(),
@@ -85,26 +90,27 @@ struct Loaded {
     pinned: &'static str,
 }
 
-/// Gauges per module and of the memory.
+/// What is told per module and of the memory.
 #[derive(Debug, Default)]
 pub(super) struct ModuleMetrics {
     known: Gauge,
     bytes: Gauge,
     leased_bytes: Gauge,
     waiting: Gauge,
-    reads: Gauge,
-    hits: Gauge,
-    evictions: Gauge,
+    reads: Counter,
+    hits: Counter,
+    evictions: Counter,
     on_gpu: Gauge,
     on_cpu: Gauge,
     loaded: Family<Loaded, Gauge>,
     resident: Family<Name, Gauge>,
     weight_bytes: Family<Name, Gauge>,
     leases: Family<Name, Gauge>,
-    module_hits: Family<Name, Gauge>,
-    module_reads: Family<Name, Gauge>,
-    module_evictions: Family<Name, Gauge>,
+    module_hits: Family<Name, Counter>,
+    module_reads: Family<Name, Counter>,
+    module_evictions: Family<Name, Counter>,
     read_seconds: Family<Name, Float>,
+    load_seconds: Family<Name, Float>,
 }
 
 impl ModuleMetrics {
@@ -114,26 +120,38 @@ impl ModuleMetrics {
             ("polyskill:module_bytes", "Bytes of modules and artefacts in memory", &self.bytes),
             ("polyskill:module_leased_bytes", "Bytes that requests hold", &self.leased_bytes),
             ("polyskill:module_waiting", "Requests that wait for room", &self.waiting),
-            ("polyskill:module_reads", "Times that weights were read again", &self.reads),
-            ("polyskill:module_hits", "Leases that found weights in memory", &self.hits),
-            ("polyskill:module_evictions", "Times that weights made room", &self.evictions),
             ("vllm:num_gpu_loaded_lora_adapters", "Adapters on a GPU", &self.on_gpu),
             ("vllm:num_cpu_loaded_lora_adapters", "Adapters in memory", &self.on_cpu),
         ] {
             registry.register(name, help, gauge.clone());
         }
+        for (name, help, counter) in [
+            ("polyskill:module_reads", "Times that weights were read again", &self.reads),
+            ("polyskill:module_hits", "Requests that found weights in memory", &self.hits),
+            ("polyskill:module_evictions", "Times that weights made room", &self.evictions),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
         for (name, help, family) in [
             ("polyskill:adapter_resident", "Whether weights are in memory", &self.resident),
             ("polyskill:adapter_bytes", "Bytes of weights, in memory or not", &self.weight_bytes),
             ("polyskill:adapter_leases", "Requests that hold the weights", &self.leases),
-            ("polyskill:adapter_hits", "Leases that found weights in memory", &self.module_hits),
-            ("polyskill:adapter_reads", "Times that weights were read", &self.module_reads),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+        for (name, help, family) in [
+            ("polyskill:adapter_hits", "Requests that found weights in memory", &self.module_hits),
+            ("polyskill:adapter_reads", "Times that weights were read again", &self.module_reads),
             ("polyskill:adapter_evictions", "Times that it made room", &self.module_evictions),
         ] {
             registry.register(name, help, family.clone());
         }
-        let name = "polyskill:adapter_read_seconds";
-        registry.register(name, "Time of the last reading", self.read_seconds.clone());
+        for (name, help, family) in [
+            ("polyskill:adapter_load_seconds", "Time until it served first", &self.load_seconds),
+            ("polyskill:adapter_read_seconds", "Time of the last reading", &self.read_seconds),
+        ] {
+            registry.register(name, help, family.clone());
+        }
         let name = "vllm:lora_adapter_loaded";
         registry.register(name, "Adapters in memory", self.loaded.clone());
     }
@@ -145,40 +163,38 @@ impl ModuleMetrics {
             (&self.bytes, report.resident_bytes),
             (&self.leased_bytes, pool.leased_bytes),
             (&self.waiting, pool.waiting),
-            (&self.reads, pool.loads as usize),
-            (&self.hits, pool.hits as usize),
-            (&self.evictions, pool.evictions as usize),
             (&self.on_gpu, 0),
             (&self.on_cpu, pool.num_resident),
         ] {
             gauge.set(value as i64);
         }
+        for (counter, total) in
+            [(&self.reads, pool.loads), (&self.hits, pool.hits), (&self.evictions, pool.evictions)]
+        {
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
         self.loaded.clear();
         self.read_seconds.clear();
-        let families = [
-            &self.resident,
-            &self.weight_bytes,
-            &self.leases,
-            &self.module_hits,
-            &self.module_reads,
-            &self.module_evictions,
-        ];
+        self.load_seconds.clear();
+        let families = [&self.resident, &self.weight_bytes, &self.leases];
         families.into_iter().for_each(Family::clear);
-        for Entry { name, num_bytes, residency } in &report.modules {
+        let counters = [&self.module_hits, &self.module_reads, &self.module_evictions];
+        counters.into_iter().for_each(Family::clear);
+        for Entry { name, num_bytes, residency, load_time } in &report.modules {
             let label = Name { adapter_name: name.clone() };
-            let values = [
-                usize::from(residency.resident),
-                *num_bytes,
-                residency.leases,
-                residency.hits as usize,
-                residency.loads as usize,
-                residency.evictions as usize,
-            ];
+            let values = [usize::from(residency.resident), *num_bytes, residency.leases];
             for (family, value) in families.into_iter().zip(values) {
                 family.get_or_create(&label).set(value as i64);
             }
+            let totals = [residency.hits, residency.loads, residency.evictions];
+            for (family, total) in counters.into_iter().zip(totals) {
+                family.get_or_create(&label).inc_by(total);
+            }
             let seconds = residency.load_time.as_secs_f64();
             self.read_seconds.get_or_create(&label).set(seconds);
+            if let Some(time) = load_time {
+                self.load_seconds.get_or_create(&label).set(time.as_secs_f64());
+            }
             if residency.resident {
                 let pinned = if residency.pinned { "true" } else { "false" };
                 let loaded = Loaded { adapter_name: name.clone(), level: "cpu", pinned };
