@@ -71,7 +71,7 @@ impl Reader<'_> {
         }
         let bytes = &self.bytes[info.start..info.start + info.num_bytes];
         let values = info.to_f32(bytes).map_err(|problem| format!("`{name}`: {problem}"))?;
-        match values.iter().find(|value| !(value.abs() <= MAX_WEIGHT)) {
+        match values.iter().find(|value| !value.is_finite() || value.abs() > MAX_WEIGHT) {
             None => Ok(values),
             Some(value) if value.is_finite() => Err(format!(
                 "`{name}` holds a value beyond {MAX_WEIGHT}, the largest that is taken"

@@ -56,7 +56,11 @@ impl Elements {
     /// Swaps rows and columns of a `[rows, columns]` matrix.
     pub fn transposed(&self, rows: usize, columns: usize) -> Self {
         fn swap<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
-            (0..rows * columns).map(|at| values[at % rows * columns + at / rows]).collect()
+            let mut swapped = Vec::with_capacity(rows * columns);
+            for column in 0..columns {
+                swapped.extend((0..rows).map(|row| values[row * columns + column]));
+            }
+            swapped
         }
         match self {
             Self::F32(values) => Self::F32(swap(values, rows, columns)),

@@ -246,8 +246,8 @@ mod tests {
         assert!(refusal(&general, &twins, &root.path().join("out")).contains("two modules"));
         assert!(refusal(&general, &twins[..1], root.path()).contains("exists"));
         assert!(refusal(&[], &twins[..1], &root.path().join("out")).contains("at least one"));
-        let huge = [module(root.path(), "h", &[0], "", f32::MAX / 2.0)];
-        let minus = [module(root.path(), "m", &[0], "", -f32::MAX / 2.0)];
+        let huge = [module(root.path(), "h", &[0], "", peft::MAX_WEIGHT / 2.0)];
+        let minus = [module(root.path(), "m", &[0], "", -peft::MAX_WEIGHT / 2.0)];
         let out = root.path().join("out");
         let overflow = gen_know_sub(&minus, &huge, &out).unwrap_err().to_string();
         assert!(overflow.contains("overflows"), "{overflow}");

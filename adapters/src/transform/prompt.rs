@@ -17,7 +17,7 @@ use crate::card::Card;
 use crate::error::Error;
 use crate::files::{Files, Problems};
 use crate::generation::Generation;
-use crate::peft::{CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILE, elements};
+use crate::peft::{CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT, WEIGHTS_FILE, elements};
 
 const TENSOR: &str = "prompt_embeddings";
 /// The setting that makes a prompt a vector and names its origin.
@@ -248,8 +248,9 @@ fn publish(
     out: &Path,
 ) -> Result<Made, Error> {
     let values: Vec<f32> = values.map(|value| value as f32).collect();
-    if !values.iter().all(|value| value.is_finite()) {
-        return Err(write::transform_error(format!("`{TENSOR}` overflows")));
+    if !values.iter().all(|value| value.abs() <= MAX_WEIGHT) {
+        let problem = format!("`{TENSOR}` overflows: it has a value beyond {MAX_WEIGHT}");
+        return Err(write::transform_error(problem));
     }
     let tensor = Tensor::f32(shape.to_vec(), values.into_iter());
     let draft = Draft {
@@ -329,8 +330,8 @@ mod tests {
         let root = root.path();
         let origin = prompt(root, "origin", [1, 2], &[1.0, 2.0]);
         let long = prompt(root, "long", [2, 2], &[1.0; 4]);
-        let huge = prompt(root, "huge", [1, 2], &[f32::MAX, 0.0]);
-        let low = prompt(root, "low", [1, 2], &[f32::MIN, 0.0]);
+        let huge = prompt(root, "huge", [1, 2], &[MAX_WEIGHT, 0.0]);
+        let low = prompt(root, "low", [1, 2], &[-MAX_WEIGHT, 0.0]);
         let wrong = prompt(root, "wrong", [1, 2], &[f32::NAN, 0.0]);
         let out = root.join("out");
         let vector = |prompt: &Path, origin: &Path| {

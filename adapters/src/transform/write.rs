@@ -13,7 +13,7 @@ use super::matrix::Mat;
 use super::source::{Source, leaf};
 use crate::error::Error;
 use crate::generation::Generation;
-use crate::peft::{CARD_FILE, CONFIG_FILE, WEIGHTS_FILE};
+use crate::peft::{CARD_FILE, CONFIG_FILE, MAX_WEIGHT, WEIGHTS_FILE};
 
 /// How the weights of new modules are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,8 +46,8 @@ impl Dtype {
     pub(crate) fn rounded(self, mut factors: Factors) -> Result<Factors, String> {
         for (part, matrix) in [("lora_A", &mut factors.a), ("lora_B", &mut factors.bt)] {
             matrix.values.iter_mut().for_each(|value| *value = self.round(*value));
-            if !matrix.values.iter().all(|value| value.is_finite()) {
-                return Err(format!("`{part}` overflows"));
+            if !matrix.values.iter().all(|value| value.abs() <= f64::from(MAX_WEIGHT)) {
+                return Err(format!("`{part}` overflows: it has a value beyond {MAX_WEIGHT}"));
             }
         }
         Ok(factors)

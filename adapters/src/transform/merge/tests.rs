@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::peft::MAX_WEIGHT;
 use crate::transform::matrix::Mat;
 use crate::transform::matrix::tests::{noise, worst};
 use crate::transform::testing::{DOWN1, Q0, Q1, bytes, deltas, module, site, write};
@@ -279,8 +280,8 @@ fn modules_that_do_not_fit_are_named_together() {
 #[test]
 fn what_overflows_is_not_written() {
     let root = tempfile::tempdir().unwrap();
-    let huge = Mat { rows: 1, columns: 2, values: vec![3e38, 1.0] };
-    let b = Mat { rows: 2, columns: 1, values: vec![3e38, 1.0] };
+    let huge = Mat { rows: 1, columns: 2, values: vec![MAX_WEIGHT.into(), 1.0] };
+    let b = Mat { rows: 2, columns: 1, values: vec![MAX_WEIGHT.into(), 1.0] };
     let one = write(root.path(), "one", &[(Q0, huge, b)], 1.0, &[]);
     // A's and B's own sums stay in range, and a mean of equals is one of them.
     let fits = |method: &Method| {
