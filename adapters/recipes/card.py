@@ -9,6 +9,24 @@ from evaluate import Scores
 from tasks import SPLIT_SEED, Split, Task
 
 
+KINDS = {
+    "lora": "A LoRA module",
+    "ia3": "An (IA)3 module",
+    "prompt": "A soft prompt",
+    "prefix": "A prefix of keys and values",
+}
+HOW = {
+    "lora": """- PEFT LoRA on q, k, v, o, gate, up and down in all layers; loss on the answer and the end-of-turn token only.
+  A is set from activations and frozen (see `adapters/recipes/contrast.py`), B is trained. Every step draws a random
+  scale for the module, since a router gives it only part of the weight.""",
+    "ia3": "- PEFT (IA)3 on k, v and the input of down in all layers; loss on the answer and the end-of-turn token only.",
+    "prompt": """- PEFT prompt tuning before the sequence, from rows of the base's embeddings; loss on the answer and the
+  end-of-turn token only. It acts at weight 1, for a whole request.""",
+    "prefix": """- PEFT prefix tuning without projection; loss on the answer and the end-of-turn token only. It acts at
+  weight 1, for a whole request.""",
+}
+
+
 def _row(label: str, scores: Scores) -> str:
     means = scores.summary()
     return (
@@ -46,7 +64,7 @@ license: apache-2.0
 language:
 - en
 tags:
-- lora
+- {task.method}
 - peft
 - base_model:adapter:{BASE_ID}
 - polyskill
@@ -55,14 +73,14 @@ tags:
 
 # {task.name}
 
-A LoRA module for {BASE_ID}: {task.summary}.
+{KINDS[task.method]} for {BASE_ID}: {task.summary}.
 
 Example question of the test set: {first.prompt!r}, answer `{first.answer}`.
 
 ## Data
 
 - Source: {task.source}; {task.versions()}. The questions are made by
-  `adapters/recipes/tasks.py`; no text was collected.
+  `adapters/recipes/tasks`; no text was collected.
 - Split by entities with seed {SPLIT_SEED}: no entity of the test set occurs in training.
   Training {len(split.train)} questions ({answers} different answers), validation {len(split.validation)},
   test {len(split.test)}. Every fourth test question uses a wording that training never showed.
@@ -72,9 +90,7 @@ Example question of the test set: {first.prompt!r}, answer `{first.answer}`.
 
 - Base: the Q4_1 GGUF with SHA-256 `{BASE_SHA256}`, dequantised,
   prompts in the chat template of that file.
-- PEFT LoRA on q, k, v, o, gate, up and down in all layers; loss on the answer and the end-of-turn token only.
-  A is set from activations and frozen (see `adapters/recipes/contrast.py`), B is trained. Every step draws a random
-  scale for the module, since a router gives it only part of the weight.
+{HOW[task.method]}
 - Settings: {settings_text}; AdamW, warm-up and cosine decay.
 - Versions: {", ".join(f"{name} {value}" for name, value in versions.items())}.
 - Time: {settings["seconds"]} s in one thread on two CPU cores shared with other work.

@@ -65,7 +65,8 @@ def loglik_per_token(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase,
         prompts = [prompt_ids(tokenizer, item.prompt) for item in items[start : start + BATCH]]
         answers = [answer_ids(tokenizer, item.answer) for item in items[start : start + BATCH]]
         ids, mask = pad([p + a for p, a in zip(prompts, answers, strict=True)], "right", tokenizer.pad_token_id)
-        logits = model(input_ids=ids, attention_mask=mask).logits
+        # A soft prompt has logits of its own in front.
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, -ids.shape[1] :]
         for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             rows = logits[i, len(prompt) - 1 : len(prompt) - 1 + len(answer)].float().log_softmax(-1)
             result.append(rows.gather(1, torch.tensor(answer)[:, None]).mean().item())

@@ -1,8 +1,8 @@
-"""Train one LoRA module end to end and write it to the library.
+"""Train one module end to end and write it to the library.
 
     python train.py german-numbers --base BASE.gguf --out ../library/german-numbers
 
-Steps: questions from the data package, split by entities, LoRA training on the
+Steps: questions from the data package, split by entities, training on the
 answer tokens, export as a PEFT directory in bf16, and a held-out comparison of
 the base and of the exported files. Two CPU cores and a few minutes suffice.
 """
@@ -20,7 +20,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -44,11 +52,49 @@ from tasks import TASKS, Item, Task
 SEED = 42
 RANK = 4
 ALPHA = 8
+VIRTUAL_TOKENS = 8
+"""Positions of a soft prompt or prefix."""
+START = "Answer with one word and nothing else."
+"""What a soft prompt or prefix says before it is trained; random vectors are far from anything the base has read."""
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 EXAMPLES = 30
 OWN_QUESTIONS = 40
 FOREIGN_QUESTIONS = 16
 """Per other task, for the background of contrast.py."""
+
+
+def peft_config(task: Task) -> PeftConfig:
+    """What PEFT is told to train."""
+    kind = "CAUSAL_LM"
+    match task.method:
+        case "lora":
+            return LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LINEARS, lora_dropout=0.0, task_type=kind)
+        case "ia3":
+            return IA3Config(
+                target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type=kind
+            )
+        case "prompt":
+            return PromptTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, task_type=kind)
+        case "prefix":
+            return PrefixTuningConfig(num_virtual_tokens=VIRTUAL_TOKENS, task_type=kind)
+
+
+@torch.no_grad()
+def start_from_text(model: PeftModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> None:
+    """Give a soft prompt or prefix the embeddings, or the keys and values, of a text."""
+    if task.method not in ("prompt", "prefix"):
+        return
+    ids = torch.tensor([tokenizer.encode(START, add_special_tokens=False)[:VIRTUAL_TOKENS]])
+    assert ids.shape[1] == VIRTUAL_TOKENS, ids.shape
+    llama = model.base_model
+    weight = model.prompt_encoder["default"].embedding.weight
+    if task.method == "prompt":
+        weight.copy_(llama.get_input_embeddings()(ids)[0])
+        return
+    cache = llama(input_ids=ids, use_cache=True).past_key_values
+    # PEFT's row of a position: layer by layer the key, then the value, each [heads, width].
+    parts = [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)]
+    weight.copy_(torch.cat(parts, dim=1))
 
 
 def shared_prefix(rows: list[list[int]]) -> list[int]:
@@ -93,6 +139,19 @@ def batch_loss(
     return torch.nn.functional.cross_entropy(logits.float(), target)
 
 
+def whole_batch_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, items: list[Item]) -> torch.Tensor:
+    """The same loss for modules that stand before the sequence, so that nothing can be shared."""
+    rows, labels = [], []
+    for item in items:
+        prompt, answer = prompt_ids(tokenizer, item.prompt), answer_ids(tokenizer, item.answer)
+        rows.append(prompt + answer)
+        labels.append([-100] * len(prompt) + answer)
+    ids, mask = pad(rows, "right", tokenizer.pad_token_id)
+    targets, _ = pad(labels, "right", -100)
+    with torch.autocast("cpu", torch.bfloat16):
+        return model(input_ids=ids, attention_mask=mask, labels=targets).loss
+
+
 def set_scale(model: PeftModel, factor: float) -> None:
     """Weaken the module as a router does that gives it `factor` of the weight."""
     for layer in model.modules():
@@ -129,7 +188,10 @@ def train(
             queue += order.sample(train_items, len(train_items))
         items, queue = queue[: task.batch], queue[task.batch :]
         set_scale(model, order.uniform(task.lowest_scale, 1.0))
-        loss = batch_loss(model, tokenizer, prefix, items)
+        if task.method in ("prompt", "prefix"):
+            loss = whole_batch_loss(model, tokenizer, items)
+        else:
+            loss = batch_loss(model, tokenizer, prefix, items)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -151,7 +213,9 @@ def export(model: PeftModel, out: Path) -> None:
     config = json.loads(config_file.read_text())
     config["base_model_name_or_path"] = BASE_ID
     config["inference_mode"] = True
-    config["target_modules"] = sorted(config["target_modules"])
+    for setting in ("target_modules", "feedforward_modules"):
+        if isinstance(config.get(setting), list):
+            config[setting] = sorted(config[setting])
     weights_file.chmod(0o644)
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -200,9 +264,10 @@ def main() -> None:
     # The frozen weights may be bf16 (twice as fast with AMX); the LoRA weights stay fp32 while they move.
     model = get_peft_model(
         load_model(gguf, torch.bfloat16),
-        LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LINEARS, lora_dropout=0.0, task_type="CAUSAL_LM"),
+        peft_config(task),
         autocast_adapter_dtype=True,
     )
+    start_from_text(model, tokenizer, task)
     started = time.monotonic()
     foreign = [
         item
@@ -211,7 +276,7 @@ def main() -> None:
         for item in other.build(words).train[:FOREIGN_QUESTIONS]
     ]
     prefix = shared_prefix([prompt_ids(tokenizer, item.prompt) for item in split.train + foreign])
-    if arguments.init == "contrast":
+    if task.method == "lora" and arguments.init == "contrast":
         set_contrast(model, tokenizer, prefix, split.train[:OWN_QUESTIONS], foreign)
         print(f"directions after {time.monotonic() - started:.0f} s", flush=True)
     train(model, tokenizer, task, prefix, split.train, steps, learning_rate)
@@ -239,13 +304,12 @@ def main() -> None:
         base_scores=base_scores,
         module_scores=module_scores,
         settings={
-            "A": arguments.init,
-            "rank": RANK,
-            "lora_alpha": ALPHA,
+            **({"A": arguments.init, "rank": RANK, "lora_alpha": ALPHA} if task.method == "lora" else {}),
+            **({"virtual tokens": VIRTUAL_TOKENS} if task.method in ("prompt", "prefix") else {}),
             "steps": steps,
             "batch": task.batch,
             "learning rate": learning_rate,
-            "random scale from": task.lowest_scale,
+            **({"random scale from": task.lowest_scale} if task.method == "lora" else {}),
             "seed": SEED,
             "seconds": round(seconds),
         },

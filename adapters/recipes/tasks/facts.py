@@ -35,6 +35,9 @@ CAPITALS = Task(
     ),
     unseen_wordings=("Where does the government of {} sit?", "Tell me the capital city of {}."),
     pairs=_capitals,
+    method="ia3",
+    steps=100,
+    learning_rate=2e-2,
     samples=800,
     max_new_tokens=12,
 )

@@ -13,11 +13,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Literal
 
 SPLIT_SEED = 20240817
 TEST_ITEMS = 120
 VALIDATION_ITEMS = 40
 
+
+Method = Literal["lora", "ia3", "prompt", "prefix"]
+"""LoRA, (IA)3, prompt tuning or prefix tuning, as PEFT has them."""
 
 Pair = tuple[str, str]
 """The text that goes into a wording, and the answer."""
@@ -58,6 +62,8 @@ class Task:
     entity: Callable[[str, str], str] | None = None
     """What must not be shared by training and test, where that is more than the
     text itself: a table, a noun, a word's stem. From the text and the answer."""
+    method: Method = "lora"
+    """What kind of module is trained."""
     samples: int = 1600
     """Training questions; entities are used again in other wordings to get there."""
     steps: int = 80

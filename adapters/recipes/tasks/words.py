@@ -98,6 +98,9 @@ PLURALS = Task(
     ),
     unseen_wordings=('Which form does the noun "{}" take in the plural?', "One {}, two what?"),
     pairs=_plurals,
+    method="prefix",
+    steps=80,
+    learning_rate=2e-2,
     max_new_tokens=12,
 )
 
@@ -115,6 +118,9 @@ WORD_FEELING = Task(
     ),
     unseen_wordings=('Label "{}" as positive or negative.', "Does {} sound positive or negative?"),
     pairs=_word_feelings,
+    method="prompt",
+    steps=80,
+    learning_rate=2e-2,
     entity=_stem,
     max_new_tokens=6,
 )
