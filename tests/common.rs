@@ -13,6 +13,7 @@ use polyskill_engine::{
 };
 use polyskill_model::{Compute, Decoder, load};
 use polyskill_router_arrow::Arrow;
+use polyskill_router_mixture::Mixture;
 use polyskill_sdk::runtime::Native;
 use polyskill_sdk::{Parameters, Value};
 use serde_json::Value as Json;
@@ -295,6 +296,15 @@ impl Bench {
         let router = Native::<Arrow>::new(&self.composer.view(), &none).unwrap();
         self.composer
             .add_router("arrow", "native".to_owned(), Box::new(router), RouterSettings::default())
+            .unwrap();
+    }
+
+    pub(crate) fn add_mixture(&self) {
+        let none = Parameters::default();
+        let router = Native::<Mixture>::new(&self.composer.view(), &none).unwrap();
+        let settings = RouterSettings { any_kind: true, ..RouterSettings::default() };
+        self.composer
+            .add_router("mixture", "native mixture".to_owned(), Box::new(router), settings)
             .unwrap();
     }
 

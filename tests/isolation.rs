@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use crate::common::{
-    Bench, Output, Pending, VOCAB, beside, fixtures, list, peft_arrow, read_json, text,
+    Bench, Output, Pending, VOCAB, beside, fixtures, list, peft_arrow, read_json, routed, text,
 };
 
 const LLAMA: &str = "models/llama-tied";
@@ -248,6 +248,23 @@ fn a_prefix_is_never_shared_across_what_differs() {
     assert_eq!(cached(&one), 0, "another generation");
     publish(&bench, "m0", "task-a");
     assert_eq!(cached(&one), 64);
+    // The order matters, whoever put a module where it is.
+    bench.add_mixture();
+    let beside_m1 = |picked: &str| {
+        let weights = polyskill_sdk::Value::Text(picked.to_owned());
+        let mixture =
+            routed("mixture", polyskill_sdk::Parameters(vec![("weights".to_owned(), weights)]));
+        bench.compose(&beside(mixture, vec![("m1".to_owned(), 1.0)]))
+    };
+    let cached_of = |composition: &Arc<Composition>| {
+        one.submit(&bench, composition).wait().finished.cached_tokens
+    };
+    assert_eq!(
+        cached_of(&beside_m1("m0=1")),
+        0,
+        "the modules of another request, in another order"
+    );
+    assert_eq!(cached(&ask(vec![(1, 1.0), (0, 1.0)], 0)), 64, "the same modules in the same order");
     // Another name for the same content computes the same.
     publish(&bench, "m2", "task-a");
     assert_eq!(cached(&ask(vec![(2, 1.0)], 0)), 64);

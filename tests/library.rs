@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use polyskill::config::{Config, ModuleConfig};
+use polyskill::modules::LoadRequest;
+use polyskill::sources::Policy;
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::own::write_document;
-use polyskill_adapters::{Kind, load_module, open_module};
+use polyskill_adapters::{Budget, Kind, load_module, open_module};
 use polyskill_engine::{SamplingParams, Selection, read_document};
 use serde_json::{Value as Json, json};
 
@@ -156,7 +158,7 @@ fn a_restart_serves_the_same_set() {
                 source: root.path().join("kept").display().to_string(),
                 generation: None,
                 pinned: true,
-                aliases: vec!["known-as".to_owned()],
+                aliases: vec!["known-as".to_owned(), "gone-by".to_owned()],
             }];
         })
     };
@@ -172,7 +174,11 @@ fn a_restart_serves_the_same_set() {
         first.send("DELETE", &format!("/admin/modules/{name}"), Some(ADMIN_KEY), "").ok();
     }
     change(&first, &json!({"name": "alias", "alias_of": "late"})).ok();
-    change(&first, &json!({"name": "late", "pinned": true})).ok();
+    // A pin by another name is the name's own, what was taken away stays away, and what replaces a module that
+    // the configuration pins is pinned.
+    change(&first, &json!({"name": "alias", "pinned": true})).ok();
+    load("declared", &other);
+    first.send("DELETE", "/admin/modules/gone-by", Some(ADMIN_KEY), "").ok();
     let models = ["kept", "replaced", "late", "alias", "declared", "known-as"];
     let answers = |server: &Server| models.map(|model| ask(server, model));
     let (before, served) = (answers(&first), names(&first));
@@ -182,12 +188,91 @@ fn a_restart_serves_the_same_set() {
     let second = start();
     assert_eq!(second.reports.iter().filter(|report| report.contains("left out")).count(), 0);
     assert_eq!((names(&second), answers(&second)), (served, before));
-    assert_eq!(one(&second, "late")["pinned"], true);
+    assert_eq!(
+        (&one(&second, "late")["pinned"], &one(&second, "declared")["pinned"]),
+        (&json!(true), &json!(true))
+    );
+    let body = json!({"model": "gone-by", "prompt": "x"}).to_string();
+    assert_eq!(second.send("POST", "/v1/completions", None, body).status, 404);
     assert_eq!(modules(&second)["durable"], true);
     let store = std::fs::read_dir(state.path().join("store")).unwrap();
     let folders = store.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let folders: Vec<String> = folders.filter(|name| !name.starts_with('.')).collect();
-    assert_eq!(folders.len(), 2, "{folders:?}");
+    assert_eq!(folders.len(), 3, "{folders:?}");
+}
+
+/// What could never serve is refused when it is loaded or pinned, and no router hears of it.
+#[test]
+fn modules_without_room_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        copy(&format!("task-{name}"), &root.path().join(name));
+    }
+    let more = tempfile::tempdir().unwrap();
+    let large = copy("lora-all", &more.path().join("large"));
+    let small = copy("task-c", &more.path().join("small"));
+    let config = Config {
+        model: Some(fixtures().join("models/llama-tied").display().to_string()),
+        adapters: vec![root.path().to_owned()],
+        plugins: vec![crate::common::plugins()],
+        trust: polyskill_plugin::Trust::unsigned(),
+        sources: Policy { roots: vec![more.path().to_owned()], ..Policy::default() },
+        ..Config::default()
+    };
+    let service = polyskill::service::Service::start(&config, &mut |_| {}).unwrap();
+    let library = service.composer.library();
+    let bytes = library.snapshot().get("a").unwrap().num_bytes();
+    let hold = |halves: usize| {
+        library.set_budget(Budget { max_bytes: Some(bytes * halves / 2), ..Budget::default() });
+    };
+    let load = |name: &str, path: &Path, pinned: Option<bool>| {
+        let request = LoadRequest {
+            name: name.to_owned(),
+            source: path.display().to_string().parse().unwrap(),
+            expected: Expected::Absent,
+            pin: None,
+            pinned,
+        };
+        service.modules.load(&request, "test").map(drop).map_err(|error| error.to_string())
+    };
+    let pin =
+        |name: &str| service.modules.pin(name, true, "test").map_err(|error| error.to_string());
+    #[track_caller]
+    fn refused(outcome: Result<(), String>) {
+        let message = outcome.unwrap_err();
+        assert!(message.contains("and the budget is"), "{message}");
+    }
+    hold(3);
+    refused(load("large", &large, None));
+    hold(5);
+    pin("a").unwrap();
+    load("small", &small, None).unwrap();
+    // With both pinned, the third could never serve.
+    refused(pin("b"));
+    refused(load("other", &small, Some(true)));
+    service.modules.unload("small", Expected::Any, "test").unwrap();
+    pin("b").unwrap();
+    refused(load("small", &small, None));
+    let composition = service.composer.compose(&service.selection("skills").unwrap()).unwrap();
+    assert_eq!(composition.fallback(), None);
+    assert!(service.composer.routers().iter().all(|router| router.faults == 0));
+}
+
+/// Names of the base and of skill sets are no names of modules, and a name is one module's.
+#[test]
+fn names_are_taken_once() {
+    let root = tempfile::tempdir().unwrap();
+    for name in ["skills", "base", "mine"] {
+        copy("task-a", &root.path().join(name));
+    }
+    std::fs::copy(fixtures().join("gguf/lora-task-a-f16.gguf"), root.path().join("mine.gguf"))
+        .unwrap();
+    let server = server(root.path(), |config| config.served_model_name = Some("base".to_owned()));
+    assert_eq!(names(&server), ["mine"]);
+    for part in ["`skills`: is taken", "`base`: is taken", "mine.gguf: `mine` is the name of"] {
+        let said = server.reports.iter().any(|report| report.contains(part));
+        assert!(said, "{part}: {:?}", server.reports);
+    }
 }
 
 /// Weights leave memory and come back, and the answers stay the same.

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use polyskill::adapters_command::{self, AdaptersCommand};
 use polyskill::sources::{SIGNATURE_FILE, sign};
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
@@ -192,6 +193,12 @@ fn a_module_from_everywhere_answers_alike() {
     oci_layout(&root.join("layout"), &files);
     std::fs::write(root.join("basic.tar.gz"), &files.archive).unwrap();
     crate::library::copy("lora-basic", &root.join("folder"));
+    std::fs::copy(fixtures().join("gguf/lora-basic-f32.gguf"), root.join("signed.gguf")).unwrap();
+    for module in ["signed.gguf", "folder"] {
+        let command =
+            AdaptersCommand::Sign { module: root.join(module), key: key.clone(), new_key: false };
+        adapters_command::run(&command, &mut Vec::new()).unwrap();
+    }
     let places = places(files.clone());
     let config = scratch.path().join("polyskill.toml");
     let toml = format!(
@@ -217,6 +224,8 @@ fn a_module_from_everywhere_answers_alike() {
         ("hub", "hf://acme/basic".to_owned()),
         ("oci", format!("oci:{}", root.join("layout").display())),
     ];
+    let gguf = program.load("signed-gguf", &root.join("signed.gguf").display().to_string());
+    assert!(gguf.status == 200 && gguf.ok()["signer"] == public, "{}", gguf.body);
     let mut said = std::collections::BTreeSet::new();
     let ask = |program: &Program, name: &str| {
         let body =
@@ -229,6 +238,7 @@ fn a_module_from_everywhere_answers_alike() {
         let loaded = program.load(name, source);
         assert_eq!(loaded.status, 200, "{name}: {}", loaded.body);
         let signer = &loaded.ok()["signer"];
+        // Keys count for the names that they are listed for.
         assert_eq!(signer.as_str() == Some(&*public), *name == "signed-web", "{name}: {signer}");
         said.insert(ask(&program, name));
     }
@@ -247,6 +257,15 @@ fn a_module_from_everywhere_answers_alike() {
         let error: Json = serde_json::from_str(&refused.body).unwrap();
         assert_eq!(error["error"]["code"], code, "{source}: {error}");
     }
+    // A signature counts for the names that its key is listed for, by whatever name a module is asked.
+    let alias = |alias: &str, of: &str| {
+        program.send("/admin/modules", &json!({"name": alias, "alias_of": of}))
+    };
+    assert_eq!(alias("signed-too", "signed-web").status, 200);
+    let refused = alias("signed-not", "hub");
+    assert_eq!(refused.json()["error"]["code"], "lora_adapter_not_trusted", "{}", refused.body);
+    let unsigned = json!({"name": "signed-web", "source": "hf://acme/basic", "replace": true});
+    assert_eq!(program.send("/admin/modules", &unsigned).status, 400);
     // What was fetched serves again, though the places are gone.
     drop(program);
     let nowhere: SocketAddr = "127.0.0.1:9".parse().unwrap();

@@ -25,6 +25,16 @@ pub(crate) fn is_module_file(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == EXTENSION) && path.is_file()
 }
 
+/// Identity of a file's content.
+fn generation(bytes: &[u8]) -> Generation {
+    Generation::of(&[b"gguf", bytes])
+}
+
+/// The generation of a file, whatever is in it.
+pub(crate) fn generation_of(files: Files<'_>, file: &str) -> Result<Generation, Error> {
+    files.read(file, MAX_BYTES).map(|bytes| generation(&bytes))
+}
+
 /// Reads a file.
 pub(crate) fn read(files: Files<'_>, file: &str, base: Base<'_>) -> Result<Content, Error> {
     let bytes = files.read(file, MAX_BYTES)?;
@@ -44,7 +54,7 @@ pub(crate) fn read(files: Files<'_>, file: &str, base: Base<'_>) -> Result<Conte
             return Err(refused(vec![problem]));
         }
     };
-    let generation = Generation::of(&[b"gguf", &bytes]);
+    let generation = generation(&bytes);
     Ok(Content { generation, kind, weights: weights.map_err(refused)? })
 }
 
@@ -84,10 +94,13 @@ impl Reader<'_> {
         let mut problems = Problems::default();
         self.check_adapter(&mut problems);
         let alpha = self.header.metadata.get("adapter.lora.alpha").and_then(|value| value.as_f64());
-        let alpha = alpha.filter(|alpha| (*alpha as f32).is_finite()).unwrap_or_else(|| {
-            problems.add("`adapter.lora.alpha` is missing or no number".to_owned());
-            1.0
-        });
+        let alpha =
+            alpha.filter(|alpha| alpha.abs() <= f64::from(MAX_WEIGHT)).unwrap_or_else(|| {
+                problems.add(format!(
+                "`adapter.lora.alpha` is missing or no number from -{MAX_WEIGHT} to {MAX_WEIGHT}"
+            ));
+                1.0
+            });
         let mut sites: BTreeMap<Site, [Option<&str>; 2]> = BTreeMap::new();
         let names = self.site_names();
         for name in self.header.tensors.keys() {

@@ -30,6 +30,6 @@ pub use artefact::Artefact;
 pub use error::Error;
 pub use generation::Generation;
 pub use library::{Kind, Library, Module, Snapshot};
-pub use load::{Base, is_module, load_module, open_module};
+pub use load::{Base, generation_of, is_module, load_module, open_module};
 pub use residency::{Budget, Lease};
 pub use weights::Weights;

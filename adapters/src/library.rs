@@ -278,12 +278,22 @@ impl Library {
         leases.pop().ok_or(Error::Gone)
     }
 
-    /// Whether a module can be pinned: what is pinned must fit the budget together.
+    /// Whether there will be room for a module, once it has its name and perhaps a pin: beside all that is
+    /// pinned, every module must fit the budget, or it could never serve.
     ///
     /// # Errors
-    /// If it does not.
-    pub fn check_pin(&self, module: &Module) -> Result<(), Error> {
-        self.pool.check_pin(&module.stored)
+    /// If it does not, or another module would not any more.
+    pub fn check_room(&self, name: &str, module: &Module, pinned: bool) -> Result<(), Error> {
+        let held = self.generations.get(&module.generation);
+        let twin = held.and_then(|editions| editions.iter().find_map(Weak::upgrade));
+        let stored = twin.as_ref().map_or(&module.stored, |twin| &twin.stored);
+        let snapshot = self.snapshot();
+        // What the name stands for now goes, unless another name keeps it.
+        let replaced = snapshot.modules.get(name).filter(|replaced| {
+            let mut others = snapshot.modules.iter().filter(|(other, _)| *other != name);
+            others.all(|(_, other)| other.generation != replaced.generation)
+        });
+        self.pool.check_room(stored, pinned, replaced.map(|replaced| &*replaced.stored))
     }
 
     /// Keeps a module's weights in memory, once they are there, or no longer.

@@ -114,8 +114,27 @@ fn module(
     Ok(Module::new((generation, kind), (weights, reload), card, artefacts))
 }
 
-fn read(name: &str, path: &Path, root: &Path, base: Base<'_>) -> Result<Content, Error> {
+/// The generation of a module, without a base: whether it can serve is not looked at.
+///
+/// # Errors
+/// If its files cannot be read, or its configuration is none.
+pub fn generation_of(path: &Path) -> Result<Generation, Error> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
     if gguf::is_module_file(path) {
+        let directory = path.parent().unwrap_or(path);
+        return gguf::generation_of(Files { name: &name, directory, root: directory }, &name);
+    }
+    let files = Files { name: &name, directory: path, root: path };
+    match files.has(own::CONFIG_FILE) {
+        true => own::generation_of(files),
+        false => peft::generation_of(files),
+    }
+}
+
+fn read(name: &str, path: &Path, root: &Path, base: Base<'_>) -> Result<Content, Error> {
+    // A file that has gone is missed under its own name.
+    let was_file = !path.exists() && path.extension().is_some_and(|ending| ending == "gguf");
+    if gguf::is_module_file(path) || was_file {
         let parent = path.parent().unwrap_or(root);
         let file = path.file_name().unwrap_or_default().to_string_lossy();
         return gguf::read(Files { name, directory: parent, root }, &file, base);

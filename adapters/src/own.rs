@@ -12,6 +12,7 @@ pub use document::{Document, write_document};
 
 use crate::error::Error;
 use crate::files::Files;
+use crate::generation::Generation;
 use crate::library::Kind;
 use crate::load::{Base, Content};
 use crate::peft::bundle::Bundle;
@@ -37,6 +38,16 @@ impl Config {
             Self::DocumentPrefix(settings) => settings.format_version,
         }
     }
+}
+
+/// Identity of a directory's content.
+fn generation(bundle: &Bundle) -> Generation {
+    bundle.generation("polyskill")
+}
+
+/// The generation of a directory, whatever its tensors are.
+pub(crate) fn generation_of(files: Files<'_>) -> Result<Generation, Error> {
+    Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE).map(|bundle| generation(&bundle))
 }
 
 /// Reads configuration and weights.
@@ -70,6 +81,6 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
             (Kind::KvPrefix, document::load(&settings, &tensors, base))
         }
     };
-    let generation = bundle.generation("polyskill");
+    let generation = generation(&bundle);
     Ok(Content { generation, kind, weights: weights.map_err(refused)? })
 }

@@ -68,6 +68,15 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     Ok(Content { generation, kind, weights })
 }
 
+/// The generation of a directory, whatever its tensors are.
+pub(crate) fn generation_of(files: Files<'_>) -> Result<Generation, Error> {
+    let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
+    let object = config::object(&bundle.config);
+    let object = object.map_err(|problems| Error::refused(files.name, problems))?;
+    let peft_type = object.get("peft_type").and_then(Json::as_str).unwrap_or_default();
+    Ok(generation(&bundle, peft_type))
+}
+
 /// Whether a configuration is that of a LoRA which does nothing beside a low-rank product, as far as its
 /// settings can be read: one that cannot is for the LoRA's reader to refuse.
 pub(crate) fn is_plain_lora(settings: &Map<String, Json>) -> bool {

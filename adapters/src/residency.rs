@@ -274,12 +274,29 @@ impl Pool {
         state.entries.insert(id, entry);
     }
 
-    pub(crate) fn check_pin(&self, stored: &Stored) -> Result<(), Error> {
+    /// Whether all modules fit beside what is pinned, with this one added and another gone.
+    pub(crate) fn check_room(
+        &self,
+        stored: &Stored,
+        pinned: bool,
+        replaced: Option<&Stored>,
+    ) -> Result<(), Error> {
         let own = self.id_of(stored);
+        let gone = replaced.and_then(|replaced| self.id_of(replaced)).filter(|id| own != Some(*id));
         let state = self.lock();
         let Some(most) = state.budget.max_bytes else { return Ok(()) };
-        let stays = |(id, entry): &(&u64, &Entry)| entry.residency.pinned || own == Some(**id);
-        let needed = state.entries.iter().filter(stays).map(|(_, entry)| entry.num_bytes).sum();
+        let others = || {
+            let entries = state.entries.iter();
+            entries.filter(|(id, _)| own != Some(**id) && gone != Some(**id)).map(|(_, one)| one)
+        };
+        // A pin of another name of the same content stays.
+        let is_pinned = |id: u64| state.entries.get(&id).is_some_and(|one| one.residency.pinned);
+        let pinned = pinned || own.is_some_and(is_pinned);
+        let sum =
+            others().filter(|one| one.residency.pinned).map(|one| one.num_bytes).sum::<usize>();
+        let largest = others().filter(|one| !one.residency.pinned).map(|one| one.num_bytes).max();
+        let beside = if pinned { largest.unwrap_or(0) } else { 0 };
+        let needed = sum + stored.num_bytes + beside;
         if needed > most {
             return Err(Error::TooLarge { needed, most });
         }

@@ -141,6 +141,8 @@ def adapters() -> None:
     adapter("no-tensors", "there are no tensors", {})
     adapter("nan", "a weight is NaN", GOOD | {B: ([64, 1], [0.1] * 63 + [math.nan])})
     adapter("huge", "a weight is larger than any that was ever trained", GOOD | {B: ([64, 1], [0.1] * 63 + [1e18])})
+    adapter("huge-alpha", "lora_alpha is larger than any", lora_alpha=1e30)
+    entries[-1]["expect"] = ["lora_alpha", "65504"]
     adapter("infinite", "a weight is infinite", GOOD | {A: ([1, 64], [math.inf] + [0.1] * 63)})
     adapter(
         "integers", "the weights are integers", container(json.dumps(header_of(GOOD, "I32")).encode(), data_of(GOOD))

@@ -7,6 +7,8 @@ use polyskill_model::{ModelConfig, Site};
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value as Json};
 
+use super::bundle::MAX_WEIGHT;
+
 /// Settings that do not change a forward pass at inference.
 const IGNORED: [&str; 10] = [
     "corda_config",
@@ -319,10 +321,11 @@ pub(super) fn tokens(value: Option<&Json>, name: &str) -> Result<Option<TokenInd
 fn number(value: Option<&Json>, name: &str) -> Result<f64, String> {
     match value {
         None => Ok(8.0),
-        Some(value) => value
-            .as_f64()
-            .filter(|value| (*value as f32).is_finite())
-            .ok_or_else(|| format!("`{name}` is {value}, expected a number that 32 bits hold")),
+        Some(value) => {
+            value.as_f64().filter(|value| value.abs() <= f64::from(MAX_WEIGHT)).ok_or_else(|| {
+                format!("`{name}` is {value}, expected a number from -{MAX_WEIGHT} to {MAX_WEIGHT}")
+            })
+        }
     }
 }
 

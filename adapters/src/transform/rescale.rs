@@ -11,6 +11,7 @@ use super::write::{self, Draft, pretty};
 use super::{Made, SiteReport};
 use crate::error::Error;
 use crate::files::Problems;
+use crate::peft::MAX_WEIGHT;
 
 /// What deltas are multiplied by.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -88,7 +89,7 @@ pub fn rescale(module: &Path, scaling: Scaling, out: &Path) -> Result<Made, Erro
     for source in &read {
         let factors = scaling.factors(source.sites.keys(), &mut problems);
         for ((path, site), factor) in source.sites.iter().zip(factors) {
-            if !(f64::from(site.scale) * factor).abs().le(&f64::from(f32::MAX)) {
+            if !(f64::from(site.scale) * factor).abs().le(&f64::from(MAX_WEIGHT)) {
                 problems
                     .add(format!("the scale {} times {factor} overflows at {path}", site.scale));
             }

@@ -85,10 +85,8 @@ impl Composer {
     pub fn compose(&self, selection: &Selection) -> Result<Arc<Composition>, ComposeError> {
         let snapshot = self.library.snapshot();
         match selection {
-            Selection::Base => self.without_router(Vec::new(), None, None),
-            Selection::Weighted(weights) => {
-                self.without_router(named_modules(&snapshot, weights)?, None, None)
-            }
+            Selection::Base => Ok(self.base(None, None)),
+            Selection::Weighted(weights) => self.weighted(named_modules(&snapshot, weights)?),
             Selection::Routed(asked) => {
                 let beside = named_modules(&snapshot, &asked.beside)?;
                 self.routed(&snapshot, asked, beside)
@@ -96,21 +94,35 @@ impl Composer {
         }
     }
 
-    /// The modules that a request names, in their weights; the base where it names none.
-    fn without_router(
+    /// The modules that a request names, in their weights.
+    fn weighted(
         &self,
         weighted: Vec<(LeasedModule, f32)>,
-        router: Option<RouterIdentity>,
-        fallback: Option<String>,
     ) -> Result<Arc<Composition>, ComposeError> {
         if weighted.is_empty() {
-            return Ok(self.base(router, fallback));
+            return Ok(self.base(None, None));
         }
         let (modules, picks) = numbered(weighted, 0);
         let digest = self.digest(&modules, None, &format!("{picks:?}"));
         let plan = Plan::Fixed { picks, combine: Combine::OutputSum };
-        let parts = Parts { digest, modules, plan, beside: Vec::new(), router, slot: None };
-        self.ready(parts, fallback)
+        let parts = Parts { digest, modules, plan, beside: Vec::new(), router: None, slot: None };
+        self.ready(parts, None)
+    }
+
+    /// What answers in place of a router that gave no usable plan: the base, with the modules beside it.
+    fn without_router(
+        &self,
+        beside: Vec<(LeasedModule, f32)>,
+        router: RouterIdentity,
+        fallback: String,
+    ) -> Result<Arc<Composition>, ComposeError> {
+        if beside.is_empty() {
+            return Ok(self.base(Some(router), Some(fallback)));
+        }
+        let (modules, beside) = numbered(beside, 0);
+        let digest = self.digest(&modules, None, &format!("{beside:?}"));
+        let (plan, router) = (Plan::Base, Some(router));
+        self.ready(Parts { digest, modules, plan, beside, router, slot: None }, Some(fallback))
     }
 
     fn base(&self, router: Option<RouterIdentity>, fallback: Option<String>) -> Arc<Composition> {
@@ -178,12 +190,12 @@ impl Composer {
                 let Some(reason) = &failure else { break };
                 refused(&link.slot, reason)?;
             }
-            if failure.is_some() {
-                return self.without_router(beside, Some(identity(name, &digests)), failure);
+            if let Some(failure) = failure {
+                return self.without_router(beside, identity(name, &digests), failure);
             }
         }
         let reason = format!("no router of the chain decided: {}", reasons.join("; "));
-        self.without_router(beside, Some(identity(name, &digests)), Some(reason))
+        self.without_router(beside, identity(name, &digests), reason)
     }
 
     /// Asks one version of a router.
@@ -324,26 +336,33 @@ impl Composer {
         let causal = parts.slot.as_ref().is_none_or(|slot| slot.is_causal());
         match &parts.plan {
             Plan::Gated(gates) => (causal || !gates.any_routed()).then_some(parts.digest),
-            Plan::Fixed { picks, combine } => {
-                let model = self.views.model().digest.as_bytes().to_vec();
-                let picked = picks.iter().chain(&parts.beside).flat_map(|(module, weight)| {
-                    let generation = parts.modules[*module as usize].module.generation();
-                    [generation.0.to_vec(), weight.to_le_bytes().to_vec()]
-                });
-                // Where all are summed alike, it does not matter who chose them.
-                let rule = match parts.beside.len() {
-                    beside if beside > 0 && *combine != Combine::OutputSum => {
-                        format!("fixed {combine:?}, {beside} beside")
-                    }
-                    _ => format!("fixed {combine:?}"),
-                };
-                let all: Vec<Vec<u8>> =
-                    [rule.into_bytes(), model].into_iter().chain(picked).collect();
-                let all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
-                Some(Generation::of(&all))
-            }
-            Plan::Base => Some(parts.digest),
+            Plan::Fixed { picks, combine } => Some(self.mixture_identity(parts, picks, *combine)),
+            Plan::Base => Some(self.mixture_identity(parts, &[], Combine::OutputSum)),
         }
+    }
+
+    /// Generations and weights in the order in which they act: edits depend on it.
+    fn mixture_identity(
+        &self,
+        parts: &Parts,
+        picks: &[(u32, f32)],
+        combine: Combine,
+    ) -> Generation {
+        let model = self.views.model().digest.as_bytes().to_vec();
+        let picked = parts.beside.iter().chain(picks).flat_map(|(module, weight)| {
+            let generation = parts.modules[*module as usize].module.generation();
+            [generation.0.to_vec(), weight.to_le_bytes().to_vec()]
+        });
+        // Where all are summed alike, it does not matter who chose them.
+        let rule = match parts.beside.len() {
+            beside if beside > 0 && combine != Combine::OutputSum => {
+                format!("fixed {combine:?}, {beside} beside")
+            }
+            _ => format!("fixed {combine:?}"),
+        };
+        let all: Vec<Vec<u8>> = [rule.into_bytes(), model].into_iter().chain(picked).collect();
+        let all: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
+        Generation::of(&all)
     }
 
     fn digest(

@@ -5,6 +5,7 @@ mod encode;
 mod inspect;
 mod merge;
 mod remote;
+mod sign;
 mod table;
 mod transform;
 mod verify;
@@ -63,6 +64,17 @@ pub enum AdaptersCommand {
     },
     /// Load a module for a base model as the server would.
     Verify(VerifyArgs),
+    /// Sign a module, for servers whose configuration asks for signatures.
+    Sign {
+        /// The module's directory or GGUF file.
+        module: PathBuf,
+        /// The file with the secret key.
+        #[arg(long)]
+        key: PathBuf,
+        /// Make the key first; the file must not exist.
+        #[arg(long)]
+        new_key: bool,
+    },
     /// Compare two modules: settings, and deltas by site.
     Diff {
         /// The one.
@@ -126,6 +138,7 @@ pub fn run(command: &AdaptersCommand, out: &mut dyn Write) -> Result<(), String>
         AdaptersCommand::Inspect { directory, json } => inspect::run(directory, *json, out),
         AdaptersCommand::Encode(args) => encode::run(args, out),
         AdaptersCommand::Serving { server, command } => remote::run(server, command, out),
+        AdaptersCommand::Sign { module, key, new_key } => sign::run(module, key, *new_key, out),
         AdaptersCommand::Verify(args) => verify::run(args, out),
         AdaptersCommand::Diff { one, two, json } => compare::run(one, two, *json, out),
     }

@@ -17,7 +17,7 @@ use polyskill_engine::{RouterRequest, Selection};
 use crate::config::{Config, parse_parameters};
 use crate::service::Service;
 use crate::{
-    adapters_command, api, bench, generate, modules, plugin_command, pull, record, routers,
+    adapters_command, api, bench, eval, generate, modules, plugin_command, pull, record, routers,
 };
 
 /// One frozen base model, many modules, routed per token and per layer.
@@ -47,6 +47,13 @@ enum Command {
     },
     /// Measure prefill and decode of base, one LoRA, and a router.
     Bench(ServeArgs),
+    /// Compare base, modules and routers on task files, with intervals and a page.
+    Eval {
+        #[command(flatten)]
+        eval: eval::EvalArgs,
+        #[command(flatten)]
+        serve: ServeArgs,
+    },
     /// Write what a router of a running server planned, and rows that it decided, as fixtures for its self-test.
     Record(record::RecordArgs),
     /// Print the effective configuration.
@@ -150,6 +157,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate_one(args),
         Command::Pull { model } => pull_model(&model),
         Command::Bench(args) => run_bench(&args),
+        Command::Eval { eval, serve } => evaluate(&eval, &serve),
         Command::Record(args) => record::record(&args).map(|count| {
             eprintln!("polyskill: {count} fixtures written");
         }),
@@ -405,6 +413,13 @@ fn run_bench(args: &ServeArgs) -> Result<(), String> {
         cases.push(bench::Case { name: "arrow top-3".to_owned(), selection });
     }
     bench::run(&service, &cases)
+}
+
+fn evaluate(args: &eval::EvalArgs, serve: &ServeArgs) -> Result<(), String> {
+    let service = start_service(&serve.config()?)?;
+    print!("{}", eval::run(&service, args)?);
+    eprintln!("polyskill: report.md, report.json and report.html are in {}", args.out.display());
+    Ok(())
 }
 
 fn check_config(args: &ServeArgs) -> Result<(), String> {

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod eval;
 pub mod generate;
 pub mod metrics;
 pub mod modules;

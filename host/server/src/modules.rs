@@ -25,6 +25,8 @@ use state::{Folder, Saved, SavedModule, StateDirectory};
 
 pub use watch::{Seen, watch};
 
+/// Failures that are remembered.
+const MAX_FAILURES: usize = 1_000;
 /// Loads that run at a time; one more is refused.
 const MAX_LOADS: usize = 4;
 
@@ -87,6 +89,8 @@ pub struct Provenance {
     pub signer: Signer,
     /// How long the load took.
     pub took: Duration,
+    /// Whether somebody loaded it, rather than a configuration or a directory.
+    at_run_time: bool,
     /// Its folder in the store, where it was loaded at run time.
     folder: Option<Arc<Folder>>,
 }
@@ -98,6 +102,8 @@ pub struct Modules {
     library: Arc<Library>,
     directories: Vec<PathBuf>,
     declared: Vec<crate::config::ModuleConfig>,
+    /// Names that stand for something else.
+    reserved: Vec<String>,
     policy: Policy,
     limits: FetchLimits,
     trust: ModuleTrust,
@@ -115,7 +121,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Modules {
-    /// Reads the durable set; nothing is loaded yet.
+    /// Reads the durable set; nothing is loaded yet. `reserved` are names that no module may have.
     ///
     /// # Errors
     /// If the state directory cannot be used.
@@ -124,6 +130,7 @@ impl Modules {
         model: &Arc<Decoder>,
         library: &Arc<Library>,
         audit: &Arc<Audit>,
+        reserved: Vec<String>,
     ) -> Result<Self, String> {
         library.set_budget(config.residency.budget());
         let opened = config.state.as_deref().map(StateDirectory::open).transpose()?;
@@ -138,6 +145,7 @@ impl Modules {
             library: Arc::clone(library),
             directories: config.adapters.clone(),
             declared: config.module.clone(),
+            reserved,
             policy,
             limits: config.fetch.clone(),
             trust: config.module_trust.clone(),
@@ -159,12 +167,19 @@ impl Modules {
         let saved = lock(&self.saved).clone();
         let replaced =
             |name: &str| saved.removed.contains(name) || saved.modules.contains_key(name);
+        let mut places: BTreeMap<String, PathBuf> = BTreeMap::new();
         for directory in &self.directories {
             for (name, path) in modules_in(directory)? {
+                if let Some(first) = places.get(&name) {
+                    let (first, path) = (first.display(), path.display());
+                    report(&format!("left out: {path}: `{name}` is the name of {first} already"));
+                    continue;
+                }
                 if !replaced(&name) {
                     let loaded = self.declare(&name, &path, directory);
                     self.say(&name, loaded, report);
                 }
+                places.insert(name, path);
             }
         }
         for module in self.declared.iter().filter(|module| !replaced(&module.name)) {
@@ -177,8 +192,11 @@ impl Modules {
         }
         let declared = self.declared.iter();
         let aliases = declared.flat_map(|module| module.aliases.iter().map(|a| (a, &module.name)));
+        let aliases = aliases.filter(|(alias, _)| !saved.removed_aliases.contains(*alias));
         for (alias, name) in aliases.chain(&saved.aliases) {
-            if let Err(error) = self.library.alias(alias, name) {
+            let set = self.check_alias(alias, name);
+            let set = set.and_then(|()| Ok(self.library.alias(alias, name)?));
+            if let Err(error) = set {
                 report(&format!("left out: alias `{alias}`: {error}"));
             }
         }
@@ -199,7 +217,7 @@ impl Modules {
                 }
             }
             Err(error) => {
-                lock(&self.failures).insert(name.to_owned(), error.to_string());
+                self.failed(name, &error);
                 report(&format!("left out: {error}"));
             }
         }
@@ -212,11 +230,12 @@ impl Modules {
         let signature = local_signature(path);
         let generation = module.generation().to_string();
         let signer = sources::verify(name, &generation, signature.as_deref(), &self.trust)?;
-        let module = self.library.publish(name, module, Expected::Any)?;
-        self.keep_pinned(name, &module, &lock(&self.saved));
+        let saved = lock(&self.saved);
+        let pinned = self.is_pinned(name, &saved);
+        self.admit(name, &module, (pinned, &signer))?;
+        let module = self.put(name, module, Expected::Any, &saved)?;
         let (source, took) = (path.display().to_string(), started.elapsed());
-        let provenance = Provenance { source, signer: signer.clone(), took, folder: None };
-        lock(&self.provenance).insert(name.to_owned(), provenance);
+        self.remember(name, (source, signer.clone(), took), (false, None));
         lock(&self.failures).remove(name);
         Ok(Loaded { module, signer, took })
     }
@@ -237,11 +256,11 @@ impl Modules {
         let module = open_module((&request.name, &path, &root), &self.model, fetched)?;
         let signer = self.check(&request, &module, signature.as_deref())?;
         let source = request.source.to_string();
-        let module = self.library.publish(&request.name, module, Expected::Any)?;
-        self.library.pin(&module, declared.pinned);
+        let saved = lock(&self.saved);
+        self.admit(&request.name, &module, (declared.pinned, &signer))?;
+        let module = self.put(&request.name, module, Expected::Any, &saved)?;
         let took = started.elapsed();
-        let provenance = Provenance { source, signer: signer.clone(), took, folder: None };
-        lock(&self.provenance).insert(request.name, provenance);
+        self.remember(&request.name, (source, signer.clone(), took), (false, None));
         Ok(Loaded { module, signer, took })
     }
 
@@ -260,11 +279,91 @@ impl Modules {
         pin.check(name, &generation)?;
         let signature = local_signature(&root);
         let signer = sources::verify(name, &generation, signature.as_deref(), &self.trust)?;
-        let module = self.library.publish(name, module, Expected::Any)?;
-        let (source, took) = (saved.source.clone(), started.elapsed());
-        let provenance = Provenance { source, signer: signer.clone(), took, folder: Some(folder) };
-        lock(&self.provenance).insert(name.to_owned(), provenance);
+        let (source, all) = (saved.source.clone(), lock(&self.saved));
+        self.admit(name, &module, (self.is_pinned(name, &all), &signer))?;
+        let module = self.put(name, module, Expected::Any, &all)?;
+        let took = started.elapsed();
+        self.remember(name, (source, signer.clone(), took), (true, Some(folder)));
         Ok(Loaded { module, signer, took })
+    }
+
+    /// Whether a module may have a name: the name is free for modules, there will be room, and the signer is
+    /// one for the name and for its aliases.
+    fn admit(
+        &self,
+        name: &str,
+        module: &Module,
+        (pinned, signer): (bool, &Signer),
+    ) -> Result<(), ModuleError> {
+        if self.reserved.iter().any(|reserved| reserved == name) {
+            let (name, reason) = (name.to_owned(), "is taken by the base model or a skill set");
+            return Err(polyskill_adapters::Error::BadName { name, reason }.into());
+        }
+        let snapshot = self.library.snapshot();
+        for (alias, _) in snapshot.aliases().filter(|(_, target)| *target == name) {
+            self.trust.check_signer(alias, signer)?;
+        }
+        Ok(self.library.check_room(name, module, pinned)?)
+    }
+
+    /// Publishes a module and sets pins as they are for names: what replaces a module is pinned as it was, and
+    /// what it replaces stays pinned where another name of it is.
+    fn put(
+        &self,
+        name: &str,
+        module: Module,
+        expected: Expected,
+        saved: &Saved,
+    ) -> Result<Arc<Module>, ModuleError> {
+        let before = self.library.snapshot().get(name).map(Arc::clone);
+        let module = self.library.publish(name, module, expected)?;
+        for changed in before.iter().chain([&module]) {
+            self.settle_pin(changed, saved);
+        }
+        Ok(module)
+    }
+
+    /// Equal content is held once: it is pinned where any name of it is.
+    fn settle_pin(&self, module: &Module, saved: &Saved) {
+        let snapshot = self.library.snapshot();
+        let mut names = snapshot.iter().filter(|(_, one)| one.generation() == module.generation());
+        let pinned = names.any(|(name, _)| self.is_pinned(name, saved));
+        self.library.pin(module, pinned);
+    }
+
+    /// Keeps where a module came from, and lets the folder of what it replaces go.
+    fn remember(
+        &self,
+        name: &str,
+        (source, signer, took): (String, Signer, Duration),
+        (at_run_time, folder): (bool, Option<Arc<Folder>>),
+    ) {
+        let provenance = Provenance { source, signer, took, at_run_time, folder };
+        let before = lock(&self.provenance).insert(name.to_owned(), provenance);
+        if let Some(folder) = before.and_then(|before| before.folder) {
+            folder.doom();
+        }
+    }
+
+    /// Remembers why a name does not serve what was asked for. What a client got wrong is none of that.
+    fn failed(&self, name: &str, error: &ModuleError) {
+        use polyskill_adapters::Error;
+        let clients = matches!(
+            error,
+            ModuleError::Busy
+                | ModuleError::Module(
+                    Error::AlreadyLoaded { .. }
+                        | Error::GenerationMismatch { .. }
+                        | Error::BadName { .. }
+                )
+        );
+        let mut failures = lock(&self.failures);
+        if !clients || !self.library.snapshot().iter().any(|(serving, _)| serving == name) {
+            if failures.len() >= MAX_FAILURES {
+                failures.pop_first();
+            }
+            failures.insert(name.to_owned(), error.to_string());
+        }
     }
 
     /// Loads a module and publishes it; with a state directory a restart serves it too. Blocks: not for a
@@ -291,9 +390,7 @@ impl Modules {
                 }
                 lock(&self.failures).remove(&request.name);
             }
-            Err(error) => {
-                lock(&self.failures).insert(request.name.clone(), error.to_string());
-            }
+            Err(error) => self.failed(&request.name, error),
         }
         loaded
     }
@@ -312,11 +409,12 @@ impl Modules {
                 let module = open_module((&request.name, &path, &root), &self.model, fetched)?;
                 let signer = self.check(request, &module, signature.as_deref())?;
                 let mut saved = lock(&self.saved);
-                let module = self.library.publish(&request.name, module, request.expected)?;
-                if let Some(pinned) = request.pinned {
-                    saved.pinned.insert(request.name.clone(), pinned);
-                }
-                self.keep_pinned(&request.name, &module, &saved);
+                let mut next = saved.clone();
+                next.pinned.extend(request.pinned.map(|pinned| (request.name.clone(), pinned)));
+                let pinned = self.is_pinned(&request.name, &next);
+                self.admit(&request.name, &module, (pinned, &signer))?;
+                let module = self.put(&request.name, module, request.expected, &next)?;
+                *saved = next;
                 Ok(self.served(request, module, signer, started, None))
             }
         }
@@ -352,14 +450,13 @@ impl Modules {
         let entry = SavedModule { generation, folder: name, file, source };
         next.modules.insert(request.name.clone(), entry);
         next.removed.remove(&request.name);
-        if let Some(pinned) = request.pinned {
-            next.pinned.insert(request.name.clone(), pinned);
-        }
+        next.pinned.extend(request.pinned.map(|pinned| (request.name.clone(), pinned)));
+        let pinned = self.is_pinned(&request.name, &next);
+        self.admit(&request.name, &module, (pinned, &signer))?;
         state.write(&next).map_err(ModuleError::State)?;
         *saved = next;
         folder.spare();
-        let module = self.library.publish(&request.name, module, request.expected)?;
-        self.keep_pinned(&request.name, &module, &saved);
+        let module = self.put(&request.name, module, request.expected, &saved)?;
         Ok(self.served(request, module, signer, started, Some(folder)))
     }
 
@@ -372,11 +469,7 @@ impl Modules {
         folder: Option<Arc<Folder>>,
     ) -> Loaded {
         let (source, took) = (request.source.to_string(), started.elapsed());
-        let provenance = Provenance { source, signer: signer.clone(), took, folder };
-        let before = lock(&self.provenance).insert(request.name.clone(), provenance);
-        if let Some(folder) = before.and_then(|before| before.folder) {
-            folder.doom();
-        }
+        self.remember(&request.name, (source, signer.clone(), took), (true, folder));
         Loaded { module, signer, took }
     }
 
@@ -444,6 +537,12 @@ impl Modules {
         next.modules.remove(name);
         next.pinned.remove(name);
         next.aliases.retain(|_, target| target != name);
+        let aliases = snapshot.aliases().filter(|(_, target)| *target == name);
+        next.removed_aliases.extend(
+            aliases
+                .map(|(alias, _)| alias.to_owned())
+                .filter(|alias| self.is_declared_alias(alias)),
+        );
         if self.is_declared(name) {
             next.removed.insert(name.to_owned());
         }
@@ -452,24 +551,12 @@ impl Modules {
         }
         *saved = next;
         let module = self.library.remove(name, Expected::Any)?;
-        // Equal content is held once: it stays where another name of it is pinned.
-        let snapshot = self.library.snapshot();
-        let mut twins =
-            snapshot.iter().filter(|(_, twin)| twin.generation() == module.generation());
-        let is_pinned = twins.any(|(twin, _)| self.is_pinned(twin, &saved));
-        self.library.pin(&module, is_pinned);
+        self.settle_pin(&module, &saved);
         let provenance = lock(&self.provenance).remove(name);
         if let Some(folder) = provenance.and_then(|provenance| provenance.folder) {
             folder.doom();
         }
         Ok(module)
-    }
-
-    /// A pin belongs to a name: what replaces a module is pinned as it was.
-    fn keep_pinned(&self, name: &str, module: &Module, saved: &Saved) {
-        if self.is_pinned(name, saved) {
-            self.library.pin(module, true);
-        }
     }
 
     /// What was said at run time, else in the configuration.
@@ -486,6 +573,18 @@ impl Modules {
         listed || self.directories.iter().any(lies)
     }
 
+    fn is_declared_alias(&self, alias: &str) -> bool {
+        self.declared.iter().any(|module| module.aliases.iter().any(|one| one == alias))
+    }
+
+    /// Whether a name may stand for a module: one that needs a signature needs it under any of its names.
+    fn check_alias(&self, alias: &str, name: &str) -> Result<(), ModuleError> {
+        match self.provenance(name) {
+            Some(provenance) => Ok(self.trust.check_signer(alias, &provenance.signer)?),
+            None => Ok(()),
+        }
+    }
+
     /// Lets another name stand for a module, or with `None` no longer.
     ///
     /// # Errors
@@ -495,12 +594,17 @@ impl Modules {
         let mut next = saved.clone();
         match name {
             Some(name) => {
+                self.check_alias(alias, name)?;
                 self.library.alias(alias, name)?;
                 next.aliases.insert(alias.to_owned(), name.to_owned());
+                next.removed_aliases.remove(alias);
             }
             None => {
                 self.library.remove_alias(alias)?;
                 next.aliases.remove(alias);
+                if self.is_declared_alias(alias) {
+                    next.removed_aliases.insert(alias.to_owned());
+                }
             }
         }
         if let Some(state) = &self.state {
@@ -519,9 +623,10 @@ impl Modules {
         let mut saved = lock(&self.saved);
         let snapshot = self.library.snapshot();
         let not_found = || polyskill_adapters::Error::NotFound { name: name.to_owned() };
-        let module = snapshot.get(name).ok_or_else(not_found)?;
+        // An alias stands for a name, and the pin is the name's.
+        let (name, module) = snapshot.resolve(name).ok_or_else(not_found)?;
         if pinned {
-            self.library.check_pin(module)?;
+            self.library.check_room(name, module, true)?;
         }
         let mut next = saved.clone();
         next.pinned.insert(name.to_owned(), pinned);
@@ -529,7 +634,7 @@ impl Modules {
             state.write(&next).map_err(ModuleError::State)?;
         }
         *saved = next;
-        self.library.pin(module, pinned);
+        self.settle_pin(module, &saved);
         self.audit.record(json!({"action": "pin", "by": by, "name": name, "pinned": pinned}));
         Ok(())
     }
@@ -567,8 +672,9 @@ impl Drop for LoadSlot<'_> {
     }
 }
 
-/// The modules that lie in a directory, under the names of their folders or files.
-pub(crate) fn modules_in(directory: &Path) -> Result<BTreeMap<String, PathBuf>, String> {
+/// The modules that lie in a directory, under the names of their folders or files, in that order. A folder and a
+/// file can have one name.
+pub(crate) fn modules_in(directory: &Path) -> Result<Vec<(String, PathBuf)>, String> {
     let fail = |error| format!("--adapters {}: {error}", directory.display());
     let entries = std::fs::read_dir(directory).map_err(fail)?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -580,7 +686,9 @@ pub(crate) fn modules_in(directory: &Path) -> Result<BTreeMap<String, PathBuf>, 
         let name = path.file_name().map(std::ffi::OsStr::as_encoded_bytes);
         is_module(path) && name.is_some_and(|name| !name.starts_with(b"."))
     };
-    Ok(paths.filter(visible).filter_map(named).collect())
+    let mut found: Vec<_> = paths.filter(visible).filter_map(named).collect();
+    found.sort();
+    Ok(found)
 }
 
 /// The signature file beside a module that is used where it lies.

@@ -81,7 +81,10 @@ impl Service {
         let text = TextModel::load(&path).map_err(start_error)?;
         let library = Arc::new(Library::default());
         let audit = Arc::new(Audit::open(config.audit_log.as_deref()).map_err(start_error)?);
-        let modules = Modules::new(config, &model, &library, &audit).map_err(start_error)?;
+        let base_name = config.served_model_name.clone().unwrap_or_else(|| base_name(&name, &path));
+        let reserved = reserved_names(config, &base_name);
+        let modules = Modules::new(config, &model, &library, &audit, reserved);
+        let modules = modules.map_err(start_error)?;
         modules.load_all(report).map_err(start_error)?;
         let composer = Composer::new(&model, library);
         composer.keep_plans(config.keep_plans);
@@ -91,7 +94,6 @@ impl Service {
         let engine =
             Engine::start(Arc::clone(&model), config.engine.to_engine()).map_err(start_error)?;
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let base_name = config.served_model_name.clone().unwrap_or_else(|| base_name(&name, &path));
         Ok(Self {
             metrics: Metrics::new(&base_name),
             base_name,
@@ -144,6 +146,16 @@ fn base_name(name: &str, path: &Path) -> String {
     stem.map_or_else(|| "base".to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
+/// The skill set that there is without any in the configuration.
+const DEFAULT_SET: &str = "skills";
+
+/// Names that requests mean something else by than a module.
+fn reserved_names(config: &Config, base_name: &str) -> Vec<String> {
+    let sets = config.skill_set.iter().map(|set| set.id.clone());
+    let default = config.skill_set.is_empty().then(|| DEFAULT_SET.to_owned());
+    sets.chain(default).chain([base_name.to_owned()]).collect()
+}
+
 /// The configured skill sets; without any, `skills` over all modules where Arrow is loaded.
 fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, StartError> {
     let routers = composer.routers();
@@ -159,7 +171,7 @@ fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, Sta
     let default = routers.iter().find(|router| router.name == "arrow").or(routers.first());
     Ok(default
         .map(|router| SkillSet {
-            id: "skills".to_owned(),
+            id: DEFAULT_SET.to_owned(),
             router: router.name.clone(),
             modules: vec!["*".to_owned()],
             adapters: BTreeMap::new(),

@@ -110,6 +110,15 @@ impl TextModel {
         Ok(first.into_iter().chain(encoding.get_ids().iter().copied()).collect())
     }
 
+    /// Token ids of a text that goes on after others, without special tokens around it.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
+    pub fn encode_more(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let encoding = self.tokenizer.encode(text, false).map_err(unusable)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// Token ids of a chat, through the model's template.
     ///
     /// # Errors

@@ -91,6 +91,14 @@ impl ApiError {
             Error::TooLarge { .. } => Self::bad_request(message, Some("adapters")),
             Error::TooManyWaiting { .. } => Self::too_many(message),
             _ => {
+                // Where files lie is the operator's business.
+                tracing::error!(message, "weights cannot be read again");
+                let message = match error {
+                    Error::Io { name, .. } | Error::Refused { name, .. } => {
+                        format!("the files of adapter `{name}` cannot be read again")
+                    }
+                    _ => message,
+                };
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "ServiceUnavailableError", message, Some("adapters"))
             }

@@ -31,6 +31,13 @@ fn cards(service: &Service) -> Vec<Json> {
     cards.extend(snapshot.iter().map(|(name, module)| {
         card(name, Some(base), module.kind().as_str(), Some(module.generation().to_string()))
     }));
+    cards.extend(snapshot.aliases().filter_map(|(alias, name)| {
+        let module = snapshot.get(name)?;
+        let generation = Some(module.generation().to_string());
+        let mut card = card(alias, Some(base), module.kind().as_str(), generation);
+        card["root"] = json!(name);
+        Some(card)
+    }));
     cards
 }
 

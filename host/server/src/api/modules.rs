@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Json as JsonReply;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
@@ -184,10 +185,20 @@ pub(super) struct Removal {
 pub(super) async fn remove(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
-    Query(removal): Query<Removal>,
+    removal: Result<Query<Removal>, QueryRejection>,
 ) -> Result<JsonReply<Json>, ApiError> {
-    let is_alias = service.composer.library().snapshot().aliases().any(|(alias, _)| alias == name);
-    if is_alias {
+    let Query(removal) = removal.map_err(|error| ApiError::bad_request(error.body_text(), None))?;
+    let expected = match &removal.expected_generation {
+        Some(text) => Expected::Generation(generation(text)?),
+        None => Expected::Any,
+    };
+    let snapshot = service.composer.library().snapshot();
+    let target = snapshot.aliases().find(|(alias, _)| *alias == name).map(|(_, target)| target);
+    if let Some(target) = target {
+        if let Expected::Generation(_) = expected {
+            let checked = service.composer.library().check(target, expected);
+            checked.map_err(|error| to_api(ADMIN)(error.into()))?;
+        }
         let alias = name.clone();
         blocking(service, move |service| {
             service.modules.alias(&alias, None, "admin").map_err(to_api(ADMIN))
@@ -195,10 +206,6 @@ pub(super) async fn remove(
         .await?;
         return Ok(JsonReply(json!({"name": name, "removed": true})));
     }
-    let expected = match &removal.expected_generation {
-        Some(text) => Expected::Generation(generation(text)?),
-        None => Expected::Any,
-    };
     unload_module(service, name, expected, removal.drain_seconds, ADMIN).await.map(JsonReply)
 }
 

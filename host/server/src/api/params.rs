@@ -344,9 +344,7 @@ fn over(named: Selection, mut asked: RouterRequest) -> RouterRequest {
     if asked.modules.is_empty() {
         asked.modules = set.modules;
     }
-    if asked.beside.is_empty() {
-        asked.beside = set.beside;
-    }
+    asked.beside = set.beside;
     asked
 }
 

@@ -26,6 +26,9 @@ pub(super) struct Saved {
     pub(super) modules: BTreeMap<String, SavedModule>,
     /// Names that the configuration declares and somebody unloaded.
     pub(super) removed: BTreeSet<String>,
+    /// Aliases that the configuration declares and somebody took away, or unloaded the module of.
+    #[serde(default)]
+    pub(super) removed_aliases: BTreeSet<String>,
     /// Aliases that were set at run time.
     pub(super) aliases: BTreeMap<String, String>,
     /// Whether modules stay in memory, where somebody said so at run time.
@@ -51,6 +54,7 @@ impl Default for Saved {
             format_version: FORMAT_VERSION,
             modules: BTreeMap::new(),
             removed: BTreeSet::new(),
+            removed_aliases: BTreeSet::new(),
             aliases: BTreeMap::new(),
             pinned: BTreeMap::new(),
         }

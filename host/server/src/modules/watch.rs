@@ -33,8 +33,12 @@ impl Modules {
     /// What lies in the directories now, as seen before.
     pub fn seen(&self) -> Seen {
         let found = self.directories.iter().filter_map(|directory| modules_in(directory).ok());
-        let sight = |path: &Path| Sight { print: fingerprint(path), is_changing: false };
-        Seen(found.flatten().map(|(name, path)| (name, sight(&path))).collect())
+        let mut seen = BTreeMap::new();
+        for (name, path) in found.flatten() {
+            let sight = || Sight { print: fingerprint(&path), is_changing: false };
+            seen.entry(name).or_insert_with(sight);
+        }
+        Seen(seen)
     }
 
     /// Looks once. Returns whether the library changed.
@@ -44,7 +48,9 @@ impl Modules {
         for directory in &self.directories {
             // A directory that cannot be read for a moment has lost nothing.
             let Ok(found) = modules_in(directory) else { return changed };
-            present.extend(found.into_iter().map(|(name, path)| (name, (path, directory))));
+            for (name, path) in found {
+                present.entry(name).or_insert((path, directory));
+            }
         }
         for (name, (path, directory)) in &present {
             let print = fingerprint(path);
@@ -63,6 +69,7 @@ impl Modules {
             if !self.is_replaced(&name) {
                 changed |= self.library.remove(&name, Expected::Any).is_ok();
                 lock(&self.provenance).remove(&name);
+                lock(&self.failures).remove(&name);
                 self.audit.record(json!({"action": "unload_module", "by": "watch", "name": name}));
             }
         }
@@ -71,8 +78,8 @@ impl Modules {
 
     /// Whether somebody loaded or unloaded the name at run time: that outlives what lies in a directory.
     fn is_replaced(&self, name: &str) -> bool {
-        let saved = lock(&self.saved);
-        saved.modules.contains_key(name) || saved.removed.contains(name)
+        let at_run_time = self.provenance(name).is_some_and(|one| one.at_run_time);
+        at_run_time || lock(&self.saved).removed.contains(name)
     }
 
     fn watched(&self, name: &str, path: &Path, root: &Path) -> bool {
@@ -87,7 +94,7 @@ impl Modules {
             Ok(_) => true,
             Err(error) => {
                 tracing::error!(adapter = name, %error, "not loaded");
-                lock(&self.failures).insert(name.to_owned(), error.to_string());
+                self.failed(name, &error);
                 false
             }
         }

@@ -9,7 +9,7 @@ use super::format::{is_gguf, shorten};
 use super::listing::{Chosen, Listing};
 use super::policy::FetchLimits;
 use super::stage::{Sink, Stage, check_digest};
-use super::{Fetched, Origin, Request};
+use super::{Fetched, Origin, Request, SIGNATURE_FILE};
 
 /// Folders of a module's directory in which files belong to it.
 const FOLDERS: [&str; 1] = ["artefacts"];
@@ -35,10 +35,28 @@ pub(super) fn fetch(path: &Path, request: &Request<'_>) -> Result<Fetched, Reaso
         return gguf_in_place(&resolved, &name, request.limits);
     }
     let mut stage = request.stage()?;
+    if is_gguf(&name) {
+        copy_signature(&resolved, &mut stage)?;
+    }
     let (mut file, metadata) = open_plain(&resolved)?;
     let mut archive = stage.scratch(&name)?;
     archive.fill(&mut file, metadata.len(), &stage.clock)?;
     unpack_pinned(archive, &name, pin, stage)
+}
+
+/// The signature of a GGUF file lies beside it, as `NAME.gguf.sig`.
+fn copy_signature(file: &Path, stage: &mut Stage) -> Result<(), Reason> {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".sig");
+    let path = PathBuf::from(path);
+    if std::fs::symlink_metadata(&path).is_err() {
+        return Ok(());
+    }
+    let (mut signature, metadata) = open_plain(&path)?;
+    if let Some(part) = stage.reserve(SIGNATURE_FILE)? {
+        stage.copy(part, &mut signature, metadata.len())?;
+    }
+    Ok(())
 }
 
 /// Checks a fetched archive or GGUF file against its pin and takes the module out of it.

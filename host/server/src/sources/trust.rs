@@ -166,6 +166,25 @@ impl ModuleTrust {
         keys.any(|known| known.key.eq_ignore_ascii_case(key) && name.starts_with(&known.prefix))
     }
 
+    /// Whether what somebody signed may be served under another name too.
+    ///
+    /// # Errors
+    /// If the name needs a signature, and there is none by a key that is listed for it.
+    pub fn check_signer(&self, name: &str, signer: &Signer) -> Result<(), TrustError> {
+        let (requirement, prefix) = self.requirement(name);
+        if requirement == Requirement::Optional {
+            return Ok(());
+        }
+        let (name, prefix) = (name.to_owned(), prefix.to_owned());
+        match signer {
+            Signer::Trusted(key) | Signer::Unknown(key) if self.trusts(key, &name) => Ok(()),
+            Signer::Trusted(key) | Signer::Unknown(key) => {
+                Err(TrustError::Untrusted { name, key: key.clone() })
+            }
+            Signer::Nobody => Err(TrustError::Unsigned { name, prefix }),
+        }
+    }
+
     /// Every entry that cannot be meant, each as one sentence.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

@@ -1,0 +1,132 @@
+"""Write the held-out questions as task files for `polyskill eval`.
+
+    python export_tasks.py          # writes ../evaluation/validation and ../evaluation/test
+
+The modules' own questions come from the same fixed splits as their training. Beside them there are tasks that no
+module was trained for: two skills in one question, two tasks in one conversation, and chat that no skill is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from base import base_path, common_words, load_tokenizer
+from chat import CHAT
+from tasks import SPLIT_SEED, TASKS, Item, Split, Task
+from tasks.code import TABLES, VALUES
+
+ITEMS = 40
+METRICS = {"person-json": "json", "sql-select": "sql", "sums": "numeric"}
+ROWS = 24
+"""Rows of a table that a query is tried on."""
+
+Line = dict[str, Any]
+
+
+def database(question: str) -> str:
+    """SQL that fills the table that a question names, so that most queries find something."""
+    table = next(name for name, columns in TABLES.items() if f"{name}({', '.join(columns)})" in question)
+    wanted, text, first, second = TABLES[table]
+    rng = random.Random(f"{SPLIT_SEED}/{table}")
+    rows = [
+        f"('{wanted} {number}', '{rng.choice(VALUES)}', {rng.randint(1, 900)}, {rng.randint(1, 900)})"
+        for number in range(ROWS)
+    ]
+    return f"CREATE TABLE {table}({wanted}, {text}, {first}, {second}); INSERT INTO {table} VALUES {', '.join(rows)};"
+
+
+def line(task: Task, item: Item, **more: Any) -> Line:
+    metric = METRICS.get(task.name, "exact")
+    found: Line = {"prompt": item.prompt, "references": [item.answer]}
+    if metric != "exact":
+        found["metric"] = metric
+    if metric == "sql":
+        found["setup"] = database(item.prompt)
+        sqlite3.connect(":memory:").executescript(found["setup"] + item.answer)
+    found |= {"module": task.name, "tags": ["unseen-wording" if item.unseen_wording else "own"]}
+    return found | {"max_tokens": max(task.max_new_tokens, 8)} | more
+
+
+def own(task: Task, items: list[Item]) -> list[Line]:
+    return [line(task, item) for item in items[:ITEMS]]
+
+
+def compositions(rng: random.Random) -> dict[str, list[Line]]:
+    """Answers that need one skill on the result of another."""
+    import roman
+    from num2words import num2words
+
+    sums = [(rng.randint(2, 99), rng.randint(2, 99)) for _ in range(2 * ITEMS)]
+    asked = [
+        ("sum-in-german", "What is {} + {} in German words?", lambda n: num2words(n, lang="de"), 24),
+        ("sum-in-roman", "What is {} + {} in Roman numerals?", roman.toRoman, 16),
+    ]
+    return {
+        name: [
+            {"prompt": wording.format(a, b), "references": [answer(a + b)], "tags": ["composition"], "max_tokens": most}
+            for a, b in sums[at * ITEMS : (at + 1) * ITEMS]
+        ]
+        for at, (name, wording, answer, most) in enumerate(asked)
+    }
+
+
+def conversations(rng: random.Random, splits: dict[str, list[Item]]) -> list[Line]:
+    """A question of one task after a question of another has been answered."""
+    names = sorted(splits)
+    lines = []
+    for number in range(ITEMS):
+        before, task = rng.sample(names, 2)
+        first = rng.choice(splits[before][ITEMS:])
+        second = splits[task][number % ITEMS]
+        found = line(TASKS[task], second, tags=["conversation"])
+        question = found.pop("prompt")
+        messages = [
+            {"role": "user", "content": first.prompt},
+            {"role": "assistant", "content": first.answer},
+            {"role": "user", "content": question},
+        ]
+        lines.append({"messages": messages} | found)
+    return lines
+
+
+def write(directory: Path, tasks: dict[str, list[Line]]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for old in directory.glob("*.jsonl"):
+        old.unlink()
+    for name, lines in tasks.items():
+        text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in lines)
+        (directory / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    print(f"{directory.name}: {len(tasks)} tasks, {sum(map(len, tasks.values()))} items")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="base GGUF, for its vocabulary; default: POLYSKILL_BASE_GGUF")
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "evaluation")
+    arguments = parser.parse_args()
+    words = common_words(load_tokenizer(base_path(arguments.base)))
+    splits: dict[str, Split] = {name: task.build(words) for name, task in TASKS.items()}
+    rng = random.Random(SPLIT_SEED)
+    chat = [
+        {"prompt": prompt, "references": [answer], "metric": "log-prob", "tags": ["chat"]} for prompt, answer in CHAT
+    ]
+    write(
+        arguments.out / "validation",
+        {name: own(TASKS[name], split.validation) for name, split in splits.items()} | {"chat": chat[::2]},
+    )
+    write(
+        arguments.out / "test",
+        {name: own(TASKS[name], split.test) for name, split in splits.items()}
+        | compositions(rng)
+        | {"conversation": conversations(rng, {name: split.test for name, split in splits.items()})}
+        | {"chat": chat[1::2]},
+    )
+
+
+if __name__ == "__main__":
+    main()
