@@ -35,7 +35,7 @@ fn main() {
     let seconds = arguments.windows(2).find(|pair| pair[0] == "--seconds");
     let seconds = seconds.map(|pair| pair[1].parse().expect("--seconds takes a number"));
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let bench = Bench::new(if has("mixed") { &[2, 4, 8, 16, 32] } else { &[4] });
+    let bench = Bench::new(if has("mixed") { &[2, 4, 8, 16] } else { &[4] });
     match (has("scale"), has("soak")) {
         (true, _) => scale(&bench, Duration::from_secs(seconds.unwrap_or(12))),
         (_, true) => soak(&bench, Duration::from_secs(seconds.unwrap_or(60))),
