@@ -5,6 +5,7 @@
 
 mod common;
 mod conformance;
+mod eval;
 
 mod golden;
 mod hostile;

@@ -140,7 +140,7 @@ impl Report {
         for row in rows {
             let cells = row.cells.iter().map(|cell| match cell {
                 Some(Estimate { mean, low, high, .. }) => {
-                    format!("{} ({}–{})", show(*mean), show(*low), show(*high))
+                    format!("{} ({} to {})", show(*mean), show(*low), show(*high))
                 }
                 None => "–".to_owned(),
             });
