@@ -447,3 +447,30 @@ fn cached_beginnings_are_reported() {
         "{metrics}"
     );
 }
+
+/// Where not all fit at a start, what is pinned comes first; equal content is pinned where any name of it is.
+#[test]
+fn pins_come_first_when_a_server_starts() {
+    let (root, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (name, content) in [("a", "task-a"), ("b", "task-b"), ("twin", "task-b")] {
+        copy(content, &root.path().join(name));
+    }
+    let config = Config {
+        model: Some(fixtures().join("models/llama-tied").display().to_string()),
+        adapters: vec![root.path().to_owned()],
+        state: Some(state.path().to_owned()),
+        ..Config::default()
+    };
+    let start = || polyskill::service::Service::start(&config, &mut |_| {}).unwrap();
+    let first = start();
+    let pin = |name: &str, pinned| first.modules.pin(name, pinned, "test").unwrap();
+    pin("b", true);
+    pin("twin", false);
+    let pinned = |service: &polyskill::service::Service, name: &str| {
+        service.composer.library().snapshot().get(name).unwrap().residency().pinned
+    };
+    assert!(pinned(&first, "b") && pinned(&first, "twin"));
+    drop(first);
+    let second = start();
+    assert!(pinned(&second, "b") && pinned(&second, "twin") && !pinned(&second, "a"));
+}

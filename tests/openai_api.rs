@@ -399,6 +399,10 @@ fn modules_and_routers_change_the_answer_and_report_themselves() {
     let (named, set) = (beside("llama-tied", json!("arrow")), beside("skills", Json::Null));
     assert_eq!(named["choices"], set["choices"]);
     assert_ne!(named["choices"], routed["choices"]);
+    // The request's own come over those of the set, also none of them.
+    let cleared = json!({"model": "skills", "router": "arrow", "adapters": []});
+    assert_eq!(answer(cleared)["polyskill"]["beside_router"], Json::Null);
+    assert_eq!(beside("skills", json!("arrow"))["choices"], named["choices"]);
     let report = &named["polyskill"];
     let expected =
         json!([{"name": "prompt-5", "weight": 1.0}, {"name": "lora-all", "weight": -0.5}]);

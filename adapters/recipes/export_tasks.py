@@ -2,7 +2,7 @@
 
     python export_tasks.py          # writes ../evaluation/validation and ../evaluation/test
 
-The modules' own questions come from the same fixed splits as their training. Beside them there are tasks that no
+The questions of the modules in ../library come from the same fixed splits as their training. Beside them there are tasks that no
 module was trained for: two skills in one question, two tasks in one conversation, and chat that no skill is for.
 """
 
@@ -28,16 +28,22 @@ ROWS = 24
 Line = dict[str, Any]
 
 
-def database(question: str) -> str:
-    """SQL that fills the table that a question names, so that most queries find something."""
+def database(question: str, answer: str) -> str:
+    """SQL that fills the table that a question names, so that the answer finds something."""
     table = next(name for name, columns in TABLES.items() if f"{name}({', '.join(columns)})" in question)
     wanted, text, first, second = TABLES[table]
     rng = random.Random(f"{SPLIT_SEED}/{table}")
-    rows = [
-        f"('{wanted} {number}', '{rng.choice(VALUES)}', {rng.randint(1, 900)}, {rng.randint(1, 900)})"
-        for number in range(ROWS)
-    ]
-    return f"CREATE TABLE {table}({wanted}, {text}, {first}, {second}); INSERT INTO {table} VALUES {', '.join(rows)};"
+    while True:
+        rows = [
+            f"('{wanted} {number}', '{rng.choice(VALUES)}', {rng.randint(1, 950)}, {rng.randint(1, 950)})"
+            for number in range(ROWS)
+        ]
+        columns = f"{wanted}, {text}, {first}, {second}"
+        setup = f"CREATE TABLE {table}({columns}); INSERT INTO {table} VALUES {', '.join(rows)};"
+        connection = sqlite3.connect(":memory:")
+        connection.executescript(setup)
+        if connection.execute(answer).fetchall():
+            return setup
 
 
 def line(task: Task, item: Item, **more: Any) -> Line:
@@ -46,8 +52,7 @@ def line(task: Task, item: Item, **more: Any) -> Line:
     if metric != "exact":
         found["metric"] = metric
     if metric == "sql":
-        found["setup"] = database(item.prompt)
-        sqlite3.connect(":memory:").executescript(found["setup"] + item.answer)
+        found["setup"] = database(item.prompt, item.answer)
     found |= {"module": task.name, "tags": ["unseen-wording" if item.unseen_wording else "own"]}
     return found | {"max_tokens": max(task.max_new_tokens, 8)} | more
 
@@ -110,7 +115,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "evaluation")
     arguments = parser.parse_args()
     words = common_words(load_tokenizer(base_path(arguments.base)))
-    splits: dict[str, Split] = {name: task.build(words) for name, task in TASKS.items()}
+    library = Path(__file__).resolve().parent.parent / "library"
+    shipped = {name: task for name, task in TASKS.items() if (library / name / "adapter_config.json").is_file()}
+    splits: dict[str, Split] = {name: task.build(words) for name, task in shipped.items()}
     rng = random.Random(SPLIT_SEED)
     chat = [
         {"prompt": prompt, "references": [answer], "metric": "log-prob", "tags": ["chat"]} for prompt, answer in CHAT

@@ -48,6 +48,10 @@ enum Command {
     /// Measure prefill and decode of base, one LoRA, and a router.
     Bench(ServeArgs),
     /// Compare base, modules and routers on task files, with intervals and a page.
+    ///
+    /// A task file has a question per line: {"prompt": "2 + 2 = ?", "references": ["4"], "metric": "numeric"}.
+    /// A column of the comparison is a TOML table: [[column]], name = "Arrow", router = "arrow".
+    /// adapters/evaluation/README.md has all fields, and examples/evaluation.toml is a comparison.
     Eval {
         #[command(flatten)]
         eval: eval::EvalArgs,

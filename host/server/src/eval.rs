@@ -55,14 +55,14 @@ pub struct EvalArgs {
 /// A message for the user: a file that cannot be read, a column that names what is not loaded, or an engine
 /// that fails.
 pub fn run(service: &Service, args: &EvalArgs) -> Result<String, String> {
+    if args.parallel == 0 || args.resamples == 0 || args.limit == Some(0) {
+        return Err("--parallel, --resamples and --limit are at least 1".to_owned());
+    }
     let tasks = read_tasks(&args.tasks, args.limit)?;
     let columns = match &args.columns {
         Some(path) => read_columns(path)?,
         None => columns::default_columns(service),
     };
-    if args.parallel == 0 || args.resamples == 0 {
-        return Err("--parallel and --resamples are at least 1".to_owned());
-    }
     let outcomes = run::run(service, &tasks, &columns, args)?;
     let report = report::Report::of(service, &tasks, &columns, &outcomes, args.resamples);
     let markdown = report.markdown();

@@ -53,6 +53,8 @@ struct Words {
     names_errors: bool,
 }
 
+const PIN: Words = Words { source: "pinned", ..ADMIN };
+const ALIAS: Words = Words { source: "alias_of", ..ADMIN };
 const ADMIN: Words = Words { name: "name", source: "source", names_errors: true };
 
 impl Words {
@@ -154,7 +156,7 @@ pub(super) async fn change(
             require_free(&service, &name, ADMIN)?;
             let alias = (name.clone(), target.clone());
             blocking(service, move |service| {
-                service.modules.alias(&alias.0, Some(&alias.1), "admin").map_err(to_api(ADMIN))
+                service.modules.alias(&alias.0, Some(&alias.1), "admin").map_err(to_api(ALIAS))
             })
             .await?;
             Ok(JsonReply(json!({"name": name, "alias_of": target})))
@@ -162,7 +164,7 @@ pub(super) async fn change(
         (None, None, Some(pinned)) => {
             let own = name.clone();
             blocking(service, move |service| {
-                service.modules.pin(&own, pinned, "admin").map_err(to_api(ADMIN))
+                service.modules.pin(&own, pinned, "admin").map_err(to_api(PIN))
             })
             .await?;
             Ok(JsonReply(json!({"name": name, "pinned": pinned})))

@@ -179,9 +179,9 @@ impl CommonParams {
                 Selection::Weighted(adapters)
             }
             (Some(choice), adapters) => {
-                let asked =
-                    RouterRequest { beside: adapters.unwrap_or_default(), ..routed(choice)? };
-                Selection::Routed(over(named, asked))
+                let asked = over(named, routed(choice)?);
+                let beside = adapters.unwrap_or_else(|| asked.beside.clone());
+                Selection::Routed(RouterRequest { beside, ..asked })
             }
             (None, Some(adapters)) => match named {
                 Selection::Routed(set) => {
@@ -332,7 +332,7 @@ fn routed(choice: &RouterChoice) -> Result<RouterRequest, ApiError> {
 }
 
 /// A request's router over what its model name stands for: a skill set's modules stay the candidates, what
-/// acts beside its router stays unless the request names others, and its parameters hold where the router is
+/// acts beside its router stays, and its parameters hold where the router is
 /// the same.
 fn over(named: Selection, mut asked: RouterRequest) -> RouterRequest {
     let Selection::Routed(mut set) = named else { return asked };

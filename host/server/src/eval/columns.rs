@@ -81,6 +81,9 @@ impl Column {
     }
 
     fn check(&self, before: &[Self]) -> Result<(), String> {
+        if self.name.trim().is_empty() {
+            return Err("the name is empty".to_owned());
+        }
         let ways = [self.router.is_some(), self.own, self.most_picked_of.is_some()];
         if ways.into_iter().filter(|way| *way).count() > 1 {
             return Err("expected one of `router`, `own` and `most_picked_of`".to_owned());
@@ -155,6 +158,7 @@ mod tests {
             ("[[column]]\nname = \"b\"\nown = true\nadapters = { x = 1.0 }", "`adapters` is for"),
             ("[[column]]\nname = \"b\"\nrouter = \"r\"\nparams = { k = [] }", "type array"),
             ("[[column]]\nname = \"b\"\nweight = 1", "unknown field `weight`"),
+            ("[[column]]\nname = \" \"", "the name is empty"),
         ] {
             let message = read(&format!("{good}{text}\n")).unwrap_err();
             assert!(message.contains(part), "{message}");

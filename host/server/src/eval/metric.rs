@@ -1,7 +1,9 @@
 //! How an answer is judged: a score from 0 to 1, the best over the references.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
@@ -85,14 +87,24 @@ fn first_json(text: &str) -> Option<Json> {
 
 /// The first number, with thousands apart by commas or not.
 fn first_number(text: &str) -> Option<f64> {
-    let start = text.find(|c: char| c.is_ascii_digit())?;
-    let digits = |c: char| c.is_ascii_digit() || matches!(c, '.' | ',' | 'e' | 'E');
-    let end = text[start..].find(|c| !digits(c)).map_or(text.len(), |len| start + len);
-    let number = text[start..end].replace(',', "");
-    let number = number.trim_end_matches(['.', 'e', 'E']);
-    let value: f64 = number.parse().ok()?;
-    let minus = text[..start].ends_with('-');
-    Some(if minus { -value } else { value })
+    static NUMBER: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?").ok());
+    let found = NUMBER.as_ref()?.find(text)?.as_str();
+    found.replace('−', "-").replace(',', "").parse().ok()
+}
+
+/// What is wrong with a reference for a metric.
+pub(super) fn check_reference(item: &Item, reference: &str) -> Result<(), String> {
+    match item.metric {
+        Metric::Json => serde_json::from_str::<Json>(reference)
+            .map(drop)
+            .map_err(|error| format!("the reference is no JSON: {error}")),
+        Metric::Numeric if first_number(reference).is_none() => {
+            Err("the reference holds no number".to_owned())
+        }
+        Metric::Sql => sql::check(item.setup.as_deref().unwrap_or_default(), reference),
+        _ => Ok(()),
+    }
 }
 
 fn numbers_agree(answer: &str, reference: &str, tolerance: f64) -> bool {
@@ -133,6 +145,10 @@ mod tests {
             (Metric::Numeric, "5", "-5", 0.0),
             (Metric::Numeric, "5", "five", 0.0),
             (Metric::Numeric, "0", "0.0", 1.0),
+            (Metric::Numeric, "1e-5", "1 + 2", 0.0),
+            (Metric::Numeric, "1e-5", "about 0.00001", 1.0),
+            (Metric::Numeric, "−1", "1", 0.0),
+            (Metric::Numeric, ".5", "0.5.", 1.0),
             (Metric::Sql, "SELECT b FROM t WHERE a = 2;", "select b from t where a > 1", 1.0),
             (Metric::Sql, "SELECT b FROM t ORDER BY b DESC", "SELECT b FROM t ORDER BY b", 0.0),
             (Metric::Sql, "SELECT b FROM t", "SELECT b FROM t ORDER BY b DESC", 1.0),

@@ -118,7 +118,7 @@ impl Report {
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} |",
-                cost.column,
+                cell_text(&cost.column),
                 cell(cost.tokens_per_second, 0),
                 cell(cost.picks, 2),
                 cell(cost.changes.map(|changes| 100.0 * changes), 0),
@@ -134,7 +134,8 @@ impl Report {
     }
 
     fn table(&self, text: &mut String, title: &str, rows: &[Row], show: &dyn Fn(f64) -> String) {
-        let names: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+        let names: Vec<String> =
+            self.columns.iter().map(|column| cell_text(&column.name)).collect();
         let _ = writeln!(text, "## {title}\n\n| | {} |", names.join(" | "));
         let _ = writeln!(text, "|---|{}", "---|".repeat(names.len()));
         for row in rows {
@@ -145,7 +146,7 @@ impl Report {
                 None => "–".to_owned(),
             });
             let cells: Vec<String> = cells.collect();
-            let _ = writeln!(text, "| {} | {} |", row.name, cells.join(" | "));
+            let _ = writeln!(text, "| {} | {} |", cell_text(&row.name), cells.join(" | "));
         }
         text.push('\n');
     }
@@ -176,6 +177,11 @@ impl Report {
         }
         losses
     }
+}
+
+/// A name that a table's cell holds as it is.
+fn cell_text(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ")
 }
 
 fn is_summary(name: &str) -> bool {

@@ -72,6 +72,7 @@ impl Kept {
         let mut open = OpenOptions::new();
         open.read(true).create(true).append(true);
         let mut file = open.open(&path).map_err(|error| fail(&error))?;
+        file.try_lock().map_err(|error| fail(&format!("another evaluation writes it: {error}")))?;
         let mut known = HashMap::new();
         let mut reader = BufReader::new(&file);
         let mut whole = 0;
@@ -131,9 +132,13 @@ mod tests {
         std::fs::write(&path, format!("{whole}{}", &whole[..20])).unwrap();
         let mut kept = Kept::open(folder.path()).unwrap();
         kept.add(&outcome("2")).unwrap();
+        let second = Kept::open(folder.path()).map(drop).unwrap_err();
+        assert!(second.contains("another evaluation"), "{second}");
+        drop(kept);
         let kept = Kept::open(folder.path()).unwrap();
         assert_eq!(kept.get("1"), Some(&outcome("1")));
         assert_eq!((kept.known.len(), kept.get("2")), (2, Some(&outcome("2"))));
+        drop(kept);
         std::fs::write(&path, "{}\n").unwrap();
         let refused = Kept::open(folder.path()).map(drop).unwrap_err();
         assert!(refused.contains("results.jsonl:1: missing field"), "{refused}");

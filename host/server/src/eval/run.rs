@@ -33,6 +33,7 @@ pub(super) fn run(
     columns: &[Column],
     args: &EvalArgs,
 ) -> Result<Vec<Outcome>, String> {
+    check(service, tasks, columns)?;
     let mut kept = Kept::open(&args.out)?;
     let items: usize = tasks.iter().map(|task| task.items.len()).sum();
     let bar = progress(items * columns.len());
@@ -51,13 +52,37 @@ pub(super) fn run(
                 for outcome in answer(service, &open)? {
                     kept.add(&outcome)?;
                 }
-                outcomes.extend(asked.iter().filter_map(|one| kept.get(&one.key)).cloned());
+                // The same item may stand in another line than when it was answered.
+                let found = |one: &Asked<'_>| {
+                    kept.get(&one.key).map(|kept| Outcome { index: one.index, ..kept.clone() })
+                };
+                outcomes.extend(asked.iter().filter_map(found));
                 bar.inc(chunk.len() as u64);
             }
         }
     }
     bar.finish_and_clear();
     Ok(outcomes)
+}
+
+/// Finds what cannot be answered before anything is.
+fn check(service: &Service, tasks: &[Task], columns: &[Column]) -> Result<(), String> {
+    let most = service.engine.handle().max_tokens();
+    for column in columns.iter().filter(|column| column.most_picked_of.is_none()) {
+        for task in tasks {
+            for (index, item) in task.items.iter().enumerate() {
+                let asked = Asked::new(service, (column, task, index), item, &[])?;
+                let start = asked.composition.num_virtual_tokens() + asked.prompt.len();
+                let needed = start + item.max_tokens.max(asked.reference.len());
+                if needed > most {
+                    return Err(
+                        asked.problem(&format!("it needs {needed} tokens, at most {most} fit"))
+                    );
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn progress(len: usize) -> ProgressBar {
@@ -78,6 +103,8 @@ struct Asked<'a> {
     item: &'a Item,
     composition: Arc<Composition>,
     prompt: Vec<u32>,
+    /// The first reference and the end.
+    reference: Vec<u32>,
 }
 
 impl<'a> Asked<'a> {
@@ -100,6 +127,9 @@ impl<'a> Asked<'a> {
         let composition = service.composer.compose(&selection).map_err(|error| fail(&error))?;
         let messages = json!(item.conversation());
         let prompt = service.text.encode_chat(&messages, true).map_err(|error| fail(&error))?;
+        let reference = item.references.first().map_or("", String::as_str);
+        let ids = service.text.encode_more(reference).map_err(|error| fail(&error))?;
+        let end = service.model.config().eos_tokens.first();
         let digest = composition.digest();
         let parts = [json!(item).to_string(), json!(column).to_string()];
         let key = Generation::of(&[VERSION, &digest.0, parts[0].as_bytes(), parts[1].as_bytes()]);
@@ -111,7 +141,13 @@ impl<'a> Asked<'a> {
             item,
             composition,
             prompt,
+            reference: ids.into_iter().chain(end.copied()).collect(),
         })
+    }
+
+    fn problem(&self, what: &dyn std::fmt::Display) -> String {
+        let Self { column, task, index, .. } = self;
+        format!("column `{column}`, task `{task}`, item {index}: {what}")
     }
 }
 
@@ -184,11 +220,8 @@ fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, Stri
 
 /// Mean log-probability of each first reference after its prompt, and of the end after it.
 fn score_references(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<f64>, String> {
-    let end = service.model.config().eos_tokens.first();
     let pending = asked.iter().map(|asked| {
-        let reference = asked.item.references.first().map_or("", String::as_str);
-        let ids = service.text.encode_more(reference).map_err(|error| error.to_string())?;
-        let whole: Vec<u32> = asked.prompt.iter().chain(&ids).chain(end).copied().collect();
+        let whole: Vec<u32> = asked.prompt.iter().chain(&asked.reference).copied().collect();
         let sampling =
             SamplingParams { max_tokens: 0, prompt_logprobs: Some(0), ..SamplingParams::default() };
         submit(service, asked, (whole, sampling, TraceLevel::None))
@@ -239,10 +272,7 @@ fn submit(
         match service.engine.handle().submit(request) {
             Ok(_) => return Ok(events),
             Err(SubmitError::QueueFull { .. }) => std::thread::sleep(RETRY),
-            Err(error) => {
-                let Asked { column, task, index, .. } = asked;
-                return Err(format!("column `{column}`, task `{task}`, item {index}: {error}"));
-            }
+            Err(error) => return Err(asked.problem(&error)),
         }
     }
 }

@@ -2,63 +2,82 @@
 //!
 //! The queries come from a model: they may read and compute, nothing else, and not for ever.
 
-use rusqlite::hooks::{AuthAction, Authorization};
+use std::time::{Duration, Instant};
+
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
 use rusqlite::types::Value;
 use rusqlite::{Connection, Result};
 
 /// Rows that are compared at most.
 const MAX_ROWS: usize = 10_000;
-/// SQLite's instructions, in thousands, until a query is given up.
-const MAX_THOUSANDS: u32 = 2_000;
+/// Bytes of all values of a result.
+const MAX_BYTES: usize = 4 << 20;
+/// Bytes of a value; also bounds what one instruction of SQLite can cost.
+const MAX_VALUE_BYTES: i32 = 16 << 10;
+/// Pages of 4 KiB that `setup` may fill.
+const MAX_PAGES: u32 = 2_048;
+/// SQLite's instructions between two looks at the clock.
+const LOOK_EVERY: i32 = 50;
+/// Time for setup and query together.
+const MOST: Duration = Duration::from_secs(2);
 
 /// Whether a query answers like the reference; in its order, where the reference has one.
 pub(super) fn agree(setup: &str, query: &str, reference: &str) -> bool {
-    let Ok(wanted) = rows(setup, reference) else { return false };
-    let Ok(found) = rows(setup, query) else { return false };
-    let ordered = reference.to_ascii_uppercase().contains("ORDER BY");
-    let sorted = |rows: Vec<String>| {
-        let mut rows = rows;
-        rows.sort_unstable();
-        rows
-    };
-    if ordered { found == wanted } else { sorted(found) == sorted(wanted) }
+    let Ok(mut wanted) = rows(setup, reference) else { return false };
+    let Ok(mut found) = rows(setup, query) else { return false };
+    if !reference.to_ascii_uppercase().contains("ORDER BY") {
+        wanted.sort_unstable();
+        found.sort_unstable();
+    }
+    found == wanted
+}
+
+/// What is wrong with a reference, which must run and find something: else any query without rows were right.
+pub(super) fn check(setup: &str, reference: &str) -> std::result::Result<(), String> {
+    match rows(setup, reference) {
+        Ok(rows) if rows.is_empty() => Err("the reference's query finds nothing".to_owned()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("`setup` or the reference does not run: {error}")),
+    }
 }
 
 fn rows(setup: &str, query: &str) -> Result<Vec<String>> {
     let mut connection = Connection::open_in_memory()?;
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
-    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, 1 << 20)?;
-    let mut thousands = 0;
-    let too_long = move || {
-        thousands += 1;
-        thousands > MAX_THOUSANDS
-    };
-    connection.progress_handler(1_000, Some(too_long))?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, MAX_VALUE_BYTES)?;
+    connection.pragma_update(None, "max_page_count", MAX_PAGES)?;
+    let started = Instant::now();
+    connection.progress_handler(LOOK_EVERY, Some(move || started.elapsed() > MOST))?;
     connection.execute_batch(setup)?;
-    connection.authorizer(Some(|context: rusqlite::hooks::AuthContext<'_>| {
-        match context.action {
-            AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => {
-                Authorization::Allow
-            }
-            AuthAction::Function { function_name } if function_name != "load_extension" => {
-                Authorization::Allow
-            }
-            _ => Authorization::Deny,
-        }
-    }))?;
+    connection.authorizer(Some(allow))?;
     let mut statement = connection.prepare(query)?;
     let columns = statement.column_count();
     let mut found = statement.query([])?;
-    let mut rows = Vec::new();
+    let (mut rows, mut bytes) = (Vec::new(), 0);
     while let Some(row) = found.next()? {
-        if rows.len() == MAX_ROWS {
-            return Err(rusqlite::Error::QueryReturnedNoRows);
-        }
         let values = (0..columns).map(|at| row.get::<_, Value>(at)).collect::<Result<Vec<_>>>()?;
-        rows.push(format!("{values:?}"));
+        let text = format!("{values:?}");
+        bytes += text.len();
+        if rows.len() == MAX_ROWS || bytes > MAX_BYTES {
+            return Err(rusqlite::Error::ToSqlConversionFailure("the result is too large".into()));
+        }
+        rows.push(text);
     }
     Ok(rows)
+}
+
+/// Queries read and compute, nothing else.
+fn allow(context: AuthContext<'_>) -> Authorization {
+    match context.action {
+        AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => {
+            Authorization::Allow
+        }
+        AuthAction::Function { function_name } if function_name != "load_extension" => {
+            Authorization::Allow
+        }
+        _ => Authorization::Deny,
+    }
 }
 
 #[cfg(test)]
@@ -91,6 +110,15 @@ mod tests {
         let endless =
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n";
         assert!(rows("", endless).is_err());
+        let costly = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) \
+                      SELECT sum(instr(zeroblob(16000), zeroblob(8000) || x'01')) FROM n";
+        assert!(rows("", costly).is_err());
+        let large = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 9000) \
+                     SELECT zeroblob(16000) FROM n";
+        assert!(rows("", large).is_err());
+        let full = "CREATE TABLE t(a); WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n \
+                    LIMIT 9000) INSERT INTO t SELECT zeroblob(16000) FROM n;";
+        assert!(rows(full, "SELECT count(*) FROM t").is_err());
         let many =
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n";
         assert!(rows("", many).is_err());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::metric::Metric;
+use super::metric::{Metric, check_reference};
 
 /// Longest line.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -98,7 +98,16 @@ impl Item {
         if self.setup.is_some() && self.metric != Metric::Sql {
             return Err("`setup` is for the metric `sql`".to_owned());
         }
+        let roles = ["system", "user", "assistant"];
+        let stranger = |message: &&Message| !roles.contains(&message.role.as_str());
+        if let Some(message) = self.messages.iter().find(stranger) {
+            return Err(format!("the role `{}`, expected system, user or assistant", message.role));
+        }
+        self.references.iter().try_for_each(|reference| check_reference(self, reference))?;
         match self.tolerance {
+            Some(_) if self.metric != Metric::Numeric => {
+                Err("`tolerance` is for the metric `numeric`".to_owned())
+            }
             Some(tolerance) if !(0.0..=1.0).contains(&tolerance) => {
                 Err(format!("`tolerance` is {tolerance}, expected 0 to 1"))
             }
@@ -179,8 +188,8 @@ fn read_file(path: &Path) -> Result<Vec<Item>, String> {
             _ if line.trim().is_empty() => continue,
             _ => {}
         }
-        let mut item: Item =
-            serde_json::from_str(&line).map_err(|error| fail(error.to_string()))?;
+        let mut item: Item = serde_json::from_str(line.trim_start_matches('\u{feff}'))
+            .map_err(|error| fail(error.to_string()))?;
         item.check().map_err(fail)?;
         if item.task.is_empty() {
             item.task = stem.clone().into_owned();
@@ -232,7 +241,23 @@ mod tests {
                 "{\"prompt\": \"a\", \"references\": [\"b\"], \"weight\": 1}",
                 "unknown field `weight`",
             ),
-            ("{\"prompt\": \"a\", \"references\": [\"b\"], \"tolerance\": -1}", "0 to 1"),
+            (
+                "{\"prompt\": \"a\", \"references\": [\"b\"], \"metric\": \"numeric\", \"tolerance\": -1}",
+                "holds no number",
+            ),
+            (
+                "{\"prompt\": \"a\", \"references\": [\"1\"], \"metric\": \"numeric\", \"tolerance\": -1}",
+                "0 to 1",
+            ),
+            (
+                "{\"prompt\": \"a\", \"references\": [\"b\"], \"tolerance\": 0.1}",
+                "is for the metric `numeric`",
+            ),
+            ("{\"prompt\": \"a\", \"references\": [\"b\"], \"metric\": \"json\"}", "no JSON"),
+            (
+                "{\"prompt\": \"a\", \"references\": [\"SELECT 1 WHERE 0\"], \"metric\": \"sql\", \"setup\": \"\"}",
+                "finds nothing",
+            ),
             ("nonsense", "expected"),
         ] {
             let message = read(&format!("{good}{line}\n")).unwrap_err();

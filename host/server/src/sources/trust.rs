@@ -115,8 +115,13 @@ pub enum TrustError {
         key: String,
     },
     /// The signing key could not be read.
-    #[error(transparent)]
-    Key(#[from] polyskill_plugin::Error),
+    #[error("the key {path}: {reason}", path = path.display())]
+    Key {
+        /// Its file.
+        path: std::path::PathBuf,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// The generation that a module must have.
@@ -260,7 +265,14 @@ pub struct Signed {
 /// If the key cannot be read, or the text is no generation.
 pub fn sign(generation: &str, key: &Path) -> Result<Signed, TrustError> {
     let generation = self::generation(generation)?;
-    let key = SecretKey::read(key)?;
+    let key = SecretKey::read(key).map_err(|error| {
+        let reason = match error {
+            polyskill_plugin::Error::Io { source, .. } => source.to_string(),
+            polyskill_plugin::Error::Manifest { reason, .. } => reason,
+            other => other.to_string(),
+        };
+        TrustError::Key { path: key.to_owned(), reason }
+    })?;
     Ok(Signed { text: key.sign(CONTEXT, &generation), public: key.public() })
 }
 

@@ -1,0 +1,92 @@
+//! What must hold before a module gets a name, and what follows when it has it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use polyskill_adapters::Module;
+use polyskill_adapters::library::Expected;
+
+use super::state::{Folder, Saved};
+use super::{MAX_FAILURES, ModuleError, Modules, Provenance, lock};
+use crate::sources::Signer;
+
+impl Modules {
+    /// Whether a module may have a name: the name is free for modules, there will be room, and the signer is
+    /// one for the name and for its aliases.
+    pub(super) fn admit(
+        &self,
+        name: &str,
+        module: &Module,
+        (pinned, signer): (bool, &Signer),
+    ) -> Result<(), ModuleError> {
+        if self.reserved.iter().any(|reserved| reserved == name) {
+            let (name, reason) = (name.to_owned(), "is taken by the base model or a skill set");
+            return Err(polyskill_adapters::Error::BadName { name, reason }.into());
+        }
+        let snapshot = self.library.snapshot();
+        for (alias, _) in snapshot.aliases().filter(|(_, target)| *target == name) {
+            self.trust.check_signer(alias, signer)?;
+        }
+        Ok(self.library.check_room(name, module, pinned)?)
+    }
+
+    /// Publishes a module and sets pins as they are for names: what replaces a module is pinned as it was, and
+    /// what it replaces stays pinned where another name of it is.
+    pub(super) fn put(
+        &self,
+        name: &str,
+        module: Module,
+        expected: Expected,
+        saved: &Saved,
+    ) -> Result<Arc<Module>, ModuleError> {
+        let before = self.library.snapshot().get(name).map(Arc::clone);
+        let module = self.library.publish(name, module, expected)?;
+        for changed in before.iter().chain([&module]) {
+            self.settle_pin(changed, saved);
+        }
+        Ok(module)
+    }
+
+    /// Equal content is held once: it is pinned where any name of it is.
+    pub(super) fn settle_pin(&self, module: &Module, saved: &Saved) {
+        let snapshot = self.library.snapshot();
+        let mut names = snapshot.iter().filter(|(_, one)| one.generation() == module.generation());
+        let pinned = names.any(|(name, _)| self.is_pinned(name, saved));
+        self.library.pin(module, pinned);
+    }
+
+    /// Keeps where a module came from, and lets the folder of what it replaces go.
+    pub(super) fn remember(
+        &self,
+        name: &str,
+        (source, signer, took): (String, Signer, Duration),
+        (at_run_time, folder): (bool, Option<Arc<Folder>>),
+    ) {
+        let provenance = Provenance { source, signer, took, at_run_time, folder };
+        let before = lock(&self.provenance).insert(name.to_owned(), provenance);
+        if let Some(folder) = before.and_then(|before| before.folder) {
+            folder.doom();
+        }
+    }
+
+    /// Remembers why a name does not serve what was asked for. What a client got wrong is none of that.
+    pub(super) fn failed(&self, name: &str, error: &ModuleError) {
+        use polyskill_adapters::Error;
+        let clients = matches!(
+            error,
+            ModuleError::Busy
+                | ModuleError::Module(
+                    Error::AlreadyLoaded { .. }
+                        | Error::GenerationMismatch { .. }
+                        | Error::BadName { .. }
+                )
+        );
+        let mut failures = lock(&self.failures);
+        if !clients || !self.library.snapshot().iter().any(|(serving, _)| serving == name) {
+            if failures.len() >= MAX_FAILURES {
+                failures.pop_first();
+            }
+            failures.insert(name.to_owned(), error.to_string());
+        }
+    }
+}
