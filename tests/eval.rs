@@ -42,7 +42,7 @@ fn tasks(folder: &Path) {
         let line = |number: usize| {
             let module = ["task-a", "task-b", "task-c"][number % 3];
             let item = json!({"prompt": format!("{task} {number}"), "references": ["the <b>answer</b>"],
-                "module": module, "metric": "token-f1", "max_tokens": 6, "tags": [if number % 2 == 0 { "even" } else { "odd" }]});
+                "module": module, "metric": "token-f1", "max_tokens": 6, "tags": [if number.is_multiple_of(2) { "even" } else { "odd" }]});
             format!("{item}\n")
         };
         (0..count).map(line).collect()

@@ -67,7 +67,7 @@ fn the_library_answers_what_the_base_does_not() {
     }
     let skills = service.selection("skills").unwrap();
     let examples = examples(&library);
-    assert_eq!(examples.len(), 4);
+    assert!(examples.len() >= 4, "{examples:?}");
     let right = |selection: &Selection| {
         let mut report = Vec::new();
         for (question, expected) in &examples {
@@ -78,6 +78,6 @@ fn the_library_answers_what_the_base_does_not() {
     };
     let (routed, base) = (right(&skills), right(&Selection::Base));
     let count = |report: &[(bool, String, &String)]| report.iter().filter(|(ok, ..)| *ok).count();
-    assert!(count(&routed) >= 3, "{routed:#?}");
+    assert!(4 * count(&routed) >= 3 * examples.len(), "{routed:#?}");
     assert!(count(&base) < count(&routed), "{base:#?}");
 }

@@ -123,6 +123,11 @@ def itemwise(items: list[Item], scores: Scores) -> list[dict[str, Any]]:
     ]
 
 
+def is_lora(config: Path) -> bool:
+    """Only LoRA can be routed per token."""
+    return json.loads(config.read_text())["peft_type"] == "LORA"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
@@ -134,7 +139,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     gguf = base_path(arguments.base)
     tokenizer = load_tokenizer(gguf)
-    directories = sorted(path.parent for path in arguments.library.glob("*/adapter_config.json"))
+    directories = sorted(path.parent for path in arguments.library.glob("*/adapter_config.json") if is_lora(path))
     names = [directory.name for directory in directories]
     model = create_arrow_model(
         base_model=load_model(gguf, torch.float32),

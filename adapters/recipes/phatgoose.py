@@ -172,7 +172,7 @@ def make(task_name: str, directory: Path, gguf: Path, settings: dict[str, str]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", help="default: all modules of the library")
+    parser.add_argument("tasks", nargs="*", help="default: all LoRA modules of the library")
     parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
     parser.add_argument("--library", type=Path, default=Path(__file__).resolve().parent.parent / "library")
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -195,7 +195,8 @@ def main() -> None:
         "warmup_ratio": str(WARMUP_RATIO),
         "seed": str(SEED),
     }
-    for task_name in arguments.tasks or sorted(TASKS):
+    trained = (name for name in sorted(TASKS) if (arguments.library / name / "adapter_config.json").is_file())
+    for task_name in arguments.tasks or (name for name in trained if TASKS[name].method == "lora"):
         directory = arguments.library / task_name
         if artefact.is_current(directory, NAME, settings):
             print(f"{task_name}: gates are up to date", flush=True)
