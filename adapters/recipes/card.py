@@ -79,7 +79,7 @@ Example question of the test set: {first.prompt!r}, answer `{first.answer}`.
 
 ## Data
 
-- Source: {task.source}; {task.versions()}. The questions are made by
+- Source: {"; ".join(filter(None, (task.source, task.versions())))}. The questions are made by
   `adapters/recipes/tasks`; no text was collected.
 - Split by entities with seed {SPLIT_SEED}: no entity of the test set occurs in training.
   Training {len(split.train)} questions ({answers} different answers), validation {len(split.validation)},
