@@ -107,8 +107,9 @@ fn ask(server: &Server, adapter: &Path) -> Outcome<bool> {
     println!("  prompt    {prompt}");
     println!("  answer    {answer}");
     println!("  expected  {expected}  {mark}");
+    let strongest = shares.iter().take(4);
     let shown: Vec<String> =
-        shares.iter().map(|(module, share)| format!("{module} {:.0} %", share * 100.0)).collect();
+        strongest.map(|(module, share)| format!("{module} {:.0} %", share * 100.0)).collect();
     println!("  modules   {}", if shown.is_empty() { "none".to_owned() } else { shown.join(", ") });
     Ok(!answer.is_empty() && !shares.is_empty())
 }
