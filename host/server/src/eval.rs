@@ -1,7 +1,7 @@
 //! `polyskill eval`: task files through several compositions, and what each gets right.
 //!
-//! The [`tasks`] and the [`columns`] to compare are read, every item [`run`]s through the engine that serves, and
-//! the results become a [`report`]. Results are kept line by line, so that a run that was stopped goes on.
+//! The [`Task`]s and the [`Column`]s to compare are read, every item runs through the engine that serves, and
+//! the [`Outcome`]s become a [`Report`]. They are kept line by line, so that a run that was stopped goes on.
 
 use std::path::PathBuf;
 
