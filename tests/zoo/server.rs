@@ -146,11 +146,16 @@ fn memory_comes_back() {
     let before = resident();
     parade(&bench, &members);
     let once = resident();
-    parade(&bench, &members);
-    let twice = resident();
-    let found = [before, once, twice].map(|bytes| bytes >> 20);
-    assert!(once.saturating_sub(before) < KEPT, "{found:?} MiB");
-    assert!(twice.saturating_sub(once) < ADDED, "{found:?} MiB");
+    // What a busy machine gives back late is not there the next time; a leak is there every time.
+    let mut found = vec![before, once];
+    let leaks = (0..3).all(|_| {
+        parade(&bench, &members);
+        let last = found[found.len() - 1];
+        found.push(resident());
+        found[found.len() - 1].saturating_sub(last) >= ADDED
+    });
+    let found: Vec<u64> = found.into_iter().map(|bytes| bytes >> 20).collect();
+    assert!(once.saturating_sub(before) < KEPT && !leaks, "{found:?} MiB");
 }
 
 fn bundle(directory: &std::path::Path, member: &Member) -> String {
