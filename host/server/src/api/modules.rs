@@ -77,11 +77,7 @@ pub(super) async fn load(
     let words = request.words();
     let name = required(request.lora_name, "lora_name")?;
     let source = required(request.lora_path, "lora_path")?;
-    let expected = match &request.expected_generation {
-        Some(text) => Expected::Generation(generation(text)?),
-        None if request.load_inplace => Expected::Any,
-        None => Expected::Absent,
-    };
+    let expected = to_replace(request.expected_generation.as_deref(), request.load_inplace)?;
     let wanted = Wanted { name, source, expected, pin: None, pinned: None, words };
     let (name, loaded) = load_module(service, wanted).await?;
     let text = format!("Success: LoRA adapter '{name}' added successfully.");
@@ -97,10 +93,7 @@ pub(super) async fn unload(
     let request: VllmRequest = body.fields()?;
     let words = request.words();
     let name = required(request.lora_name, "lora_name")?;
-    let expected = match &request.expected_generation {
-        Some(text) => Expected::Generation(generation(text)?),
-        None => Expected::Any,
-    };
+    let expected = to_replace(request.expected_generation.as_deref(), true)?;
     let text = format!("Success: LoRA adapter '{name}' removed successfully.");
     let reply = unload_module(service, name, expected, None, words).await?;
     Ok(text_or_json(&headers, text, reply))
@@ -142,11 +135,7 @@ pub(super) async fn change(
     let name = required(change.name, "name")?;
     match (change.source, change.alias_of, change.pinned) {
         (Some(source), None, pinned) => {
-            let expected = match &change.expected_generation {
-                Some(text) => Expected::Generation(generation(text)?),
-                None if change.replace => Expected::Any,
-                None => Expected::Absent,
-            };
+            let expected = to_replace(change.expected_generation.as_deref(), change.replace)?;
             let pin = change.generation;
             let wanted = Wanted { name, source, expected, pin, pinned, words: ADMIN };
             let (name, loaded) = load_module(service, wanted).await?;
@@ -190,10 +179,7 @@ pub(super) async fn remove(
     removal: Result<Query<Removal>, QueryRejection>,
 ) -> Result<JsonReply<Json>, ApiError> {
     let Query(removal) = removal.map_err(|error| ApiError::bad_request(error.body_text(), None))?;
-    let expected = match &removal.expected_generation {
-        Some(text) => Expected::Generation(generation(text)?),
-        None => Expected::Any,
-    };
+    let expected = to_replace(removal.expected_generation.as_deref(), true)?;
     let snapshot = service.composer.library().snapshot();
     let target = snapshot.aliases().find(|(alias, _)| *alias == name).map(|(_, target)| target);
     if let Some(target) = target {
@@ -304,6 +290,15 @@ fn require_free(service: &Service, name: &str, words: Words) -> Result<(), ApiEr
         return Err(words.named(error, "invalid_lora_name"));
     }
     Ok(())
+}
+
+/// What may stand under a name before a change: the generation that was named, else anything or nothing.
+fn to_replace(named: Option<&str>, anything: bool) -> Result<Expected, ApiError> {
+    match named {
+        Some(text) => generation(text).map(Expected::Generation),
+        None if anything => Ok(Expected::Any),
+        None => Ok(Expected::Absent),
+    }
 }
 
 fn generation(text: &str) -> Result<Generation, ApiError> {
