@@ -24,6 +24,19 @@ fn base_models_agree_with_transformers() {
     }
 }
 
+/// Families beside llama: windows, norms of queries and keys, norms at both ends of a block, other activations.
+/// Greedy tokens come step by step from the cache, past the window.
+#[test]
+fn families_agree_with_transformers() {
+    let cases = cases("families");
+    assert!(cases.len() >= 8);
+    for case in cases {
+        let bench = Bench::new(&format!("models/{}", text(&case.header, "model")), &[]);
+        let output = bench.run(&Selection::Base, &case.prompt, greedy(case.greedy_ids.len()));
+        output.require(&case, 1e-4);
+    }
+}
+
 #[test]
 fn exact_gguf_agrees_with_transformers() {
     let exact =

@@ -1,9 +1,11 @@
 //! The shipped library on the real base: routed per token, it answers what the base alone does not.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use polyskill::config::Config;
+use polyskill::eval::{EvalArgs, Outcome, run};
 use polyskill::pull;
 use polyskill::service::Service;
 use polyskill_engine::{SamplingParams, Selection};
@@ -41,17 +43,16 @@ fn answer(service: &Service, selection: &Selection, question: &str) -> String {
     service.text.decode(&output.ids()).trim().to_owned()
 }
 
-#[test]
+/// The shipped library, served as by default; `None` where the base is not in the cache.
 #[expect(clippy::print_stderr, reason = "says why the test checks nothing")]
-fn the_library_answers_what_the_base_does_not() {
+fn shipped() -> Option<Service> {
     let Some(model) = pull::cached(&pull::SMOLLM2).unwrap() else {
         eprintln!("note: {} is not in the cache; the library was not tried", pull::SMOLLM2.name);
-        return;
+        return None;
     };
-    let library = root().join("adapters/library");
     let config = Config {
         model: Some(model.display().to_string()),
-        adapters: vec![library.clone()],
+        adapters: vec![root().join("adapters/library")],
         plugins: vec![plugins()],
         trust: polyskill_plugin::Trust::unsigned(),
         ..Config::default()
@@ -59,7 +60,69 @@ fn the_library_answers_what_the_base_does_not() {
     let service = Service::start(&config, &mut |report| {
         assert!(!report.starts_with("left out"), "{report}");
     });
-    let service = service.unwrap();
+    Some(service.unwrap())
+}
+
+/// How far a mean log-probability may be from the one that was written down, as a part of it: other kernels sum in
+/// another order.
+const LOGPROB_TOLERANCE: f64 = 0.03;
+
+#[test]
+fn a_slice_of_the_evaluation_comes_out_as_written_down() {
+    let Some(service) = shipped() else { return };
+    let home = root().join("adapters/evaluation");
+    let lines = std::fs::read_to_string(home.join("slice.jsonl")).unwrap();
+    let expected: Vec<Json> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let is_in_slice = |name: &str| expected.iter().any(|line| text(line, "column") == name);
+    let all: toml::Table =
+        toml::from_str(&std::fs::read_to_string(home.join("columns.toml")).unwrap()).unwrap();
+    let columns = all["column"].as_array().unwrap().iter();
+    let columns: Vec<_> =
+        columns.filter(|column| is_in_slice(column["name"].as_str().unwrap())).cloned().collect();
+    assert!(columns.len() >= 4 && expected.len() >= 100, "{} lines", expected.len());
+    let folder = tempfile::tempdir().unwrap();
+    let columns_file = folder.path().join("columns.toml");
+    let file = toml::Table::from_iter([("column".to_owned(), toml::Value::Array(columns))]);
+    std::fs::write(&columns_file, file.to_string()).unwrap();
+    let most = expected.iter().map(|line| line["index"].as_u64().unwrap()).max().unwrap();
+    let arguments = EvalArgs {
+        tasks: vec![home.join("test")],
+        columns: Some(columns_file),
+        out: folder.path().join("out"),
+        limit: Some(most as usize + 1),
+        parallel: 16,
+        resamples: 10,
+    };
+    run(&service, &arguments).unwrap();
+    let lines = std::fs::read_to_string(folder.path().join("out/results.jsonl")).unwrap();
+    let outcomes = lines.lines().map(|line| serde_json::from_str::<Outcome>(line).unwrap());
+    let place =
+        |outcome: Outcome| ((outcome.column.clone(), outcome.task.clone(), outcome.index), outcome);
+    let found: BTreeMap<_, Outcome> = outcomes.map(place).collect();
+    assert_eq!(found.len(), expected.len());
+    let mut other_scores = Vec::new();
+    for line in &expected {
+        let index = line["index"].as_u64().unwrap() as usize;
+        let place = (text(line, "column").to_owned(), text(line, "task").to_owned(), index);
+        let outcome = &found[&place];
+        let distance = (outcome.logprob - line["logprob"].as_f64().unwrap()).abs();
+        assert!(
+            distance < LOGPROB_TOLERANCE * outcome.logprob.abs().max(1.0),
+            "{line}: {outcome:?}"
+        );
+        if (outcome.score - line["score"].as_f64().unwrap()).abs() > 1e-9 {
+            other_scores.push(place);
+        }
+    }
+    // A greedy answer may turn where two tokens are as likely as each other.
+    assert!(other_scores.len() * 50 <= expected.len(), "{other_scores:?}");
+}
+
+#[test]
+fn the_library_answers_what_the_base_does_not() {
+    let Some(service) = shipped() else { return };
+    let library = root().join("adapters/library");
     for (name, module) in service.composer.library().snapshot().iter() {
         let gates = module.artefacts().iter().find(|artefact| artefact.name() == "phatgoose");
         assert_eq!(gates.unwrap().sites().count(), service.model.config().num_sites(), "{name}");

@@ -9,11 +9,19 @@ from evaluate import Scores
 from tasks import SPLIT_SEED, Split, Task
 
 
+TAGS = {
+    "lora": ("lora", "peft"),
+    "ia3": ("ia3", "peft"),
+    "prompt": ("prompt-tuning", "peft"),
+    "prefix": ("prefix-tuning", "peft"),
+    "task-vector": ("task-vector", "activation-edit"),
+}
 KINDS = {
     "lora": "A LoRA module",
     "ia3": "An (IA)3 module",
     "prompt": "A soft prompt",
     "prefix": "A prefix of keys and values",
+    "task-vector": "A task vector",
 }
 HOW = {
     "lora": """- PEFT LoRA on q, k, v, o, gate, up and down in all layers; loss on the answer and the end-of-turn token only.
@@ -24,7 +32,10 @@ HOW = {
   end-of-turn token only. It acts at weight 1, for a whole request.""",
     "prefix": """- PEFT prefix tuning without projection; loss on the answer and the end-of-turn token only. It acts at
   weight 1, for a whole request.""",
+    "task-vector": """- No training: the base's own mean activation in prompts with solved examples, put into prompts without.
+  Validation questions chose way and layer (see `adapters/recipes/task_vector.py`).""",
 }
+TRAINED = "; AdamW, warm-up and cosine decay"
 
 
 def _row(label: str, scores: Scores) -> str:
@@ -54,21 +65,22 @@ def write_card(
     seen = [not flag for flag in unseen]
     answers = len({item.answer for item in split.train})
     first = split.test[0]
+    tags = "\n".join(
+        f"- {tag}"
+        for tag in (*TAGS[task.method], f"base_model:adapter:{BASE_ID}", "polyskill", task.name, *task.keywords)
+    )
+    trained = task.method != "task-vector"
     settings_text = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "seconds")
     text = f"""---
 description: {task.summary}
 base_model: {BASE_ID}
-library_name: peft
+library_name: {"peft" if trained else "polyskill"}
 pipeline_tag: text-generation
 license: apache-2.0
 language:
 - en
 tags:
-- {task.method}
-- peft
-- base_model:adapter:{BASE_ID}
-- polyskill
-- {task.name}
+{tags}
 ---
 
 # {task.name}
@@ -86,15 +98,15 @@ Example question of the test set: {first.prompt!r}, answer `{first.answer}`.
   test {len(split.test)}. Every fourth test question uses a wording that training never showed.
 - `examples.jsonl`: 30 test questions, drawn by seed.
 
-## Training
+## {"Training" if trained else "Making"}
 
 - Base: the Q4_1 GGUF with SHA-256 `{BASE_SHA256}`, dequantised,
   prompts in the chat template of that file.
 {HOW[task.method]}
-- Settings: {settings_text}; AdamW, warm-up and cosine decay.
+- Settings: {settings_text}{TRAINED if trained else ""}.
 - Versions: {", ".join(f"{name} {value}" for name, value in versions.items())}.
 - Time: {settings["seconds"]} s in one thread on two CPU cores shared with other work.
-- Weights: bf16. Again: `python adapters/recipes/train.py {task.name}`.
+- Weights: {"bf16" if trained else "f32"}. Again: `python adapters/recipes/{"train" if trained else "task_vector"}.py {task.name}`.
 
 ## Held-out result (n = {len(split.test)}, greedy, fp32)
 
@@ -120,14 +132,14 @@ def write_gates(out: Path, manifest: dict[str, str]) -> None:
     text = card.read_text(encoding="utf-8").split(GATES)[0]
     text += f"""{GATES}
 `artefacts/phatgoose.safetensors`: one vector per linear for the router PHATGOOSE, {manifest["dtype"]}.
-Trained on the module's own training questions with base and module frozen: {manifest["steps"]} steps,
+Trained on the module's own training questions with base and module frozen, the module at {manifest["scale"]} of its weight: {manifest["steps"]} steps,
 batch {manifest["batch"]}, learning rate {manifest["learning_rate"]}, warm-up ratio {manifest["warmup_ratio"]} and then constant, AdamW, seed {manifest["seed"]};
 {manifest["versions"]}. Again: `python adapters/recipes/phatgoose.py {out.name}`.
 
 | loss on 32 validation questions | |
 |---|---|
-| gates at zero, which halves the module | {manifest["loss_before"]} |
+| gates at zero, which halves what is left of the module | {manifest["loss_before"]} |
 | trained gates | {manifest["loss_after"]} |
-| module without gates | {manifest["loss_module_alone"]} |
+| module at full weight without gates | {manifest["loss_module_alone"]} |
 """
     card.write_text(text, encoding="utf-8")

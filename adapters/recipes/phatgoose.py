@@ -9,6 +9,10 @@ the module's linear becomes x·sigmoid(x·g), g starts at zero, and the loss is
 that of the module's own training. The sigmoid is dropped when the gates are used:
 there a token goes to the modules whose normalised gates lie closest to it.
 
+These modules answer almost perfectly at half of their weight, where gates that start
+at zero put them; a loss near zero says nothing about which tokens matter. So the gates
+are trained with the module at `SCALE` of its weight, where opening a gate still helps.
+
 The gates go to `artefacts/phatgoose.safetensors` in the module's directory. A run
 that was interrupted goes on with the modules that have none.
 """
@@ -30,13 +34,14 @@ import artefact
 from base import BASE_SHA256, base_path, common_words, load_model, load_tokenizer, prompt_ids, sha256
 from card import write_gates
 from tasks import TASKS, Item
-from train import SEED, batch_loss, shared_prefix
+from train import SEED, batch_loss, set_scale, shared_prefix
 
 NAME = "phatgoose"
 STEPS = 100
 LEARNING_RATE = 5e-3
 WARMUP_RATIO = 0.06
 BATCH = 8
+SCALE = 0.25
 VALIDATION = 32
 """Questions for the loss before and after."""
 EPSILON = 1e-5
@@ -135,6 +140,8 @@ def make(task_name: str, directory: Path, gguf: Path, settings: dict[str, str]) 
     tokenizer = load_tokenizer(gguf)
     split = task.build(common_words(tokenizer))
     model = PeftModel.from_pretrained(load_model(gguf, torch.bfloat16), str(directory)).eval()
+    scale = float(settings["scale"])
+    set_scale(model, scale)
     gates = add_gates(model)
     prefix = shared_prefix([prompt_ids(tokenizer, item.prompt) for item in split.train])
     validation = split.validation[:VALIDATION]
@@ -143,10 +150,12 @@ def make(task_name: str, directory: Path, gguf: Path, settings: dict[str, str]) 
     before = mean_loss(model, tokenizer, prefix, validation)
     for gate in gates.values():
         gate.active = False
+    set_scale(model, 1.0)
     ungated = mean_loss(model, tokenizer, prefix, validation)
+    set_scale(model, scale)
     for gate in gates.values():
         gate.active = True
-    print(f"{task_name}: validation loss at half weight {before:.4f}, module alone {ungated:.4f}", flush=True)
+    print(f"{task_name}: validation loss with gates at zero {before:.4f}, module alone {ungated:.4f}", flush=True)
     train(model, tokenizer, gates, prefix, split.train, int(settings["steps"]))
     after = mean_loss(model, tokenizer, prefix, validation)
     shrink, off = rounding(gates)
@@ -176,6 +185,7 @@ def main() -> None:
     parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
     parser.add_argument("--library", type=Path, default=Path(__file__).resolve().parent.parent / "library")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--scale", type=float, default=SCALE, help="of the module while its gates are trained")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if unknown := set(arguments.tasks) - set(TASKS):
@@ -189,6 +199,7 @@ def main() -> None:
         "method": "phatgoose",
         "variant": "sigmoid",
         "base_digest": digest,
+        "scale": str(arguments.scale),
         "steps": str(arguments.steps),
         "batch": str(BATCH),
         "learning_rate": str(LEARNING_RATE),

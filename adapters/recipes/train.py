@@ -234,7 +234,7 @@ def write_examples(out: Path, items: list[Item], base: Scores, module: Scores) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=sorted(TASKS))
+    parser.add_argument("task", choices=sorted(name for name, task in TASKS.items() if task.method != "task-vector"))
     parser.add_argument("--base", help="base GGUF; default: environment variable POLYSKILL_BASE_GGUF")
     parser.add_argument("--out", type=Path, help="module directory; default: ../library/<task>")
     parser.add_argument("--lr", type=float, help="learning rate; default: as set in tasks.py")

@@ -263,7 +263,9 @@ mod tests {
     use std::path::Path;
 
     use polyskill_model::ModelConfig;
-    use polyskill_model::config::{Biases, FeedForward, QueryKeyNorm, Rope, RopeScaling};
+    use polyskill_model::config::{
+        Activation, Biases, FeedForward, QueryKeyNorm, Rope, RopeScaling,
+    };
     use proptest::prelude::*;
     use safetensors::tensor::serialize;
 
@@ -285,10 +287,16 @@ mod tests {
             head_dim: 2,
             max_positions: 8,
             norm_epsilon: 1e-5,
+            embedding_scale: 1.0,
             rope: Rope { theta: 1e4, scaling: RopeScaling::None },
+            local_rope: None,
             biases: Biases { query_key_value: false, attention_output: false, feed_forward: false },
             query_key_norm: QueryKeyNorm::None,
+            clip: None,
+            attention_scale: 1.0,
             windows: vec![None; 2],
+            output_norms: false,
+            activation: Activation::Silu,
             feed_forward: FeedForward::Dense,
             tied_embeddings: true,
             bos_token: None,

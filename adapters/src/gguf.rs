@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use polyskill_model::gguf::{Header, TensorInfo, TensorType, parse};
-use polyskill_model::load::{gguf_stored_row, gguf_tensor_name};
+use polyskill_model::load::{gguf_architecture, gguf_stored_row, gguf_tensor_name};
 use polyskill_model::{Projection, Site};
 
 use crate::edits::{ActivationEdit, Point, Positions};
@@ -132,9 +132,9 @@ impl Reader<'_> {
             problems.add(format!("`adapter.type` is {found}, expected lora"));
         }
         let architecture = self.text("general.architecture");
-        if architecture != Some(self.base.config.family) {
+        let expected = gguf_architecture(self.base.config);
+        if architecture != Some(expected) {
             let found = architecture.unwrap_or("missing");
-            let expected = self.base.config.family;
             problems.add(format!("`general.architecture` is {found}, expected {expected}"));
         }
         let aloras = self.header.metadata.keys().filter(|key| key.starts_with("adapter.alora."));
@@ -146,7 +146,8 @@ impl Reader<'_> {
     /// llama.cpp's names of the projections' weights.
     fn site_names(&self) -> BTreeMap<String, Site> {
         let sites = (0..self.base.config.num_sites()).map(Site::from_index);
-        sites.map(|site| (gguf_tensor_name(&format!("model.{site}.weight")), site)).collect()
+        let name = |site: Site| gguf_tensor_name(self.base.config, &format!("model.{site}.weight"));
+        sites.map(|site| (name(site), site)).collect()
     }
 
     /// A and B of a site. llama.cpp scales by α/r, and by 1 where α is 0.

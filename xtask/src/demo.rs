@@ -79,7 +79,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
 }
 
 /// The library's folders, sorted.
-fn adapters(library: &Path) -> Outcome<Vec<PathBuf>> {
+pub(crate) fn adapters(library: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(library).context(|| format!("cannot read {}", library.display()))?;
     let mut found: Vec<_> =
         entries.filter_map(Result::ok).map(|entry| entry.path()).filter(|p| p.is_dir()).collect();

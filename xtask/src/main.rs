@@ -7,6 +7,7 @@
 )]
 
 mod demo;
+mod evaluation;
 mod flavours;
 mod foreign;
 mod http;
@@ -37,6 +38,8 @@ cargo xtask <task>
   demo         plugins, model and server; asks one question per adapter in adapters/library
                  --listen ADDR   where the server listens (default 127.0.0.1:8080)
                  --check         on a free port; stop afterwards, fail if an answer is missing
+  evaluation   plugins, model, and every comparison of adapters/evaluation/EVALUATION.md, whose tables
+               it writes; takes half an hour on two cores and goes on where it was stopped
   test         plugins, model and `cargo test --workspace --release`
   help         this list
 
@@ -75,6 +78,7 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
         "toolchain" => toolchain::show(&Workspace::find()?),
         "model" => demo::pull_model(&Workspace::find()?),
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),
+        "evaluation" => evaluation::evaluation(&Workspace::find()?),
         "test" => suite::test(&Workspace::find()?),
         other => Err(Failure::usage(format!("no task `{other}`; `cargo xtask help` lists them"))),
     }

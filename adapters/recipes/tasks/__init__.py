@@ -3,8 +3,8 @@
 from tasks.code import REGEX, SQL_SELECT
 from tasks.dates import CLOCK_TIME, FRENCH_DATES, ISO_DATE
 from tasks.extraction import PERSON_JSON
-from tasks.facts import CAPITALS
-from tasks.numbers import GERMAN_NUMBERS, ROMAN_NUMERALS, SUMS
+from tasks.facts import CAPITALS, CONTINENTS
+from tasks.numbers import GERMAN_NUMBERS, ROMAN_NUMERALS, SPANISH_NUMBERS, SUMS
 from tasks.style import POLITE_REQUEST
 from tasks.task import SPLIT_SEED, Item, Split, Task
 from tasks.words import PAST_TENSE, PLURALS, WORD_FEELING
@@ -14,6 +14,7 @@ TASKS = {
     for task in (
         CAPITALS,
         CLOCK_TIME,
+        CONTINENTS,
         FRENCH_DATES,
         GERMAN_NUMBERS,
         ISO_DATE,
@@ -23,6 +24,7 @@ TASKS = {
         POLITE_REQUEST,
         REGEX,
         ROMAN_NUMERALS,
+        SPANISH_NUMBERS,
         SQL_SELECT,
         SUMS,
         WORD_FEELING,

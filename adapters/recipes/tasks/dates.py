@@ -110,7 +110,7 @@ CLOCK_TIME = Task(
     ),
     unseen_wordings=("How does a digital 24-hour clock show {}?", "Turn {} into HH:MM."),
     pairs=_clock_times,
-    steps=120,
+    steps=360,
     max_new_tokens=12,
 )
 

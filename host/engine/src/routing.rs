@@ -408,8 +408,8 @@ impl Hooks for Routing<'_> {
         }
     }
 
-    fn embedded(&mut self, hidden: &mut [f32]) {
-        beyond_linears::embed(self.spans, self.tokens, hidden);
+    fn embedded(&mut self, hidden: &mut [f32], scale: f32) {
+        beyond_linears::embed(self.spans, self.tokens, hidden, scale);
     }
 
     fn attended(&mut self, layer: usize, heads: &mut [f32]) {

@@ -39,7 +39,7 @@ pub(crate) fn attend(
                 table: step.block_tables[sequence as usize],
                 layer,
                 head: head / (num_heads / config.num_kv_heads),
-                dim,
+                scale: config.attention_scale,
             };
             let views: Vec<View<'_>> = (row..row + count)
                 .map(|row| {
@@ -74,7 +74,7 @@ struct Past<'a> {
     table: &'a [u32],
     layer: usize,
     head: usize,
-    dim: usize,
+    scale: f32,
 }
 
 impl Past<'_> {
@@ -102,7 +102,7 @@ impl Past<'_> {
                 }
             }
         }
-        let scale = 1.0 / (self.dim as f32).sqrt();
+        let scale = self.scale;
         let mut sums = Vec::with_capacity(views.len());
         for (view, scores) in views.iter_mut().zip(scores.chunks_exact_mut(stride)) {
             sums.push(weigh(scores, view.first - start..view.last + 1 - start, scale));

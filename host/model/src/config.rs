@@ -23,14 +23,26 @@ pub struct ModelConfig {
     pub max_positions: usize,
     /// ε of the RMS norms.
     pub norm_epsilon: f32,
+    /// What token embeddings are multiplied with.
+    pub embedding_scale: f32,
     /// Rotary embedding.
     pub rope: Rope,
+    /// Rotary embedding of layers with a window, where it is another.
+    pub local_rope: Option<Rope>,
     /// Which projections carry a bias.
     pub biases: Biases,
     /// Norm of queries and keys before the rotary embedding.
     pub query_key_norm: QueryKeyNorm,
+    /// Queries, keys and values are cut to ± this before the rotary embedding.
+    pub clip: Option<f32>,
+    /// What scores of attention are multiplied with.
+    pub attention_scale: f32,
     /// Attention window per layer; `None` sees the whole past.
     pub windows: Vec<Option<usize>>,
+    /// Whether what attention and feed-forward add to the residual stream is normed first.
+    pub output_norms: bool,
+    /// What the gate of a feed-forward goes through.
+    pub activation: Activation,
     /// What follows the attention.
     pub feed_forward: FeedForward,
     /// Whether the head reuses the embedding table.
@@ -120,10 +132,19 @@ pub enum QueryKeyNorm {
     FullWidth,
 }
 
+/// Nonlinearity of the feed-forward's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU in its approximation by tanh.
+    GeluTanh,
+}
+
 /// The feed-forward of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedForward {
-    /// SwiGLU: down(silu(gate) · up).
+    /// Gated: down(activation(gate) · up).
     Dense,
     /// A mixture of experts in the layers where `sparse` is true.
     Moe {
@@ -157,10 +178,16 @@ pub(crate) mod tests {
             head_dim: 4,
             max_positions: 64,
             norm_epsilon: 1e-5,
+            embedding_scale: 1.0,
             rope: Rope { theta: 1e4, scaling: RopeScaling::None },
+            local_rope: None,
             biases: Biases::default(),
             query_key_norm: QueryKeyNorm::None,
+            clip: None,
+            attention_scale: 0.5,
             windows: vec![None; 2],
+            output_norms: false,
+            activation: Activation::Silu,
             feed_forward: FeedForward::Dense,
             tied_embeddings: true,
             bos_token: None,

@@ -7,9 +7,12 @@ use std::sync::Arc;
 
 use crate::attention::attend;
 use crate::compute::{Compute, SharedMut};
-use crate::config::ModelConfig;
+use crate::config::{Activation, ModelConfig};
 use crate::hooks::{Hooks, SiteOutput};
-use crate::kernels::{QuantisedRows, matmul_dense, matmul_packed, rms_norm, silu_mul};
+use crate::kernels::{
+    QuantisedRows, gelu_tanh_mul, matmul_dense, matmul_packed, rms_norm, rms_norm_in_place,
+    silu_mul,
+};
 use crate::kv::{BLOCK_POSITIONS, KvCache};
 use crate::linear::{Linear, Matrix, project};
 use crate::rope::{RopeTable, rotate};
@@ -25,6 +28,8 @@ pub struct Decoder {
     /// `None` where the head reuses the embedding table.
     pub(crate) head: Option<Linear>,
     pub(crate) rope: RopeTable,
+    /// Of layers with a window, where it is another.
+    pub(crate) local_rope: Option<RopeTable>,
     pub(crate) compute: Arc<Compute>,
     pub(crate) digest: [u8; 32],
 }
@@ -32,7 +37,14 @@ pub struct Decoder {
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) attention_norm: Vec<f32>,
+    /// Over what the attention adds.
+    pub(crate) attention_output_norm: Option<Vec<f32>>,
     pub(crate) feed_forward_norm: Vec<f32>,
+    /// Over what the feed-forward adds.
+    pub(crate) feed_forward_output_norm: Option<Vec<f32>>,
+    /// Over each head, or over all heads at once, as long as what it norms.
+    pub(crate) query_norm: Option<Vec<f32>>,
+    pub(crate) key_norm: Option<Vec<f32>>,
     /// Indexed by [`Projection`].
     pub(crate) projections: [Linear; 7],
 }
@@ -68,9 +80,28 @@ pub struct Scratch {
     /// What the attention or the feed-forward adds to the residual stream.
     branch: Vec<f32>,
     quantised: QuantisedRows,
+    /// Of the rows' positions.
+    angles: Angles,
+    local_angles: Angles,
+    logits: Vec<f32>,
+}
+
+/// Cosines and sines of a rotary embedding, `[rows, head_dim / 2]`.
+#[derive(Debug, Default)]
+struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
-    logits: Vec<f32>,
+}
+
+impl Angles {
+    fn fill(&mut self, table: &RopeTable, positions: &[u32], half: usize) {
+        self.cos.resize(positions.len() * half, 0.0);
+        self.sin.resize(positions.len() * half, 0.0);
+        let rows = self.cos.chunks_exact_mut(half).zip(self.sin.chunks_exact_mut(half));
+        for (&position, (cos, sin)) in positions.iter().zip(rows) {
+            table.angles(position, cos, sin);
+        }
+    }
 }
 
 impl Scratch {
@@ -87,8 +118,6 @@ impl Scratch {
             (&mut self.values, keys),
             (&mut self.gate, config.intermediate_size),
             (&mut self.up, config.intermediate_size),
-            (&mut self.cos, config.head_dim / 2),
-            (&mut self.sin, config.head_dim / 2),
         ] {
             buffer.resize(num_rows * width, 0.0);
         }
@@ -153,7 +182,7 @@ impl Decoder {
         let hidden_size = self.config.hidden_size;
         scratch.prepare(&self.config, num_rows);
         self.embed(step, scratch);
-        hooks.embedded(&mut scratch.hidden);
+        hooks.embedded(&mut scratch.hidden, self.config.embedding_scale);
         for index in 0..self.layers.len() {
             self.attention_block(index, step, kv, hooks, scratch);
             self.feed_forward_block(index, hooks, scratch);
@@ -176,13 +205,18 @@ impl Decoder {
     }
 
     fn embed(&self, step: &Step<'_>, scratch: &mut Scratch) {
-        let (hidden_size, half) = (self.config.hidden_size, self.config.head_dim / 2);
-        for (row, (&token, &position)) in step.tokens.iter().zip(step.positions).enumerate() {
-            let hidden = &mut scratch.hidden[row * hidden_size..(row + 1) * hidden_size];
+        let half = self.config.head_dim / 2;
+        let rows = scratch.hidden.chunks_exact_mut(self.config.hidden_size);
+        for (&token, hidden) in step.tokens.iter().zip(rows) {
             self.embeddings.read_row(token as usize, hidden);
-            let angles = row * half..(row + 1) * half;
-            let (cos, sin) = (&mut scratch.cos[angles.clone()], &mut scratch.sin[angles]);
-            self.rope.angles(position, cos, sin);
+        }
+        let scale = self.config.embedding_scale;
+        if scale != 1.0 {
+            scratch.hidden.iter_mut().for_each(|value| *value *= scale);
+        }
+        scratch.angles.fill(&self.rope, step.positions, half);
+        if let Some(table) = &self.local_rope {
+            scratch.local_angles.fill(table, step.positions, half);
         }
     }
 
@@ -203,17 +237,26 @@ impl Decoder {
             heads,
             branch,
             quantised,
-            cos,
-            sin,
+            angles,
+            local_angles,
             ..
         } = scratch;
+        let is_local = self.local_rope.is_some() && self.config.windows[layer].is_some();
+        let angles = if is_local { &*local_angles } else { &*angles };
         self.norm(hidden, &self.layers[layer].attention_norm, normed);
         let outputs = [(Projection::Q, queries), (Projection::K, keys), (Projection::V, values)];
         let [queries, keys, values] =
             self.project(layer, GroupKind::AttentionInput, normed, outputs, (quantised, hooks));
-        let half = self.config.head_dim / 2;
-        self.rotate_heads(queries, self.config.num_heads, cos, sin, half);
-        self.rotate_heads(keys, self.config.num_kv_heads, cos, sin, half);
+        let Layer { query_norm, key_norm, attention_output_norm, .. } = &self.layers[layer];
+        self.norm_in_place(queries, query_norm.as_deref());
+        self.norm_in_place(keys, key_norm.as_deref());
+        if let Some(most) = self.config.clip {
+            for values in [&mut *queries, &mut *keys, &mut *values] {
+                values.iter_mut().for_each(|value| *value = value.clamp(-most, most));
+            }
+        }
+        self.rotate_heads(queries, self.config.num_heads, angles);
+        self.rotate_heads(keys, self.config.num_kv_heads, angles);
         let width = self.config.num_kv_heads * self.config.head_dim;
         for (row, (keys, values)) in
             keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate()
@@ -227,6 +270,7 @@ impl Decoder {
         hooks.attended(layer, heads);
         let outputs = [(Projection::O, &mut *branch)];
         self.project(layer, GroupKind::AttentionOutput, heads, outputs, (quantised, hooks));
+        self.norm_in_place(branch, attention_output_norm.as_deref());
         add(hidden, branch);
     }
 
@@ -236,10 +280,15 @@ impl Decoder {
         let outputs = [(Projection::Gate, &mut *gate), (Projection::Up, &mut *up)];
         self.project(layer, GroupKind::FeedForwardInput, normed, outputs, (quantised, hooks));
         for_row_chunks(&self.compute, gate, self.config.intermediate_size, |start, gate| {
-            silu_mul(gate, &up[start..start + gate.len()]);
+            let up = &up[start..start + gate.len()];
+            match self.config.activation {
+                Activation::Silu => silu_mul(gate, up),
+                Activation::GeluTanh => gelu_tanh_mul(gate, up),
+            }
         });
         let outputs = [(Projection::Down, &mut *branch)];
         self.project(layer, GroupKind::FeedForwardInner, gate, outputs, (quantised, hooks));
+        self.norm_in_place(branch, self.layers[layer].feed_forward_output_norm.as_deref());
         add(hidden, branch);
     }
 
@@ -247,6 +296,14 @@ impl Decoder {
         let epsilon = self.config.norm_epsilon;
         for_row_chunks(&self.compute, normed, weight.len(), |start, normed| {
             rms_norm(&hidden[start..start + normed.len()], weight, epsilon, normed);
+        });
+    }
+
+    fn norm_in_place(&self, values: &mut [f32], weight: Option<&[f32]>) {
+        let Some(weight) = weight else { return };
+        let epsilon = self.config.norm_epsilon;
+        for_row_chunks(&self.compute, values, weight.len(), |_, values| {
+            rms_norm_in_place(values, weight, epsilon);
         });
     }
 
@@ -275,21 +332,16 @@ impl Decoder {
         outputs.map(|(_, values)| values)
     }
 
-    fn rotate_heads(
-        &self,
-        heads: &mut [f32],
-        num_heads: usize,
-        cos: &[f32],
-        sin: &[f32],
-        half: usize,
-    ) {
+    fn rotate_heads(&self, heads: &mut [f32], num_heads: usize, angles: &Angles) {
         let dim = self.config.head_dim;
+        let half = dim / 2;
         for_row_chunks(&self.compute, heads, num_heads * dim, |start, rows| {
             let first_row = start / (num_heads * dim);
             for (row, heads) in rows.chunks_exact_mut(num_heads * dim).enumerate() {
-                let angles = (first_row + row) * half..(first_row + row + 1) * half;
+                let place = (first_row + row) * half..(first_row + row + 1) * half;
+                let (cos, sin) = (&angles.cos[place.clone()], &angles.sin[place]);
                 for head in heads.chunks_exact_mut(dim) {
-                    rotate(head, &cos[angles.clone()], &sin[angles.clone()]);
+                    rotate(head, cos, sin);
                 }
             }
         });

@@ -22,9 +22,10 @@ pub struct SiteOutput<'a> {
 
 /// What a composition does to a forward pass.
 pub trait Hooks {
-    /// Called once per step, after token embedding; `hidden` is `[rows, hidden_size]`.
-    fn embedded(&mut self, hidden: &mut [f32]) {
-        let _ = hidden;
+    /// Called once per step, after token embedding; `hidden` is `[rows, hidden_size]`, rows of the table times
+    /// `scale`.
+    fn embedded(&mut self, hidden: &mut [f32], scale: f32) {
+        let _ = (hidden, scale);
     }
 
     /// Called after the base projections of one input group: every low-rank delta enters here.

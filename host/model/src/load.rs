@@ -20,6 +20,7 @@ use crate::linear::{Linear, Matrix};
 use crate::rope::RopeTable;
 use crate::site::Projection;
 
+pub use crate::family::gguf_architecture;
 pub use gguf_file::{GgufFile, gguf_stored_row, gguf_tensor_name};
 
 /// Called as loading proceeds with `(bytes done, bytes in all)`.
@@ -32,6 +33,10 @@ trait WeightSource {
     fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error>;
     fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error>;
     fn digest(&self) -> [u8; 32];
+    /// What is added to the weights of norms.
+    fn norm_offset(&self) -> f32 {
+        0.0
+    }
 }
 
 /// Loads a base model from a directory with `config.json` and safetensors, or from a `.gguf` file.
@@ -53,9 +58,6 @@ fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder
     if config.feed_forward != FeedForward::Dense {
         return Err(Error::unsupported("feed-forward", "mixture of experts", "dense"));
     }
-    if config.query_key_norm != QueryKeyNorm::None {
-        return Err(Error::unsupported("query/key norm", "present", "none"));
-    }
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embeddings = source.matrix("model.embed_tokens.weight", vocab, hidden)?;
     let layers = (0..config.num_layers)
@@ -70,9 +72,10 @@ fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder
     Ok(Decoder {
         embeddings,
         layers,
-        final_norm: required(&mut source, "model.norm.weight", hidden)?,
+        final_norm: norm(&mut source, "model.norm.weight", hidden)?,
         head,
         rope: RopeTable::new(&config.rope, config.head_dim),
+        local_rope: config.local_rope.as_ref().map(|rope| RopeTable::new(rope, config.head_dim)),
         compute,
         digest: source.digest(),
         config,
@@ -103,12 +106,43 @@ fn build_layer(
     let [q, k, v, o, gate, up, down] = Projection::ALL;
     let projections =
         [linear(q)?, linear(k)?, linear(v)?, linear(o)?, linear(gate)?, linear(up)?, linear(down)?];
-    let norm = |name: &str| format!("{prefix}.{name}.weight");
+    let hidden = config.hidden_size;
+    let mut named = |name: &str, len: usize| norm(source, &format!("{prefix}.{name}.weight"), len);
+    let mut normed_heads = |name: &str, num_heads: usize| match config.query_key_norm {
+        QueryKeyNorm::None => Ok(None),
+        QueryKeyNorm::PerHead => named(name, config.head_dim).map(Some),
+        QueryKeyNorm::FullWidth => named(name, num_heads * config.head_dim).map(Some),
+    };
+    let query_norm = normed_heads("self_attn.q_norm", config.num_heads)?;
+    let key_norm = normed_heads("self_attn.k_norm", config.num_kv_heads)?;
+    let attention_norm = named("input_layernorm", hidden)?;
+    // With norms at both ends of a block, the name that others have for the second block's first is the first block's last.
+    let (attention_output_norm, feed_forward_norm, feed_forward_output_norm) =
+        match config.output_norms {
+            false => (None, named("post_attention_layernorm", hidden)?, None),
+            true => (
+                Some(named("post_attention_layernorm", hidden)?),
+                named("pre_feedforward_layernorm", hidden)?,
+                Some(named("post_feedforward_layernorm", hidden)?),
+            ),
+        };
     Ok(Layer {
+        attention_norm,
+        attention_output_norm,
+        feed_forward_norm,
+        feed_forward_output_norm,
+        query_norm,
+        key_norm,
         projections,
-        attention_norm: required(source, &norm("input_layernorm"), config.hidden_size)?,
-        feed_forward_norm: required(source, &norm("post_attention_layernorm"), config.hidden_size)?,
     })
+}
+
+/// A norm's weights as the decoder multiplies with them.
+fn norm(source: &mut impl WeightSource, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+    let mut weights = required(source, name, len)?;
+    let offset = source.norm_offset();
+    weights.iter_mut().for_each(|weight| *weight += offset);
+    Ok(weights)
 }
 
 fn required(source: &mut impl WeightSource, name: &str, len: usize) -> Result<Vec<f32>, Error> {

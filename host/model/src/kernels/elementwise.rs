@@ -35,6 +35,17 @@ pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
     }
 }
 
+/// The same in place, over each run of `weight.len()` values.
+pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
+    for x in x.chunks_exact_mut(weight.len()) {
+        let mean = sum_of_squares(x) / weight.len() as f32;
+        let scale = 1.0 / (mean + epsilon).sqrt();
+        for (x, &weight) in x.iter_mut().zip(weight) {
+            *x = *x * scale * weight;
+        }
+    }
+}
+
 fn sum_of_squares(x: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 16];
     let chunks = x.chunks_exact(16);
@@ -51,6 +62,18 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     for (gate, &up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
+    }
+}
+
+/// Gated GELU: `gate ← gelu(gate) · up`, elementwise, with the approximation by tanh
+/// (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
+pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
+    /// √(8 / π): (1 + tanh u) / 2 is the logistic function of 2u.
+    const FACTOR: f32 = 1.595_769_1;
+    for (gate, &up) in gate.iter_mut().zip(up) {
+        let x = *gate;
+        let u = FACTOR * (0.044_715 * x * x).mul_add(x, x);
+        *gate = x / (1.0 + exp(-u)) * up;
     }
 }
 
@@ -83,6 +106,19 @@ mod tests {
             assert!(error < 3e-7, "exp({x}): relative error {error}");
         }
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn gelu_is_its_formula() {
+        for step in -1200..1200 {
+            let x = step as f32 / 100.0;
+            let mut gate = [x];
+            gelu_tanh_mul(&mut gate, &[2.0]);
+            let x = f64::from(x);
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+            let expected = x * (1.0 + inner.tanh());
+            assert!((f64::from(gate[0]) - expected).abs() < 2e-6, "{x}: {gate:?} {expected}");
+        }
     }
 
     #[test]

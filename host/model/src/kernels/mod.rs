@@ -14,6 +14,6 @@ mod simd;
 
 pub(crate) use attention::{add_weighted_values, block_scores};
 pub use dense::{WeightSlice, add_scaled_rows, dots, matmul_dense, prefetch};
-pub use elementwise::{exp, rms_norm, silu_mul, softmax};
+pub use elementwise::{exp, gelu_tanh_mul, rms_norm, rms_norm_in_place, silu_mul, softmax};
 pub use packed::{PackedMatrix, QuantisedRows, matmul_packed};
 pub use simd::{Isa, isa};

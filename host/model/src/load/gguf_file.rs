@@ -119,7 +119,7 @@ impl WeightSource for GgufFile {
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
-        let gguf_name = gguf_tensor_name(name);
+        let gguf_name = gguf_tensor_name(&self.config, name);
         let Some((info, bytes)) = self.tensor(&gguf_name, &[len])? else { return Ok(None) };
         let values =
             dequantise(bytes, info.dtype, len).map_err(|e| Error::malformed(&self.path, e))?;
@@ -128,7 +128,7 @@ impl WeightSource for GgufFile {
     }
 
     fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error> {
-        let gguf_name = gguf_tensor_name(name);
+        let gguf_name = gguf_tensor_name(&self.config, name);
         let Some((info, bytes)) = self.tensor(&gguf_name, &[outs, inner])? else {
             return Err(Error::MissingTensor { name: gguf_name });
         };
@@ -198,26 +198,36 @@ impl GgufFile {
 }
 
 /// llama.cpp's name of a tensor.
-pub fn gguf_tensor_name(name: &str) -> String {
+pub fn gguf_tensor_name(config: &ModelConfig, name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".to_owned(),
         "model.norm.weight" => return "output_norm.weight".to_owned(),
         "lm_head.weight" => return "output.weight".to_owned(),
         _ => {}
     }
-    const PARTS: [(&str, &str); 10] = [
+    const PARTS: [(&str, &str); 13] = [
         ("model.layers.", "blk."),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
         ("self_attn.v_proj", "attn_v"),
         ("self_attn.o_proj", "attn_output"),
+        ("self_attn.q_norm", "attn_q_norm"),
+        ("self_attn.k_norm", "attn_k_norm"),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),
         ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
+        ("pre_feedforward_layernorm", "ffn_norm"),
+        ("post_feedforward_layernorm", "post_ffw_norm"),
     ];
-    PARTS.iter().fold(name.to_owned(), |name, (from, to)| name.replacen(from, to, 1))
+    let after_attention = match config.output_norms {
+        true => "post_attention_norm",
+        false => "ffn_norm",
+    };
+    PARTS
+        .iter()
+        .chain(&[("post_attention_layernorm", after_attention)])
+        .fold(name.to_owned(), |name, (from, to)| name.replacen(from, to, 1))
 }
 
 /// Packs blocks whose form the kernels hold; `None` if a scale is not finite.
@@ -392,13 +402,25 @@ mod tests {
 
     #[test]
     fn names_follow_llama_cpp() {
-        assert_eq!(
-            gguf_tensor_name("model.layers.12.self_attn.o_proj.weight"),
-            "blk.12.attn_output.weight"
-        );
-        assert_eq!(
-            gguf_tensor_name("model.layers.0.post_attention_layernorm.weight"),
-            "blk.0.ffn_norm.weight"
-        );
+        let config = crate::config::tests::tiny();
+        let sandwich = ModelConfig { output_norms: true, ..config.clone() };
+        for (config, name, expected) in [
+            (&config, "model.layers.12.self_attn.o_proj.weight", "blk.12.attn_output.weight"),
+            (&config, "model.layers.0.post_attention_layernorm.weight", "blk.0.ffn_norm.weight"),
+            (&config, "model.layers.0.self_attn.q_norm.weight", "blk.0.attn_q_norm.weight"),
+            (
+                &sandwich,
+                "model.layers.0.post_attention_layernorm.weight",
+                "blk.0.post_attention_norm.weight",
+            ),
+            (&sandwich, "model.layers.0.pre_feedforward_layernorm.weight", "blk.0.ffn_norm.weight"),
+            (
+                &sandwich,
+                "model.layers.0.post_feedforward_layernorm.weight",
+                "blk.0.post_ffw_norm.weight",
+            ),
+        ] {
+            assert_eq!(gguf_tensor_name(config, name), expected);
+        }
     }
 }

@@ -174,6 +174,10 @@ impl WeightSource for Directory {
     fn digest(&self) -> [u8; 32] {
         self.digest
     }
+
+    fn norm_offset(&self) -> f32 {
+        family::hugging_face_norm_offset(&self.config)
+    }
 }
 
 pub(super) fn all_finite(weights: WeightSlice<'_>) -> bool {

@@ -1,0 +1,158 @@
+//! Families as GGUF metadata names them.
+
+use super::{check, checked_size};
+use crate::config::{
+    Activation, Biases, FeedForward, ModelConfig, QueryKeyNorm, Rope, RopeScaling,
+};
+use crate::error::Error;
+use crate::gguf::{Header, Value};
+
+const SUPPORTED: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+
+/// Reads GGUF metadata. `factors` are the divisors of the tensor `rope_freqs.weight`, if there is one.
+pub(crate) fn from_gguf(header: &Header, factors: Option<Vec<f64>>) -> Result<ModelConfig, Error> {
+    let architecture = header.metadata.get("general.architecture").and_then(Value::as_str);
+    let architecture = architecture.unwrap_or("missing");
+    let unsupported =
+        || Error::unsupported("general.architecture", architecture, SUPPORTED.join(", "));
+    if !SUPPORTED.contains(&architecture) {
+        return Err(unsupported());
+    }
+    let keys = Keys { header, architecture };
+    let config = plain(&keys, factors)?;
+    check(match architecture {
+        "llama" => ModelConfig { family: "llama", ..config },
+        "qwen2" => ModelConfig { family: "qwen2", ..config },
+        "qwen3" => ModelConfig { family: "qwen3", query_key_norm: QueryKeyNorm::PerHead, ..config },
+        "gemma3" => gemma3(&keys, config)?,
+        _ => return Err(unsupported()),
+    })
+}
+
+fn gemma3(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
+    // The largest one scales by the width of a head as if the heads filled the residual stream.
+    let width = match config.num_layers {
+        62 => config.hidden_size / config.num_heads,
+        _ => config.head_dim,
+    };
+    let window = keys.size("attention.sliding_window", None)?;
+    let is_local = |layer: usize| !(layer + 1).is_multiple_of(6);
+    Ok(ModelConfig {
+        family: "gemma3",
+        embedding_scale: (config.hidden_size as f32).sqrt(),
+        local_rope: Some(Rope {
+            theta: keys.number("rope.freq_base_swa").unwrap_or(10_000.0),
+            scaling: RopeScaling::None,
+        }),
+        query_key_norm: QueryKeyNorm::PerHead,
+        attention_scale: 1.0 / (width as f32).sqrt(),
+        windows: (0..config.num_layers).map(|layer| is_local(layer).then_some(window)).collect(),
+        output_norms: true,
+        activation: Activation::GeluTanh,
+        ..config
+    })
+}
+
+/// What all architectures say in the same way.
+fn plain(keys: &Keys<'_>, factors: Option<Vec<f64>>) -> Result<ModelConfig, Error> {
+    if keys.number("expert_count").is_some_and(|experts| experts > 0.0) {
+        return Err(Error::unsupported(keys.name("expert_count"), "experts", "dense feed-forward"));
+    }
+    for key in ["attn_logit_softcapping", "final_logit_softcapping", "logit_scale"] {
+        if let Some(found) = keys.number(key) {
+            return Err(Error::unsupported(keys.name(key), found.to_string(), "none"));
+        }
+    }
+    let hidden_size = keys.size("embedding_length", None)?;
+    let num_heads = keys.size("attention.head_count", None)?;
+    let num_layers = keys.size("block_count", None)?;
+    let head_dim = keys.size("attention.key_length", Some(hidden_size / num_heads))?;
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        let found = keys.size(key, Some(head_dim))?;
+        if found != head_dim {
+            let (found, expected) = (found.to_string(), head_dim.to_string());
+            return Err(Error::unsupported(keys.name(key), found, expected));
+        }
+    }
+    let vocab_size = match keys.header.tensors.get("token_embd.weight") {
+        Some(tensor) => tensor.shape[0],
+        None => return Err(Error::MissingTensor { name: "token_embd.weight".to_owned() }),
+    };
+    let has = |name: &str| keys.header.tensors.contains_key(name);
+    Ok(ModelConfig {
+        family: "",
+        vocab_size,
+        hidden_size,
+        intermediate_size: keys.size("feed_forward_length", None)?,
+        num_layers,
+        num_heads,
+        num_kv_heads: keys.size("attention.head_count_kv", Some(num_heads))?,
+        head_dim,
+        max_positions: keys.size("context_length", Some(2048))?,
+        norm_epsilon: keys.number("attention.layer_norm_rms_epsilon").unwrap_or(1e-5) as f32,
+        embedding_scale: 1.0,
+        rope: Rope {
+            theta: keys.number("rope.freq_base").unwrap_or(10_000.0),
+            scaling: keys.scaling(factors)?,
+        },
+        local_rope: None,
+        biases: Biases {
+            query_key_value: has("blk.0.attn_q.bias"),
+            attention_output: has("blk.0.attn_output.bias"),
+            feed_forward: has("blk.0.ffn_gate.bias"),
+        },
+        query_key_norm: QueryKeyNorm::None,
+        clip: None,
+        attention_scale: 1.0 / (head_dim as f32).sqrt(),
+        windows: vec![None; num_layers],
+        output_norms: false,
+        activation: Activation::Silu,
+        feed_forward: FeedForward::Dense,
+        tied_embeddings: !has("output.weight"),
+        bos_token: keys.token("bos_token_id"),
+        eos_tokens: keys
+            .token("eos_token_id")
+            .into_iter()
+            .chain(keys.token("eot_token_id"))
+            .collect(),
+    })
+}
+
+/// Typed look-ups in the metadata of an architecture.
+struct Keys<'a> {
+    header: &'a Header,
+    architecture: &'a str,
+}
+
+impl Keys<'_> {
+    fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.architecture)
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        self.header.metadata.get(&self.name(key)).and_then(Value::as_f64)
+    }
+
+    fn size(&self, key: &str, default: Option<usize>) -> Result<usize, Error> {
+        let found = self.number(key).map(|value| value as u64);
+        checked_size(&self.name(key), found.or(default.map(|value| value as u64)))
+    }
+
+    fn token(&self, key: &str) -> Option<u32> {
+        let value = self.header.metadata.get(&format!("tokenizer.ggml.{key}"))?.as_u64()?;
+        u32::try_from(value).ok()
+    }
+
+    fn scaling(&self, factors: Option<Vec<f64>>) -> Result<RopeScaling, Error> {
+        let name = self.name("rope.scaling.type");
+        let kind = self.header.metadata.get(&name).and_then(Value::as_str);
+        Ok(match (factors, kind) {
+            (Some(factors), _) => RopeScaling::Factors(factors),
+            (None, None | Some("none")) => RopeScaling::None,
+            (None, Some("linear")) => {
+                RopeScaling::Linear { factor: self.number("rope.scaling.factor").unwrap_or(1.0) }
+            }
+            (None, Some(other)) => return Err(Error::unsupported(name, other, "none, linear")),
+        })
+    }
+}

@@ -1,0 +1,180 @@
+//! Typed look-ups in a `config.json`.
+
+use serde_json::Value as Json;
+
+use super::{MAX_SIZE, checked_size};
+use crate::config::{Rope, RopeScaling};
+use crate::error::Error;
+
+/// Typed look-ups in a JSON object.
+pub(super) struct Keys<'a>(pub(super) &'a Json);
+
+impl Keys<'_> {
+    pub(super) fn size(&self, key: &str, default: Option<usize>) -> Result<usize, Error> {
+        let value = self.0.get(key).filter(|value| !value.is_null());
+        match value {
+            Some(value) if value.as_u64().is_none() => {
+                Err(Error::unsupported(key, value.to_string(), "a positive integer"))
+            }
+            value => {
+                checked_size(key, value.and_then(Json::as_u64).or(default.map(|size| size as u64)))
+            }
+        }
+    }
+
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
+        self.0.get(key).and_then(Json::as_f64)
+    }
+
+    pub(super) fn flag(&self, key: &str) -> bool {
+        self.flag_or(key, false)
+    }
+
+    pub(super) fn flag_or(&self, key: &str, default: bool) -> bool {
+        self.0.get(key).and_then(Json::as_bool).unwrap_or(default)
+    }
+
+    /// A number that may be zero.
+    pub(super) fn count(&self, key: &str, default: usize) -> Result<usize, Error> {
+        match self.0.get(key).filter(|value| !value.is_null()) {
+            None => Ok(default),
+            Some(value) => match value.as_u64() {
+                Some(count) if count <= MAX_SIZE => Ok(count as usize),
+                _ => Err(Error::unsupported(key, value.to_string(), "a small whole number")),
+            },
+        }
+    }
+
+    /// Refuses settings that are there and say anything but no.
+    pub(super) fn absent(&self, names: &[&str]) -> Result<(), Error> {
+        for name in names {
+            let found =
+                self.0.get(name).filter(|value| !value.is_null() && **value != Json::Bool(false));
+            if let Some(found) = found {
+                return Err(Error::unsupported(*name, found.to_string(), "none"));
+            }
+        }
+        Ok(())
+    }
+
+    /// `sliding_window`: null means none, and a family may have one where nothing is said.
+    pub(super) fn window(&self, default: Option<usize>) -> Result<Option<usize>, Error> {
+        match self.0.get("sliding_window") {
+            None => Ok(default),
+            Some(Json::Null) => Ok(None),
+            Some(_) => self.size("sliding_window", None).map(Some),
+        }
+    }
+
+    /// The window of each layer: as `layer_types` says, else where `has_window` is true.
+    pub(super) fn windows(
+        &self,
+        num_layers: usize,
+        window: Option<usize>,
+        has_window: &dyn Fn(usize) -> bool,
+    ) -> Result<Vec<Option<usize>>, Error> {
+        let Some(types) = self.0.get("layer_types").and_then(Json::as_array) else {
+            return Ok((0..num_layers).map(|layer| window.filter(|_| has_window(layer))).collect());
+        };
+        if types.len() != num_layers {
+            let found = format!("{} entries", types.len());
+            return Err(Error::unsupported(
+                "layer_types",
+                found,
+                format!("{num_layers}, one per layer"),
+            ));
+        }
+        types
+            .iter()
+            .map(|kind| match kind.as_str() {
+                Some("full_attention") => Ok(None),
+                Some("sliding_attention") if window.is_some() => Ok(window),
+                Some("sliding_attention") => Err(Error::unsupported(
+                    "sliding_window",
+                    "none",
+                    "a window for the layers that want one",
+                )),
+                _ => Err(Error::unsupported(
+                    "layer_types",
+                    kind.to_string(),
+                    "full_attention, sliding_attention",
+                )),
+            })
+            .collect()
+    }
+
+    pub(super) fn tokens(&self, key: &str) -> Vec<u32> {
+        let token = |value: &Json| value.as_u64().and_then(|token| u32::try_from(token).ok());
+        match self.0.get(key) {
+            Some(Json::Array(values)) => values.iter().filter_map(token).collect(),
+            Some(value) => token(value).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    pub(super) fn require(&self, key: &str, accepted: &[&str], default: &str) -> Result<(), Error> {
+        let found = self.0.get(key).and_then(Json::as_str).unwrap_or(default);
+        if accepted.contains(&found) {
+            return Ok(());
+        }
+        Err(Error::unsupported(key, found, accepted.join(", ")))
+    }
+
+    /// `rope_parameters` (newer) or `rope_theta` with `rope_scaling` (older).
+    pub(super) fn rope(&self, default_theta: f64) -> Result<Rope, Error> {
+        let object = |key: &str| self.0.get(key).filter(|value| value.is_object());
+        let parameters = object("rope_parameters").or_else(|| object("rope_scaling"));
+        self.rope_from(parameters, "rope_theta", default_theta)
+    }
+
+    /// The rope of one kind of layer: `rope_parameters.KIND` (newer), or a base of its own (older), where only layers
+    /// that see everything are scaled.
+    pub(super) fn rope_of(
+        &self,
+        kind: &str,
+        theta_key: &str,
+        default_theta: f64,
+    ) -> Result<Rope, Error> {
+        let own = self.0.get("rope_parameters").and_then(|kinds| kinds.get(kind));
+        let older = || self.0.get("rope_scaling").filter(|_| kind == "full_attention");
+        let parameters = own.or_else(older).filter(|value| value.is_object());
+        self.rope_from(parameters, theta_key, default_theta)
+    }
+
+    fn rope_from(
+        &self,
+        parameters: Option<&Json>,
+        theta_key: &str,
+        default_theta: f64,
+    ) -> Result<Rope, Error> {
+        let number = |key: &str| parameters.and_then(|parameters| parameters.get(key)?.as_f64());
+        let theta =
+            number("rope_theta").or_else(|| self.number(theta_key)).unwrap_or(default_theta);
+        let kind = parameters.and_then(|parameters| {
+            parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Json::as_str)
+        });
+        let partial =
+            number("partial_rotary_factor").or_else(|| self.number("partial_rotary_factor"));
+        if let Some(partial) = partial.filter(|&partial| partial != 1.0) {
+            return Err(Error::unsupported("partial_rotary_factor", partial.to_string(), "1"));
+        }
+        let need = |key: &str| {
+            number(key)
+                .ok_or_else(|| Error::unsupported(format!("rope {key}"), "missing", "a number"))
+        };
+        let scaling = match kind.unwrap_or("default") {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: need("factor")? },
+            "llama3" => RopeScaling::Llama3 {
+                factor: need("factor")?,
+                low_freq_factor: need("low_freq_factor")?,
+                high_freq_factor: need("high_freq_factor")?,
+                original_max_positions: need("original_max_position_embeddings")?,
+            },
+            other => {
+                return Err(Error::unsupported("rope_type", other, "default, linear, llama3"));
+            }
+        };
+        Ok(Rope { theta, scaling })
+    }
+}
