@@ -5,8 +5,10 @@ use std::path::Path;
 use minijinja::{Environment, Value as Jinja, context};
 use polyskill_model::gguf;
 use polyskill_model::load::GgufFile;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use tokenizers::Tokenizer;
+
+mod gguf_tokenizer;
 
 /// Why a model's text side cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -80,8 +82,8 @@ impl TextModel {
     fn from_gguf(path: &Path) -> Result<Self, TextError> {
         let header = GgufFile::read_header(path).map_err(unusable)?;
         let get = |key: &str| header.metadata.get(&format!("tokenizer.{key}"));
-        let tokens = texts(get("ggml.tokens"), "tokenizer.ggml.tokens")?;
-        let tokenizer = gguf_tokenizer(&header, &tokens)?;
+        let tokens = gguf_tokenizer::texts(&header, "tokens")?;
+        let tokenizer = gguf_tokenizer::build(&header, &tokens)?;
         let id = |key: &str| get(key).and_then(gguf::Value::as_u64);
         let text = |key: &str| {
             id(key)
@@ -89,7 +91,8 @@ impl TextModel {
                 .map(|text| (*text).to_owned())
                 .unwrap_or_default()
         };
-        let wants_bos = get("ggml.add_bos_token").and_then(gguf::Value::as_bool).unwrap_or(false);
+        let wants_bos = get("ggml.add_bos_token").and_then(gguf::Value::as_bool);
+        let wants_bos = wants_bos.unwrap_or_else(|| gguf_tokenizer::adds_bos_unless_told(&header));
         let bos_id = id("ggml.bos_token_id").and_then(|id| u32::try_from(id).ok());
         Ok(Self {
             tokenizer,
@@ -182,74 +185,6 @@ impl TextModel {
     pub fn decode(&self, tokens: &[u32]) -> String {
         self.tokenizer.decode(tokens, true).unwrap_or_default()
     }
-}
-
-fn texts<'a>(value: Option<&'a gguf::Value>, key: &str) -> Result<Vec<&'a str>, TextError> {
-    let list = value.and_then(gguf::Value::as_list);
-    let texts = list.and_then(|list| list.iter().map(gguf::Value::as_str).collect());
-    texts.ok_or_else(|| unusable(format!("`{key}` is missing or not a list of texts")))
-}
-
-/// Builds a byte-level BPE from GGUF metadata, in the form of a `tokenizer.json`.
-fn gguf_tokenizer(header: &gguf::Header, tokens: &[&str]) -> Result<Tokenizer, TextError> {
-    const GPT2: &str =
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-    const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    let get = |key: &str| header.metadata.get(&format!("tokenizer.ggml.{key}"));
-    match get("model").and_then(gguf::Value::as_str) {
-        Some("gpt2") => {}
-        other => {
-            let found = other.unwrap_or("missing");
-            return Err(unusable(format!(
-                "tokenizer.ggml.model `{found}` is not supported (supported: gpt2)"
-            )));
-        }
-    }
-    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
-    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
-    let splits = match get("pre").and_then(gguf::Value::as_str).unwrap_or("default") {
-        "smollm" => vec![json!({"type": "Digits", "individual_digits": true}), split(GPT2), bytes],
-        "default" | "gpt-2" | "gpt2" => vec![split(GPT2), bytes],
-        "llama-bpe" | "llama3" => vec![split(LLAMA3), bytes],
-        other => {
-            let supported = "smollm, gpt-2, llama-bpe";
-            return Err(unusable(format!(
-                "tokenizer.ggml.pre `{other}` is not supported (supported: {supported})"
-            )));
-        }
-    };
-    let merges = texts(get("merges"), "tokenizer.ggml.merges")?;
-    let merges: Vec<(&str, &str)> =
-        merges.iter().filter_map(|merge| merge.split_once(' ')).collect();
-    let types = get("token_type").and_then(gguf::Value::as_list).unwrap_or_default();
-    let added: Vec<Json> = tokens
-        .iter()
-        .enumerate()
-        .filter_map(|(id, text)| {
-            let kind = types.get(id).and_then(gguf::Value::as_u64)?;
-            // ggml's token types: 3 is a control token, 4 was added by the user.
-            let special = match kind {
-                3 => true,
-                4 => false,
-                _ => return None,
-            };
-            Some(json!({"id": id, "content": text, "special": special, "normalized": false,
-                        "lstrip": false, "rstrip": false, "single_word": false}))
-        })
-        .collect();
-    let vocab: serde_json::Map<String, Json> =
-        tokens.iter().enumerate().map(|(id, text)| ((*text).to_owned(), json!(id))).collect();
-    let tokenizer = json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": added,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits},
-        "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                  "ignore_merges": false, "vocab": vocab, "merges": merges},
-    });
-    parse_tokenizer(tokenizer.to_string().as_bytes())
-        .map_err(|error| unusable(format!("tokenizer: {error}")))
 }
 
 /// The library unwraps where some parts of a file are not what it expects.
