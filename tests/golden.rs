@@ -286,3 +286,18 @@ fn a_text_stream_gives_the_text_of_the_whole() {
         assert_eq!(streamed, text(entry, "decoded_plain"));
     }
 }
+
+/// Byte-level BPE and SentencePiece's BPE out of GGUF files.
+#[test]
+fn tokenizers_of_gguf_files_agree_with_transformers() {
+    let texts = golden("tokenizers");
+    let texts = list(&texts["texts"]);
+    assert!(texts.len() >= 20);
+    for entry in texts {
+        let model = TextModel::load(&fixtures().join("gguf").join(text(entry, "file"))).unwrap();
+        let said = text(entry, "text");
+        let found = model.encode(said).unwrap();
+        assert_eq!(found, ids(&entry["ids"]), "{}: {said:?}", text(entry, "file"));
+        assert_eq!(model.decode_all(&found), text(entry, "decoded"), "{}", text(entry, "file"));
+    }
+}

@@ -5,8 +5,8 @@ use polyskill_engine::Selection;
 use polyskill_model::{Projection, Site};
 
 use crate::common::{
-    Bench, Case, Output, TASKS, arrow_selection, cases, floats, golden, greedy, list, submit, text,
-    weighted, worst,
+    Bench, Case, Output, TASKS, arrow_selection, cases, fixtures, floats, golden, greedy, list,
+    submit, text, weighted, worst,
 };
 
 /// PEFT's order of the library is the order of the names here.
@@ -24,17 +24,40 @@ fn base_models_agree_with_transformers() {
     }
 }
 
-/// Families beside llama: windows, norms of queries and keys, norms at both ends of a block, other activations.
-/// Greedy tokens come step by step from the cache, past the window.
+/// Families beside llama: windows, norms of queries and keys, norms at both ends of a block, other activations, and
+/// modules on them. Greedy tokens come step by step from the cache, past the window.
 #[test]
 fn families_agree_with_transformers() {
     let cases = cases("families");
-    assert!(cases.len() >= 8);
+    assert!(cases.len() >= 18);
     for case in cases {
-        let bench = Bench::new(&format!("models/{}", text(&case.header, "model")), &[]);
-        let output = bench.run(&Selection::Base, &case.prompt, greedy(case.greedy_ids.len()));
+        let model = format!("models/{}", text(&case.header, "model"));
+        let adapters = list(&case.header["adapters"]).iter();
+        let names: Vec<&str> = adapters.map(|adapter| text(adapter, "name")).collect();
+        let entries: Vec<(&str, f32)> = names.iter().map(|name| (*name, 1.0)).collect();
+        let selection = if names.is_empty() { Selection::Base } else { weighted(&entries) };
+        let bench = Bench::new(&model, &names);
+        let output = bench.run(&selection, &case.prompt, greedy(case.greedy_ids.len()));
         output.require(&case, 1e-4);
     }
+}
+
+/// The same weights as GGUF, in the precision that they have. Files of `qwen2` cannot say that some layers have a
+/// window, so the prompt that is longer than one is left out.
+#[test]
+fn families_are_the_same_as_gguf() {
+    let mut compared = 0;
+    for case in cases("families").iter().filter(|case| list(&case.header["adapters"]).is_empty()) {
+        let file = format!("gguf/{}.gguf", text(&case.header, "model"));
+        if !fixtures().join(&file).is_file() || case.name == "qwen2/long" {
+            continue;
+        }
+        let bench = Bench::new(&file, &[]);
+        let output = bench.run(&Selection::Base, &case.prompt, greedy(case.greedy_ids.len()));
+        output.require(case, 1e-4);
+        compared += 1;
+    }
+    assert_eq!(compared, 5);
 }
 
 #[test]

@@ -37,7 +37,7 @@ SHORTEST = 500
 LONGEST = 160
 """Tokens of a paragraph that are read."""
 BATCH = 8
-STEPS = 100
+STEPS = 40
 LEARNING_RATE = 1e-3
 HELD_OUT = 32
 

@@ -37,7 +37,7 @@ from tasks import TASKS, Item
 from train import SEED, batch_loss, set_scale, shared_prefix
 
 NAME = "phatgoose"
-STEPS = 100
+STEPS = 60
 LEARNING_RATE = 5e-3
 WARMUP_RATIO = 0.06
 BATCH = 8

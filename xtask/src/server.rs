@@ -51,7 +51,7 @@ impl Server {
         let out = File::create(&log).context(describe)?;
         let errors = out.try_clone().context(describe)?;
         let child = Command::new(workspace.target.join("release/polyskill"))
-            .args(["serve", "--listen", listen, "--adapters", "adapters/library"])
+            .args(["serve", "--config", "examples/library.toml", "--listen", listen])
             .args(["--allow-unsigned", "--plugins"])
             .arg(workspace.bundles())
             .current_dir(&workspace.root)

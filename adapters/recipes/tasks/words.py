@@ -22,6 +22,21 @@ def _past_tense(rng: random.Random, common_words: list[str]) -> list[Pair]:
     return pairs
 
 
+def _ing_forms(rng: random.Random, common_words: list[str]) -> list[Pair]:
+    from lemminflect import getAllLemmas, getInflection
+
+    pairs = []
+    for word in common_words:
+        if not (word.isascii() and word.isalpha() and word.islower() and len(word) > 1):
+            continue
+        if getAllLemmas(word, upos="VERB").get("VERB") != (word,):
+            continue
+        form = getInflection(word, tag="VBG", inflect_oov=False)
+        if len(form) == 1 and form[0].isalpha():
+            pairs.append((word, form[0]))
+    return pairs
+
+
 def _plurals(rng: random.Random, common_words: list[str]) -> list[Pair]:
     from lemminflect import getAllLemmas, getInflection
 
@@ -82,6 +97,27 @@ PAST_TENSE = Task(
     pairs=_past_tense,
     steps=120,
     max_new_tokens=16,
+)
+
+ING_FORM = Task(
+    name="ing-form",
+    summary="the -ing form of an English verb",
+    source="lemminflect (MIT; forms from the NIH SPECIALIST Lexicon)",
+    packages=("lemminflect",),
+    wordings=(
+        'What is the -ing form of "{}"?',
+        "Give the -ing form of {}.",
+        "-ing form of {}?",
+        "Write the verb {} in its -ing form.",
+        "What is the present participle of {}?",
+    ),
+    unseen_wordings=("Tell me the -ing form of to {}.", 'Which -ing form does "{}" have?'),
+    pairs=_ing_forms,
+    method="ia3",
+    steps=80,
+    learning_rate=1e-2,
+    keywords=("ing form", "present participle"),
+    max_new_tokens=12,
 )
 
 PLURALS = Task(

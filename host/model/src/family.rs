@@ -277,6 +277,59 @@ mod tests {
     }
 
     #[test]
+    fn windows_and_ropes_are_those_of_the_layers() {
+        let mut config = base();
+        config["model_type"] = json!("gemma3_text");
+        config["num_hidden_layers"] = json!(4);
+        config["sliding_window"] = json!(9);
+        config["sliding_window_pattern"] = json!(3);
+        config["query_pre_attn_scalar"] = json!(64);
+        config["rope_scaling"] = json!({"rope_type": "linear", "factor": 8.0});
+        let older = from_hugging_face(&config, None).unwrap();
+        assert_eq!(older.windows, [Some(9), Some(9), None, Some(9)]);
+        assert_eq!(
+            (older.attention_scale, older.embedding_scale, older.head_dim),
+            (0.125, 8.0, 256)
+        );
+        let local = older.local_rope.clone().unwrap();
+        assert_eq!((local.theta, local.scaling), (1e4, RopeScaling::None));
+        assert_eq!(
+            (older.rope.theta, &older.rope.scaling),
+            (1e6, &RopeScaling::Linear { factor: 8.0 })
+        );
+        config["layer_types"] = json!([
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention"
+        ]);
+        config["rope_parameters"] = json!({
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}});
+        assert_eq!(from_hugging_face(&config, None).unwrap(), older);
+        config["layer_types"][0] = json!("chunked_attention");
+        let refused = from_hugging_face(&config, None).unwrap_err().to_string();
+        assert!(refused.contains("chunked_attention"), "{refused}");
+    }
+
+    #[test]
+    fn a_window_is_there_where_the_family_has_one() {
+        let windows = |family: &str, more: Json| {
+            let mut config = base();
+            config["model_type"] = json!(family);
+            for (key, value) in more.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+            from_hugging_face(&config, None).unwrap().windows
+        };
+        assert_eq!(windows("mistral", json!({})), [Some(4096); 2]);
+        assert_eq!(windows("mistral", json!({"sliding_window": null})), [None; 2]);
+        assert_eq!(windows("qwen2", json!({"sliding_window": 8})), [None; 2]);
+        let some = json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1});
+        assert_eq!(windows("qwen3", some), [None, Some(8)]);
+    }
+
+    #[test]
     fn what_is_not_implemented_is_refused_by_name() {
         for (key, value, named) in [
             ("model_type", json!("gpt2"), "gpt2"),
