@@ -20,7 +20,7 @@ from chat import CHAT
 from tasks import SPLIT_SEED, TASKS, Item, Split, Task
 from tasks.code import TABLES, VALUES
 
-ITEMS = 40
+ITEMS = 30
 METRICS = {"person-json": "json", "sql-select": "sql", "sums": "numeric"}
 ROWS = 24
 """Rows of a table that a query is tried on."""
@@ -66,9 +66,10 @@ def compositions(rng: random.Random) -> dict[str, list[Line]]:
     import roman
     from num2words import num2words
 
-    sums = [(rng.randint(2, 99), rng.randint(2, 99)) for _ in range(2 * ITEMS)]
+    sums = [(rng.randint(2, 99), rng.randint(2, 99)) for _ in range(3 * ITEMS)]
     asked = [
         ("sum-in-german", "What is {} + {} in German words?", lambda n: num2words(n, lang="de"), 24),
+        ("sum-in-spanish", "What is {} + {} in Spanish words?", lambda n: num2words(n, lang="es"), 24),
         ("sum-in-roman", "What is {} + {} in Roman numerals?", roman.toRoman, 16),
     ]
     return {
@@ -116,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     words = common_words(load_tokenizer(base_path(arguments.base)))
     library = Path(__file__).resolve().parent.parent / "library"
-    shipped = {name: task for name, task in TASKS.items() if (library / name / "adapter_config.json").is_file()}
+    shipped = {name: task for name, task in TASKS.items() if (library / name / "README.md").is_file()}
     splits: dict[str, Split] = {name: task.build(words) for name, task in shipped.items()}
     rng = random.Random(SPLIT_SEED)
     chat = [
