@@ -15,7 +15,7 @@ const HOME: &str = "adapters/evaluation";
 /// What comes after this line in EVALUATION.md is written by this task.
 const MARK: &str = "<!-- Below this line everything is written by `cargo xtask evaluation`. -->\n";
 /// Columns of the slice: the base, the reference, and the routers that this project ships first.
-const SLICE_COLUMNS: [&str; 4] = ["base", "own module", "Arrow, top 3", "PHATGOOSE"];
+const SLICE_COLUMNS: [&str; 4] = ["base", "own module", "Arrow, top 3", "PHATGOOSE, per layer"];
 /// Items of each task in the slice, the first ones.
 const SLICE_ITEMS: f64 = 2.0;
 
