@@ -69,7 +69,7 @@ pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
 /// (Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016).
 pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
     /// √(8 / π): (1 + tanh u) / 2 is the logistic function of 2u.
-    const FACTOR: f32 = 1.595_769_1;
+    const FACTOR: f32 = 1.595_769;
     for (gate, &up) in gate.iter_mut().zip(up) {
         let x = *gate;
         let u = FACTOR * (0.044_715 * x * x).mul_add(x, x);
