@@ -20,7 +20,7 @@ from chat import CHAT
 from tasks import SPLIT_SEED, TASKS, Item, Split, Task
 from tasks.code import TABLES, VALUES
 
-ITEMS = 30
+ITEMS = 40
 METRICS = {"person-json": "json", "sql-select": "sql", "sums": "numeric"}
 ROWS = 24
 """Rows of a table that a query is tried on."""

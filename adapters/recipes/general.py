@@ -1,12 +1,12 @@
 """Train a LoRA on general text, for GenKnowSub to subtract.
 
-    python general.py --out ../../general/wikipedia
+    python general.py --out ../evaluation/general/wikipedia
 
 What modules of different tasks have in common is mostly how to write at all. GenKnowSub (Bagherifard et al., 2025)
 trains a LoRA on general text of the rank and sites of the task modules and subtracts it from each of them, so that
 what is left tells them apart:
 
-    polyskill adapters gen-know-sub --general general/wikipedia --out subtracted adapters/library/regex ...
+    polyskill adapters gen-know-sub --general adapters/evaluation/general/wikipedia --out subtracted adapters/library/regex ...
 
 The text is the English Wikipedia's, from the 100 articles that gensim (LGPL-2.1) has for its tests; the articles are under CC BY-SA.
 The loss is that of language modelling on paragraphs. A and B are trained as usual: there is no task to find directions for.

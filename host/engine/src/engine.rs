@@ -252,6 +252,8 @@ struct Running {
     start_len: usize,
     /// Placeholders and prompt.
     prompt_len: usize,
+    /// Placeholders and what of the prompt is asked.
+    asked_len: usize,
     /// Positions whose keys and values are stored.
     computed: usize,
     /// Tokens of the prompt that were stored already at admission.
@@ -379,7 +381,8 @@ impl State {
         let composition = &request.composition;
         let mut tokens = vec![0; composition.num_virtual_tokens()];
         tokens.extend_from_slice(&request.prompt);
-        let identity = composition.cache_identity.filter(|_| self.config.prefix_cache);
+        let is_cached = self.config.prefix_cache && request.sampling.answer_from.is_none();
+        let identity = composition.cache_identity.filter(|_| is_cached);
         let mut keys = identity.map(|identity| BlockKeys::new(identity, &request.cache_salt));
         // The last token's row makes the first logits, and scored prompts need them all.
         let reusable = match request.sampling.prompt_logprobs {
@@ -520,7 +523,7 @@ impl Layout {
                     trace_from: traced.then(|| rows.end - 1),
                     rows,
                     position: range.start,
-                    prompt_len: running.prompt_len,
+                    prompt_len: running.asked_len,
                     composition: Arc::clone(&running.composition),
                 });
             }
@@ -534,6 +537,7 @@ impl Running {
         let Waiting { id, request, submitted } = waiting;
         let Request { prompt, sampling, composition, trace, sink, .. } = request;
         let Start { tokens, blocks, keys, num_known, computed, cached_tokens } = start;
+        let asked_from = sampling.answer_from;
         Self {
             id,
             trace,
@@ -545,6 +549,9 @@ impl Running {
             scored: Vec::new(),
             sampler: Sampler::new(sampling, &prompt),
             start_len: composition.num_virtual_tokens(),
+            asked_len: asked_from.map_or(tokens.len(), |asked| {
+                composition.num_virtual_tokens() + asked.min(prompt.len())
+            }),
             prompt_len: tokens.len(),
             tokens,
             computed,

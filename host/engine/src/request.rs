@@ -70,6 +70,9 @@ pub struct SamplingParams {
     pub logprobs: Option<usize>,
     /// Alternatives reported per prompt token.
     pub prompt_logprobs: Option<usize>,
+    /// How many of the prompt's tokens are asked, where the rest is an answer to be scored: edits that begin at the
+    /// last token of the prompt begin at the last of these.
+    pub answer_from: Option<usize>,
 }
 
 impl Default for SamplingParams {
@@ -89,6 +92,7 @@ impl Default for SamplingParams {
             seed: 0,
             logprobs: None,
             prompt_logprobs: None,
+            answer_from: None,
         }
     }
 }

@@ -253,6 +253,7 @@ impl CommonParams {
             seed: seed.wrapping_add(choice as u64),
             logprobs: None,
             prompt_logprobs: None,
+            answer_from: None,
         })
     }
 

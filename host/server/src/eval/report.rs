@@ -12,6 +12,8 @@ use super::statistics::{Estimate, Pair, bootstrap};
 use super::tasks::Task;
 use crate::service::Service;
 
+/// A column of this name is what a router should beat; where it does not is listed.
+const UNIFORM: &str = "uniform";
 /// Gains in log-probability per token below this are none that could be recovered.
 const LEAST_GAIN: f64 = 0.05;
 
@@ -125,10 +127,16 @@ impl Report {
                 cost.fallbacks,
             );
         }
-        let losses = self.losses();
-        if !losses.is_empty() {
-            text.push_str("\n## Below the base\n\nTasks on which a column's score is lower than the base's, or its log-probability by more than 0.02:\n\n");
-            losses.iter().for_each(|loss| text.push_str(&format!("- {loss}\n")));
+        let uniform = self.columns.iter().position(|column| column.name == UNIFORM);
+        for (name, reference) in [("the base", self.base_column()), (UNIFORM, uniform)] {
+            let losses = reference.map_or_else(Vec::new, |reference| self.losses(reference));
+            if !losses.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "\n## Below {name}\n\nTasks on which a column's score is lower than that of {name}, or its log-probability by more than 0.02:\n"
+                );
+                losses.iter().for_each(|loss| text.push_str(&format!("- {loss}\n")));
+            }
         }
         text
     }
@@ -156,8 +164,9 @@ impl Report {
         base_column(&self.columns)
     }
 
-    fn losses(&self) -> Vec<String> {
-        let Some(base) = self.base_column() else { return Vec::new() };
+    /// Where columns are below one of them.
+    fn losses(&self, base: usize) -> Vec<String> {
+        let of = cell_text(&self.columns[base].name);
         let mut losses = Vec::new();
         for (rows, margin, what) in
             [(&self.scores, 0.0, "score"), (&self.logprobs, 0.02, "log-probability")]
@@ -169,7 +178,7 @@ impl Report {
                         continue;
                     };
                     losses.push(format!(
-                        "{}, {}: {what} {:.2}, base {:.2}",
+                        "{}, {}: {what} {:.2}, {of} {:.2}",
                         row.name, column.name, cell.mean, reference.mean
                     ));
                 }

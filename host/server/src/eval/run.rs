@@ -222,8 +222,12 @@ fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, Stri
 fn score_references(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<f64>, String> {
     let pending = asked.iter().map(|asked| {
         let whole: Vec<u32> = asked.prompt.iter().chain(&asked.reference).copied().collect();
-        let sampling =
-            SamplingParams { max_tokens: 0, prompt_logprobs: Some(0), ..SamplingParams::default() };
+        let sampling = SamplingParams {
+            max_tokens: 0,
+            prompt_logprobs: Some(0),
+            answer_from: Some(asked.prompt.len()),
+            ..SamplingParams::default()
+        };
         submit(service, asked, (whole, sampling, TraceLevel::None))
     });
     let pending = pending.collect::<Result<Vec<_>, String>>()?;
