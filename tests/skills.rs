@@ -9,7 +9,7 @@ use polyskill::eval::{EvalArgs, Outcome, run};
 use polyskill::pull;
 use polyskill::service::Service;
 use polyskill_adapters::Kind;
-use polyskill_engine::{SamplingParams, Selection};
+use polyskill_engine::{RouterRequest, SamplingParams, Selection};
 use serde_json::{Value as Json, json};
 
 use crate::common::{plugins, root, submit, text};
@@ -38,7 +38,14 @@ fn answer(service: &Service, selection: &Selection, question: &str) -> String {
         stop_tokens: service.model.config().eos_tokens.clone(),
         ..SamplingParams::default()
     };
-    let composition = service.composer.compose(selection).unwrap();
+    // A server hands the question to routers that read it.
+    let selection = match selection.clone() {
+        Selection::Routed(request) => {
+            Selection::Routed(RouterRequest { text: Some(question.to_owned()), ..request })
+        }
+        other => other,
+    };
+    let composition = service.composer.compose(&selection).unwrap();
     assert_eq!(composition.fallback(), None);
     let output = submit(&service.engine, &Arc::clone(&composition), &prompt, sampling).wait();
     service.text.decode(&output.ids()).trim().to_owned()
