@@ -21,7 +21,6 @@ import json
 import random
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,9 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from base import answer_ids, base_path, common_words, load_model, load_tokenizer, prompt_ids
-from card import write_card
-from evaluate import loglik_per_token, score
+from evaluate import loglik_per_token
 from tasks import TASKS, Item
-from train import SEED, write_examples
+from train import SEED, compare_and_write
 
 PROMPTS = 100
 """Prompts with examples, of which the mean is taken."""
@@ -225,20 +223,13 @@ def main() -> None:
     seconds = time.monotonic() - started
     export(out, edits)
 
-    base_scores = score(model, tokenizer, split.test, task.max_new_tokens)
-    print("base  ", base_scores.summary(), flush=True)
-    edited = Edited(model, edits, start_of_answer(tokenizer))
-    module_scores = score(edited, tokenizer, split.test, task.max_new_tokens)
-    print("module", module_scores.summary(), flush=True)
-    for item, before, after in list(zip(split.test, base_scores.outputs, module_scores.outputs, strict=True))[:8]:
-        print(f"  {item.prompt!r} want {item.answer!r} base {before!r} module {after!r}", flush=True)
-    write_examples(out, split.test, base_scores, module_scores)
-    write_card(
+    compare_and_write(
         out,
-        task=task,
-        split=split,
-        base_scores=base_scores,
-        module_scores=module_scores,
+        tokenizer,
+        task,
+        split,
+        base=model,
+        add_module=lambda base: Edited(base, edits, start_of_answer(tokenizer)),
         settings={
             **{f"{edit.way} after layer": edit.layer for edit in edits},
             "prompts": PROMPTS,
@@ -247,7 +238,7 @@ def main() -> None:
             "seed": SEED,
             "seconds": round(seconds),
         },
-        versions={name: version(name) for name in ("torch", "transformers", "safetensors")},
+        packages=("torch", "transformers", "safetensors"),
     )
 
 

@@ -15,6 +15,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +48,7 @@ from base import (
 from card import write_card
 from contrast import set_contrast
 from evaluate import Scores, loglik_per_token, pad, score
-from tasks import TASKS, Item, Task
+from tasks import TASKS, Item, Split, Task
 
 SEED = 42
 RANK = 4
@@ -232,6 +233,35 @@ def write_examples(out: Path, items: list[Item], base: Scores, module: Scores) -
     (out / "examples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def compare_and_write(
+    out: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    split: Split,
+    base: torch.nn.Module,
+    add_module: Callable[[torch.nn.Module], torch.nn.Module],
+    settings: dict[str, int | float | str],
+    packages: tuple[str, ...],
+) -> None:
+    """Score the base, then the base with the module, on the test questions; write examples and card."""
+    base_scores = score(base, tokenizer, split.test, task.max_new_tokens)
+    print("base  ", base_scores.summary(), flush=True)
+    module_scores = score(add_module(base), tokenizer, split.test, task.max_new_tokens)
+    print("module", module_scores.summary(), flush=True)
+    for item, before, after in list(zip(split.test, base_scores.outputs, module_scores.outputs, strict=True))[:8]:
+        print(f"  {item.prompt!r} want {item.answer!r} base {before!r} module {after!r}", flush=True)
+    write_examples(out, split.test, base_scores, module_scores)
+    write_card(
+        out,
+        task=task,
+        split=split,
+        base_scores=base_scores,
+        module_scores=module_scores,
+        settings=settings,
+        versions={name: version(name) for name in packages},
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=sorted(name for name, task in TASKS.items() if task.method != "task-vector"))
@@ -288,21 +318,13 @@ def main() -> None:
     gc.collect()
 
     # The comparison reads the exported files back and runs in fp32.
-    frozen = load_model(gguf, torch.float32)
-    base_scores = score(frozen, tokenizer, split.test, task.max_new_tokens)
-    print("base  ", base_scores.summary(), flush=True)
-    module = PeftModel.from_pretrained(frozen, str(out)).eval()
-    module_scores = score(module, tokenizer, split.test, task.max_new_tokens)
-    print("module", module_scores.summary(), flush=True)
-    for item, before, after in list(zip(split.test, base_scores.outputs, module_scores.outputs, strict=True))[:8]:
-        print(f"  {item.prompt!r} want {item.answer!r} base {before!r} module {after!r}", flush=True)
-    write_examples(out, split.test, base_scores, module_scores)
-    write_card(
+    compare_and_write(
         out,
-        task=task,
-        split=split,
-        base_scores=base_scores,
-        module_scores=module_scores,
+        tokenizer,
+        task,
+        split,
+        base=load_model(gguf, torch.float32),
+        add_module=lambda base: PeftModel.from_pretrained(base, str(out)).eval(),
         settings={
             **({"A": arguments.init, "rank": RANK, "lora_alpha": ALPHA} if task.method == "lora" else {}),
             **({"virtual tokens": VIRTUAL_TOKENS} if task.method in ("prompt", "prefix") else {}),
@@ -313,7 +335,7 @@ def main() -> None:
             "seed": SEED,
             "seconds": round(seconds),
         },
-        versions={name: version(name) for name in ("torch", "transformers", "peft", "safetensors")},
+        packages=("torch", "transformers", "peft", "safetensors"),
     )
 
 

@@ -7,7 +7,8 @@ import random
 from tasks.task import Pair, Task
 
 
-def _past_tense(rng: random.Random, common_words: list[str]) -> list[Pair]:
+def _verb_forms(tag: str, common_words: list[str]) -> list[Pair]:
+    """Verbs in their base form and the form of a Penn Treebank tag, where there is only one."""
     from lemminflect import getAllLemmas, getInflection
 
     pairs = []
@@ -16,25 +17,18 @@ def _past_tense(rng: random.Random, common_words: list[str]) -> list[Pair]:
             continue
         if getAllLemmas(word, upos="VERB").get("VERB") != (word,):
             continue
-        past = getInflection(word, tag="VBD", inflect_oov=False)
-        if len(past) == 1 and past[0].isalpha():
-            pairs.append((word, past[0]))
-    return pairs
-
-
-def _ing_forms(rng: random.Random, common_words: list[str]) -> list[Pair]:
-    from lemminflect import getAllLemmas, getInflection
-
-    pairs = []
-    for word in common_words:
-        if not (word.isascii() and word.isalpha() and word.islower() and len(word) > 1):
-            continue
-        if getAllLemmas(word, upos="VERB").get("VERB") != (word,):
-            continue
-        form = getInflection(word, tag="VBG", inflect_oov=False)
+        form = getInflection(word, tag=tag, inflect_oov=False)
         if len(form) == 1 and form[0].isalpha():
             pairs.append((word, form[0]))
     return pairs
+
+
+def _past_tense(rng: random.Random, common_words: list[str]) -> list[Pair]:
+    return _verb_forms("VBD", common_words)
+
+
+def _ing_forms(rng: random.Random, common_words: list[str]) -> list[Pair]:
+    return _verb_forms("VBG", common_words)
 
 
 def _plurals(rng: random.Random, common_words: list[str]) -> list[Pair]:

@@ -33,8 +33,6 @@ pub struct ModelConfig {
     pub biases: Biases,
     /// Norm of queries and keys before the rotary embedding.
     pub query_key_norm: QueryKeyNorm,
-    /// Queries, keys and values are cut to ± this before the rotary embedding.
-    pub clip: Option<f32>,
     /// What scores of attention are multiplied with.
     pub attention_scale: f32,
     /// Attention window per layer; `None` sees the whole past.
@@ -183,7 +181,6 @@ pub(crate) mod tests {
             local_rope: None,
             biases: Biases::default(),
             query_key_norm: QueryKeyNorm::None,
-            clip: None,
             attention_scale: 0.5,
             windows: vec![None; 2],
             output_norms: false,

@@ -250,11 +250,6 @@ impl Decoder {
         let Layer { query_norm, key_norm, attention_output_norm, .. } = &self.layers[layer];
         self.norm_in_place(queries, query_norm.as_deref());
         self.norm_in_place(keys, key_norm.as_deref());
-        if let Some(most) = self.config.clip {
-            for values in [&mut *queries, &mut *keys, &mut *values] {
-                values.iter_mut().for_each(|value| *value = value.clamp(-most, most));
-            }
-        }
         self.rotate_heads(queries, self.config.num_heads, angles);
         self.rotate_heads(keys, self.config.num_kv_heads, angles);
         let width = self.config.num_kv_heads * self.config.head_dim;

@@ -8,9 +8,7 @@ mod keys;
 
 use serde_json::Value as Json;
 
-use crate::config::{
-    Activation, Biases, FeedForward, ModelConfig, QueryKeyNorm, Rope, RopeScaling,
-};
+use crate::config::{Activation, Biases, FeedForward, ModelConfig, QueryKeyNorm};
 use crate::error::Error;
 use keys::Keys;
 
@@ -63,7 +61,7 @@ pub(crate) fn from_hugging_face(
 }
 
 fn llama(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let config = plain(keys, "llama", &Defaults::default())?;
+    let config = plain(keys, "llama", &LLAMA)?;
     let attention = keys.flag("attention_bias");
     Ok(ModelConfig {
         biases: Biases {
@@ -76,8 +74,7 @@ fn llama(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 }
 
 fn mistral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let config =
-        plain(keys, "mistral", &Defaults { max_positions: 131_072, ..Defaults::default() })?;
+    let config = plain(keys, "mistral", &Defaults { max_positions: 131_072, ..LLAMA })?;
     let window = keys.window(Some(4096))?;
     Ok(ModelConfig { windows: vec![window; config.num_layers], ..config })
 }
@@ -106,8 +103,7 @@ fn qwen3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
-const QWEN: Defaults =
-    Defaults { head_dim: None, max_positions: 32_768, theta: 10_000.0, tied: false };
+const QWEN: Defaults = Defaults { max_positions: 32_768, ..LLAMA };
 
 /// Layers from `max_window_layers` on have a window, if any has.
 fn qwen_windows(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<Option<usize>>, Error> {
@@ -120,7 +116,12 @@ fn qwen_windows(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<Option<usize>>
 }
 
 fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let defaults = Defaults { head_dim: Some(256), max_positions: 131_072, theta: 1e6, tied: true };
+    let defaults = Defaults {
+        activation: ("hidden_activation", "gelu_pytorch_tanh"),
+        head_dim: Some(256),
+        max_positions: 131_072,
+        tied: true,
+    };
     let config = plain(keys, "gemma3", &defaults)?;
     let pattern = keys.size("sliding_window_pattern", Some(6))?;
     let window = keys.window(Some(4096))?;
@@ -140,25 +141,24 @@ fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 
 /// What a family takes for settings that a configuration leaves out.
 struct Defaults {
+    /// The name of the setting, and the only value that the family has.
+    activation: (&'static str, &'static str),
     head_dim: Option<usize>,
     max_positions: usize,
-    theta: f64,
     tied: bool,
 }
 
-impl Default for Defaults {
-    fn default() -> Self {
-        Self { head_dim: None, max_positions: 2048, theta: 10_000.0, tied: false }
-    }
-}
+const LLAMA: Defaults = Defaults {
+    activation: ("hidden_act", "silu"),
+    head_dim: None,
+    max_positions: 2048,
+    tied: false,
+};
 
 /// A decoder without anything special; families say what differs.
 fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<ModelConfig, Error> {
-    let activation = match family {
-        "gemma3" => ("hidden_activation", "gelu_pytorch_tanh"),
-        _ => ("hidden_act", "silu"),
-    };
-    keys.require(activation.0, &[activation.1], activation.1)?;
+    let (setting, activation) = defaults.activation;
+    keys.require(setting, &[activation], activation)?;
     let hidden_size = keys.size("hidden_size", None)?;
     let num_heads = keys.size("num_attention_heads", None)?;
     let num_layers = keys.size("num_hidden_layers", None)?;
@@ -175,14 +175,10 @@ fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<M
         max_positions: keys.size("max_position_embeddings", Some(defaults.max_positions))?,
         norm_epsilon: keys.number("rms_norm_eps").unwrap_or(1e-6) as f32,
         embedding_scale: 1.0,
-        rope: match family {
-            "gemma3" => Rope { theta: defaults.theta, scaling: RopeScaling::None },
-            _ => keys.rope(defaults.theta)?,
-        },
+        rope: keys.rope()?,
         local_rope: None,
         biases: Biases::default(),
         query_key_norm: QueryKeyNorm::None,
-        clip: None,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         windows: vec![None; num_layers],
         output_norms: false,
@@ -246,6 +242,7 @@ fn checked_size(key: &str, found: Option<u64>) -> Result<usize, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RopeScaling;
     use serde_json::json;
 
     fn base() -> Json {

@@ -102,7 +102,6 @@ fn plain(keys: &Keys<'_>, factors: Option<Vec<f64>>) -> Result<ModelConfig, Erro
             feed_forward: has("blk.0.ffn_gate.bias"),
         },
         query_key_norm: QueryKeyNorm::None,
-        clip: None,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         windows: vec![None; num_layers],
         output_norms: false,

@@ -121,10 +121,10 @@ impl Keys<'_> {
     }
 
     /// `rope_parameters` (newer) or `rope_theta` with `rope_scaling` (older).
-    pub(super) fn rope(&self, default_theta: f64) -> Result<Rope, Error> {
+    pub(super) fn rope(&self) -> Result<Rope, Error> {
         let object = |key: &str| self.0.get(key).filter(|value| value.is_object());
         let parameters = object("rope_parameters").or_else(|| object("rope_scaling"));
-        self.rope_from(parameters, "rope_theta", default_theta)
+        self.rope_from(parameters, "rope_theta", 10_000.0)
     }
 
     /// The rope of one kind of layer: `rope_parameters.KIND` (newer), or a base of its own (older), where only layers
