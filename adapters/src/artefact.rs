@@ -292,6 +292,7 @@ mod tests {
             local_rope: None,
             biases: Biases { query_key_value: false, attention_output: false, feed_forward: false },
             query_key_norm: QueryKeyNorm::None,
+            clip_query_key_value: None,
             attention_scale: 1.0,
             windows: vec![None; 2],
             output_norms: false,

@@ -145,7 +145,7 @@ impl Reader<'_> {
 
     /// llama.cpp's names of the projections' weights.
     fn site_names(&self) -> BTreeMap<String, Site> {
-        let sites = (0..self.base.config.num_sites()).map(Site::from_index);
+        let sites = self.base.config.sites();
         let name = |site: Site| gguf_tensor_name(self.base.config, &format!("model.{site}.weight"));
         sites.map(|site| (name(site), site)).collect()
     }

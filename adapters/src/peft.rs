@@ -143,6 +143,6 @@ pub(crate) fn site_of(path: &str, base: &ModelConfig) -> Option<Site> {
     let (layer, path) = path.strip_prefix("model.layers.")?.split_once('.')?;
     let number: usize = layer.parse().ok()?;
     let projection = Projection::ALL.into_iter().find(|projection| projection.path() == path)?;
-    let canonical = number.to_string() == layer && number < base.num_layers;
-    canonical.then_some(Site { layer: number, projection })
+    let site = Site { layer: number, projection };
+    (number.to_string() == layer && base.has_site(site)).then_some(site)
 }

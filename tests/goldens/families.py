@@ -81,7 +81,69 @@ CONFIGS: dict[str, Json] = {
         "final_logit_softcapping": None,
         "tie_word_embeddings": True,
     },
+    "mixtral": {
+        "model_type": "mixtral",
+        "hidden_act": "silu",
+        "intermediate_size": 32,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": WINDOW,
+        "tie_word_embeddings": False,
+    },
+    # Dense, sparse with a shared expert, dense by the list, sparse: half of what lies inside is seldom told apart.
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        "hidden_act": "silu",
+        "num_hidden_layers": 4,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [0, 2],
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "max_window_layers": 3,
+        "tie_word_embeddings": False,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "hidden_act": "silu",
+        "head_dim": 24,
+        "moe_intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [],
+        "attention_bias": False,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+    },
+    "olmoe": {
+        "model_type": "olmoe",
+        "hidden_act": "silu",
+        "intermediate_size": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+        "clip_qkv": 1.5,
+        "attention_bias": False,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+    },
 }
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+SPARSE = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 
 
 def config(name: str) -> Json:
@@ -94,7 +156,7 @@ def weight(generator: Any, key: str, shape: list[int], offset: float) -> torch.T
         return offset + normal(generator, shape, 0.2)
     if key.endswith("bias"):
         return normal(generator, shape, 0.2)
-    wide = any(part in key for part in ("embed_tokens", "q_proj", "k_proj", "lm_head"))
+    wide = any(part in key for part in ("embed_tokens", "q_proj", "k_proj", "lm_head", "experts", ".gate.", "shared"))
     return normal(generator, shape, 0.2 if wide else 0.12)
 
 
@@ -110,7 +172,26 @@ def write_model(name: str) -> None:
         key: weight(generator, key, list(parameter.shape), offset).to(torch.bfloat16)
         for key, parameter in empty.named_parameters()
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(as_published(name, tensors), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def as_published(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts one by one, as checkpoints of these families have them; one keeps them fused, as transformers does."""
+    if name not in SPARSE or name == "qwen3_moe":
+        return tensors
+    block, gate, up, down = (
+        ("block_sparse_moe", "w1", "w3", "w2") if name == "mixtral" else ("mlp", "gate_proj", "up_proj", "down_proj")
+    )
+    result = {}
+    for key, tensor in tensors.items():
+        prefix, _, part = key.partition(".mlp.experts.")
+        if not part:
+            result[key.replace(".mlp.", f".{block}.")] = tensor
+        for expert, values in enumerate(tensor) if part else ():
+            halves = {gate: values.chunk(2)[0], up: values.chunk(2)[1]} if part == "gate_up_proj" else {down: values}
+            for projection, half in halves.items():
+                result[f"{prefix}.{block}.experts.{expert}.{projection}.weight"] = half.contiguous()
+    return result
 
 
 def load(name: str) -> Any:
@@ -119,7 +200,8 @@ def load(name: str) -> Any:
 
 
 ADAPTERS_OF: dict[str, tuple[str, Json]] = {
-    f"lora-{name}": (name, {"r": 3, "lora_alpha": 6, "target_modules": SEVEN}) for name in CONFIGS
+    f"lora-{name}": (name, {"r": 3, "lora_alpha": 6, "target_modules": ATTENTION if name in SPARSE else SEVEN})
+    for name in CONFIGS
 } | {
     # The table's rows are scaled in this family, and so must be what is learned of them.
     "tokens-gemma3": (

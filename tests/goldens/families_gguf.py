@@ -16,15 +16,25 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from common import GGUF, GOLDENS, MODELS, Json, read_json, write_goldens
+from families import SPARSE
+from gguf_files import permute
 from models import SPECIAL, TEXTS, VOCABULARY, tokenizer
 
 NAMES = {
+    "mlp.gate": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
+    "mlp.shared_expert_gate": "ffn_gate_inp_shexp",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    "mlp.experts.gate_proj": "ffn_gate_exps",
+    "mlp.experts.up_proj": "ffn_up_exps",
+    "mlp.experts.down_proj": "ffn_down_exps",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -32,7 +42,15 @@ NAMES = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
-FAMILIES = ["qwen2", "qwen3", "gemma3"]
+ARCHITECTURES = {
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma3": "gemma3",
+    "mixtral": "llama",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "olmoe": "olmoe",
+}
 PIECES = (
     "▁ a b c d e f g h i j k l m n o p q r s t u v w x y z ▁t he ▁the in er an re on ▁a ▁w or ld ▁wor ▁world el lo hel "
     "hello ▁▁ ▁▁▁ ing ▁s ou is"
@@ -67,6 +85,13 @@ def add_metadata(writer: gguf.GGUFWriter, family: str, c: Json) -> None:
         writer.add_sliding_window(c["sliding_window"])
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(c["rope_scaling"]["factor"])
+    if family in SPARSE:
+        writer.add_expert_count(c.get("num_experts", c.get("num_local_experts")))
+        writer.add_expert_used_count(c["num_experts_per_tok"])
+    if "moe_intermediate_size" in c:
+        writer.add_expert_feed_forward_length(c["moe_intermediate_size"])
+    if c.get("clip_qkv"):
+        writer.add_clamp_kqv(c["clip_qkv"])
     writer.add_file_type(LlamaFileType.MOSTLY_BF16)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
@@ -112,19 +137,48 @@ def add_sentence_piece(writer: gguf.GGUFWriter) -> None:
     writer.add_add_space_prefix(False)
 
 
+def stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts in one tensor per projection, whatever layout they come in."""
+    result: dict[str, torch.Tensor] = {}
+    experts: dict[str, list[torch.Tensor]] = {}
+    names = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+    for name, tensor in sorted(tensors.items()):
+        name = name.replace(".block_sparse_moe.", ".mlp.")
+        prefix, _, part = name.partition(".mlp.experts.")
+        if not part:
+            result[name] = tensor
+        elif part == "gate_up_proj":
+            result[f"{prefix}.mlp.experts.gate_proj.weight"], result[f"{prefix}.mlp.experts.up_proj.weight"] = (
+                tensor.chunk(2, dim=1)
+            )
+        elif part == "down_proj":
+            result[f"{prefix}.mlp.experts.down_proj.weight"] = tensor
+        else:
+            _, projection, _ = part.split(".")
+            key = f"{prefix}.mlp.experts.{names.get(projection, projection)}.weight"
+            experts.setdefault(key, []).append(tensor)
+    return result | {key: torch.stack(parts) for key, parts in experts.items()}
+
+
 def write_file(family: str, path: Path) -> None:
     c = read_json(MODELS / family / "config.json")
-    writer = gguf.GGUFWriter(path, family)
+    writer = gguf.GGUFWriter(path, ARCHITECTURES[family])
     add_metadata(writer, family, c)
     if family == "gemma3":
         add_sentence_piece(writer)
     else:
         add_byte_level(writer)
-    for name, tensor in load_file(MODELS / family / "model.safetensors").items():
+    for name, tensor in stacked(load_file(MODELS / family / "model.safetensors")).items():
         values = tensor.to(torch.float32).numpy()
+        if family == "mixtral" and (".q_proj." in name or ".k_proj." in name):
+            values = permute(values, c["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"])
+        if "shared_expert_gate" in name:
+            values = values[0]
         if values.ndim == 1:
             # The convert script adds the one that Gemma's norms are short of.
             values = values + np.float32(1.0) if family == "gemma3" else values
+            writer.add_tensor(tensor_name(family, name), values, raw_dtype=Type.F32)
+        elif ".mlp.gate." in name:
             writer.add_tensor(tensor_name(family, name), values, raw_dtype=Type.F32)
         else:
             stored = gguf.quants.quantize(values, Type.BF16)
@@ -138,9 +192,11 @@ def write_file(family: str, path: Path) -> None:
 def make() -> None:
     GGUF.mkdir(parents=True, exist_ok=True)
     found: list[Json] = []
-    for family in FAMILIES:
+    for family in ARCHITECTURES:
         path = GGUF / f"{family}.gguf"
         write_file(family, path)
+        if family in SPARSE:
+            continue
         reference = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         for text in [*TEXTS, "the hello   world\n\nis in ▁ 12345 tokens"]:
             ids = reference(text)["input_ids"]

@@ -189,8 +189,7 @@ impl LoraSettings {
 
     /// The sites that the configuration targets.
     pub(super) fn targets(&self, base: &ModelConfig) -> BTreeSet<Site> {
-        let sites = (0..base.num_sites()).map(Site::from_index);
-        sites.filter(|site| self.is_target(&format!("model.{site}"))).collect()
+        base.sites().filter(|site| self.is_target(&format!("model.{site}"))).collect()
     }
 
     /// What the module does beside a plain low-rank product, by the name of the setting.

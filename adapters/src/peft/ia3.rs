@@ -56,8 +56,7 @@ pub(super) fn load(
             Err(problem) => problems.add(problem),
         }
     }
-    let places = (0..base.config.num_sites())
-        .map(|index| Place::Site(polyskill_model::Site::from_index(index)));
+    let places = base.config.sites().map(Place::Site);
     for place in places.chain([Place::Head]).filter(|place| is_target(&place.path())) {
         if !has(&weights, place) {
             problems.add(format!("{place} is a target module but has no `ia3_l`"));

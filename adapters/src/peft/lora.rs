@@ -247,10 +247,12 @@ impl Reader<'_> {
                 .add(format!("{place}: DoRA needs the base's weights, which are not at hand"));
             return None;
         };
-        let (matrix, bias) = match place {
-            Place::Site(site) => (&model.linear(site).matrix, model.linear(site).bias.clone()),
-            _ => (model.head(), None),
+        let linear = match place {
+            Place::Site(site) => model.linear(site),
+            _ => None,
         };
+        let matrix = linear.map_or(model.head(), |linear| &linear.matrix);
+        let bias = linear.and_then(|linear| linear.bias.clone());
         let (a, b) = (lora.a.as_slice().to_f32(), lora.b_transposed.as_slice());
         let mut row = vec![0.0; matrix.inner()];
         let factors = values.into_iter().enumerate().map(|(out, value)| {
@@ -280,7 +282,7 @@ impl Reader<'_> {
                 .problems
                 .add(format!("{site}: a bias needs the base's, which is not at hand"));
         };
-        let Some(base) = &model.linear(site).bias else {
+        let Some(base) = model.linear(site).and_then(|linear| linear.bias.as_ref()) else {
             return self.problems.add(format!("{site} has a `bias`, but the base has none there"));
         };
         if let Some(mut bias) = self.keep(floats(&format!("`bias` of {site}"), view, &[outputs])) {

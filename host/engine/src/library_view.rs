@@ -112,11 +112,10 @@ impl Definitions {
 /// The base model as routers see it.
 pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
     let config = model.config();
-    let site = |index: usize| {
-        let site = Site::from_index(index);
+    let site = |site: Site| {
         let (outputs, inputs) = config.projection_shape(site.projection);
         SiteInfo {
-            index: index as u32,
+            index: site.index() as u32,
             layer: site.layer as u32,
             projection: site.projection.name().to_owned(),
             inputs: inputs as u32,
@@ -128,7 +127,7 @@ pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
         family: config.family.to_owned(),
         num_layers: config.num_layers as u32,
         hidden_size: config.hidden_size as u32,
-        sites: (0..config.num_sites()).map(site).collect(),
+        sites: config.sites().map(site).collect(),
     }
 }
 

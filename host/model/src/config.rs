@@ -33,6 +33,8 @@ pub struct ModelConfig {
     pub biases: Biases,
     /// Norm of queries and keys before the rotary embedding.
     pub query_key_norm: QueryKeyNorm,
+    /// Largest magnitude of queries, keys and values after their norms, where they are clipped.
+    pub clip_query_key_value: Option<f32>,
     /// What scores of attention are multiplied with.
     pub attention_scale: f32,
     /// Attention window per layer; `None` sees the whole past.
@@ -52,9 +54,31 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Number of sites: seven projections per layer.
+    /// Number of sites: seven projections per layer, whether or not the layer has them.
     pub fn num_sites(&self) -> usize {
         self.num_layers * crate::Projection::ALL.len()
+    }
+
+    /// The sites that the base has, in order.
+    pub fn sites(&self) -> impl Iterator<Item = crate::Site> + '_ {
+        (0..self.num_sites()).map(crate::Site::from_index).filter(|site| self.has_site(*site))
+    }
+
+    /// Whether the base has this projection: a sparse layer has experts in the place of gate, up and down.
+    pub fn has_site(&self, site: crate::Site) -> bool {
+        use crate::Projection::{Down, Gate, Up};
+        let inside = matches!(site.projection, Gate | Up | Down);
+        site.layer < self.num_layers && !(inside && self.experts_at(site.layer).is_some())
+    }
+
+    /// The mixture of experts of a layer, if it is sparse.
+    pub fn experts_at(&self, layer: usize) -> Option<&Mixture> {
+        match &self.feed_forward {
+            FeedForward::Mixture(mixture) if mixture.sparse.get(layer) == Some(&true) => {
+                Some(mixture)
+            }
+            _ => None,
+        }
     }
 
     /// `(output, input)` features of a projection.
@@ -144,19 +168,41 @@ pub enum Activation {
 pub enum FeedForward {
     /// Gated: down(activation(gate) · up).
     Dense,
-    /// A mixture of experts in the layers where `sparse` is true.
-    Moe {
-        /// Experts per sparse layer.
-        num_experts: usize,
-        /// Experts per token.
-        top_k: usize,
-        /// Whether the chosen experts' weights are made to sum to one.
-        renormalise: bool,
-        /// Width inside a shared expert, if there is one.
-        shared_expert: Option<usize>,
-        /// Which layers are sparse.
-        sparse: Vec<bool>,
-    },
+    /// A mixture of experts in some layers.
+    Mixture(Mixture),
+}
+
+/// Experts in the place of a feed-forward: the router's softmax over all, of which each row gets the `top_k` largest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mixture {
+    /// Experts per sparse layer.
+    pub num_experts: usize,
+    /// Experts per token.
+    pub top_k: usize,
+    /// Width inside an expert.
+    pub expert_size: usize,
+    /// Whether the chosen experts' weights are made to sum to one.
+    pub renormalise: bool,
+    /// Width inside an expert that every token gets, times the sigmoid of a gate of its own, if there is one.
+    pub shared_expert: Option<usize>,
+    /// Which layers are sparse; the others have a dense feed-forward.
+    pub sparse: Vec<bool>,
+}
+
+impl Mixture {
+    /// `(output, input)` features of a projection of an expert; the shared one is numbered `num_experts`.
+    pub fn expert_shape(
+        &self,
+        hidden_size: usize,
+        (expert, projection): (usize, crate::Projection),
+    ) -> (usize, usize) {
+        let routed = expert < self.num_experts;
+        let width = if routed { self.expert_size } else { self.shared_expert.unwrap_or(0) };
+        match projection {
+            crate::Projection::Down => (hidden_size, width),
+            _ => (width, hidden_size),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -181,6 +227,7 @@ pub(crate) mod tests {
             local_rope: None,
             biases: Biases::default(),
             query_key_norm: QueryKeyNorm::None,
+            clip_query_key_value: None,
             attention_scale: 0.5,
             windows: vec![None; 2],
             output_norms: false,

@@ -10,11 +10,12 @@ use crate::compute::{Compute, SharedMut};
 use crate::config::{Activation, ModelConfig};
 use crate::hooks::{Hooks, SiteOutput};
 use crate::kernels::{
-    QuantisedRows, gelu_tanh_mul, matmul_dense, matmul_packed, rms_norm, rms_norm_in_place,
-    silu_mul,
+    Product, QuantisedRows, gelu_tanh_mul, matmul_dense, matmul_packed, rms_norm,
+    rms_norm_in_place, silu_mul,
 };
 use crate::kv::{BLOCK_POSITIONS, KvCache};
 use crate::linear::{Linear, Matrix, project};
+use crate::moe::{self, Experts, SparseLayer};
 use crate::rope::{RopeTable, rotate};
 use crate::site::{GroupKind, InputGroup, Projection, Site};
 
@@ -45,8 +46,35 @@ pub(crate) struct Layer {
     /// Over each head, or over all heads at once, as long as what it norms.
     pub(crate) query_norm: Option<Vec<f32>>,
     pub(crate) key_norm: Option<Vec<f32>>,
-    /// Indexed by [`Projection`].
-    pub(crate) projections: [Linear; 7],
+    /// q, k, v and o.
+    pub(crate) attention: [Linear; 4],
+    pub(crate) feed_forward: FeedForward,
+}
+
+/// The weights of a layer's feed-forward.
+#[derive(Debug)]
+pub(crate) enum FeedForward {
+    /// Gate, up and down.
+    Dense([Linear; 3]),
+    Sparse(Experts),
+}
+
+impl Layer {
+    fn linear(&self, projection: Projection) -> Option<&Linear> {
+        match (&self.feed_forward, moe::inside(projection)) {
+            (_, None) => Some(&self.attention[projection as usize]),
+            (FeedForward::Dense(linears), Some(inside)) => Some(&linears[inside]),
+            (FeedForward::Sparse(_), Some(_)) => None,
+        }
+    }
+
+    fn linears(&self) -> Vec<&Linear> {
+        let attention = self.attention.iter();
+        match &self.feed_forward {
+            FeedForward::Dense(linears) => attention.chain(linears).collect(),
+            FeedForward::Sparse(experts) => attention.chain(experts.linears()).collect(),
+        }
+    }
 }
 
 /// One step: rows of any sequences, in ascending position within each sequence.
@@ -80,6 +108,7 @@ pub struct Scratch {
     /// What the attention or the feed-forward adds to the residual stream.
     branch: Vec<f32>,
     quantised: QuantisedRows,
+    experts: moe::Buffers,
     /// Of the rows' positions.
     angles: Angles,
     local_angles: Angles,
@@ -140,12 +169,17 @@ impl Decoder {
         &self.compute
     }
 
-    /// The weights of a projection; they are read-only.
-    ///
-    /// # Panics
-    /// If the model has no such layer.
-    pub fn linear(&self, site: Site) -> &Linear {
-        &self.layers[site.layer].projections[site.projection as usize]
+    /// The weights of a projection; they are read-only. `None` where the base has no such projection.
+    pub fn linear(&self, site: Site) -> Option<&Linear> {
+        self.layers.get(site.layer)?.linear(site.projection)
+    }
+
+    /// The experts of a layer, if it is sparse.
+    pub fn experts(&self, layer: usize) -> Option<&Experts> {
+        match &self.layers.get(layer)?.feed_forward {
+            FeedForward::Dense(_) => None,
+            FeedForward::Sparse(experts) => Some(experts),
+        }
     }
 
     /// The embedding table, `[vocab_size, hidden_size]`, which is also the head of a model with tied embeddings.
@@ -160,7 +194,7 @@ impl Decoder {
 
     /// Bytes of base weights.
     pub fn num_bytes(&self) -> usize {
-        let layers = self.layers.iter().flat_map(|layer| &layer.projections);
+        let layers = self.layers.iter().flat_map(Layer::linears);
         let head = self.head.iter();
         self.embeddings.num_bytes()
             + layers.chain(head).map(|linear| linear.matrix.num_bytes()).sum::<usize>()
@@ -244,12 +278,19 @@ impl Decoder {
         let is_local = self.local_rope.is_some() && self.config.windows[layer].is_some();
         let angles = if is_local { &*local_angles } else { &*angles };
         self.norm(hidden, &self.layers[layer].attention_norm, normed);
-        let outputs = [(Projection::Q, queries), (Projection::K, keys), (Projection::V, values)];
-        let [queries, keys, values] =
-            self.project(layer, GroupKind::AttentionInput, normed, outputs, (quantised, hooks));
-        let Layer { query_norm, key_norm, attention_output_norm, .. } = &self.layers[layer];
+        let Layer { attention: [q, k, v, o], query_norm, key_norm, attention_output_norm, .. } =
+            &self.layers[layer];
+        let outputs =
+            [(Projection::Q, q, queries), (Projection::K, k, keys), (Projection::V, v, values)];
+        let group = InputGroup { layer, kind: GroupKind::AttentionInput };
+        let [queries, keys, values] = self.project(group, normed, outputs, (quantised, hooks));
         self.norm_in_place(queries, query_norm.as_deref());
         self.norm_in_place(keys, key_norm.as_deref());
+        if let Some(limit) = self.config.clip_query_key_value {
+            for values in [&mut *queries, &mut *keys, &mut *values] {
+                values.iter_mut().for_each(|value| *value = value.clamp(-limit, limit));
+            }
+        }
         self.rotate_heads(queries, self.config.num_heads, angles);
         self.rotate_heads(keys, self.config.num_kv_heads, angles);
         let width = self.config.num_kv_heads * self.config.head_dim;
@@ -263,28 +304,58 @@ impl Decoder {
         }
         attend(&self.compute, &self.config, (layer, step, kv), queries, heads);
         hooks.attended(layer, heads);
-        let outputs = [(Projection::O, &mut *branch)];
-        self.project(layer, GroupKind::AttentionOutput, heads, outputs, (quantised, hooks));
+        let outputs = [(Projection::O, o, &mut *branch)];
+        let group = InputGroup { layer, kind: GroupKind::AttentionOutput };
+        self.project(group, heads, outputs, (quantised, hooks));
         self.norm_in_place(branch, attention_output_norm.as_deref());
         add(hidden, branch);
     }
 
     fn feed_forward_block(&self, layer: usize, hooks: &mut dyn Hooks, scratch: &mut Scratch) {
-        let Scratch { hidden, normed, gate, up, branch, quantised, .. } = scratch;
-        self.norm(hidden, &self.layers[layer].feed_forward_norm, normed);
-        let outputs = [(Projection::Gate, &mut *gate), (Projection::Up, &mut *up)];
-        self.project(layer, GroupKind::FeedForwardInput, normed, outputs, (quantised, hooks));
-        for_row_chunks(&self.compute, gate, self.config.intermediate_size, |start, gate| {
-            let up = &up[start..start + gate.len()];
-            match self.config.activation {
-                Activation::Silu => silu_mul(gate, up),
-                Activation::GeluTanh => gelu_tanh_mul(gate, up),
+        let Scratch { hidden, normed, gate, up, branch, quantised, experts: buffers, .. } = scratch;
+        let Layer { feed_forward_norm, feed_forward, feed_forward_output_norm, .. } =
+            &self.layers[layer];
+        self.norm(hidden, feed_forward_norm, normed);
+        match feed_forward {
+            FeedForward::Dense(linears) => {
+                let inner = (gate, up);
+                self.dense_feed_forward(
+                    (layer, linears),
+                    normed,
+                    inner,
+                    branch,
+                    (quantised, hooks),
+                );
             }
-        });
-        let outputs = [(Projection::Down, &mut *branch)];
-        self.project(layer, GroupKind::FeedForwardInner, gate, outputs, (quantised, hooks));
-        self.norm_in_place(branch, self.layers[layer].feed_forward_output_norm.as_deref());
+            FeedForward::Sparse(experts) => {
+                let Some(mixture) = self.config.experts_at(layer) else { return };
+                let (compute, config) = (&*self.compute, &self.config);
+                let layer = SparseLayer { compute, config, mixture, layer, experts };
+                layer.run(normed, branch, (quantised, hooks), buffers);
+            }
+        }
+        hooks.fed_forward(layer, normed, branch);
+        self.norm_in_place(branch, feed_forward_output_norm.as_deref());
         add(hidden, branch);
+    }
+
+    fn dense_feed_forward(
+        &self,
+        (layer, [gate, up, down]): (usize, &[Linear; 3]),
+        input: &[f32],
+        (gate_values, up_values): (&mut Vec<f32>, &mut Vec<f32>),
+        output: &mut Vec<f32>,
+        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+    ) {
+        let outputs = [(Projection::Gate, gate, gate_values), (Projection::Up, up, up_values)];
+        let group = InputGroup { layer, kind: GroupKind::FeedForwardInput };
+        let [gate, up] = self.project(group, input, outputs, (quantised, &mut *hooks));
+        for_row_chunks(&self.compute, gate, self.config.intermediate_size, |start, gate| {
+            activate(self.config.activation, gate, &up[start..start + gate.len()]);
+        });
+        let group = InputGroup { layer, kind: GroupKind::FeedForwardInner };
+        let outputs = [(Projection::Down, down, output)];
+        self.project(group, gate, outputs, (quantised, hooks));
     }
 
     fn norm(&self, hidden: &[f32], weight: &[f32], normed: &mut [f32]) {
@@ -305,26 +376,27 @@ impl Decoder {
     /// The base projections of one input group, then the hooks on their outputs.
     fn project<'b, const N: usize>(
         &self,
-        layer: usize,
-        kind: GroupKind,
+        group: InputGroup,
         input: &[f32],
-        outputs: [(Projection, &'b mut Vec<f32>); N],
+        mut outputs: [(Projection, &Linear, &'b mut Vec<f32>); N],
         (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
     ) -> [&'b mut Vec<f32>; N] {
-        let linears = &self.layers[layer].projections;
-        let inner = linears[outputs[0].0 as usize].matrix.inner();
-        let mut outputs = outputs;
-        let mut products: [(&Linear, &mut [f32]); N] = outputs
-            .each_mut()
-            .map(|(projection, y)| (&linears[*projection as usize], y.as_mut_slice()));
-        project(&self.compute, input, inner, quantised, &mut products);
-        let mut sites: [SiteOutput<'_>; N] = outputs.each_mut().map(|(projection, values)| {
-            let width = linears[*projection as usize].matrix.outs();
-            let linear = &linears[*projection as usize];
-            SiteOutput { projection: *projection, values, width, linear }
+        let inner = outputs[0].1.matrix.inner();
+        let rows = 0..input.len() / inner;
+        let mut products = outputs.each_mut().map(|(_, weights, y)| Product {
+            weights: *weights,
+            rows: rows.clone(),
+            y: y.as_mut_slice(),
         });
-        hooks.projected(InputGroup { layer, kind }, input, &mut sites);
-        outputs.map(|(_, values)| values)
+        project(&self.compute, input, inner, quantised, &mut products);
+        let mut sites = outputs.each_mut().map(|(projection, linear, values)| SiteOutput {
+            projection: *projection,
+            values: values.as_mut_slice(),
+            width: linear.matrix.outs(),
+            linear: *linear,
+        });
+        hooks.projected(group, input, &mut sites);
+        outputs.map(|(_, _, values)| values)
     }
 
     fn rotate_heads(&self, heads: &mut [f32], num_heads: usize, angles: &Angles) {
@@ -348,7 +420,8 @@ impl Decoder {
         let normed = &normed[..wanted * hidden_size];
         match &self.head {
             Some(head) => {
-                project(&self.compute, normed, hidden_size, quantised, &mut [(head, logits)]);
+                let head = Product { weights: head, rows: 0..wanted, y: logits };
+                project(&self.compute, normed, hidden_size, quantised, &mut [head]);
             }
             None => project_tied(&self.compute, normed, &self.embeddings, quantised, logits),
         }
@@ -369,8 +442,18 @@ fn project_tied(
         }
         Matrix::Packed(matrix) => {
             quantised.quantise(compute, x, matrix.inner());
-            matmul_packed(compute, quantised, &mut [(matrix, logits)]);
+            let rows = 0..x.len() / matrix.inner();
+            let product = Product { weights: matrix, rows, y: logits };
+            matmul_packed(compute, quantised, &mut [product]);
         }
+    }
+}
+
+/// `gate = activation(gate) · up`
+pub(crate) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    match activation {
+        Activation::Silu => silu_mul(gate, up),
+        Activation::GeluTanh => gelu_tanh_mul(gate, up),
     }
 }
 
@@ -380,7 +463,7 @@ fn add(hidden: &mut [f32], branch: &[f32]) {
 
 /// Runs `body(start, rows)` over chunks of whole rows; small steps stay on the calling thread.
 #[expect(unsafe_code, reason = "tasks write disjoint rows")]
-fn for_row_chunks(
+pub(crate) fn for_row_chunks(
     compute: &Compute,
     values: &mut [f32],
     width: usize,

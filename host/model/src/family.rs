@@ -8,13 +8,14 @@ mod keys;
 
 use serde_json::Value as Json;
 
-use crate::config::{Activation, Biases, FeedForward, ModelConfig, QueryKeyNorm};
+use crate::config::{Activation, Biases, FeedForward, Mixture, ModelConfig, QueryKeyNorm};
 use crate::error::Error;
 use keys::Keys;
 
 pub(crate) use gguf::from_gguf;
 
-const SUPPORTED: &str = "llama, mistral, qwen2, qwen3, gemma3_text";
+const SUPPORTED: &str =
+    "llama, mistral, qwen2, qwen3, gemma3_text, mixtral, qwen2_moe, qwen3_moe, olmoe";
 /// Larger sizes are a lie or a machine that does not exist yet; they also keep products in range.
 const MAX_SIZE: u64 = 1 << 24;
 /// Settings that change what some model computes and that nothing here computes.
@@ -48,6 +49,10 @@ pub(crate) fn from_hugging_face(
         "qwen2" => qwen2(&keys),
         "qwen3" => qwen3(&keys),
         "gemma3_text" => gemma3(&keys),
+        "mixtral" => mixtral(&keys),
+        "qwen2_moe" => qwen2_moe(&keys),
+        "qwen3_moe" => qwen3_moe(&keys),
+        "olmoe" => olmoe(&keys),
         other => Err(Error::unsupported("model_type", other, SUPPORTED)),
     }?;
     keys.absent(&NOT_IMPLEMENTED)?;
@@ -89,7 +94,17 @@ fn qwen2(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 }
 
 fn qwen3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let config = plain(keys, "qwen3", &Defaults { head_dim: Some(128), ..QWEN })?;
+    let config = qwen3_like(keys, "qwen3", &Defaults { head_dim: Some(128), ..QWEN })?;
+    Ok(ModelConfig { windows: qwen_windows(keys, config.num_layers)?, ..config })
+}
+
+/// What the dense and the sparse models have in common.
+fn qwen3_like(
+    keys: &Keys<'_>,
+    family: &'static str,
+    defaults: &Defaults,
+) -> Result<ModelConfig, Error> {
+    let config = plain(keys, family, defaults)?;
     let attention = keys.flag("attention_bias");
     Ok(ModelConfig {
         biases: Biases {
@@ -98,7 +113,6 @@ fn qwen3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
             ..Biases::default()
         },
         query_key_norm: QueryKeyNorm::PerHead,
-        windows: qwen_windows(keys, config.num_layers)?,
         ..config
     })
 }
@@ -107,12 +121,16 @@ const QWEN: Defaults = Defaults { max_positions: 32_768, ..LLAMA };
 
 /// Layers from `max_window_layers` on have a window, if any has.
 fn qwen_windows(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<Option<usize>>, Error> {
-    let window = match keys.flag("use_sliding_window") {
-        true => keys.window(Some(4096))?,
-        false => None,
-    };
+    let window = qwen_window(keys)?;
     let first = keys.count("max_window_layers", 28)?;
     keys.windows(num_layers, window, &|layer| layer >= first)
+}
+
+fn qwen_window(keys: &Keys<'_>) -> Result<Option<usize>, Error> {
+    match keys.flag("use_sliding_window") {
+        true => keys.window(Some(4096)),
+        false => Ok(None),
+    }
 }
 
 fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
@@ -120,6 +138,7 @@ fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
         head_dim: Some(256),
         max_positions: 131_072,
+        norm_epsilon: 1e-6,
         tied: true,
     };
     let config = plain(keys, "gemma3", &defaults)?;
@@ -139,12 +158,116 @@ fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
+fn mixtral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
+    let config =
+        plain(keys, "mixtral", &Defaults { max_positions: 131_072, norm_epsilon: 1e-5, ..LLAMA })?;
+    let window = keys.window(None)?;
+    let experts = Experts {
+        number: keys.size("num_local_experts", Some(8))?,
+        top_k: 2,
+        expert_size: config.intermediate_size,
+        renormalise: true,
+        shared_expert: None,
+    };
+    let sparse = vec![true; config.num_layers];
+    Ok(ModelConfig {
+        windows: vec![window; config.num_layers],
+        feed_forward: mixture(keys, experts, sparse)?,
+        ..config
+    })
+}
+
+fn qwen2_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
+    let config = plain(keys, "qwen2_moe", &QWEN)?;
+    let experts = Experts {
+        number: keys.size("num_experts", Some(60))?,
+        top_k: 4,
+        expert_size: keys.size("moe_intermediate_size", Some(1408))?,
+        renormalise: keys.flag("norm_topk_prob"),
+        shared_expert: Some(keys.size("shared_expert_intermediate_size", Some(5632))?),
+    };
+    let sparse = keys.sparse_layers(config.num_layers)?;
+    let window = qwen_window(keys)?;
+    let last = keys.count("max_window_layers", 28)?;
+    // Not as in qwen2: every other one of the layers before `max_window_layers`.
+    let has_window = |layer: usize| layer.is_multiple_of(2) && layer < last;
+    Ok(ModelConfig {
+        biases: Biases { query_key_value: keys.flag_or("qkv_bias", true), ..Biases::default() },
+        windows: keys.windows(config.num_layers, window, &has_window)?,
+        feed_forward: mixture(keys, experts, sparse)?,
+        ..config
+    })
+}
+
+fn qwen3_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
+    let config = qwen3_like(keys, "qwen3_moe", &QWEN)?;
+    let experts = Experts {
+        number: keys.size("num_experts", Some(128))?,
+        top_k: 8,
+        expert_size: keys.size("moe_intermediate_size", Some(768))?,
+        renormalise: keys.flag("norm_topk_prob"),
+        shared_expert: None,
+    };
+    let sparse = keys.sparse_layers(config.num_layers)?;
+    Ok(ModelConfig {
+        windows: vec![qwen_window(keys)?; config.num_layers],
+        feed_forward: mixture(keys, experts, sparse)?,
+        ..config
+    })
+}
+
+fn olmoe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
+    let config =
+        plain(keys, "olmoe", &Defaults { max_positions: 4096, norm_epsilon: 1e-5, ..LLAMA })?;
+    let attention = keys.flag("attention_bias");
+    let experts = Experts {
+        number: keys.size("num_experts", Some(64))?,
+        top_k: 8,
+        expert_size: config.intermediate_size,
+        renormalise: keys.flag("norm_topk_prob"),
+        shared_expert: None,
+    };
+    let sparse = vec![true; config.num_layers];
+    Ok(ModelConfig {
+        biases: Biases {
+            query_key_value: attention,
+            attention_output: attention,
+            ..Biases::default()
+        },
+        query_key_norm: QueryKeyNorm::FullWidth,
+        clip_query_key_value: keys.number("clip_qkv").map(|limit| limit as f32),
+        feed_forward: mixture(keys, experts, sparse)?,
+        ..config
+    })
+}
+
+/// What a family says of its experts; `top_k` is what it takes where nothing is said.
+struct Experts {
+    number: usize,
+    top_k: usize,
+    expert_size: usize,
+    renormalise: bool,
+    shared_expert: Option<usize>,
+}
+
+fn mixture(keys: &Keys<'_>, experts: Experts, sparse: Vec<bool>) -> Result<FeedForward, Error> {
+    Ok(FeedForward::Mixture(Mixture {
+        num_experts: experts.number,
+        top_k: keys.size("num_experts_per_tok", Some(experts.top_k))?,
+        expert_size: experts.expert_size,
+        renormalise: experts.renormalise,
+        shared_expert: experts.shared_expert,
+        sparse,
+    }))
+}
+
 /// What a family takes for settings that a configuration leaves out.
 struct Defaults {
     /// The name of the setting, and the only value that the family has.
     activation: (&'static str, &'static str),
     head_dim: Option<usize>,
     max_positions: usize,
+    norm_epsilon: f64,
     tied: bool,
 }
 
@@ -152,6 +275,7 @@ const LLAMA: Defaults = Defaults {
     activation: ("hidden_act", "silu"),
     head_dim: None,
     max_positions: 2048,
+    norm_epsilon: 1e-6,
     tied: false,
 };
 
@@ -173,12 +297,13 @@ fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<M
         num_kv_heads: keys.size("num_key_value_heads", Some(num_heads))?,
         head_dim,
         max_positions: keys.size("max_position_embeddings", Some(defaults.max_positions))?,
-        norm_epsilon: keys.number("rms_norm_eps").unwrap_or(1e-6) as f32,
+        norm_epsilon: keys.number("rms_norm_eps").unwrap_or(defaults.norm_epsilon) as f32,
         embedding_scale: 1.0,
         rope: keys.rope()?,
         local_rope: None,
         biases: Biases::default(),
         query_key_norm: QueryKeyNorm::None,
+        clip_query_key_value: None,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         windows: vec![None; num_layers],
         output_norms: false,
@@ -198,7 +323,9 @@ pub(crate) fn hugging_face_norm_offset(config: &ModelConfig) -> f32 {
 /// What GGUF files call the architecture: the older families are kinds of llama there.
 pub fn gguf_architecture(config: &ModelConfig) -> &'static str {
     match config.family {
-        "mistral" => "llama",
+        "mistral" | "mixtral" => "llama",
+        "qwen2_moe" => "qwen2moe",
+        "qwen3_moe" => "qwen3moe",
         family => family,
     }
 }
@@ -224,11 +351,33 @@ fn check(config: ModelConfig) -> Result<ModelConfig, Error> {
             return Err(Error::unsupported("rope_theta", found, "positive numbers"));
         }
     }
+    if let FeedForward::Mixture(mixture) = &config.feed_forward {
+        check_mixture(mixture)?;
+    }
+    if config.clip_query_key_value.is_some_and(|limit| !(limit.is_finite() && limit > 0.0)) {
+        let found = format!("{:?}", config.clip_query_key_value);
+        return Err(Error::unsupported("clip_qkv", found, "a positive number"));
+    }
     if !(config.attention_scale.is_finite() && config.attention_scale > 0.0) {
         let found = config.attention_scale.to_string();
         return Err(Error::unsupported("scale of attention", found, "positive numbers"));
     }
     Ok(config)
+}
+
+fn check_mixture(mixture: &Mixture) -> Result<(), Error> {
+    /// Experts are numbered in 16 bits, and choices take a slot per row and expert.
+    const MAX_EXPERTS: usize = 1024;
+    let (experts, top_k) = (mixture.num_experts, mixture.top_k);
+    if experts > MAX_EXPERTS {
+        let expected = format!("at most {MAX_EXPERTS}");
+        return Err(Error::unsupported("number of experts", experts.to_string(), expected));
+    }
+    if top_k > experts {
+        let found = format!("{top_k} of {experts} experts");
+        return Err(Error::unsupported("experts per token", found, "no more than there are"));
+    }
+    Ok(())
 }
 
 fn checked_size(key: &str, found: Option<u64>) -> Result<usize, Error> {

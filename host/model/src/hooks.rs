@@ -5,6 +5,7 @@
 //! in host memory (a device backend would hand out its own tensors behind the same calls).
 
 use crate::linear::Linear;
+use crate::moe::{ExpertChoice, Experts};
 use crate::site::{InputGroup, Projection};
 
 /// The output of one projection for all rows of a step.
@@ -18,6 +19,26 @@ pub struct SiteOutput<'a> {
     pub width: usize,
     /// The base's weights, for modules that act on what the projection reads.
     pub linear: &'a Linear,
+}
+
+/// Which row and expert each slot of a sparse layer's projection belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpertSlots<'a> {
+    /// Row of the step and expert, by ascending expert; the shared expert is numbered after the routed ones.
+    pub slots: &'a [(u32, u32)],
+    /// The base's weights.
+    pub experts: &'a Experts,
+}
+
+/// The output of one projection of experts for all slots.
+#[derive(Debug)]
+pub struct ExpertOutput<'a> {
+    /// Which projection wrote it.
+    pub projection: Projection,
+    /// Its values, `[slots, width]`; a hook adds its delta here.
+    pub values: &'a mut [f32],
+    /// Output features per slot.
+    pub width: usize,
 }
 
 /// What a composition does to a forward pass.
@@ -39,6 +60,29 @@ pub trait Hooks {
     /// output projection reads them.
     fn attended(&mut self, layer: usize, heads: &mut [f32]) {
         let _ = (layer, heads);
+    }
+
+    /// Called in each sparse layer before experts run: `logits` are the router's, `[rows, num_experts]`, and `choice` is what
+    /// the model itself makes of them, which a hook may replace row by row.
+    fn routed(&mut self, layer: usize, logits: &[f32], choice: &mut ExpertChoice) {
+        let _ = (layer, logits, choice);
+    }
+
+    /// Called after the projections of chosen experts; `input` is what those read, `[slots, input width]`.
+    fn expert_projected(
+        &mut self,
+        group: InputGroup,
+        slots: &ExpertSlots<'_>,
+        input: &[f32],
+        outputs: &mut [ExpertOutput<'_>],
+    ) {
+        let _ = (group, slots, input, outputs);
+    }
+
+    /// Called after each layer's feed-forward, dense or sparse, with what it read and what it adds to the residual
+    /// stream, both `[rows, hidden_size]`: modules that stand beside it add theirs.
+    fn fed_forward(&mut self, layer: usize, input: &[f32], output: &mut [f32]) {
+        let _ = (layer, input, output);
     }
 
     /// Called after each layer with the residual stream, `[rows, hidden_size]`.

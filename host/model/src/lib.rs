@@ -22,6 +22,7 @@ pub mod kernels;
 pub mod kv;
 pub mod linear;
 pub mod load;
+pub mod moe;
 mod rope;
 pub mod site;
 
@@ -29,7 +30,8 @@ pub use compute::Compute;
 pub use config::ModelConfig;
 pub use decoder::{Decoder, Scratch, Step};
 pub use error::Error;
-pub use hooks::{Hooks, NoHooks, SiteOutput};
+pub use hooks::{ExpertOutput, ExpertSlots, Hooks, NoHooks, SiteOutput};
 pub use kv::{BLOCK_POSITIONS, KvCache};
 pub use linear::{Linear, Matrix};
+pub use moe::{ExpertChoice, Experts};
 pub use site::{InputGroup, Projection, Site};

@@ -5,7 +5,10 @@ use std::sync::{Arc, LazyLock};
 use memmap2::Mmap;
 
 use crate::compute::Compute;
-use crate::kernels::{PackedMatrix, QuantisedRows, WeightSlice, matmul_dense, matmul_packed};
+use crate::kernels::{
+    PackedMatrix, Product, QuantisedRows, WeightSlice, matmul_dense, matmul_dense_rows,
+    matmul_packed,
+};
 
 /// Dense elements, owned or borrowed from a mapped file.
 #[derive(Debug)]
@@ -176,36 +179,45 @@ impl Linear {
             }
             Matrix::Packed(matrix) => {
                 quantised.quantise(&ONE_THREAD, x, matrix.inner());
-                matmul_packed(&ONE_THREAD, quantised, &mut [(matrix, y)]);
+                matmul_packed(
+                    &ONE_THREAD,
+                    quantised,
+                    &mut [Product { weights: matrix, rows: 0..1, y }],
+                );
             }
         }
     }
 }
 
-/// Products of several projections with one input, `[rows, inner]`: `yᵢ = x · Wᵢᵀ + bᵢ`.
+/// Products of several projections with some rows each of one input, `[rows, inner]`: `yᵢ = x[rowsᵢ] · Wᵢᵀ + bᵢ`.
 ///
-/// Quantised projections share one quantisation of the input and one parallel region.
+/// Quantised projections share one quantisation of the input, and projections of one form one parallel region.
 pub(crate) fn project(
     compute: &Compute,
     x: &[f32],
     inner: usize,
     quantised: &mut QuantisedRows,
-    products: &mut [(&Linear, &mut [f32])],
+    products: &mut [Product<'_, &Linear>],
 ) {
-    let mut packed: Vec<(&PackedMatrix, &mut [f32])> = Vec::with_capacity(products.len());
-    for (linear, y) in products.iter_mut() {
+    let mut packed: Vec<Product<'_, &PackedMatrix>> = Vec::with_capacity(products.len());
+    let mut dense: Vec<Product<'_, WeightSlice<'_>>> = Vec::with_capacity(products.len());
+    for Product { weights: linear, rows, y } in products.iter_mut() {
+        let rows = rows.clone();
         match &linear.matrix {
-            Matrix::Dense { weights, inner } => {
-                matmul_dense(compute, x, weights.as_slice(), *inner, y)
+            Matrix::Dense { weights, .. } => {
+                dense.push(Product { weights: weights.as_slice(), rows, y });
             }
-            Matrix::Packed(matrix) => packed.push((matrix, y)),
+            Matrix::Packed(matrix) => packed.push(Product { weights: matrix, rows, y }),
         }
+    }
+    if !dense.is_empty() {
+        matmul_dense_rows(compute, x, inner, &mut dense);
     }
     if !packed.is_empty() {
         quantised.quantise(compute, x, inner);
         matmul_packed(compute, quantised, &mut packed);
     }
-    for (linear, y) in products {
+    for Product { weights: linear, y, .. } in products {
         if let Some(bias) = &linear.bias {
             for row in y.chunks_exact_mut(bias.len()) {
                 row.iter_mut().zip(bias).for_each(|(y, bias)| *y += bias);

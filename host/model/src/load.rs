@@ -13,10 +13,11 @@ use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use crate::compute::Compute;
-use crate::config::{FeedForward, ModelConfig, QueryKeyNorm};
-use crate::decoder::{Decoder, Layer};
+use crate::config::{Mixture, ModelConfig, QueryKeyNorm};
+use crate::decoder::{Decoder, FeedForward, Layer};
 use crate::error::Error;
 use crate::linear::{Linear, Matrix};
+use crate::moe::{Experts, SharedExpert};
 use crate::rope::RopeTable;
 use crate::site::Projection;
 
@@ -32,6 +33,13 @@ trait WeightSource {
     /// A vector as f32; `None` if the source has no such tensor.
     fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error>;
     fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error>;
+    /// A projection of a routed expert of a sparse layer.
+    fn expert(
+        &mut self,
+        layer: usize,
+        which: (usize, Projection),
+        shape: (usize, usize),
+    ) -> Result<Matrix, Error>;
     fn digest(&self) -> [u8; 32];
     /// What is added to the weights of norms.
     fn norm_offset(&self) -> f32 {
@@ -55,9 +63,6 @@ pub fn load(path: &Path, compute: Arc<Compute>, progress: Progress<'_>) -> Resul
 
 fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder, Error> {
     let config = source.config().clone();
-    if config.feed_forward != FeedForward::Dense {
-        return Err(Error::unsupported("feed-forward", "mixture of experts", "dense"));
-    }
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embeddings = source.matrix("model.embed_tokens.weight", vocab, hidden)?;
     let layers = (0..config.num_layers)
@@ -104,8 +109,11 @@ fn build_layer(
         Ok(Linear { matrix, bias })
     };
     let [q, k, v, o, gate, up, down] = Projection::ALL;
-    let projections =
-        [linear(q)?, linear(k)?, linear(v)?, linear(o)?, linear(gate)?, linear(up)?, linear(down)?];
+    let attention = [linear(q)?, linear(k)?, linear(v)?, linear(o)?];
+    let feed_forward = match config.experts_at(layer) {
+        None => FeedForward::Dense([linear(gate)?, linear(up)?, linear(down)?]),
+        Some(mixture) => FeedForward::Sparse(build_experts(source, config, (layer, mixture))?),
+    };
     let hidden = config.hidden_size;
     let mut named = |name: &str, len: usize| norm(source, &format!("{prefix}.{name}.weight"), len);
     let mut normed_heads = |name: &str, num_heads: usize| match config.query_key_norm {
@@ -133,8 +141,59 @@ fn build_layer(
         feed_forward_output_norm,
         query_norm,
         key_norm,
-        projections,
+        attention,
+        feed_forward,
     })
+}
+
+fn build_experts(
+    source: &mut impl WeightSource,
+    config: &ModelConfig,
+    (layer, mixture): (usize, &Mixture),
+) -> Result<Experts, Error> {
+    let hidden = config.hidden_size;
+    let prefix = format!("model.layers.{layer}.mlp");
+    let plain = |matrix: Matrix| Linear { matrix, bias: None };
+    let router = source.matrix(&format!("{prefix}.gate.weight"), mixture.num_experts, hidden)?;
+    let mut routed = |expert: usize| {
+        let mut linear = |projection: Projection| {
+            let which = (expert, projection);
+            source.expert(layer, which, mixture.expert_shape(hidden, which)).map(plain)
+        };
+        Ok([linear(Projection::Gate)?, linear(Projection::Up)?, linear(Projection::Down)?])
+    };
+    let routed = (0..mixture.num_experts).map(&mut routed).collect::<Result<_, Error>>()?;
+    let shared = match mixture.shared_expert {
+        None => None,
+        Some(_) => {
+            let mut linear = |projection: Projection| {
+                let (outs, inner) = mixture.expert_shape(hidden, (mixture.num_experts, projection));
+                let name = format!("{prefix}.shared_expert.{}.weight", projection.name());
+                source.matrix(&name, outs, inner).map(plain)
+            };
+            let linears =
+                [linear(Projection::Gate)?, linear(Projection::Up)?, linear(Projection::Down)?];
+            Some(SharedExpert { linears, gate: shared_gate(source, &prefix, hidden)? })
+        }
+    };
+    Ok(Experts { router: plain(router), routed, shared })
+}
+
+/// One row, which GGUF files hold as a vector.
+fn shared_gate(
+    source: &mut impl WeightSource,
+    prefix: &str,
+    hidden: usize,
+) -> Result<Vec<f32>, Error> {
+    let name = format!("{prefix}.shared_expert_gate.weight");
+    match source.matrix(&name, 1, hidden) {
+        Ok(matrix) => {
+            let mut row = vec![0.0; hidden];
+            matrix.read_row(0, &mut row);
+            Ok(row)
+        }
+        Err(_) => required(source, &name, hidden),
+    }
 }
 
 /// A norm's weights as the decoder multiplies with them.

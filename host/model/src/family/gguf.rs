@@ -2,12 +2,12 @@
 
 use super::{check, checked_size};
 use crate::config::{
-    Activation, Biases, FeedForward, ModelConfig, QueryKeyNorm, Rope, RopeScaling,
+    Activation, Biases, FeedForward, Mixture, ModelConfig, QueryKeyNorm, Rope, RopeScaling,
 };
 use crate::error::Error;
 use crate::gguf::{Header, Value};
 
-const SUPPORTED: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+const SUPPORTED: [&str; 7] = ["llama", "qwen2", "qwen3", "gemma3", "qwen2moe", "qwen3moe", "olmoe"];
 
 /// Reads GGUF metadata. `factors` are the divisors of the tensor `rope_freqs.weight`, if there is one.
 pub(crate) fn from_gguf(header: &Header, factors: Option<Vec<f64>>) -> Result<ModelConfig, Error> {
@@ -21,12 +21,38 @@ pub(crate) fn from_gguf(header: &Header, factors: Option<Vec<f64>>) -> Result<Mo
     let keys = Keys { header, architecture };
     let config = plain(&keys, factors)?;
     check(match architecture {
-        "llama" => ModelConfig { family: "llama", ..config },
+        "llama" => llama(&keys, config)?,
         "qwen2" => ModelConfig { family: "qwen2", ..config },
         "qwen3" => ModelConfig { family: "qwen3", query_key_norm: QueryKeyNorm::PerHead, ..config },
         "gemma3" => gemma3(&keys, config)?,
+        "qwen2moe" => ModelConfig {
+            family: "qwen2_moe",
+            feed_forward: keys.mixture(&config, false)?,
+            ..config
+        },
+        "qwen3moe" => ModelConfig {
+            family: "qwen3_moe",
+            query_key_norm: QueryKeyNorm::PerHead,
+            feed_forward: keys.mixture(&config, true)?,
+            ..config
+        },
+        "olmoe" => ModelConfig {
+            family: "olmoe",
+            query_key_norm: QueryKeyNorm::FullWidth,
+            clip_query_key_value: keys.number("attention.clamp_kqv").map(|limit| limit as f32),
+            feed_forward: keys.mixture(&config, false)?,
+            ..config
+        },
         _ => return Err(unsupported()),
     })
+}
+
+/// Mixtral is a llama with experts here.
+fn llama(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
+    if !keys.has_experts() {
+        return Ok(ModelConfig { family: "llama", ..config });
+    }
+    Ok(ModelConfig { family: "mixtral", feed_forward: keys.mixture(&config, true)?, ..config })
 }
 
 fn gemma3(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
@@ -55,9 +81,6 @@ fn gemma3(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
 
 /// What all architectures say in the same way.
 fn plain(keys: &Keys<'_>, factors: Option<Vec<f64>>) -> Result<ModelConfig, Error> {
-    if keys.number("expert_count").is_some_and(|experts| experts > 0.0) {
-        return Err(Error::unsupported(keys.name("expert_count"), "experts", "dense feed-forward"));
-    }
     for key in ["attn_logit_softcapping", "final_logit_softcapping", "logit_scale"] {
         if let Some(found) = keys.number(key) {
             return Err(Error::unsupported(keys.name(key), found.to_string(), "none"));
@@ -102,6 +125,7 @@ fn plain(keys: &Keys<'_>, factors: Option<Vec<f64>>) -> Result<ModelConfig, Erro
             feed_forward: has("blk.0.ffn_gate.bias"),
         },
         query_key_norm: QueryKeyNorm::None,
+        clip_query_key_value: None,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
         windows: vec![None; num_layers],
         output_norms: false,
@@ -135,6 +159,32 @@ impl Keys<'_> {
     fn size(&self, key: &str, default: Option<usize>) -> Result<usize, Error> {
         let found = self.number(key).map(|value| value as u64);
         checked_size(&self.name(key), found.or(default.map(|value| value as u64)))
+    }
+
+    fn has_experts(&self) -> bool {
+        self.number("expert_count").is_some_and(|experts| experts > 0.0)
+    }
+
+    /// Experts in the layers that have tensors of them; `renormalise` is the family's, unless the file says otherwise.
+    fn mixture(&self, config: &ModelConfig, renormalise: bool) -> Result<FeedForward, Error> {
+        let tensor = |layer: usize, name: &str| {
+            self.header.tensors.get(&format!("blk.{layer}.{name}.weight"))
+        };
+        let said = self.header.metadata.get(&self.name("expert_weights_norm"));
+        let shared = (0..config.num_layers).find_map(|layer| tensor(layer, "ffn_gate_shexp"));
+        let width = (0..config.num_layers)
+            .find_map(|layer| tensor(layer, "ffn_gate_exps"))
+            .and_then(|tensor| tensor.shape.get(1).copied());
+        Ok(FeedForward::Mixture(Mixture {
+            num_experts: self.size("expert_count", None)?,
+            top_k: self.size("expert_used_count", None)?,
+            expert_size: self.size("expert_feed_forward_length", width)?,
+            renormalise: said.and_then(Value::as_bool).unwrap_or(renormalise),
+            shared_expert: shared.and_then(|tensor| tensor.shape.first().copied()),
+            sparse: (0..config.num_layers)
+                .map(|layer| tensor(layer, "ffn_gate_inp").is_some())
+                .collect(),
+        }))
     }
 
     fn token(&self, key: &str) -> Option<u32> {

@@ -103,6 +103,20 @@ impl Keys<'_> {
             .collect()
     }
 
+    /// Layers with experts: every `decoder_sparse_step`-th that `mlp_only_layers` does not list.
+    pub(super) fn sparse_layers(&self, num_layers: usize) -> Result<Vec<bool>, Error> {
+        let step = self.size("decoder_sparse_step", Some(1))?;
+        let dense: Vec<u64> = match self.0.get("mlp_only_layers") {
+            None | Some(Json::Null) => Vec::new(),
+            Some(listed) => serde_json::from_value(listed.clone()).map_err(|_| {
+                Error::unsupported("mlp_only_layers", listed.to_string(), "a list of layers")
+            })?,
+        };
+        let is_sparse =
+            |layer: usize| !dense.contains(&(layer as u64)) && (layer + 1).is_multiple_of(step);
+        Ok((0..num_layers).map(is_sparse).collect())
+    }
+
     pub(super) fn tokens(&self, key: &str) -> Vec<u32> {
         let token = |value: &Json| value.as_u64().and_then(|token| u32::try_from(token).ok());
         match self.0.get(key) {

@@ -3,6 +3,7 @@
 //! Every dot product keeps one vector accumulator per (row, output) and walks the inner axis in order:
 //! tiles only change how many of them are in flight.
 
+use super::Product;
 #[cfg(target_arch = "x86_64")]
 use super::simd::{Avx2, Avx512};
 use super::simd::{Isa, Portable, Simd, isa};
@@ -326,16 +327,43 @@ fn outputs_dispatch(
 /// # Panics
 /// If the lengths do not agree.
 pub fn matmul_dense(compute: &Compute, x: &[f32], w: WeightSlice<'_>, inner: usize, y: &mut [f32]) {
+    assert!(inner > 0 && x.len().is_multiple_of(inner));
+    let rows = 0..x.len() / inner;
+    matmul_dense_rows(compute, x, inner, &mut [Product { weights: w, rows, y }]);
+}
+
+/// `yᵢ = x[rowsᵢ] · wᵢᵀ` for several matrices in one parallel region; each `yᵢ` is `[rows of it, outs of wᵢ]`.
+///
+/// # Panics
+/// If the lengths do not agree.
+pub fn matmul_dense_rows(
+    compute: &Compute,
+    x: &[f32],
+    inner: usize,
+    products: &mut [Product<'_, WeightSlice<'_>>],
+) {
     /// Outputs per task: a multiple of the tile, small enough to balance two threads.
     const OUTS_PER_TASK: usize = 32;
-    assert!(inner > 0 && x.len().is_multiple_of(inner) && w.len().is_multiple_of(inner));
-    let (num_rows, num_outs) = (x.len() / inner, w.len() / inner);
-    assert_eq!(y.len(), num_rows * num_outs, "output length");
-    let y = SharedMut::new(y);
-    compute.run(num_outs.div_ceil(OUTS_PER_TASK), &|task| {
-        let first = task * OUTS_PER_TASK;
+    let mut num_tasks = 0;
+    let targets: Vec<_> = products
+        .iter_mut()
+        .map(|Product { weights, rows, y }| {
+            assert!(inner > 0 && weights.len().is_multiple_of(inner));
+            let outs = weights.len() / inner;
+            assert_eq!(y.len(), rows.len() * outs, "output length");
+            let first_task = num_tasks;
+            num_tasks += outs.div_ceil(OUTS_PER_TASK);
+            let x = &x[rows.start * inner..rows.end * inner];
+            (first_task, x, *weights, outs, SharedMut::new(y))
+        })
+        .collect();
+    compute.run(num_tasks, &|task| {
+        let target = targets.partition_point(|(first, ..)| *first <= task) - 1;
+        let (first_task, x, weights, num_outs, y) = targets[target];
+        let first = (task - first_task) * OUTS_PER_TASK;
         let outs = OUTS_PER_TASK.min(num_outs - first);
-        outputs_dispatch(x, w.slice(first * inner, outs * inner), inner, y, (first, num_outs));
+        let weights = weights.slice(first * inner, outs * inner);
+        outputs_dispatch(x, weights, inner, y, (first, num_outs));
     });
 }
 

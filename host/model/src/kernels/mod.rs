@@ -6,6 +6,8 @@
 
 #![expect(unsafe_code, reason = "SIMD intrinsics and disjoint writes from parallel tasks")]
 
+use std::ops::Range;
+
 mod attention;
 mod dense;
 mod elementwise;
@@ -13,7 +15,18 @@ mod packed;
 mod simd;
 
 pub(crate) use attention::{add_weighted_values, block_scores};
-pub use dense::{WeightSlice, add_scaled_rows, dots, matmul_dense, prefetch};
+pub use dense::{WeightSlice, add_scaled_rows, dots, matmul_dense, matmul_dense_rows, prefetch};
 pub use elementwise::{exp, gelu_tanh_mul, rms_norm, rms_norm_in_place, silu_mul, softmax};
 pub use packed::{PackedMatrix, QuantisedRows, matmul_packed};
 pub use simd::{Isa, isa};
+
+/// One of several products that share a parallel region: some rows of an input with one matrix.
+#[derive(Debug)]
+pub struct Product<'a, W> {
+    /// The matrix.
+    pub weights: W,
+    /// Which rows of the input it is multiplied with.
+    pub rows: Range<usize>,
+    /// The result, `[rows, outs]`.
+    pub y: &'a mut [f32],
+}

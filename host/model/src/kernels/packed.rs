@@ -9,6 +9,9 @@
 //! elements of each of the 16 outputs, the operand of one VNNI instruction; 4-bit tiles keep line `j` in
 //! the low and line `j + 4` in the high nibbles. No horizontal sums are needed.
 
+use std::ops::Range;
+
+use super::Product;
 use super::simd::{Isa, isa};
 use crate::compute::{Compute, SharedMut};
 use half::f16;
@@ -234,25 +237,25 @@ struct Rows<'a> {
     blocks: usize,
 }
 
-/// `yᵢ = x · wᵢᵀ` for several matrices that read the same rows; each `yᵢ` is `[rows, outs of wᵢ]`.
+/// `yᵢ = x[rowsᵢ] · wᵢᵀ` for several matrices in one parallel region; each `yᵢ` is `[rows of it, outs of wᵢ]`.
 ///
 /// # Panics
 /// If the sizes do not agree.
 pub fn matmul_packed(
     compute: &Compute,
     x: &QuantisedRows,
-    products: &mut [(&PackedMatrix, &mut [f32])],
+    products: &mut [Product<'_, &PackedMatrix>],
 ) {
-    let num_rows = x.num_rows();
     let mut total_tiles = 0;
     let targets: Vec<_> = products
         .iter_mut()
-        .map(|(matrix, y)| {
+        .map(|Product { weights: matrix, rows, y }| {
             assert_eq!(matrix.inner, x.inner, "inner sizes");
-            assert_eq!(y.len(), num_rows * matrix.outs, "output length");
+            assert!(rows.end <= x.num_rows(), "rows outside the input");
+            assert_eq!(y.len(), rows.len() * matrix.outs, "output length");
             let first_tile = total_tiles;
             total_tiles += matrix.outs.div_ceil(TILE);
-            (first_tile, &**matrix, SharedMut::new(y))
+            (first_tile, *matrix, rows.clone(), SharedMut::new(y))
         })
         .collect();
     let tiles_per_task = total_tiles.div_ceil(compute.num_threads() * 4).max(1);
@@ -264,8 +267,8 @@ pub fn matmul_packed(
             if targets.get(target + 1).is_some_and(|(next, ..)| *next <= tile) {
                 target += 1;
             }
-            let (first_tile, matrix, y) = targets[target];
-            multiply_tile(isa, matrix, tile - first_tile, x, y);
+            let (first_tile, matrix, rows, y) = &targets[target];
+            multiply_tile(isa, matrix, tile - first_tile, (x, rows), *y);
         }
     });
 }
@@ -274,7 +277,7 @@ fn multiply_tile(
     isa: Isa,
     matrix: &PackedMatrix,
     tile: usize,
-    x: &QuantisedRows,
+    (x, range): (&QuantisedRows, &Range<usize>),
     y: SharedMut<f32>,
 ) {
     let blocks = matrix.inner / BLOCK;
@@ -287,10 +290,9 @@ fn multiply_tile(
         blocks,
     };
     let outs = TILE.min(matrix.outs - tile * TILE);
-    let num_rows = x.num_rows();
-    let mut row = 0;
-    while row < num_rows {
-        let count = match num_rows - row {
+    let mut row = range.start;
+    while row < range.end {
+        let count = match range.end - row {
             8.. => 8,
             4.. => 4,
             2.. => 2,
@@ -305,8 +307,9 @@ fn multiply_tile(
         let mut sums = [[0.0_f32; TILE]; 8];
         tile_product(isa, matrix.four_bit, weights, rows, count, &mut sums);
         for (offset, sums) in sums[..count].iter().enumerate() {
+            let place = (row - range.start + offset) * matrix.outs + tile * TILE;
             // SAFETY: a tile's outputs of a row belong to one task.
-            let y = unsafe { y.slice((row + offset) * matrix.outs + tile * TILE, outs) };
+            let y = unsafe { y.slice(place, outs) };
             y.copy_from_slice(&sums[..outs]);
         }
         row += count;
@@ -546,6 +549,14 @@ fn portable(four_bit: bool, w: Tile<'_>, x: Rows<'_>, count: usize, y: &mut [[f3
 mod tests {
     use super::*;
 
+    fn whole<'a>(
+        weights: &'a PackedMatrix,
+        x: &QuantisedRows,
+        y: &'a mut [f32],
+    ) -> Product<'a, &'a PackedMatrix> {
+        Product { weights, rows: 0..x.num_rows(), y }
+    }
+
     fn noise(state: &mut u32) -> f32 {
         *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (*state >> 8) as f32 / 8_388_608.0 - 1.0
@@ -582,7 +593,7 @@ mod tests {
                 let mut quantised = QuantisedRows::default();
                 quantised.quantise(&compute, &x, inner);
                 let mut y = vec![0.0; rows * outs];
-                matmul_packed(&compute, &quantised, &mut [(&packed, &mut y)]);
+                matmul_packed(&compute, &quantised, &mut [whole(&packed, &quantised, &mut y)]);
                 for (row, y) in y.chunks_exact(outs).enumerate() {
                     let mut weights = vec![0.0; inner];
                     for (out, &found) in y.iter().enumerate() {
@@ -604,7 +615,7 @@ mod tests {
                     let mut other = vec![0.0; rows * outs];
                     let target = SharedMut::new(&mut other);
                     for tile in 0..outs.div_ceil(TILE) {
-                        multiply_tile(isa, &packed, tile, &quantised, target);
+                        multiply_tile(isa, &packed, tile, (&quantised, &(0..rows)), target);
                     }
                     assert_eq!(y, other, "{isa:?}");
                 }
@@ -621,11 +632,11 @@ mod tests {
         let mut quantised = QuantisedRows::default();
         quantised.quantise(&compute, &x, 64);
         let mut together = vec![0.0; 15 * 33];
-        matmul_packed(&compute, &quantised, &mut [(&packed, &mut together)]);
+        matmul_packed(&compute, &quantised, &mut [whole(&packed, &quantised, &mut together)]);
         for row in 0..15 {
             quantised.quantise(&compute, &x[row * 64..(row + 1) * 64], 64);
             let mut alone = vec![0.0; 33];
-            matmul_packed(&compute, &quantised, &mut [(&packed, &mut alone)]);
+            matmul_packed(&compute, &quantised, &mut [whole(&packed, &quantised, &mut alone)]);
             assert_eq!(alone, together[row * 33..(row + 1) * 33]);
         }
     }

@@ -18,6 +18,7 @@ use crate::family;
 use crate::gguf::{self, TensorInfo, TensorType};
 use crate::kernels::PackedMatrix;
 use crate::linear::{DenseType, DenseWeights, MappedWeights, Matrix};
+use crate::site::Projection;
 
 /// An opened GGUF file.
 #[derive(Debug)]
@@ -66,11 +67,46 @@ impl GgufFile {
         Error::NotFinite { name: format!("{}: {name}", self.path.display()) }
     }
 
-    fn dense(&self, info: &TensorInfo, dtype: DenseType, order: &RowOrder) -> Matrix {
-        let (outs, inner) = (info.shape[0], info.shape[1]);
-        let bytes = &self.map[info.start..info.start + info.num_bytes];
-        let mapped = || MappedWeights::new(Arc::clone(&self.map), info.start, outs * inner, dtype);
-        let weights = match order {
+    /// A matrix out of a range of the file.
+    fn read(&self, name: &str, stored: &StoredMatrix) -> Result<Matrix, Error> {
+        let StoredMatrix { dtype, start, outs, inner, order, .. } = *stored;
+        let bytes = &self.map[start..start + stored.num_bytes];
+        let matrix = match dtype {
+            TensorType::F32 => self.dense(stored, DenseType::F32),
+            TensorType::F16 => self.dense(stored, DenseType::F16),
+            TensorType::Bf16 => self.dense(stored, DenseType::Bf16),
+            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4K | TensorType::Q8_0 => {
+                let packed = pack(bytes, dtype, outs, inner, order);
+                Matrix::Packed(packed.ok_or_else(|| self.not_finite(name))?)
+            }
+            _ => {
+                let values = dequantise(bytes, dtype, outs * inner)
+                    .map_err(|error| Error::malformed(&self.path, error))?;
+                let rows: Vec<f32> = (0..outs)
+                    .flat_map(|row| {
+                        let start = order.stored_row(row) * inner;
+                        values[start..start + inner].iter().copied()
+                    })
+                    .collect();
+                if !rows.iter().all(|value| value.is_finite()) {
+                    return Err(self.not_finite(name));
+                }
+                Matrix::Packed(PackedMatrix::from_dense(&rows, inner))
+            }
+        };
+        match &matrix {
+            Matrix::Dense { weights, .. } if !all_finite(weights.as_slice()) => {
+                Err(self.not_finite(name))
+            }
+            _ => Ok(matrix),
+        }
+    }
+
+    fn dense(&self, stored: &StoredMatrix, dtype: DenseType) -> Matrix {
+        let StoredMatrix { start, outs, inner, .. } = *stored;
+        let bytes = &self.map[start..start + stored.num_bytes];
+        let mapped = || MappedWeights::new(Arc::clone(&self.map), start, outs * inner, dtype);
+        let weights = match stored.order {
             RowOrder::AsStored => {
                 mapped().map_or_else(|| copy_dense(bytes, dtype), DenseWeights::Mapped)
             }
@@ -78,7 +114,7 @@ impl GgufFile {
                 let row_bytes = inner * dtype.num_bytes();
                 let reordered: Vec<u8> = (0..outs)
                     .flat_map(|row| {
-                        let start = order.stored_row(row) * row_bytes;
+                        let start = stored.order.stored_row(row) * row_bytes;
                         bytes[start..start + row_bytes].iter().copied()
                     })
                     .collect();
@@ -87,6 +123,16 @@ impl GgufFile {
         };
         Matrix::Dense { weights, inner }
     }
+}
+
+/// Where a matrix lies in the file, and in what form.
+struct StoredMatrix {
+    dtype: TensorType,
+    start: usize,
+    num_bytes: usize,
+    outs: usize,
+    inner: usize,
+    order: RowOrder,
 }
 
 /// How a matrix's rows lie in the file.
@@ -129,39 +175,33 @@ impl WeightSource for GgufFile {
 
     fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error> {
         let gguf_name = gguf_tensor_name(&self.config, name);
-        let Some((info, bytes)) = self.tensor(&gguf_name, &[outs, inner])? else {
+        let Some((info, _)) = self.tensor(&gguf_name, &[outs, inner])? else {
             return Err(Error::MissingTensor { name: gguf_name });
         };
+        let (dtype, start, num_bytes) = (info.dtype, info.start, info.num_bytes);
         let order = self.row_order(name);
-        let matrix = match info.dtype {
-            TensorType::F32 => self.dense(info, DenseType::F32, &order),
-            TensorType::F16 => self.dense(info, DenseType::F16, &order),
-            TensorType::Bf16 => self.dense(info, DenseType::Bf16, &order),
-            TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4K | TensorType::Q8_0 => {
-                let packed = pack(bytes, info.dtype, outs, inner, order);
-                Matrix::Packed(packed.ok_or_else(|| self.not_finite(&gguf_name))?)
-            }
-            _ => {
-                let values = dequantise(bytes, info.dtype, outs * inner)
-                    .map_err(|error| Error::malformed(&self.path, error))?;
-                let rows: Vec<f32> = (0..outs)
-                    .flat_map(|row| {
-                        let start = order.stored_row(row) * inner;
-                        values[start..start + inner].iter().copied()
-                    })
-                    .collect();
-                if !rows.iter().all(|value| value.is_finite()) {
-                    return Err(self.not_finite(&gguf_name));
-                }
-                Matrix::Packed(PackedMatrix::from_dense(&rows, inner))
-            }
+        self.read(&gguf_name, &StoredMatrix { dtype, start, num_bytes, outs, inner, order })
+    }
+
+    fn expert(
+        &mut self,
+        layer: usize,
+        (expert, projection): (usize, Projection),
+        (outs, inner): (usize, usize),
+    ) -> Result<Matrix, Error> {
+        let name = match projection {
+            Projection::Gate => format!("blk.{layer}.ffn_gate_exps.weight"),
+            Projection::Up => format!("blk.{layer}.ffn_up_exps.weight"),
+            _ => format!("blk.{layer}.ffn_down_exps.weight"),
         };
-        match &matrix {
-            Matrix::Dense { weights, .. } if !all_finite(weights.as_slice()) => {
-                Err(self.not_finite(&gguf_name))
-            }
-            _ => Ok(matrix),
-        }
+        let num_experts = self.config.experts_at(layer).map_or(0, |mixture| mixture.num_experts);
+        let Some((info, _)) = self.tensor(&name, &[num_experts, outs, inner])? else {
+            return Err(Error::MissingTensor { name });
+        };
+        let num_bytes = info.num_bytes / num_experts;
+        let start = info.start + expert * num_bytes;
+        let (dtype, order) = (info.dtype, RowOrder::AsStored);
+        self.read(&name, &StoredMatrix { dtype, start, num_bytes, outs, inner, order })
     }
 
     fn digest(&self) -> [u8; 32] {
@@ -205,7 +245,7 @@ pub fn gguf_tensor_name(config: &ModelConfig, name: &str) -> String {
         "lm_head.weight" => return "output.weight".to_owned(),
         _ => {}
     }
-    const PARTS: [(&str, &str); 13] = [
+    const PARTS: [(&str, &str); 18] = [
         ("model.layers.", "blk."),
         ("self_attn.q_proj", "attn_q"),
         ("self_attn.k_proj", "attn_k"),
@@ -213,6 +253,11 @@ pub fn gguf_tensor_name(config: &ModelConfig, name: &str) -> String {
         ("self_attn.o_proj", "attn_output"),
         ("self_attn.q_norm", "attn_q_norm"),
         ("self_attn.k_norm", "attn_k_norm"),
+        ("mlp.shared_expert_gate", "ffn_gate_inp_shexp"),
+        ("mlp.shared_expert.gate_proj", "ffn_gate_shexp"),
+        ("mlp.shared_expert.up_proj", "ffn_up_shexp"),
+        ("mlp.shared_expert.down_proj", "ffn_down_shexp"),
+        ("mlp.gate.", "ffn_gate_inp."),
         ("mlp.gate_proj", "ffn_gate"),
         ("mlp.up_proj", "ffn_up"),
         ("mlp.down_proj", "ffn_down"),

@@ -1,6 +1,7 @@
 //! A Hugging Face directory: `config.json` and one or several safetensors files.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::error::Error;
 use crate::family;
 use crate::kernels::WeightSlice;
 use crate::linear::{DenseType, DenseWeights, MappedWeights, Matrix};
+use crate::site::Projection;
 
 /// Largest JSON file that is read.
 const MAX_JSON_BYTES: u64 = 64 << 20;
@@ -57,8 +59,12 @@ impl Directory {
     }
 
     fn find(&self, name: &str) -> Option<&Location> {
-        // Some exporters leave out the `model.` prefix of the bare decoder.
-        self.tensors.get(name).or_else(|| self.tensors.get(name.strip_prefix("model.")?))
+        // Some exporters leave out the `model.` prefix of the bare decoder; mixtral's have another name for the block.
+        let found = |name: &str| {
+            self.tensors.get(name).or_else(|| self.tensors.get(name.strip_prefix("model.")?))
+        };
+        let older = || name.replacen(".mlp.gate.", ".block_sparse_moe.gate.", 1);
+        found(name).or_else(|| found(&older()))
     }
 }
 
@@ -128,6 +134,16 @@ fn locate(
 
 impl Location {
     fn weights(&self, name: &str, shape: &[usize]) -> Result<DenseWeights, Error> {
+        self.part(name, shape, 0..shape.iter().product())
+    }
+
+    /// Some elements of the tensor, which must have this shape.
+    fn part(
+        &self,
+        name: &str,
+        shape: &[usize],
+        elements: Range<usize>,
+    ) -> Result<DenseWeights, Error> {
         if self.shape != shape {
             let (found, expected) = (self.shape.clone(), shape.to_vec());
             return Err(Error::Shape { name: name.to_owned(), found, expected });
@@ -141,11 +157,12 @@ impl Location {
                 return Err(Error::unsupported(what, format!("{other:?}"), "F32, F16, BF16"));
             }
         };
-        let len: usize = shape.iter().product();
-        if let Some(mapped) = MappedWeights::new(Arc::clone(&self.map), self.start, len, dtype) {
+        let start = self.start + elements.start * dtype.num_bytes();
+        let len = elements.len();
+        if let Some(mapped) = MappedWeights::new(Arc::clone(&self.map), start, len, dtype) {
             return Ok(DenseWeights::Mapped(mapped));
         }
-        let bytes = &self.map[self.start..self.start + len * dtype.num_bytes()];
+        let bytes = &self.map[start..start + len * dtype.num_bytes()];
         Ok(super::gguf_file::copy_dense(bytes, dtype))
     }
 }
@@ -164,11 +181,43 @@ impl WeightSource for Directory {
     fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error> {
         let location =
             self.find(name).ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
-        let weights = location.weights(name, &[outs, inner])?;
-        if !all_finite(weights.as_slice()) {
-            return Err(Error::NotFinite { name: name.to_owned() });
+        finite(name, location.weights(name, &[outs, inner])?, inner)
+    }
+
+    fn expert(
+        &mut self,
+        layer: usize,
+        (expert, projection): (usize, Projection),
+        (outs, inner): (usize, usize),
+    ) -> Result<Matrix, Error> {
+        let prefix = format!("model.layers.{layer}");
+        let (old, new) = match projection {
+            Projection::Gate => ("w1", "gate_proj"),
+            Projection::Up => ("w3", "up_proj"),
+            _ => ("w2", "down_proj"),
+        };
+        for name in [
+            format!("{prefix}.mlp.experts.{expert}.{new}.weight"),
+            format!("{prefix}.block_sparse_moe.experts.{expert}.{old}.weight"),
+        ] {
+            if self.find(&name).is_some() {
+                return self.matrix(&name, outs, inner);
+            }
         }
-        Ok(Matrix::Dense { weights, inner })
+        // All experts in one tensor, gate above up.
+        let num_experts = self.config.experts_at(layer).map_or(0, |mixture| mixture.num_experts);
+        let (name, rows, first) = match projection {
+            Projection::Gate => ("gate_up_proj", 2 * outs, 0),
+            Projection::Up => ("gate_up_proj", 2 * outs, outs),
+            _ => ("down_proj", outs, 0),
+        };
+        let name = format!("{prefix}.mlp.experts.{name}");
+        let location = self.find(&name).ok_or_else(|| Error::MissingTensor {
+            name: format!("{prefix}.mlp.experts.{expert}.{new}.weight"),
+        })?;
+        let start = (expert * rows + first) * inner;
+        let elements = start..start + outs * inner;
+        finite(&name, location.part(&name, &[num_experts, rows, inner], elements)?, inner)
     }
 
     fn digest(&self) -> [u8; 32] {
@@ -177,6 +226,13 @@ impl WeightSource for Directory {
 
     fn norm_offset(&self) -> f32 {
         family::hugging_face_norm_offset(&self.config)
+    }
+}
+
+fn finite(name: &str, weights: DenseWeights, inner: usize) -> Result<Matrix, Error> {
+    match all_finite(weights.as_slice()) {
+        true => Ok(Matrix::Dense { weights, inner }),
+        false => Err(Error::NotFinite { name: name.to_owned() }),
     }
 }
 

@@ -1,0 +1,373 @@
+//! Mixtures of experts: which experts each row gets, and their feed-forwards over rows grouped by expert.
+//!
+//! Only chosen experts are computed, each once per step for all rows that chose it. A row's experts are
+//! summed in ascending order, so its bits do not depend on the rows beside it.
+
+use crate::compute::Compute;
+use crate::config::{Mixture, ModelConfig};
+use crate::decoder::{activate, for_row_chunks};
+use crate::hooks::{ExpertOutput, ExpertSlots, Hooks};
+use crate::kernels::{Product, QuantisedRows, softmax};
+use crate::linear::{Linear, project};
+use crate::site::{GroupKind, InputGroup, Projection};
+
+/// The feed-forward of a sparse layer.
+#[derive(Debug)]
+pub struct Experts {
+    /// `[num_experts, hidden_size]`
+    pub(crate) router: Linear,
+    /// Gate, up and down of each.
+    pub(crate) routed: Vec<[Linear; 3]>,
+    pub(crate) shared: Option<SharedExpert>,
+}
+
+/// An expert that every row gets.
+#[derive(Debug)]
+pub(crate) struct SharedExpert {
+    pub(crate) linears: [Linear; 3],
+    /// `[hidden_size]`: the expert counts with the sigmoid of its product with the input.
+    pub(crate) gate: Vec<f32>,
+}
+
+impl Experts {
+    /// A projection of an expert; the shared one is numbered after the routed ones.
+    pub fn linear(&self, expert: usize, projection: Projection) -> Option<&Linear> {
+        let linears = match self.routed.get(expert) {
+            Some(linears) => linears,
+            None if expert == self.routed.len() => &self.shared.as_ref()?.linears,
+            None => return None,
+        };
+        Some(&linears[inside(projection)?])
+    }
+
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let shared = self.shared.iter().flat_map(|shared| &shared.linears);
+        [&self.router].into_iter().chain(self.routed.iter().flatten()).chain(shared)
+    }
+}
+
+/// Number of a projection inside a feed-forward.
+pub(crate) fn inside(projection: Projection) -> Option<usize> {
+    match projection {
+        Projection::Gate => Some(0),
+        Projection::Up => Some(1),
+        Projection::Down => Some(2),
+        _ => None,
+    }
+}
+
+/// Which routed experts each row of a step gets at one layer, with their weights.
+#[derive(Debug, Default)]
+pub struct ExpertChoice {
+    num_experts: usize,
+    /// `[rows, num_experts]`, of which a row uses the first `counts[row]`, by ascending expert.
+    picks: Vec<(u32, f32)>,
+    counts: Vec<u32>,
+}
+
+impl ExpertChoice {
+    /// Nothing for any row.
+    pub fn reset(&mut self, num_rows: usize, num_experts: usize) {
+        self.num_experts = num_experts;
+        self.picks.clear();
+        self.picks.resize(num_rows * num_experts, (0, 0.0));
+        self.counts.clear();
+        self.counts.resize(num_rows, 0);
+    }
+
+    /// Rows of the step.
+    pub fn num_rows(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// A row's experts with their weights, by ascending expert.
+    pub fn row(&self, row: usize) -> &[(u32, f32)] {
+        let start = row * self.num_experts;
+        &self.picks[start..start + self.counts[row] as usize]
+    }
+
+    /// Replaces a row's experts. Weights of an expert that is named twice add up.
+    ///
+    /// # Panics
+    /// If an expert does not exist.
+    pub fn set(&mut self, row: usize, picks: impl IntoIterator<Item = (u32, f32)>) {
+        let start = row * self.num_experts;
+        let slots = &mut self.picks[start..start + self.num_experts];
+        let mut count = 0;
+        for (expert, weight) in picks {
+            assert!((expert as usize) < self.num_experts, "no expert {expert}");
+            match slots[..count].binary_search_by_key(&expert, |pick| pick.0) {
+                Ok(at) => slots[at].1 += weight,
+                Err(at) => {
+                    slots.copy_within(at..count, at + 1);
+                    slots[at] = (expert, weight);
+                    count += 1;
+                }
+            }
+        }
+        self.counts[row] = count as u32;
+    }
+
+    /// The model's own choice: softmax over all experts, of which the `top_k` largest are kept, the lower
+    /// index first on ties.
+    fn choose(&mut self, logits: &[f32], mixture: &Mixture) {
+        let num_experts = mixture.num_experts;
+        self.reset(logits.len() / num_experts, num_experts);
+        let mut probabilities = vec![0.0; num_experts];
+        let mut picks = Vec::with_capacity(mixture.top_k);
+        for (row, logits) in logits.chunks_exact(num_experts).enumerate() {
+            probabilities.copy_from_slice(logits);
+            softmax(&mut probabilities);
+            largest(&probabilities, mixture.top_k, &mut picks);
+            if mixture.renormalise {
+                let sum: f32 = picks.iter().map(|pick| pick.1).sum();
+                picks.iter_mut().for_each(|pick| pick.1 /= sum);
+            }
+            self.set(row, picks.iter().copied());
+        }
+    }
+}
+
+/// The `count` largest values with their indices, largest first, the lower index first on ties.
+fn largest(values: &[f32], count: usize, picks: &mut Vec<(u32, f32)>) {
+    picks.clear();
+    for (index, &value) in (0..).zip(values) {
+        let at = picks.partition_point(|pick: &(u32, f32)| pick.1 >= value);
+        if at < count {
+            picks.truncate(count - 1);
+            picks.insert(at, (index, value));
+        }
+    }
+}
+
+/// Buffers of sparse layers, reused from step to step.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    logits: Vec<f32>,
+    choice: ExpertChoice,
+    grouped: Grouped,
+    /// What the chosen experts read, `[slots, hidden_size]`, and what they make of it.
+    input: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    output: Vec<f32>,
+}
+
+/// A step's choices in the order in which experts are run.
+#[derive(Debug, Default)]
+struct Grouped {
+    /// Row and expert of each slot, by expert, then by row.
+    slots: Vec<(u32, u32)>,
+    /// Weight of each slot.
+    weights: Vec<f32>,
+    /// Experts that have rows, with the slot after their last.
+    ends: Vec<(u32, usize)>,
+}
+
+impl Grouped {
+    fn fill(&mut self, choice: &ExpertChoice) {
+        let rows = || 0..choice.num_rows();
+        let total = rows().map(|row| choice.row(row).len()).sum();
+        let mut starts = vec![0; choice.num_experts + 1];
+        for &(expert, _) in rows().flat_map(|row| choice.row(row)) {
+            starts[expert as usize + 1] += 1;
+        }
+        self.ends.clear();
+        for expert in 0..choice.num_experts {
+            let count = starts[expert + 1];
+            starts[expert + 1] += starts[expert];
+            if count > 0 {
+                self.ends.push((expert as u32, starts[expert + 1]));
+            }
+        }
+        self.slots.resize(total, (0, 0));
+        self.weights.resize(total, 0.0);
+        for row in rows() {
+            for &(expert, weight) in choice.row(row) {
+                let slot = &mut starts[expert as usize];
+                self.slots[*slot] = (row as u32, expert);
+                self.weights[*slot] = weight;
+                *slot += 1;
+            }
+        }
+    }
+
+    /// One expert for every row.
+    fn fill_with(&mut self, expert: usize, weights: impl Iterator<Item = f32>) {
+        self.weights.clear();
+        self.weights.extend(weights);
+        let num_rows = self.weights.len();
+        self.slots.clear();
+        self.slots.extend((0..num_rows as u32).map(|row| (row, expert as u32)));
+        self.ends.clear();
+        self.ends.push((expert as u32, num_rows));
+    }
+}
+
+/// What stays the same while a sparse layer runs.
+pub(crate) struct SparseLayer<'a> {
+    pub(crate) compute: &'a Compute,
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) mixture: &'a Mixture,
+    pub(crate) layer: usize,
+    pub(crate) experts: &'a Experts,
+}
+
+impl SparseLayer<'_> {
+    /// Runs the layer's experts on `input`, `[rows, hidden_size]`, and writes their weighted sum.
+    pub(crate) fn run(
+        &self,
+        input: &[f32],
+        output: &mut [f32],
+        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+        buffers: &mut Buffers,
+    ) {
+        let hidden_size = self.config.hidden_size;
+        let num_rows = input.len() / hidden_size;
+        buffers.logits.resize(num_rows * self.mixture.num_experts, 0.0);
+        let router =
+            Product { weights: &self.experts.router, rows: 0..num_rows, y: &mut buffers.logits };
+        project(self.compute, input, hidden_size, quantised, &mut [router]);
+        buffers.choice.choose(&buffers.logits, self.mixture);
+        hooks.routed(self.layer, &buffers.logits, &mut buffers.choice);
+        output.fill(0.0);
+        buffers.grouped.fill(&buffers.choice);
+        self.add_experts(input, output, (quantised, hooks), buffers);
+        if let Some(shared) = &self.experts.shared {
+            let weight = |row: &[f32]| {
+                let product: f32 = row.iter().zip(&shared.gate).map(|(x, w)| x * w).sum();
+                1.0 / (1.0 + (-product).exp())
+            };
+            let weights = input.chunks_exact(hidden_size).map(weight);
+            buffers.grouped.fill_with(self.mixture.num_experts, weights);
+            self.add_experts(input, output, (quantised, hooks), buffers);
+        }
+    }
+
+    /// Adds what the experts of `buffers.grouped` make of their rows, times their weights.
+    fn add_experts(
+        &self,
+        input: &[f32],
+        output: &mut [f32],
+        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+        buffers: &mut Buffers,
+    ) {
+        let hidden_size = self.config.hidden_size;
+        let Buffers { grouped, input: gathered, gate, up, output: made, .. } = buffers;
+        let Some(&(expert, _)) = grouped.ends.first() else { return };
+        let shape = (expert as usize, Projection::Gate);
+        let (width, _) = self.mixture.expert_shape(hidden_size, shape);
+        gathered.clear();
+        for &(row, _) in &grouped.slots {
+            let row = row as usize * hidden_size;
+            gathered.extend_from_slice(&input[row..row + hidden_size]);
+        }
+        let num_slots = grouped.slots.len();
+        gate.resize(num_slots * width, 0.0);
+        up.resize(num_slots * width, 0.0);
+        made.resize(num_slots * hidden_size, 0.0);
+        let outputs = [(Projection::Gate, &mut gate[..]), (Projection::Up, &mut up[..])];
+        let kind = GroupKind::FeedForwardInput;
+        self.project(kind, (gathered, hidden_size), outputs, grouped, (quantised, hooks));
+        for_row_chunks(self.compute, gate, width, |start, gate| {
+            activate(self.config.activation, gate, &up[start..start + gate.len()]);
+        });
+        let outputs = [(Projection::Down, &mut made[..])];
+        let kind = GroupKind::FeedForwardInner;
+        self.project(kind, (gate, width), outputs, grouped, (quantised, hooks));
+        let parts = made.chunks_exact(hidden_size).zip(&grouped.weights).zip(&grouped.slots);
+        for ((part, weight), &(row, _)) in parts {
+            let row = row as usize * hidden_size;
+            let sum = &mut output[row..row + hidden_size];
+            sum.iter_mut().zip(part).for_each(|(sum, value)| *sum += weight * value);
+        }
+    }
+
+    /// Projections of all experts in one region, then the hooks on their outputs.
+    fn project<const N: usize>(
+        &self,
+        kind: GroupKind,
+        (input, inner): (&[f32], usize),
+        mut outputs: [(Projection, &mut [f32]); N],
+        grouped: &Grouped,
+        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+    ) {
+        let mut products = Vec::with_capacity(N * grouped.ends.len());
+        for (projection, values) in &mut outputs {
+            let width = values.len() / grouped.slots.len();
+            let (mut rest, mut start) = (&mut **values, 0);
+            for &(expert, end) in &grouped.ends {
+                let (y, after) = std::mem::take(&mut rest).split_at_mut((end - start) * width);
+                if let Some(weights) = self.experts.linear(expert as usize, *projection) {
+                    products.push(Product { weights, rows: start..end, y });
+                }
+                (rest, start) = (after, end);
+            }
+        }
+        project(self.compute, input, inner, quantised, &mut products);
+        let mut sites = outputs.map(|(projection, values)| {
+            let width = values.len() / grouped.slots.len();
+            ExpertOutput { projection, values, width }
+        });
+        let slots = ExpertSlots { slots: &grouped.slots, experts: self.experts };
+        hooks.expert_projected(InputGroup { layer: self.layer, kind }, &slots, input, &mut sites);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mixture(renormalise: bool) -> Mixture {
+        Mixture {
+            num_experts: 4,
+            top_k: 2,
+            expert_size: 8,
+            renormalise,
+            shared_expert: None,
+            sparse: vec![true],
+        }
+    }
+
+    #[test]
+    fn the_largest_are_kept_and_the_lower_index_wins_ties() {
+        let mut picks = Vec::new();
+        largest(&[0.2, 0.5, 0.2, 0.5], 3, &mut picks);
+        assert_eq!(picks, [(1, 0.5), (3, 0.5), (0, 0.2)]);
+    }
+
+    #[test]
+    fn weights_are_of_the_softmax_over_all_or_sum_to_one() {
+        let logits = [0.0, 2.0_f32.ln(), 4.0_f32.ln(), 0.0];
+        let mut choice = ExpertChoice::default();
+        choice.choose(&logits, &mixture(false));
+        let near = |found: &[(u32, f32)], expected: &[(u32, f32)]| {
+            found.len() == expected.len()
+                && found.iter().zip(expected).all(|(f, e)| f.0 == e.0 && (f.1 - e.1).abs() < 1e-6)
+        };
+        assert!(near(choice.row(0), &[(1, 0.25), (2, 0.5)]), "{:?}", choice.row(0));
+        choice.choose(&logits, &mixture(true));
+        assert!(near(choice.row(0), &[(1, 1.0 / 3.0), (2, 2.0 / 3.0)]), "{:?}", choice.row(0));
+    }
+
+    #[test]
+    fn weights_of_an_expert_that_is_named_twice_add_up() {
+        let mut choice = ExpertChoice::default();
+        choice.reset(2, 4);
+        choice.set(1, [(3, 0.25), (0, 0.5), (3, 0.25)]);
+        assert_eq!((choice.row(0), choice.row(1)), (&[][..], &[(0, 0.5), (3, 0.5)][..]));
+    }
+
+    #[test]
+    fn slots_lie_by_expert_then_by_row() {
+        let mut choice = ExpertChoice::default();
+        choice.reset(3, 4);
+        choice.set(0, [(1, 0.5), (3, 0.5)]);
+        choice.set(2, [(1, 1.0)]);
+        let mut grouped = Grouped::default();
+        grouped.fill(&choice);
+        assert_eq!(grouped.slots, [(0, 1), (2, 1), (0, 3)]);
+        assert_eq!(grouped.weights, [0.5, 1.0, 0.5]);
+        assert_eq!(grouped.ends, [(1, 2), (3, 3)]);
+    }
+}
