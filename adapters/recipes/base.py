@@ -24,6 +24,9 @@ BASE_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 END_OF_TURN = "<|im_end|>"
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.set_default_device(DEVICE)
+
 
 def base_path(argument: str | None) -> Path:
     """The GGUF file from the command line or from POLYSKILL_BASE_GGUF."""
@@ -75,7 +78,7 @@ def load_model(path: Path, dtype: torch.dtype) -> PreTrainedModel:
         del model.config.quantization_config
     model.requires_grad_(False)
     model.eval()
-    return model
+    return model.to(DEVICE)
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

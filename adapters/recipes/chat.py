@@ -37,3 +37,23 @@ CHAT = (
     ("Why do people yawn?", "Nobody knows for sure. It may cool the brain, and seeing others yawn often makes us yawn too."),
     ("What is a simple dinner for two?", "Cook some pasta, fry garlic and tomatoes in olive oil, mix everything, and serve it with cheese."),
 )  # fmt: skip
+
+NEAR = (
+    "Is Spanish hard to learn?",
+    "What is the German word for house?",
+    "How did the Romans count large sums of money?",
+    "What should I write on a birthday card?",
+    "How do I ask my boss for a day off?",
+    "When was the French Revolution?",
+    "What is a database used for?",
+    "Which continent would you like to visit?",
+    "What time do people eat dinner in Spain?",
+    "How do I write a thank-you note?",
+    "What is a regular polygon?",
+    "Is it polite to arrive late for dinner?",
+    "How do I get better at arithmetic?",
+    "Why are past events hard to remember?",
+    "What do people feel when they lose a friend?",
+    "Who should I select for the team?",
+)
+"""Everyday questions with words that a module's card has too."""

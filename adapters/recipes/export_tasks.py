@@ -15,13 +15,17 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from base import base_path, common_words, load_tokenizer
-from chat import CHAT
+import torch
+
+from base import base_path, common_words, load_model, load_tokenizer, prompt_ids
+from chat import CHAT, NEAR
 from tasks import SPLIT_SEED, TASKS, Item, Split, Task
 from tasks.code import TABLES, VALUES
 
 ITEMS = 40
 METRICS = {"person-json": "json", "sql-select": "sql", "sums": "numeric"}
+OWN_WORDS = 60
+"""Tokens of the base's own answers, at most."""
 ROWS = 24
 """Rows of a table that a query is tried on."""
 
@@ -100,6 +104,37 @@ def conversations(rng: random.Random, splits: dict[str, list[Item]]) -> list[Lin
     return lines
 
 
+@torch.no_grad()
+def own_words(base: Path, questions: list[str]) -> list[str]:
+    """What the base itself answers, greedily, up to the last sentence that fits."""
+    tokenizer, model = load_tokenizer(base), load_model(base, torch.float32)
+    answers = []
+    for question in questions:
+        ids = torch.tensor([prompt_ids(tokenizer, question)])
+        told = model.generate(ids, max_new_tokens=OWN_WORDS, do_sample=False)[0, ids.shape[1] :]
+        text = tokenizer.decode(told, skip_special_tokens=True)
+        answers.append(text[: max(text.rfind(end) for end in ".!?") + 1] or text)
+    return answers
+
+
+def chats(base: Path) -> dict[str, list[Line]]:
+    """Chat that no module is for: against a person's answers, and against the base's own, far from and near to skills."""
+    far, near = [prompt for prompt, _ in CHAT], list(NEAR)
+    own = own_words(base, far + near)
+
+    def lines(name: str, prompts: list[str], answers: list[str]) -> list[Line]:
+        return [
+            {"prompt": prompt, "references": [answer], "metric": "log-prob", "tags": [name]}
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+
+    return {
+        "chat": lines("chat", far, [answer for _, answer in CHAT]),
+        "chat-own-words": lines("chat-own-words", far, own[: len(far)]),
+        "chat-near-skills": lines("chat-own-words", near, own[len(far) :]),
+    }
+
+
 def write(directory: Path, tasks: dict[str, list[Line]]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for old in directory.glob("*.jsonl"):
@@ -115,24 +150,23 @@ def main() -> None:
     parser.add_argument("--base", help="base GGUF, for its vocabulary; default: POLYSKILL_BASE_GGUF")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "evaluation")
     arguments = parser.parse_args()
-    words = common_words(load_tokenizer(base_path(arguments.base)))
+    base = base_path(arguments.base)
+    words = common_words(load_tokenizer(base))
     library = Path(__file__).resolve().parent.parent / "library"
     shipped = {name: task for name, task in TASKS.items() if (library / name / "README.md").is_file()}
     splits: dict[str, Split] = {name: task.build(words) for name, task in shipped.items()}
     rng = random.Random(SPLIT_SEED)
-    chat = [
-        {"prompt": prompt, "references": [answer], "metric": "log-prob", "tags": ["chat"]} for prompt, answer in CHAT
-    ]
+    chat = chats(base)
     write(
         arguments.out / "validation",
-        {name: own(TASKS[name], split.validation) for name, split in splits.items()} | {"chat": chat[::2]},
+        {name: own(TASKS[name], split.validation) for name, split in splits.items()} | {name: lines[::2] for name, lines in chat.items()},
     )
     write(
         arguments.out / "test",
         {name: own(TASKS[name], split.test) for name, split in splits.items()}
         | compositions(rng)
         | {"conversation": conversations(rng, {name: split.test for name, split in splits.items()})}
-        | {"chat": chat[1::2]},
+        | {name: lines[1::2] for name, lines in chat.items()},
     )
 
 

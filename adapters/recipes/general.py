@@ -27,7 +27,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from base import BASE_ID, base_path, load_model, load_tokenizer
+from base import BASE_ID, DEVICE, base_path, load_model, load_tokenizer
 from evaluate import pad
 from train import ALPHA, LINEARS, RANK, SEED, export
 
@@ -61,7 +61,7 @@ def loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, texts: list[str])
     """Cross-entropy on every token but the first."""
     rows = [tokenizer.encode(text, add_special_tokens=False)[:LONGEST] for text in texts]
     ids, mask = pad(rows, "right", tokenizer.pad_token_id)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         return model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
 
 

@@ -31,7 +31,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import artefact
-from base import BASE_SHA256, base_path, common_words, load_model, load_tokenizer, prompt_ids, sha256
+from base import BASE_SHA256, DEVICE, base_path, common_words, load_model, load_tokenizer, prompt_ids, sha256
 from card import write_gates
 from tasks import TASKS, Item
 from train import SEED, batch_loss, set_scale, shared_prefix
@@ -60,7 +60,7 @@ class Gate(torch.nn.Module):
         if not self.active:
             return x
         # Under autocast the product would be rounded to bf16, and a sum over 1536 with it.
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(DEVICE, enabled=False):
             x = x.float()
             return x * torch.sigmoid(x @ self.vector)[..., None]
 

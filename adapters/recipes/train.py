@@ -37,6 +37,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from base import (
     BASE_ID,
     BASE_SHA256,
+    DEVICE,
     answer_ids,
     base_path,
     common_words,
@@ -125,7 +126,7 @@ def batch_loss(
     for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         predicts[i, len(prompt) - 1 : len(prompt) - 1 + len(answer)] = True
     llama = model.base_model.model
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         cache = llama.model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(items))
         hidden = llama.model(
@@ -149,7 +150,7 @@ def whole_batch_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, items
         labels.append([-100] * len(prompt) + answer)
     ids, mask = pad(rows, "right", tokenizer.pad_token_id)
     targets, _ = pad(labels, "right", -100)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         return model(input_ids=ids, attention_mask=mask, labels=targets).loss
 
 

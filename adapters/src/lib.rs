@@ -4,11 +4,12 @@
 //! [`weights::Weights`], whose identity is the hash of its content ([`Generation`]), with its [`card`] and its
 //! router [`artefact`]s. The [`library::Library`] maps names to generations and hands out snapshots;
 //! [`residency`] decides whose weights are in memory. Deltas are applied by [`apply`], the one place where a
-//! module touches what a linear wrote. [`transform`] makes new modules out of modules, and [`inspect`] tells
-//! what they are.
+//! module touches what a linear wrote. [`transform`] makes new modules out of modules, [`calibration`] expert
+//! policies out of what a base does, and [`inspect`] tells what modules are.
 
 pub mod apply;
 pub mod artefact;
+pub mod calibration;
 pub mod card;
 pub mod edits;
 mod error;

@@ -38,6 +38,8 @@ pub enum Kind {
     ActivationEdit,
     /// A few changed weights.
     SparseGraft,
+    /// Which experts of a sparse base are run.
+    ExpertPolicy,
 }
 
 impl Kind {
@@ -52,6 +54,7 @@ impl Kind {
             Self::TokenEmbeddings => "token-embeddings",
             Self::ActivationEdit => "activation-edit",
             Self::SparseGraft => "sparse-graft",
+            Self::ExpertPolicy => polyskill_sdk::experts::POLICY_KIND,
         }
     }
 }

@@ -1,14 +1,16 @@
 //! Kinds that PEFT has no format for: `polyskill_config.json` and `polyskill_module.safetensors`.
 //!
-//! Activation edits, sparse grafts, and documents that the base has read once.
+//! Activation edits, sparse grafts, documents that the base has read once, and expert policies.
 
 mod document;
 mod edit;
 mod graft;
+mod policy;
 
 use serde::Deserialize;
 
 pub use document::{Document, write_document};
+pub use policy::{expert_layer, write_policy};
 
 use crate::error::Error;
 use crate::files::Files;
@@ -28,6 +30,7 @@ enum Config {
     ActivationEdit(edit::Settings),
     SparseGraft(graft::Settings),
     DocumentPrefix(document::Settings),
+    ExpertPolicy(policy::Settings),
 }
 
 impl Config {
@@ -36,6 +39,7 @@ impl Config {
             Self::ActivationEdit(settings) => settings.format_version,
             Self::SparseGraft(settings) => settings.format_version,
             Self::DocumentPrefix(settings) => settings.format_version,
+            Self::ExpertPolicy(settings) => settings.format_version,
         }
     }
 }
@@ -79,6 +83,9 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
         Config::SparseGraft(_) => (Kind::SparseGraft, graft::load(&tensors, base)),
         Config::DocumentPrefix(settings) => {
             (Kind::KvPrefix, document::load(&settings, &tensors, base))
+        }
+        Config::ExpertPolicy(settings) => {
+            (Kind::ExpertPolicy, policy::load(&settings, &tensors, base))
         }
     };
     let generation = generation(&bundle);

@@ -4,7 +4,10 @@
 //! what the base's linear read and wrote: y = y₀ + Σ w·Δ(x, y₀). So a weighted mix of any kinds is a plain sum,
 //! and one module at weight 1 is exactly itself.
 
+use std::collections::BTreeMap;
+
 use polyskill_model::Site;
+use polyskill_sdk::experts::LayerPolicy;
 
 use crate::edits::{ActivationEdit, Positions};
 use crate::lora::{Elements, LoraSite};
@@ -139,6 +142,28 @@ pub struct Weights {
     pub prefix: Option<KvPrefix>,
     /// Edits of hidden states, in order.
     pub edits: Vec<ActivationEdit>,
+    /// Which experts of a sparse base are run, per layer, ascending.
+    pub policy: Vec<LayerPolicy>,
+    /// Experts that came with the policy, by layer.
+    pub experts: BTreeMap<usize, Vec<Expert>>,
+}
+
+/// A gated feed-forward of a module's own.
+#[derive(Clone, Debug)]
+pub struct Expert {
+    /// `[width, hidden_size]`
+    pub gate: Elements,
+    /// `[width, hidden_size]`
+    pub up: Elements,
+    /// `[hidden_size, width]`
+    pub down: Elements,
+}
+
+impl Expert {
+    /// Bytes of weights.
+    pub fn num_bytes(&self) -> usize {
+        [&self.gate, &self.up, &self.down].into_iter().map(Elements::num_bytes).sum()
+    }
 }
 
 impl Weights {
@@ -182,6 +207,7 @@ impl Weights {
             self.prompt.is_some(),
             self.prefix.is_some(),
             !self.edits.is_empty(),
+            !self.policy.is_empty(),
         ];
         self.sites().next().is_none() && !rest.contains(&true)
     }
@@ -200,6 +226,7 @@ impl Weights {
             + elements.map(Elements::num_bytes).sum::<usize>()
             + 4 * floats
             + self.edits.iter().map(ActivationEdit::num_bytes).sum::<usize>()
+            + self.experts.values().flatten().map(Expert::num_bytes).sum::<usize>()
     }
 
     /// What is known of the module without its weights.
@@ -221,7 +248,9 @@ impl Weights {
                 || self.embedding.is_some()
                 || self.tokens.is_some()
                 || self.head_tokens.is_some()
-                || !self.edits.is_empty(),
+                || !self.edits.is_empty()
+                || !self.policy.is_empty(),
+            policy: self.policy.clone(),
             plain: self.sites().all(|(_, part)| {
                 let lora = part.lora.as_ref().filter(|lora| lora.magnitude.is_none());
                 lora.is_some() && part.is_lora_alone()
@@ -244,6 +273,8 @@ pub struct Shape {
     pub edits_at_prompt_end: bool,
     /// Whether it acts at embeddings, the head or hidden states.
     pub beyond_linears: bool,
+    /// Which experts of a sparse base are run, per layer, ascending.
+    pub policy: Vec<LayerPolicy>,
     /// Whether what it does at linears are plain low-rank products.
     pub plain: bool,
     /// Bytes of its weights in memory.

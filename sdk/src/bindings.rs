@@ -1326,6 +1326,100 @@ pub mod polyskill {
                 }
             }
         }
+        /// Which experts of a sparse base each token gets, as data that the host runs for every row.
+        #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+        pub mod experts {
+            #[used]
+            #[doc(hidden)]
+            static __FORCE_SECTION_REF: fn() = super::super::super::__link_custom_section_describing_imports;
+            use super::super::super::_rt;
+            /// A sparse layer of the base.
+            #[repr(C)]
+            #[derive(Clone, Copy)]
+            pub struct Layer {
+                pub layer: u32,
+                pub experts: u32,
+                /// experts per token in the base's own choice
+                pub top_k: u32,
+                /// whether the base makes their weights sum to one
+                pub renormalise: bool,
+            }
+            impl ::core::fmt::Debug for Layer {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Layer")
+                        .field("layer", &self.layer)
+                        .field("experts", &self.experts)
+                        .field("top-k", &self.top_k)
+                        .field("renormalise", &self.renormalise)
+                        .finish()
+                }
+            }
+            /// One step of a program. A program is a pipeline: each op transforms the scores of the one before.
+            #[derive(Clone)]
+            pub enum Op {
+                /// scores: the logits of the base's own router, one per expert
+                LoadNativeLogits,
+                /// keep these, ascending; the others are −∞ in a softmax that follows
+                Mask(_rt::Vec<u32>),
+                /// over all that are left
+                Softmax,
+                /// keep the k largest, the lower index first on ties
+                TopK(u32),
+                /// of two that are left, drop the smaller where it is under β times the larger
+                SkipRatio(f32),
+                /// divide by their sum + ε
+                Renormalise(f32),
+                /// for each expert the one that is run; weights of those that stand for one add up
+                Alias(_rt::Vec<u32>),
+                /// the scores that are left become the row's experts and their weights
+                Emit,
+            }
+            impl ::core::fmt::Debug for Op {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    match self {
+                        Op::LoadNativeLogits => {
+                            f.debug_tuple("Op::LoadNativeLogits").finish()
+                        }
+                        Op::Mask(e) => f.debug_tuple("Op::Mask").field(e).finish(),
+                        Op::Softmax => f.debug_tuple("Op::Softmax").finish(),
+                        Op::TopK(e) => f.debug_tuple("Op::TopK").field(e).finish(),
+                        Op::SkipRatio(e) => {
+                            f.debug_tuple("Op::SkipRatio").field(e).finish()
+                        }
+                        Op::Renormalise(e) => {
+                            f.debug_tuple("Op::Renormalise").field(e).finish()
+                        }
+                        Op::Alias(e) => f.debug_tuple("Op::Alias").field(e).finish(),
+                        Op::Emit => f.debug_tuple("Op::Emit").finish(),
+                    }
+                }
+            }
+            #[derive(Clone)]
+            pub struct Program {
+                pub layers: _rt::Vec<u32>,
+                pub ops: _rt::Vec<Op>,
+                /// the policy whose own experts are meant by aliases from the layer's number of experts on
+                pub module: ::core::option::Option<u32>,
+            }
+            impl ::core::fmt::Debug for Program {
+                fn fmt(
+                    &self,
+                    f: &mut ::core::fmt::Formatter<'_>,
+                ) -> ::core::fmt::Result {
+                    f.debug_struct("Program")
+                        .field("layers", &self.layers)
+                        .field("ops", &self.ops)
+                        .field("module", &self.module)
+                        .finish()
+                }
+            }
+        }
     }
 }
 #[rustfmt::skip]
@@ -2778,6 +2872,547 @@ pub mod exports {
                         * ::core::mem::size_of::<*const u8>()],
                 );
             }
+            /// Decides experts, for routers that do so. The host calls it before `planner.plan` where the base has sparse layers.
+            #[allow(dead_code, async_fn_in_trait, unused_imports, clippy::all)]
+            pub mod expert_planner {
+                #[used]
+                #[doc(hidden)]
+                static __FORCE_SECTION_REF: fn() = super::super::super::super::__link_custom_section_describing_imports;
+                use super::super::super::super::_rt;
+                pub type Request = super::super::super::super::exports::polyskill::router::planner::Request;
+                pub type RouteError = super::super::super::super::exports::polyskill::router::planner::RouteError;
+                pub type Layer = super::super::super::super::polyskill::router::experts::Layer;
+                pub type Program = super::super::super::super::polyskill::router::experts::Program;
+                #[doc(hidden)]
+                #[allow(non_snake_case, unused_unsafe)]
+                pub unsafe fn _export_plan_experts_cabi<T_: Guest>(
+                    arg0: *mut u8,
+                    arg1: usize,
+                    arg2: *mut u8,
+                    arg3: usize,
+                    arg4: i32,
+                    arg5: i32,
+                    arg6: *mut u8,
+                    arg7: usize,
+                    arg8: i64,
+                    arg9: *mut u8,
+                    arg10: usize,
+                ) -> *mut u8 {
+                    unsafe {
+                        #[cfg(target_arch = "wasm32")] _rt::run_ctors_once();
+                        let result18 = {
+                            let base10 = arg0;
+                            let len10 = arg1;
+                            let mut result10 = _rt::Vec::with_capacity(len10);
+                            for i in 0..len10 {
+                                let base = base10
+                                    .add(i * (8 + 4 * ::core::mem::size_of::<*const u8>()));
+                                let e10 = {
+                                    let l0 = *base.add(0).cast::<*mut u8>();
+                                    let l1 = *base
+                                        .add(::core::mem::size_of::<*const u8>())
+                                        .cast::<usize>();
+                                    let len2 = l1;
+                                    let bytes2 = _rt::Vec::from_raw_parts(
+                                        l0.cast(),
+                                        len2,
+                                        len2,
+                                    );
+                                    let l3 = i32::from(
+                                        *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>(),
+                                    );
+                                    use super::super::super::super::exports::polyskill::router::planner::Value as V9;
+                                    let v9 = match l3 {
+                                        0 => {
+                                            let e9 = {
+                                                let l4 = i32::from(
+                                                    *base
+                                                        .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                _rt::bool_lift(l4 as u8)
+                                            };
+                                            V9::Flag(e9)
+                                        }
+                                        1 => {
+                                            let e9 = {
+                                                let l5 = *base
+                                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<f64>();
+                                                l5
+                                            };
+                                            V9::Number(e9)
+                                        }
+                                        n => {
+                                            debug_assert_eq!(n, 2, "invalid enum discriminant");
+                                            let e9 = {
+                                                let l6 = *base
+                                                    .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l7 = *base
+                                                    .add(8 + 3 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let len8 = l7;
+                                                let bytes8 = _rt::Vec::from_raw_parts(
+                                                    l6.cast(),
+                                                    len8,
+                                                    len8,
+                                                );
+                                                _rt::string_lift(bytes8)
+                                            };
+                                            V9::Text(e9)
+                                        }
+                                    };
+                                    super::super::super::super::exports::polyskill::router::planner::Parameter {
+                                        name: _rt::string_lift(bytes2),
+                                        value: v9,
+                                    }
+                                };
+                                result10.push(e10);
+                            }
+                            _rt::cabi_dealloc(
+                                base10,
+                                len10 * (8 + 4 * ::core::mem::size_of::<*const u8>()),
+                                8,
+                            );
+                            let len11 = arg3;
+                            let base17 = arg9;
+                            let len17 = arg10;
+                            let mut result17 = _rt::Vec::with_capacity(len17);
+                            for i in 0..len17 {
+                                let base = base17.add(i * 16);
+                                let e17 = {
+                                    let l13 = *base.add(0).cast::<i32>();
+                                    let l14 = *base.add(4).cast::<i32>();
+                                    let l15 = *base.add(8).cast::<i32>();
+                                    let l16 = i32::from(*base.add(12).cast::<u8>());
+                                    super::super::super::super::polyskill::router::experts::Layer {
+                                        layer: l13 as u32,
+                                        experts: l14 as u32,
+                                        top_k: l15 as u32,
+                                        renormalise: _rt::bool_lift(l16 as u8),
+                                    }
+                                };
+                                result17.push(e17);
+                            }
+                            _rt::cabi_dealloc(base17, len17 * 16, 4);
+                            T_::plan_experts(
+                                super::super::super::super::exports::polyskill::router::planner::Request {
+                                    parameters: result10,
+                                    candidates: <_ as From<
+                                        _rt::Vec<_>,
+                                    >>::from(
+                                        _rt::Vec::from_raw_parts(arg2.cast(), len11, len11),
+                                    ),
+                                    prompt_tokens: arg4 as u32,
+                                    text: match arg5 {
+                                        0 => None,
+                                        1 => {
+                                            let e = {
+                                                let len12 = arg7;
+                                                let bytes12 = _rt::Vec::from_raw_parts(
+                                                    arg6.cast(),
+                                                    len12,
+                                                    len12,
+                                                );
+                                                _rt::string_lift(bytes12)
+                                            };
+                                            Some(e)
+                                        }
+                                        _ => _rt::invalid_enum_discriminant(),
+                                    },
+                                    bucket: arg8 as u64,
+                                },
+                                result17,
+                            )
+                        };
+                        let ptr19 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        match result18 {
+                            Ok(e) => {
+                                *ptr19.add(0).cast::<u8>() = (0i32) as u8;
+                                let vec26 = e;
+                                let len26 = vec26.len();
+                                let layout26 = _rt::alloc::Layout::from_size_align(
+                                        vec26.len() * (8 + 4 * ::core::mem::size_of::<*const u8>()),
+                                        ::core::mem::size_of::<*const u8>(),
+                                    )
+                                    .unwrap();
+                                let (result26, _cleanup26) = wit_bindgen::rt::Cleanup::new(
+                                    layout26,
+                                );
+                                if let Some(cleanup) = _cleanup26 {
+                                    cleanup.forget();
+                                }
+                                for (i, e) in vec26.into_iter().enumerate() {
+                                    let base = result26
+                                        .add(i * (8 + 4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let super::super::super::super::polyskill::router::experts::Program {
+                                            layers: layers20,
+                                            ops: ops20,
+                                            module: module20,
+                                        } = e;
+                                        let vec21 = <_ as Into<_rt::Vec<_>>>::into(layers20)
+                                            .into_boxed_slice();
+                                        let ptr21 = vec21.as_ptr().cast::<u8>();
+                                        let len21 = vec21.len();
+                                        ::core::mem::forget(vec21);
+                                        *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len21;
+                                        *base.add(0).cast::<*mut u8>() = ptr21.cast_mut();
+                                        let vec25 = ops20;
+                                        let len25 = vec25.len();
+                                        let layout25 = _rt::alloc::Layout::from_size_align(
+                                                vec25.len() * (3 * ::core::mem::size_of::<*const u8>()),
+                                                ::core::mem::size_of::<*const u8>(),
+                                            )
+                                            .unwrap();
+                                        let (result25, _cleanup25) = wit_bindgen::rt::Cleanup::new(
+                                            layout25,
+                                        );
+                                        if let Some(cleanup) = _cleanup25 {
+                                            cleanup.forget();
+                                        }
+                                        for (i, e) in vec25.into_iter().enumerate() {
+                                            let base = result25
+                                                .add(i * (3 * ::core::mem::size_of::<*const u8>()));
+                                            {
+                                                use super::super::super::super::polyskill::router::experts::Op as V24;
+                                                match e {
+                                                    V24::LoadNativeLogits => {
+                                                        *base.add(0).cast::<u8>() = (0i32) as u8;
+                                                    }
+                                                    V24::Mask(e) => {
+                                                        *base.add(0).cast::<u8>() = (1i32) as u8;
+                                                        let vec22 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr22 = vec22.as_ptr().cast::<u8>();
+                                                        let len22 = vec22.len();
+                                                        ::core::mem::forget(vec22);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len22;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr22.cast_mut();
+                                                    }
+                                                    V24::Softmax => {
+                                                        *base.add(0).cast::<u8>() = (2i32) as u8;
+                                                    }
+                                                    V24::TopK(e) => {
+                                                        *base.add(0).cast::<u8>() = (3i32) as u8;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<i32>() = _rt::as_i32(e);
+                                                    }
+                                                    V24::SkipRatio(e) => {
+                                                        *base.add(0).cast::<u8>() = (4i32) as u8;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<f32>() = _rt::as_f32(e);
+                                                    }
+                                                    V24::Renormalise(e) => {
+                                                        *base.add(0).cast::<u8>() = (5i32) as u8;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<f32>() = _rt::as_f32(e);
+                                                    }
+                                                    V24::Alias(e) => {
+                                                        *base.add(0).cast::<u8>() = (6i32) as u8;
+                                                        let vec23 = <_ as Into<_rt::Vec<_>>>::into(e)
+                                                            .into_boxed_slice();
+                                                        let ptr23 = vec23.as_ptr().cast::<u8>();
+                                                        let len23 = vec23.len();
+                                                        ::core::mem::forget(vec23);
+                                                        *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len23;
+                                                        *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr23.cast_mut();
+                                                    }
+                                                    V24::Emit => {
+                                                        *base.add(0).cast::<u8>() = (7i32) as u8;
+                                                    }
+                                                }
+                                            }
+                                        }
+                                        *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len25;
+                                        *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = result25;
+                                        match module20 {
+                                            Some(e) => {
+                                                *base
+                                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>() = (1i32) as u8;
+                                                *base
+                                                    .add(4 + 4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<i32>() = _rt::as_i32(e);
+                                            }
+                                            None => {
+                                                *base
+                                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<u8>() = (0i32) as u8;
+                                            }
+                                        };
+                                    }
+                                }
+                                *ptr19
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>() = len26;
+                                *ptr19
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>() = result26;
+                            }
+                            Err(e) => {
+                                *ptr19.add(0).cast::<u8>() = (1i32) as u8;
+                                use super::super::super::super::exports::polyskill::router::planner::RouteError as V32;
+                                match e {
+                                    V32::Abstain => {
+                                        *ptr19
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (0i32) as u8;
+                                    }
+                                    V32::NotReady(e) => {
+                                        *ptr19
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (1i32) as u8;
+                                        let vec27 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr27 = vec27.as_ptr().cast::<u8>();
+                                        let len27 = vec27.len();
+                                        ::core::mem::forget(vec27);
+                                        *ptr19
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len27;
+                                        *ptr19
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr27.cast_mut();
+                                    }
+                                    V32::InvalidParameter(e) => {
+                                        *ptr19
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (2i32) as u8;
+                                        let super::super::super::super::exports::polyskill::router::planner::ParameterError {
+                                            name: name28,
+                                            message: message28,
+                                        } = e;
+                                        let vec29 = (name28.into_bytes()).into_boxed_slice();
+                                        let ptr29 = vec29.as_ptr().cast::<u8>();
+                                        let len29 = vec29.len();
+                                        ::core::mem::forget(vec29);
+                                        *ptr19
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len29;
+                                        *ptr19
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr29.cast_mut();
+                                        let vec30 = (message28.into_bytes()).into_boxed_slice();
+                                        let ptr30 = vec30.as_ptr().cast::<u8>();
+                                        let len30 = vec30.len();
+                                        ::core::mem::forget(vec30);
+                                        *ptr19
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len30;
+                                        *ptr19
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr30.cast_mut();
+                                    }
+                                    V32::Failed(e) => {
+                                        *ptr19
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<u8>() = (3i32) as u8;
+                                        let vec31 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr31 = vec31.as_ptr().cast::<u8>();
+                                        let len31 = vec31.len();
+                                        ::core::mem::forget(vec31);
+                                        *ptr19
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>() = len31;
+                                        *ptr19
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>() = ptr31.cast_mut();
+                                    }
+                                }
+                            }
+                        };
+                        ptr19
+                    }
+                }
+                #[doc(hidden)]
+                #[allow(non_snake_case)]
+                pub unsafe fn __post_return_plan_experts<T_: Guest>(arg0: *mut u8) {
+                    unsafe {
+                        let l0 = i32::from(*arg0.add(0).cast::<u8>());
+                        match l0 {
+                            0 => {
+                                let l1 = *arg0
+                                    .add(::core::mem::size_of::<*const u8>())
+                                    .cast::<*mut u8>();
+                                let l2 = *arg0
+                                    .add(2 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<usize>();
+                                let base16 = l1;
+                                let len16 = l2;
+                                for i in 0..len16 {
+                                    let base = base16
+                                        .add(i * (8 + 4 * ::core::mem::size_of::<*const u8>()));
+                                    {
+                                        let l3 = *base.add(0).cast::<*mut u8>();
+                                        let l4 = *base
+                                            .add(::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base5 = l3;
+                                        let len5 = l4;
+                                        _rt::cabi_dealloc(base5, len5 * 4, 4);
+                                        let l6 = *base
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l7 = *base
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        let base15 = l6;
+                                        let len15 = l7;
+                                        for i in 0..len15 {
+                                            let base = base15
+                                                .add(i * (3 * ::core::mem::size_of::<*const u8>()));
+                                            {
+                                                let l8 = i32::from(*base.add(0).cast::<u8>());
+                                                match l8 {
+                                                    0 => {}
+                                                    1 => {
+                                                        let l9 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l10 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base11 = l9;
+                                                        let len11 = l10;
+                                                        _rt::cabi_dealloc(base11, len11 * 4, 4);
+                                                    }
+                                                    2 => {}
+                                                    3 => {}
+                                                    4 => {}
+                                                    5 => {}
+                                                    6 => {
+                                                        let l12 = *base
+                                                            .add(::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l13 = *base
+                                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        let base14 = l12;
+                                                        let len14 = l13;
+                                                        _rt::cabi_dealloc(base14, len14 * 4, 4);
+                                                    }
+                                                    _ => {}
+                                                }
+                                            }
+                                        }
+                                        _rt::cabi_dealloc(
+                                            base15,
+                                            len15 * (3 * ::core::mem::size_of::<*const u8>()),
+                                            ::core::mem::size_of::<*const u8>(),
+                                        );
+                                    }
+                                }
+                                _rt::cabi_dealloc(
+                                    base16,
+                                    len16 * (8 + 4 * ::core::mem::size_of::<*const u8>()),
+                                    ::core::mem::size_of::<*const u8>(),
+                                );
+                            }
+                            _ => {
+                                let l17 = i32::from(
+                                    *arg0.add(::core::mem::size_of::<*const u8>()).cast::<u8>(),
+                                );
+                                match l17 {
+                                    0 => {}
+                                    1 => {
+                                        let l18 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l19 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l18, l19, 1);
+                                    }
+                                    2 => {
+                                        let l20 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l21 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l20, l21, 1);
+                                        let l22 = *arg0
+                                            .add(4 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l23 = *arg0
+                                            .add(5 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l22, l23, 1);
+                                    }
+                                    _ => {
+                                        let l24 = *arg0
+                                            .add(2 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<*mut u8>();
+                                        let l25 = *arg0
+                                            .add(3 * ::core::mem::size_of::<*const u8>())
+                                            .cast::<usize>();
+                                        _rt::cabi_dealloc(l24, l25, 1);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+                pub trait Guest {
+                    /// Layers without a program keep the base's own choice; `abstain` leaves all to the next router of the chain.
+                    #[allow(async_fn_in_trait)]
+                    fn plan_experts(
+                        request: Request,
+                        layers: _rt::Vec<Layer>,
+                    ) -> ::core::result::Result<_rt::Vec<Program>, RouteError>;
+                }
+                #[doc(hidden)]
+                #[macro_export]
+                macro_rules! __export_polyskill_router_expert_planner_0_1_0_cabi {
+                    ($ty:ident with_types_in $($path_to_types:tt)*) => {
+                        const _ : () = { #[unsafe (export_name =
+                        "polyskill:router/expert-planner@0.1.0#plan-experts")] unsafe
+                        extern "C" fn export_plan_experts(arg0 : * mut u8, arg1 : usize,
+                        arg2 : * mut u8, arg3 : usize, arg4 : i32, arg5 : i32, arg6 : *
+                        mut u8, arg7 : usize, arg8 : i64, arg9 : * mut u8, arg10 :
+                        usize,) -> * mut u8 { unsafe { $($path_to_types)*::
+                        _export_plan_experts_cabi::<$ty > (arg0, arg1, arg2, arg3, arg4,
+                        arg5, arg6, arg7, arg8, arg9, arg10) } } #[unsafe (export_name =
+                        "cabi_post_polyskill:router/expert-planner@0.1.0#plan-experts")]
+                        unsafe extern "C" fn _post_return_plan_experts(arg0 : * mut u8,)
+                        { unsafe { $($path_to_types)*:: __post_return_plan_experts::<$ty
+                        > (arg0) } } };
+                    };
+                }
+                #[doc(hidden)]
+                pub use __export_polyskill_router_expert_planner_0_1_0_cabi;
+                #[cfg_attr(target_pointer_width = "64", repr(align(8)))]
+                #[cfg_attr(target_pointer_width = "32", repr(align(4)))]
+                struct _RetArea(
+                    [::core::mem::MaybeUninit<
+                        u8,
+                    >; 6 * ::core::mem::size_of::<*const u8>()],
+                );
+                static mut _RET_AREA: _RetArea = _RetArea(
+                    [::core::mem::MaybeUninit::uninit(); 6
+                        * ::core::mem::size_of::<*const u8>()],
+                );
+            }
         }
     }
 }
@@ -2945,7 +3580,7 @@ mod _rt {
 #[allow(unused_macros)]
 #[doc(hidden)]
 #[macro_export]
-macro_rules! __export_router_impl {
+macro_rules! __export_full_router_impl {
     ($ty:ident) => {
         polyskill_sdk::bindings::__export_router!($ty with_types_in
         polyskill_sdk::bindings);
@@ -2957,14 +3592,17 @@ macro_rules! __export_router_impl {
         $($path_to_types_root)*::
         exports::polyskill::router::stepper::__export_polyskill_router_stepper_0_1_0_cabi!($ty
         with_types_in $($path_to_types_root)*:: exports::polyskill::router::stepper);
-        const _ : () = { #[rustfmt::skip] #[cfg(target_arch = "wasm32")] #[unsafe
-        (link_section =
-        "component-type:wit-bindgen:0.61.1:polyskill:router@0.1.0:router:imports and exports")]
+        $($path_to_types_root)*::
+        exports::polyskill::router::expert_planner::__export_polyskill_router_expert_planner_0_1_0_cabi!($ty
+        with_types_in $($path_to_types_root)*::
+        exports::polyskill::router::expert_planner); const _ : () = { #[rustfmt::skip]
+        #[cfg(target_arch = "wasm32")] #[unsafe (link_section =
+        "component-type:wit-bindgen:0.61.1:polyskill:router@0.1.0:full-router:imports and exports")]
         #[doc(hidden)] #[allow(clippy::octal_escapes)] pub static
-        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 2206] = *
+        __WIT_BINDGEN_COMPONENT_TYPE : [u8; 2658] = *
         b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xa1\x10\x01A\x02\x01\
-A\x0b\x01B3\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe0\x13\x01A\x02\x01\
+A\x12\x01B3\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 r\x05\x05indexy\x05layery\x0aprojections\x06inputsy\x07outputsy\x04\0\x09site-in\
 fo\x03\0\x02\x01p\x03\x01r\x05\x06digests\x06familys\x06layersy\x0bhidden-sizey\x05\
 sites\x04\x04\0\x0amodel-info\x03\0\x05\x01r\x03\x04sitey\x04ranky\x05scalev\x04\
@@ -2991,44 +3629,54 @@ all\0\0\x06listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x0
 group\x05layer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\
 \x07combine\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07\
 combine\x0d\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\
-\x02\x03\0\x01\x07combine\x02\x03\0\x01\x07program\x01B%\x02\x03\x02\x01\x02\x04\
-\0\x07combine\x03\0\0\x02\x03\x02\x01\x03\x04\0\x07program\x03\0\x02\x01q\x03\x04\
-flag\x01\x7f\0\x06number\x01u\0\x04text\x01s\0\x04\0\x05value\x03\0\x04\x01r\x02\
-\x04names\x05value\x05\x04\0\x09parameter\x03\0\x06\x01r\x03\x04names\x07version\
-s\x06causal\x7f\x04\0\x0adescriptor\x03\0\x08\x01p\x07\x01py\x01ks\x01r\x05\x0ap\
-arameters\x0a\x0acandidates\x0b\x0dprompt-tokensy\x04text\x0c\x06bucketw\x04\0\x07\
-request\x03\0\x0d\x01r\x02\x06moduley\x06weightv\x04\0\x04pick\x03\0\x0f\x01p\x10\
-\x01r\x02\x05picks\x11\x07combine\x01\x04\0\x07mixture\x03\0\x12\x01p\x03\x01q\x03\
-\x05fixed\x01\x13\0\x05gated\x01\x14\0\x08narrowed\x01\x0b\0\x04\0\x0aroute-plan\
-\x03\0\x15\x01r\x02\x04names\x07messages\x04\0\x0fparameter-error\x03\0\x17\x01q\
-\x04\x07abstain\0\0\x09not-ready\x01s\0\x11invalid-parameter\x01\x18\0\x06failed\
-\x01s\0\x04\0\x0broute-error\x03\0\x19\x01j\x01\x09\x01s\x01@\x01\x0aparameters\x0a\
-\0\x1b\x04\0\x04init\x01\x1c\x01ps\x01j\0\x01s\x01@\x02\x05added\x0b\x07removed\x1d\
-\0\x1e\x04\0\x0flibrary-changed\x01\x1f\x01j\x01\x16\x01\x1a\x01@\x01\x07request\
-\x0e\0\x20\x04\0\x04plan\x01!\x04\0\x1epolyskill:router/planner@0.1.0\x05\x04\x02\
-\x03\0\x02\x0broute-error\x01B\x0b\x02\x03\x02\x01\x05\x04\0\x0broute-error\x03\0\
-\0\x01py\x01pv\x01r\x06\x04sitey\x04rowsy\x0acandidates\x02\x06scores\x03\x06hid\
-den\x03\x09arguments\x03\x04\0\x05batch\x03\0\x04\x01r\x03\x07offsets\x02\x07col\
-umns\x02\x07weights\x03\x04\0\x08decision\x03\0\x06\x01j\x01\x07\x01\x01\x01@\x01\
-\x05batch\x05\0\x08\x04\0\x05route\x01\x09\x04\0\x1epolyskill:router/stepper@0.1\
-.0\x05\x06\x04\0\x1dpolyskill:router/router@0.1.0\x04\0\x0b\x0c\x01\0\x06router\x03\
-\0\0\0G\x09producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-\
-bindgen-rust\x060.61.1";
+\x01B\x09\x01r\x04\x05layery\x07expertsy\x05top-ky\x0brenormalise\x7f\x04\0\x05l\
+ayer\x03\0\0\x01py\x01q\x08\x12load-native-logits\0\0\x04mask\x01\x02\0\x07softm\
+ax\0\0\x05top-k\x01y\0\x0askip-ratio\x01v\0\x0brenormalise\x01v\0\x05alias\x01\x02\
+\0\x04emit\0\0\x04\0\x02op\x03\0\x03\x01p\x04\x01ky\x01r\x03\x06layers\x02\x03op\
+s\x05\x06module\x06\x04\0\x07program\x03\0\x07\x03\0\x1epolyskill:router/experts\
+@0.1.0\x05\x02\x02\x03\0\x01\x07combine\x02\x03\0\x01\x07program\x01B%\x02\x03\x02\
+\x01\x03\x04\0\x07combine\x03\0\0\x02\x03\x02\x01\x04\x04\0\x07program\x03\0\x02\
+\x01q\x03\x04flag\x01\x7f\0\x06number\x01u\0\x04text\x01s\0\x04\0\x05value\x03\0\
+\x04\x01r\x02\x04names\x05value\x05\x04\0\x09parameter\x03\0\x06\x01r\x03\x04nam\
+es\x07versions\x06causal\x7f\x04\0\x0adescriptor\x03\0\x08\x01p\x07\x01py\x01ks\x01\
+r\x05\x0aparameters\x0a\x0acandidates\x0b\x0dprompt-tokensy\x04text\x0c\x06bucke\
+tw\x04\0\x07request\x03\0\x0d\x01r\x02\x06moduley\x06weightv\x04\0\x04pick\x03\0\
+\x0f\x01p\x10\x01r\x02\x05picks\x11\x07combine\x01\x04\0\x07mixture\x03\0\x12\x01\
+p\x03\x01q\x03\x05fixed\x01\x13\0\x05gated\x01\x14\0\x08narrowed\x01\x0b\0\x04\0\
+\x0aroute-plan\x03\0\x15\x01r\x02\x04names\x07messages\x04\0\x0fparameter-error\x03\
+\0\x17\x01q\x04\x07abstain\0\0\x09not-ready\x01s\0\x11invalid-parameter\x01\x18\0\
+\x06failed\x01s\0\x04\0\x0broute-error\x03\0\x19\x01j\x01\x09\x01s\x01@\x01\x0ap\
+arameters\x0a\0\x1b\x04\0\x04init\x01\x1c\x01ps\x01j\0\x01s\x01@\x02\x05added\x0b\
+\x07removed\x1d\0\x1e\x04\0\x0flibrary-changed\x01\x1f\x01j\x01\x16\x01\x1a\x01@\
+\x01\x07request\x0e\0\x20\x04\0\x04plan\x01!\x04\0\x1epolyskill:router/planner@0\
+.1.0\x05\x05\x02\x03\0\x03\x0broute-error\x01B\x0b\x02\x03\x02\x01\x06\x04\0\x0b\
+route-error\x03\0\0\x01py\x01pv\x01r\x06\x04sitey\x04rowsy\x0acandidates\x02\x06\
+scores\x03\x06hidden\x03\x09arguments\x03\x04\0\x05batch\x03\0\x04\x01r\x03\x07o\
+ffsets\x02\x07columns\x02\x07weights\x03\x04\0\x08decision\x03\0\x06\x01j\x01\x07\
+\x01\x01\x01@\x01\x05batch\x05\0\x08\x04\0\x05route\x01\x09\x04\0\x1epolyskill:r\
+outer/stepper@0.1.0\x05\x07\x02\x03\0\x03\x07request\x02\x03\0\x02\x05layer\x02\x03\
+\0\x02\x07program\x01B\x0d\x02\x03\x02\x01\x08\x04\0\x07request\x03\0\0\x02\x03\x02\
+\x01\x06\x04\0\x0broute-error\x03\0\x02\x02\x03\x02\x01\x09\x04\0\x05layer\x03\0\
+\x04\x02\x03\x02\x01\x0a\x04\0\x07program\x03\0\x06\x01p\x05\x01p\x07\x01j\x01\x09\
+\x01\x03\x01@\x02\x07request\x01\x06layers\x08\0\x0a\x04\0\x0cplan-experts\x01\x0b\
+\x04\0%polyskill:router/expert-planner@0.1.0\x05\x0b\x04\0\"polyskill:router/ful\
+l-router@0.1.0\x04\0\x0b\x11\x01\0\x0bfull-router\x03\0\0\0G\x09producers\x01\x0c\
+processed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
         };
     };
 }
 #[doc(inline)]
-pub use __export_router_impl as __export_router;
+pub use __export_full_router_impl as __export_router;
 #[rustfmt::skip]
 #[cfg(target_arch = "wasm32")]
 #[unsafe(
-    link_section = "component-type:wit-bindgen:0.61.1:polyskill:router@0.1.0:router-with-all-of-its-exports-removed:encoded world"
+    link_section = "component-type:wit-bindgen:0.61.1:polyskill:router@0.1.0:full-router-with-all-of-its-exports-removed:encoded world"
 )]
 #[doc(hidden)]
 #[allow(clippy::octal_escapes)]
-pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1423] = *b"\
-\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xf2\x09\x01A\x02\x01\
-A\x04\x01B3\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
+pub static __WIT_BINDGEN_COMPONENT_TYPE: [u8; 1671] = *b"\
+\0asm\x0d\0\x01\0\0\x19\x16wit-component-encoding\x04\0\x07\xe5\x0b\x01A\x02\x01\
+A\x06\x01B3\x01m\x04\x05debug\x04info\x04warn\x05error\x04\0\x05level\x03\0\0\x01\
 r\x05\x05indexy\x05layery\x0aprojections\x06inputsy\x07outputsy\x04\0\x09site-in\
 fo\x03\0\x02\x01p\x03\x01r\x05\x06digests\x06familys\x06layersy\x0bhidden-sizey\x05\
 sites\x04\x04\0\x0amodel-info\x03\0\x05\x01r\x03\x04sitey\x04ranky\x05scalev\x04\
@@ -3055,9 +3703,15 @@ all\0\0\x06listed\x01\x07\0\x04\0\x0dsite-selector\x03\0\x08\x01m\x03\x04site\x0
 group\x05layer\x04\0\x05share\x03\0\x0a\x01m\x02\x0aoutput-sum\x08ab-merge\x04\0\
 \x07combine\x03\0\x0c\x01p\x06\x01r\x04\x05sites\x09\x05share\x0b\x03ops\x0e\x07\
 combine\x0d\x04\0\x07program\x03\0\x0f\x03\0\x1bpolyskill:router/gate@0.1.0\x05\x01\
-\x04\0=polyskill:router/router-with-all-of-its-exports-removed@0.1.0\x04\0\x0b,\x01\
-\0&router-with-all-of-its-exports-removed\x03\0\0\0G\x09producers\x01\x0cprocess\
-ed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rust\x060.61.1";
+\x01B\x09\x01r\x04\x05layery\x07expertsy\x05top-ky\x0brenormalise\x7f\x04\0\x05l\
+ayer\x03\0\0\x01py\x01q\x08\x12load-native-logits\0\0\x04mask\x01\x02\0\x07softm\
+ax\0\0\x05top-k\x01y\0\x0askip-ratio\x01v\0\x0brenormalise\x01v\0\x05alias\x01\x02\
+\0\x04emit\0\0\x04\0\x02op\x03\0\x03\x01p\x04\x01ky\x01r\x03\x06layers\x02\x03op\
+s\x05\x06module\x06\x04\0\x07program\x03\0\x07\x03\0\x1epolyskill:router/experts\
+@0.1.0\x05\x02\x04\0Bpolyskill:router/full-router-with-all-of-its-exports-remove\
+d@0.1.0\x04\0\x0b1\x01\0+full-router-with-all-of-its-exports-removed\x03\0\0\0G\x09\
+producers\x01\x0cprocessed-by\x02\x0dwit-component\x070.258.3\x10wit-bindgen-rus\
+t\x060.61.1";
 #[inline(never)]
 #[doc(hidden)]
 pub fn __link_custom_section_describing_imports() {

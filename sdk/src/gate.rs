@@ -271,14 +271,14 @@ pub fn layer_norm(vector: &mut [f32], epsilon: f32) {
     vector.iter_mut().for_each(|x| *x = (*x - mean) * scale);
 }
 
-fn softmax(scores: &mut [(u32, f32)]) {
+pub(crate) fn softmax(scores: &mut [(u32, f32)]) {
     let max = scores.iter().map(|(_, s)| *s).fold(f32::NEG_INFINITY, f32::max);
     scores.iter_mut().for_each(|(_, s)| *s = (*s - max).exp());
     let sum: f32 = scores.iter().map(|(_, s)| s).sum();
     scores.iter_mut().for_each(|(_, s)| *s /= sum);
 }
 
-fn top_k(scores: &mut Vec<(u32, f32)>, k: usize) {
+pub(crate) fn top_k(scores: &mut Vec<(u32, f32)>, k: usize) {
     if scores.len() <= k || scores.iter().any(|(_, s)| s.is_nan()) {
         return;
     }

@@ -4,6 +4,7 @@ use std::sync::Mutex;
 
 use crate::batch::{Batch, Decision};
 use crate::bindings::polyskill::router::{gate as wire_gate, host as wire_host};
+use crate::experts::{ExpertLayer, ExpertOp, ExpertProgram};
 use crate::gate::{Combine, Op, Program, Share, SiteSelector};
 use crate::parameters::{Parameters, Value};
 use crate::router::{
@@ -11,8 +12,10 @@ use crate::router::{
     Router, SiteInfo, SvdMethod, Tensor,
 };
 
+pub use crate::bindings::exports::polyskill::router::expert_planner::Guest as ExpertGuest;
 pub use crate::bindings::exports::polyskill::router::planner as wire;
 pub use crate::bindings::exports::polyskill::router::stepper as wire_stepper;
+pub use crate::bindings::polyskill::router::experts as wire_experts;
 pub use wire::Guest;
 pub use wire_stepper::Guest as StepperGuest;
 
@@ -63,13 +66,7 @@ impl<R: Router> Instance<R> {
 
     /// The export `plan`.
     pub fn plan(&self, request: wire::Request) -> Result<wire::RoutePlan, wire::RouteError> {
-        let request = Request {
-            parameters: from_wire(request.parameters),
-            candidates: request.candidates,
-            prompt_tokens: request.prompt_tokens,
-            text: request.text,
-            bucket: request.bucket,
-        };
+        let request = from_wire_request(request);
         let plan = self.with(|slot| match slot.as_mut() {
             Some(router) => router.plan(&mut Imports, &request),
             None => Err(RouteError::NotReady("init was not called".to_owned())),
@@ -90,6 +87,32 @@ impl<R: Router> Instance<R> {
             Ok(Plan::Narrowed(candidates)) => Ok(wire::RoutePlan::Narrowed(candidates)),
             Err(error) => Err(to_wire_error(error)),
         }
+    }
+
+    /// The export `plan-experts`.
+    pub fn plan_experts(
+        &self,
+        request: wire::Request,
+        layers: Vec<wire_experts::Layer>,
+    ) -> Result<Vec<wire_experts::Program>, wire::RouteError> {
+        let request = from_wire_request(request);
+        let layer = |layer: wire_experts::Layer| ExpertLayer {
+            layer: layer.layer,
+            num_experts: layer.experts,
+            top_k: layer.top_k,
+            renormalise: layer.renormalise,
+        };
+        let layers: Vec<ExpertLayer> = layers.into_iter().map(layer).collect();
+        let programs = self.with(|slot| match slot.as_mut() {
+            Some(router) => router.plan_experts(&mut Imports, &request, &layers),
+            None => Err(RouteError::NotReady("init was not called".to_owned())),
+        });
+        let program = |program: ExpertProgram| wire_experts::Program {
+            layers: program.layers,
+            ops: program.ops.into_iter().map(to_wire_expert_op).collect(),
+            module: program.module,
+        };
+        Ok(programs.map_err(to_wire_error)?.into_iter().map(program).collect())
     }
 
     /// The export `route`.
@@ -113,6 +136,29 @@ impl<R: Router> Instance<R> {
         routed.map_err(to_wire_error)?;
         let Decision { offsets, columns, weights } = decision;
         Ok(wire_stepper::Decision { offsets, columns, weights })
+    }
+}
+
+fn from_wire_request(request: wire::Request) -> Request {
+    Request {
+        parameters: from_wire(request.parameters),
+        candidates: request.candidates,
+        prompt_tokens: request.prompt_tokens,
+        text: request.text,
+        bucket: request.bucket,
+    }
+}
+
+fn to_wire_expert_op(op: ExpertOp) -> wire_experts::Op {
+    match op {
+        ExpertOp::LoadNativeLogits => wire_experts::Op::LoadNativeLogits,
+        ExpertOp::Mask { keep } => wire_experts::Op::Mask(keep),
+        ExpertOp::Softmax => wire_experts::Op::Softmax,
+        ExpertOp::TopK { k } => wire_experts::Op::TopK(k),
+        ExpertOp::SkipRatio { beta } => wire_experts::Op::SkipRatio(beta),
+        ExpertOp::Renormalise { epsilon } => wire_experts::Op::Renormalise(epsilon),
+        ExpertOp::Alias { targets } => wire_experts::Op::Alias(targets),
+        ExpertOp::Emit => wire_experts::Op::Emit,
     }
 }
 

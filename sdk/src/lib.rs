@@ -55,6 +55,7 @@ mod batch;
 pub mod bindings;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod conformance;
+pub mod experts;
 #[cfg(any(feature = "flat", not(target_arch = "wasm32")))]
 #[doc(hidden)]
 pub mod flat;
@@ -144,6 +145,18 @@ macro_rules! export {
                     $crate::guest::wire::RouteError,
                 > {
                     INSTANCE.route(batch)
+                }
+            }
+
+            impl $crate::guest::ExpertGuest for Component {
+                fn plan_experts(
+                    request: $crate::guest::wire::Request,
+                    layers: ::std::vec::Vec<$crate::guest::wire_experts::Layer>,
+                ) -> ::std::result::Result<
+                    ::std::vec::Vec<$crate::guest::wire_experts::Program>,
+                    $crate::guest::wire::RouteError,
+                > {
+                    INSTANCE.plan_experts(request, layers)
                 }
             }
 

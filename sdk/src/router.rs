@@ -1,6 +1,7 @@
 //! The router trait, what a router may ask of its host, and what it answers.
 
 use crate::batch::{Batch, Decision};
+use crate::experts::{ExpertLayer, ExpertProgram};
 use crate::gate::{Combine, Program};
 use crate::parameters::{ParameterError, Parameters};
 
@@ -41,6 +42,21 @@ pub trait Router: Sized + Send + 'static {
     /// # Errors
     /// See [`RouteError`].
     fn plan(&mut self, host: &mut dyn Host, request: &Request) -> Result<Plan, RouteError>;
+
+    /// Decides which experts of a sparse base the tokens of a request get. Called once per request, before
+    /// [`Router::plan`], where the base has `layers` with experts. Layers without a program keep the base's choice.
+    ///
+    /// # Errors
+    /// [`RouteError::Abstain`], as by default, leaves it to the next router of the chain, and to the base after the last.
+    fn plan_experts(
+        &mut self,
+        host: &mut dyn Host,
+        request: &Request,
+        layers: &[ExpertLayer],
+    ) -> Result<Vec<ExpertProgram>, RouteError> {
+        let _ = (host, request, layers);
+        Err(RouteError::Abstain)
+    }
 
     /// Decides rows, for programs that end with [`crate::gate::Op::Route`]. Called once per step and
     /// decision point (a site, or the first of those that share) for all rows of a plan, on an instance

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::batch::{Batch, Decision};
+use crate::experts::{ExpertLayer, ExpertProgram};
 use crate::parameters::{ParameterError, Parameters};
 use crate::router::{
     Descriptor, Host, Level, LibraryChange, ModelInfo, ModuleInfo, ModuleSite, Part, Plan, Request,
@@ -79,6 +80,20 @@ pub trait LoadedRouter: Send {
         library: &Arc<dyn LibraryView>,
         request: &Request,
     ) -> Result<(Plan, Vec<Definition>), Fault>;
+
+    /// Plans a request's experts, on a base that has `layers` of them.
+    ///
+    /// # Errors
+    /// [`Fault::Abstain`] where the router has nothing to say of experts, as by default.
+    fn plan_experts(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        request: &Request,
+        layers: &[ExpertLayer],
+    ) -> Result<Vec<ExpertProgram>, Fault> {
+        let _ = (library, request, layers);
+        Err(Fault::Abstain)
+    }
 
     /// Makes another instance, for the thread that runs steps.
     ///
@@ -267,6 +282,15 @@ impl<R: Router> LoadedRouter for Native<R> {
         let mut call = Call::new(&**library);
         let plan = self.router.plan(&mut call, request)?;
         Ok((plan, call.definitions))
+    }
+
+    fn plan_experts(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        request: &Request,
+        layers: &[ExpertLayer],
+    ) -> Result<Vec<ExpertProgram>, Fault> {
+        Ok(self.router.plan_experts(&mut Call::new(&**library), request, layers)?)
     }
 
     fn stepper(&self, library: &Arc<dyn LibraryView>) -> Result<Box<dyn Stepper>, Fault> {

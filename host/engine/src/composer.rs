@@ -12,12 +12,14 @@ use dashmap::DashMap;
 use polyskill_adapters::apply::Combine;
 use polyskill_adapters::{Generation, Lease, Library, Snapshot};
 use polyskill_model::{Decoder, ModelConfig};
+use polyskill_sdk::experts::ExpertLayer;
 use polyskill_sdk::runtime::{Fault, LibraryView};
 
 use self::asking::{
     as_given, check_narrowed, check_picks, check_prefixes, count, identity, offered, refused,
     request_for,
 };
+use self::expert_plans::AskedExperts;
 use self::kept_plans::KeptPlans;
 pub use self::kept_plans::PlannedRequest;
 pub use self::selection::{ComposeError, MAX_WEIGHT, RouterRequest, Selection};
@@ -25,12 +27,14 @@ use self::selection::{candidates, named_modules, partial_start};
 pub use self::versions::RouterError;
 use self::versions::Versions;
 use crate::composition::{Beyond, Composition, LeasedModule, Plan, RouterIdentity};
+use crate::experts::{self, ExpertPlan};
 use crate::gates::{Gates, combine_rule};
 use crate::health::Standing;
 use crate::library_view::{Views, model_info};
 use crate::router_slot::RouterSlot;
 
 mod asking;
+mod expert_plans;
 mod kept_plans;
 mod selection;
 mod versions;
@@ -42,6 +46,8 @@ pub const CHAIN: char = '+';
 pub struct Composer {
     library: Arc<Library>,
     config: ModelConfig,
+    /// Of a sparse base.
+    expert_layers: Vec<ExpertLayer>,
     views: Arc<Views>,
     routers: RwLock<BTreeMap<String, Versions>>,
     cache: DashMap<Generation, Weak<Composition>>,
@@ -61,6 +67,7 @@ impl Composer {
         Self {
             library,
             config: model.config().clone(),
+            expert_layers: experts::layers(model.config()),
             views: Arc::new(views),
             routers: RwLock::default(),
             cache: DashMap::new(),
@@ -105,8 +112,9 @@ impl Composer {
         let (modules, picks) = numbered(weighted, 0);
         let digest = self.digest(&modules, None, &format!("{picks:?}"));
         let plan = Plan::Fixed { picks, combine: Combine::OutputSum };
-        let parts = Parts { digest, modules, plan, beside: Vec::new(), router: None, slot: None };
-        self.ready(parts, None)
+        let experts = ExpertPlan::of_policies(plan.fixed_picks().iter(), &modules, &self.config);
+        let (beside, router, slot) = (Vec::new(), None, None);
+        self.ready(Parts { digest, modules, plan, beside, router, slot, experts }, None)
     }
 
     /// What answers in place of a router that gave no usable plan: the base, with the modules beside it.
@@ -121,14 +129,16 @@ impl Composer {
         }
         let (modules, beside) = numbered(beside, 0);
         let digest = self.digest(&modules, None, &format!("{beside:?}"));
-        let (plan, router) = (Plan::Base, Some(router));
-        self.ready(Parts { digest, modules, plan, beside, router, slot: None }, Some(fallback))
+        let experts = ExpertPlan::of_policies(beside.iter(), &modules, &self.config);
+        let (plan, router, slot) = (Plan::Base, Some(router), None);
+        self.ready(Parts { digest, modules, plan, beside, router, slot, experts }, Some(fallback))
     }
 
     fn base(&self, router: Option<RouterIdentity>, fallback: Option<String>) -> Arc<Composition> {
         let digest = Generation::of(&[b"base", self.views.model().digest.as_bytes()]);
         let (modules, beside) = (Vec::new(), Vec::new());
-        let parts = Parts { digest, modules, plan: Plan::Base, beside, router, slot: None };
+        let (plan, slot, experts) = (Plan::Base, None, ExpertPlan::default());
+        let parts = Parts { digest, modules, plan, beside, router, slot, experts };
         Arc::new(parts.with(Vec::new(), Some(digest), fallback))
     }
 
@@ -144,9 +154,11 @@ impl Composer {
         let name = &asked.router;
         check_prefixes(asked, chain).map_err(ComposeError::Parameter)?;
         let mut candidates = candidates(snapshot, &asked.modules, &beside);
-        if candidates.is_empty() {
+        let experts = self.asked_experts(snapshot, (asked, chain), &candidates)?;
+        if candidates.is_empty() && experts.is_none() {
             return Err(ComposeError::NoModules { patterns: asked.modules.clone() });
         }
+        let experts = experts.as_ref();
         let mut digests: Vec<&str> = Vec::new();
         let mut reasons: Vec<String> = Vec::new();
         for (at, link) in chain.iter().enumerate() {
@@ -172,7 +184,7 @@ impl Composer {
                             let identity = identity(name, &digests);
                             let candidates = offered(snapshot, slot, &candidates);
                             let planned = (plan, candidates.as_slice(), beside.as_slice());
-                            match self.compile(snapshot, slot, planned, &identity) {
+                            match self.compile(snapshot, slot, (planned, experts), &identity) {
                                 Ok(parts) => return self.ready(parts, None),
                                 Err(Unusable::Request(error)) => return Err(error),
                                 Err(Unusable::Alone(reason)) => {
@@ -193,6 +205,9 @@ impl Composer {
             if let Some(failure) = failure {
                 return self.without_router(beside, identity(name, &digests), failure);
             }
+        }
+        if let Some(experts) = experts {
+            return self.experts_alone(snapshot, beside, identity(name, &digests), experts);
         }
         let reason = format!("no router of the chain decided: {}", reasons.join("; "));
         self.without_router(beside, identity(name, &digests), reason)
@@ -259,7 +274,7 @@ impl Composer {
         &self,
         snapshot: &Snapshot,
         slot: &Arc<RouterSlot>,
-        (plan, candidates, beside): (polyskill_sdk::Plan, &[u32], &[(LeasedModule, f32)]),
+        ((plan, candidates, beside), experts): (Planned<'_>, Option<&AskedExperts>),
         identity: &RouterIdentity,
     ) -> Result<Parts, Unusable> {
         let all: Vec<_> = snapshot.iter().collect();
@@ -306,9 +321,19 @@ impl Composer {
             text.push_str(&format!(" beside {beside:?}"));
         }
         modules.extend(named);
+        let experts = match experts {
+            Some(asked) => {
+                text.push_str(&asked.text());
+                asked.compile(snapshot, &self.config, &mut modules)
+            }
+            None => {
+                let acting = beside.iter().chain(plan.fixed_picks());
+                ExpertPlan::of_policies(acting, &modules, &self.config)
+            }
+        };
         let digest = self.digest(&modules, Some(identity), &text);
         let (router, slot) = (Some(identity.clone()), Some(Arc::clone(slot)));
-        Ok(Parts { digest, modules, plan, beside, router, slot })
+        Ok(Parts { digest, modules, plan, beside, router, slot, experts })
     }
 
     /// Leases the weights; waits for room.
@@ -335,6 +360,8 @@ impl Composer {
     fn cache_identity(&self, parts: &Parts) -> Option<Generation> {
         let causal = parts.slot.as_ref().is_none_or(|slot| slot.is_causal());
         match &parts.plan {
+            // A router's programs are no module's; what they are is in the digest.
+            Plan::Fixed { .. } | Plan::Base if !parts.experts.is_empty() => Some(parts.digest),
             Plan::Gated(gates) => (causal || !gates.any_routed()).then_some(parts.digest),
             Plan::Fixed { picks, combine } => Some(self.mixture_identity(parts, picks, *combine)),
             Plan::Base => Some(self.mixture_identity(parts, &[], Combine::OutputSum)),
@@ -405,7 +432,11 @@ struct Parts {
     beside: Vec<(u32, f32)>,
     router: Option<RouterIdentity>,
     slot: Option<Arc<RouterSlot>>,
+    experts: ExpertPlan,
 }
+
+/// A router's plan, what it was offered, and what acts beside it.
+type Planned<'a> = (polyskill_sdk::Plan, &'a [u32], &'a [(LeasedModule, f32)]);
 
 /// Modules and their weights apart, with indices from `first` on.
 fn numbered(
@@ -423,7 +454,7 @@ impl Parts {
         cache_identity: Option<Generation>,
         fallback: Option<String>,
     ) -> Composition {
-        let Self { digest, modules, plan, beside, router, slot } = self;
+        let Self { digest, modules, plan, beside, router, slot, experts } = self;
         let beyond = Beyond::of(beside.iter().chain(plan.fixed_picks()), &leases);
         Composition {
             digest,
@@ -436,6 +467,7 @@ impl Parts {
             fallback,
             cache_identity,
             beyond,
+            experts,
         }
     }
 }

@@ -7,6 +7,7 @@ use polyskill_adapters::apply::Combine;
 use polyskill_adapters::edits::Point;
 use polyskill_adapters::{Generation, Lease, Module, Weights};
 
+use crate::experts::ExpertPlan;
 use crate::gates::Gates;
 use crate::health::OnFault;
 use crate::router_slot::RouterSlot;
@@ -28,6 +29,8 @@ pub struct Composition {
     /// What keys and values depend on beside tokens; `None` where they must not be shared.
     pub(crate) cache_identity: Option<Generation>,
     pub(crate) beyond: Beyond,
+    /// Which experts of a sparse base its rows get.
+    pub(crate) experts: ExpertPlan,
 }
 
 /// What a mixture does beyond linears.

@@ -459,7 +459,8 @@ impl State {
             logit_rows: &layout.logit_rows,
         };
         let compute = Arc::clone(self.model.compute());
-        let mut routing = Routing::new(&compute, &layout.tokens, &layout.spans);
+        let activation = self.model.config().activation;
+        let mut routing = Routing::new((&compute, activation), &layout.tokens, &layout.spans);
         let logits = self.model.forward(&step, &mut self.kv, &mut routing, &mut self.scratch);
         let Routing { recorded, fallback_rows, .. } = routing;
         let mut routed: Vec<Vec<SitePicks>> = vec![Vec::new(); self.running.len()];

@@ -11,6 +11,7 @@ pub mod composer;
 mod composition;
 mod document;
 mod engine;
+mod experts;
 pub mod gates;
 mod health;
 mod library_view;

@@ -8,7 +8,8 @@ use dashmap::DashMap;
 use polyskill_adapters::lora::LoraSite;
 use polyskill_adapters::weights::SiteShape;
 use polyskill_adapters::{Generation, Library, Module, Snapshot, prototypes};
-use polyskill_model::{Decoder, Site};
+use polyskill_model::{Decoder, Projection, Site};
+use polyskill_sdk::experts::artefact;
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
 use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor};
 
@@ -268,7 +269,11 @@ impl LibraryView for View {
 
     fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
         let module = self.leases.get(module as usize)?;
-        let (shape, values) = module.artefact(name, Site::from_index(site as usize))?;
+        let site = Site::from_index(site as usize);
+        if let Some(values) = policy_values(module, site, name) {
+            return Some(Tensor { shape: vec![values.len() as u32], values });
+        }
+        let (shape, values) = module.artefact(name, site)?;
         Some(Tensor { shape: shape.to_vec(), values })
     }
 
@@ -294,5 +299,20 @@ impl LibraryView for View {
     fn defined(&self, name: &str, module: u32) -> bool {
         let lease = self.leases.get(module as usize);
         lease.is_some_and(|module| self.definitions.covers(module, name))
+    }
+}
+
+/// What an expert policy says of a layer, at the site of its gate projection.
+fn policy_values(module: &Module, site: Site, name: &str) -> Option<Vec<f32>> {
+    let mut policies = module.shape().policy.iter();
+    let policy = policies.find(|policy| policy.layer as usize == site.layer)?;
+    let numbers = |numbers: &Vec<u32>| numbers.iter().map(|&number| number as f32).collect();
+    match name {
+        _ if site.projection != Projection::Gate => None,
+        artefact::KEEP => policy.keep.as_ref().map(numbers),
+        artefact::ALIAS => policy.alias.as_ref().map(numbers),
+        artefact::BETA => policy.beta.map(|beta| vec![beta]),
+        artefact::EXTRA => (policy.num_extra > 0).then(|| vec![policy.num_extra as f32]),
+        _ => None,
     }
 }

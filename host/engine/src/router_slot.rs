@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use polyskill_adapters::{Generation, Library, Snapshot};
+use polyskill_sdk::experts::{ExpertLayer, ExpertProgram};
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter, Stepper};
 use polyskill_sdk::{Batch, Decision, LibraryChange, Parameters, Plan, Request};
 
@@ -220,11 +221,8 @@ impl RouterSlot {
     }
 
     /// Plans a request, whose parameters go over the configured ones.
-    pub(crate) fn plan(&self, snapshot: &Snapshot, mut request: Request) -> Result<Plan, Fault> {
-        let mut merged = self.settings.parameters.clone();
-        merged.0.retain(|(name, _)| request.parameters.get(name).is_none());
-        merged.0.append(&mut request.parameters.0);
-        request.parameters = merged;
+    pub(crate) fn plan(&self, snapshot: &Snapshot, request: Request) -> Result<Plan, Fault> {
+        let request = self.with_settings(request);
         self.health.plans.fetch_add(1, Relaxed);
         let mut state = lock(&self.state);
         let view = self.synced(snapshot, &mut state).inspect_err(|fault| {
@@ -234,6 +232,29 @@ impl RouterSlot {
         let (plan, definitions) = state.router.plan(&library, &request)?;
         self.definitions.store(&view, definitions)?;
         Ok(plan)
+    }
+
+    /// Plans a request's experts, whose parameters go over the configured ones.
+    pub(crate) fn plan_experts(
+        &self,
+        snapshot: &Snapshot,
+        request: Request,
+        layers: &[ExpertLayer],
+    ) -> Result<Vec<ExpertProgram>, Fault> {
+        let request = self.with_settings(request);
+        let mut state = lock(&self.state);
+        let view = self.synced(snapshot, &mut state)?;
+        let library: Arc<dyn LibraryView> = view;
+        state.router.plan_experts(&library, &request, layers)
+    }
+
+    /// A request's parameters over the configured ones.
+    fn with_settings(&self, mut request: Request) -> Request {
+        let mut merged = self.settings.parameters.clone();
+        merged.0.retain(|(name, _)| request.parameters.get(name).is_none());
+        merged.0.append(&mut request.parameters.0);
+        request.parameters = merged;
+        request
     }
 
     /// Counts a fault and logs it, with what follows from it.

@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_adapters::edits::Point;
 use polyskill_model::compute::{Compute, SharedMut};
+use polyskill_model::config::Activation;
 use polyskill_model::kernels::prefetch;
-use polyskill_model::{Hooks, InputGroup, Linear, Site, SiteOutput};
+use polyskill_model::{ExpertChoice, Hooks, InputGroup, Linear, Site, SiteOutput};
 use polyskill_sdk::{Batch, Decision};
 
 use crate::beyond_linears;
 use crate::composition::{Composition, Plan};
+use crate::experts::Brought;
 use crate::gates::{Gate, GateBuffers};
 use crate::router_slot::RouterSlot;
 use crate::trace::SitePicks;
@@ -59,6 +61,8 @@ pub(crate) struct Routing<'a> {
     spent: Vec<(usize, Duration)>,
     /// What routers answer; kept for its memory.
     decision: Decision,
+    activation: Activation,
+    brought: Brought,
     pub(crate) recorded: Vec<Recorded>,
     /// Rows, once per site, where the router's answer was not usable.
     pub(crate) fallback_rows: Vec<usize>,
@@ -96,7 +100,11 @@ thread_local! {
 }
 
 impl<'a> Routing<'a> {
-    pub(crate) fn new(compute: &'a Compute, tokens: &'a [u32], spans: &'a [RowSpan]) -> Self {
+    pub(crate) fn new(
+        (compute, activation): (&'a Compute, Activation),
+        tokens: &'a [u32],
+        spans: &'a [RowSpan],
+    ) -> Self {
         let mut chunks = Vec::new();
         // Small steps are cut finer, so that a group with one site still feeds every thread.
         let num_rows = spans.last().map_or(0, |span| span.rows.end);
@@ -117,6 +125,8 @@ impl<'a> Routing<'a> {
             shared: Vec::new(),
             spent: Vec::new(),
             decision: Decision::default(),
+            activation,
+            brought: Brought::default(),
             recorded: Vec::new(),
             fallback_rows: Vec::new(),
         }
@@ -406,6 +416,14 @@ impl Hooks for Routing<'_> {
             self.fallback_rows.extend(outcome.fallback_rows);
             self.recorded.extend(outcome.recorded);
         }
+    }
+
+    fn routed(&mut self, layer: usize, logits: &[f32], choice: &mut ExpertChoice) {
+        self.brought.choose(self.spans, layer, logits, choice);
+    }
+
+    fn fed_forward(&mut self, layer: usize, input: &[f32], output: &mut [f32]) {
+        self.brought.add((self.compute, self.activation), self.spans, layer, (input, output));
     }
 
     fn embedded(&mut self, hidden: &mut [f32], scale: f32) {

@@ -393,7 +393,7 @@ impl Decoder {
             projection: *projection,
             values: values.as_mut_slice(),
             width: linear.matrix.outs(),
-            linear: *linear,
+            linear,
         });
         hooks.projected(group, input, &mut sites);
         outputs.map(|(_, _, values)| values)
@@ -450,7 +450,7 @@ fn project_tied(
 }
 
 /// `gate = activation(gate) · up`
-pub(crate) fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
+pub fn activate(activation: Activation, gate: &mut [f32], up: &[f32]) {
     match activation {
         Activation::Silu => silu_mul(gate, up),
         Activation::GeluTanh => gelu_tanh_mul(gate, up),

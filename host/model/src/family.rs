@@ -242,6 +242,7 @@ fn olmoe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 }
 
 /// What a family says of its experts; `top_k` is what it takes where nothing is said.
+#[derive(Clone, Copy)]
 struct Experts {
     number: usize,
     top_k: usize,

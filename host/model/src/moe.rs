@@ -4,7 +4,7 @@
 //! summed in ascending order, so its bits do not depend on the rows beside it.
 
 use crate::compute::Compute;
-use crate::config::{Mixture, ModelConfig};
+use crate::config::{Activation, Mixture, ModelConfig};
 use crate::decoder::{activate, for_row_chunks};
 use crate::hooks::{ExpertOutput, ExpertSlots, Hooks};
 use crate::kernels::{Product, QuantisedRows, softmax};
@@ -30,6 +30,54 @@ pub(crate) struct SharedExpert {
 }
 
 impl Experts {
+    /// Experts without a shared one: a router, `[num_experts, hidden_size]`, and gate, up and down of each.
+    pub fn new(router: Linear, routed: Vec<[Linear; 3]>) -> Self {
+        Self { router, routed, shared: None }
+    }
+
+    /// The router's logits of some rows, `[rows, num_experts]`.
+    pub fn logits(&self, compute: &Compute, input: &[f32], logits: &mut Vec<f32>) {
+        let inner = self.router.matrix.inner();
+        let rows = 0..input.len() / inner;
+        logits.resize(rows.len() * self.routed.len(), 0.0);
+        let product = Product { weights: &self.router, rows, y: logits };
+        project(compute, input, inner, &mut QuantisedRows::default(), &mut [product]);
+    }
+
+    /// What every routed expert makes of every row, chosen or not: `[num_experts, rows, hidden_size]`.
+    pub fn outputs(
+        &self,
+        (compute, activation): (&Compute, Activation),
+        input: &[f32],
+        outputs: &mut Vec<f32>,
+    ) {
+        let hidden_size = self.router.matrix.inner();
+        let rows = input.len() / hidden_size;
+        outputs.resize(self.routed.len() * input.len(), 0.0);
+        let mut quantised = QuantisedRows::default();
+        let (mut gate_values, mut up_values) = (Vec::new(), Vec::new());
+        for ([gate, up, down], y) in
+            self.routed.iter().zip(outputs.chunks_exact_mut(input.len().max(1)))
+        {
+            let width = gate.matrix.outs();
+            gate_values.resize(rows * width, 0.0);
+            up_values.resize(rows * width, 0.0);
+            let mut products = [
+                Product { weights: gate, rows: 0..rows, y: &mut gate_values[..] },
+                Product { weights: up, rows: 0..rows, y: &mut up_values[..] },
+            ];
+            project(compute, input, hidden_size, &mut quantised, &mut products);
+            activate(activation, &mut gate_values, &up_values);
+            project(
+                compute,
+                &gate_values,
+                width,
+                &mut quantised,
+                &mut [Product { weights: down, rows: 0..rows, y }],
+            );
+        }
+    }
+
     /// A projection of an expert; the shared one is numbered after the routed ones.
     pub fn linear(&self, expert: usize, projection: Projection) -> Option<&Linear> {
         let linears = match self.routed.get(expert) {

@@ -1,5 +1,6 @@
 //! Plugins that are WebAssembly components of the WIT worlds `plan-only` and `router`.
 
+use polyskill_sdk::experts::{ExpertLayer, ExpertOp, ExpertProgram};
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::runtime::Fault;
 use polyskill_sdk::{
@@ -7,7 +8,7 @@ use polyskill_sdk::{
     Pick, Plan, Request, SvdMethod, Value,
 };
 use wasmtime::component::{
-    Component, ComponentType, Func, HasSelf, Lift, Linker, Lower, TypedFunc,
+    Component, ComponentExportIndex, ComponentType, Func, HasSelf, Lift, Linker, Lower, TypedFunc,
 };
 use wasmtime::{Engine, Store};
 
@@ -25,6 +26,7 @@ use polyskill::router::{gate as wire_gate, host as wire_host};
 /// What every plugin of this minor exports, without the patch number.
 const PLANNER: &str = "polyskill:router/planner@0.1.";
 const STEPPER: &str = "polyskill:router/stepper@0.1.";
+const EXPERT_PLANNER: &str = "polyskill:router/expert-planner@0.1.";
 /// What a plugin without exports is said to export.
 pub(crate) const NO_EXPORTS: &str = "nothing";
 
@@ -32,7 +34,9 @@ pub(crate) const NO_EXPORTS: &str = "nothing";
 pub(crate) struct ComponentCode {
     pre: PlanOnlyPre<State>,
     /// The export `stepper.route`, where there is one.
-    route: Option<wasmtime::component::ComponentExportIndex>,
+    route: Option<ComponentExportIndex>,
+    /// The export `expert-planner.plan-experts`, where there is one.
+    plan_experts: Option<ComponentExportIndex>,
 }
 
 impl ComponentCode {
@@ -46,12 +50,15 @@ impl ComponentCode {
         };
         let pre = link().map_err(|error| compile_error(name, &error))?;
         let exports = component.component_type();
-        let stepper = exports.exports(engine).find(|(export, _)| export.starts_with(STEPPER));
-        let route = stepper.and_then(|(export, _)| {
+        let function = |interface: &str, name: &str| {
+            let (export, _) =
+                exports.exports(engine).find(|(export, _)| export.starts_with(interface))?;
             let interface = component.get_export_index(None, export)?;
-            component.get_export_index(Some(&interface), "route")
-        });
-        Ok(Self { pre, route })
+            component.get_export_index(Some(&interface), name)
+        };
+        let route = function(STEPPER, "route");
+        let plan_experts = function(EXPERT_PLANNER, "plan-experts");
+        Ok(Self { pre, route, plan_experts })
     }
 }
 
@@ -80,7 +87,12 @@ impl Code for ComponentCode {
             let typed = route.typed::<(WireBatch<'_>,), (RouteAnswer,)>(&store);
             typed.map_err(|error| Fault::Failed(format!("its `stepper.route`: {error:#}")))?;
         }
-        Ok(Box::new(ComponentInstance { exports, route, store }))
+        let plan_experts = self.plan_experts.and_then(|at| instance.get_func(&mut store, at));
+        let plan_experts = plan_experts.map(|plan| plan.typed(&store)).transpose();
+        let plan_experts = plan_experts.map_err(|error| {
+            Fault::Failed(format!("its `expert-planner.plan-experts`: {error:#}"))
+        })?;
+        Ok(Box::new(ComponentInstance { exports, route, plan_experts, store }))
     }
 }
 
@@ -106,9 +118,55 @@ struct WireDecision {
     weights: Vec<f32>,
 }
 
+type PlanExperts =
+    TypedFunc<(wire::Request, Vec<WireLayer>), (Result<Vec<WireExpertProgram>, wire::RouteError>,)>;
+
+/// `experts.layer`
+#[derive(ComponentType, Lower)]
+#[component(record)]
+struct WireLayer {
+    layer: u32,
+    experts: u32,
+    #[component(name = "top-k")]
+    top_k: u32,
+    renormalise: bool,
+}
+
+/// `experts.op`
+#[derive(ComponentType, Lift)]
+#[component(variant)]
+enum WireExpertOp {
+    #[component(name = "load-native-logits")]
+    LoadNativeLogits,
+    #[component(name = "mask")]
+    Mask(Vec<u32>),
+    #[component(name = "softmax")]
+    Softmax,
+    #[component(name = "top-k")]
+    TopK(u32),
+    #[component(name = "skip-ratio")]
+    SkipRatio(f32),
+    #[component(name = "renormalise")]
+    Renormalise(f32),
+    #[component(name = "alias")]
+    Alias(Vec<u32>),
+    #[component(name = "emit")]
+    Emit,
+}
+
+/// `experts.program`
+#[derive(ComponentType, Lift)]
+#[component(record)]
+struct WireExpertProgram {
+    layers: Vec<u32>,
+    ops: Vec<WireExpertOp>,
+    module: Option<u32>,
+}
+
 struct ComponentInstance {
     store: Store<State>,
     exports: PlanOnly,
+    plan_experts: Option<PlanExperts>,
     /// Has been checked to take a batch and to give a [`RouteAnswer`].
     route: Option<Func>,
 }
@@ -147,6 +205,29 @@ impl Instance for ComponentInstance {
             .map_err(|error| trap("plan", &error))?
             .map_err(from_wire_error)
             .map(from_wire_plan)
+    }
+
+    fn plan_experts(
+        &mut self,
+        request: &Request,
+        layers: &[ExpertLayer],
+    ) -> Result<Vec<ExpertProgram>, Fault> {
+        let Some(plan) = &self.plan_experts else { return Err(Fault::Abstain) };
+        let layers = layers.iter().map(|layer| WireLayer {
+            layer: layer.layer,
+            experts: layer.num_experts,
+            top_k: layer.top_k,
+            renormalise: layer.renormalise,
+        });
+        let (answer,) = plan
+            .call(&mut self.store, (to_wire_request(request), layers.collect()))
+            .map_err(|error| trap("plan-experts", &error))?;
+        let program = |program: WireExpertProgram| ExpertProgram {
+            layers: program.layers,
+            ops: program.ops.into_iter().map(from_wire_expert_op).collect(),
+            module: program.module,
+        };
+        Ok(answer.map_err(from_wire_error)?.into_iter().map(program).collect())
     }
 
     fn routes(&self) -> bool {
@@ -370,5 +451,18 @@ fn from_wire_op(op: wire_gate::Op) -> Op {
         wire_gate::Op::Renormalise(epsilon) => Op::Renormalise { epsilon },
         wire_gate::Op::Emit => Op::Emit,
         wire_gate::Op::Route(call) => Op::Route { hidden: call.hidden, arguments: call.arguments },
+    }
+}
+
+fn from_wire_expert_op(op: WireExpertOp) -> ExpertOp {
+    match op {
+        WireExpertOp::LoadNativeLogits => ExpertOp::LoadNativeLogits,
+        WireExpertOp::Mask(keep) => ExpertOp::Mask { keep },
+        WireExpertOp::Softmax => ExpertOp::Softmax,
+        WireExpertOp::TopK(k) => ExpertOp::TopK { k },
+        WireExpertOp::SkipRatio(beta) => ExpertOp::SkipRatio { beta },
+        WireExpertOp::Renormalise(epsilon) => ExpertOp::Renormalise { epsilon },
+        WireExpertOp::Alias(targets) => ExpertOp::Alias { targets },
+        WireExpertOp::Emit => ExpertOp::Emit,
     }
 }

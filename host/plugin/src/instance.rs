@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use polyskill_sdk::experts::{ExpertLayer, ExpertProgram};
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView, LoadedRouter, Stepper};
 use polyskill_sdk::{
     Batch, Decision, Descriptor, LibraryChange, ParameterError, Parameters, Plan, Request,
@@ -31,6 +32,15 @@ pub(crate) trait Instance: Send {
     fn init(&mut self, parameters: &Parameters) -> Result<Descriptor, Fault>;
     fn library_changed(&mut self, change: &LibraryChange) -> Result<(), Fault>;
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault>;
+    /// Plans experts, where it exports that.
+    fn plan_experts(
+        &mut self,
+        request: &Request,
+        layers: &[ExpertLayer],
+    ) -> Result<Vec<ExpertProgram>, Fault> {
+        let _ = (request, layers);
+        Err(Fault::Abstain)
+    }
     /// Whether it exports `route`.
     fn routes(&self) -> bool;
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
@@ -193,6 +203,25 @@ impl LoadedRouter for Guarded {
         let (plan, definitions) = self.call(library, budget, |instance| instance.plan(request))?;
         check_size(&plan, max_items)?;
         Ok((plan, definitions))
+    }
+
+    fn plan_experts(
+        &mut self,
+        library: &Arc<dyn LibraryView>,
+        request: &Request,
+        layers: &[ExpertLayer],
+    ) -> Result<Vec<ExpertProgram>, Fault> {
+        let limits = &self.source.limits;
+        let (budget, max_items) = (limits.plan_budget(), limits.plan_items);
+        let call = |instance: &mut dyn Instance| instance.plan_experts(request, layers);
+        let (programs, _) = self.call(library, budget, call)?;
+        let count = programs.iter().map(|p| 1 + p.layers.len() + p.ops.len()).sum::<usize>();
+        if count > max_items {
+            return Err(Fault::Failed(format!(
+                "{count} expert programs, layers and ops, `plan_items` allows {max_items}"
+            )));
+        }
+        Ok(programs)
     }
 
     fn stepper(&self, library: &Arc<dyn LibraryView>) -> Result<Box<dyn Stepper>, Fault> {

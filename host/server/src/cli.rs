@@ -17,7 +17,8 @@ use polyskill_engine::{RouterRequest, Selection};
 use crate::config::{Config, parse_parameters};
 use crate::service::Service;
 use crate::{
-    adapters_command, api, bench, eval, generate, modules, plugin_command, pull, record, routers,
+    adapters_command, api, bench, calibrate, eval, generate, modules, plugin_command, pull, record,
+    routers,
 };
 
 /// One frozen base model, many modules, routed per token and per layer.
@@ -47,6 +48,11 @@ enum Command {
     },
     /// Measure prefill and decode of base, one LoRA, and a router.
     Bench(ServeArgs),
+    /// Make an expert policy for a sparse base, from a text that it reads.
+    ///
+    /// A stopped run goes on where it was. The policy is a module: put it with the others, name it in a request or let the
+    /// router `expert-pruning` choose it.
+    Calibrate(calibrate::CalibrateArgs),
     /// Compare base, modules and routers on task files, with intervals and a page.
     ///
     /// A task file has a question per line: {"prompt": "2 + 2 = ?", "references": ["4"], "metric": "numeric"}.
@@ -161,6 +167,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate_one(args),
         Command::Pull { model } => pull_model(&model),
         Command::Bench(args) => run_bench(&args),
+        Command::Calibrate(args) => calibrate::run(&args, &mut std::io::stdout()),
         Command::Eval { eval, serve } => evaluate(&eval, &serve),
         Command::Record(args) => record::record(&args).map(|count| {
             eprintln!("polyskill: {count} fixtures written");

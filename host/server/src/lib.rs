@@ -6,6 +6,7 @@ pub mod adapters_command;
 pub mod api;
 pub mod audit;
 pub mod bench;
+pub mod calibrate;
 pub mod cli;
 pub mod config;
 pub mod eval;

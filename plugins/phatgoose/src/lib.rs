@@ -7,7 +7,7 @@
 //! | parameter | default | meaning |
 //! |---|---|---|
 //! | `top_k` | 2 | modules per token and site (all, where there are fewer) |
-//! | `share` | `site` | `site`, `group` or `layer`: where one decision is reused |
+//! | `share` | `layer` | `site` (as in the paper), `group` or `layer`: where one decision is reused |
 
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector, layer_norm};
 use polyskill_sdk::{
@@ -90,10 +90,10 @@ fn define(host: &mut dyn Host, module: u32) -> Result<(), String> {
 fn program(parameters: &Parameters) -> Result<Program, ParameterError> {
     parameters.only(&["top_k", "share"])?;
     let k = u32::try_from(parameters.integer("top_k", 2, 1)?).unwrap_or(u32::MAX);
-    let share = parameters.choice("share", &["site", "group", "layer"])?;
+    let share = parameters.choice("share", &["layer", "site", "group"])?;
     Ok(Program {
         sites: SiteSelector::All,
-        share: [Share::Site, Share::Group, Share::Layer][share],
+        share: [Share::Layer, Share::Site, Share::Group][share],
         ops: vec![
             Op::LoadInput,
             Op::LayerNorm { epsilon: NORM_EPSILON },

@@ -83,8 +83,8 @@ pub enum ComposeError {
         /// Routers in it.
         found: usize,
     },
-    /// A module that comes before the sequence is there or not.
-    #[error("adapter `{name}` comes before the sequence: its weight is {weight}, expected 1")]
+    /// A module that comes before the sequence, or says which experts are run, is there or not.
+    #[error("adapter `{name}` acts as a whole or not at all: its weight is {weight}, expected 1")]
     PartialStart {
         /// The module.
         name: String,
@@ -168,10 +168,11 @@ fn glob(pattern: &str, name: &str) -> bool {
     left.ends_with(last)
 }
 
-/// A weight that would put a part of a prompt or prefix before the sequence.
+/// A weight that would put a part of a prompt or prefix before the sequence, or apply a part of a policy.
 pub(super) fn partial_start(lease: &LeasedModule, weight: f32) -> Option<ComposeError> {
     let shape = lease.module.shape();
-    let partial = shape.num_prefix + shape.num_prompt > 0 && weight != 1.0;
+    let whole = shape.num_prefix + shape.num_prompt > 0 || !shape.policy.is_empty();
+    let partial = whole && weight != 1.0;
     partial.then(|| ComposeError::PartialStart { name: lease.name.clone(), weight })
 }
 

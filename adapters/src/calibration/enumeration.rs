@@ -1,0 +1,145 @@
+//! NAEE's search for the experts that a layer can do without (Lu et al., "Not All Experts are Equal", 2024), and a greedy
+//! one for layers with too many experts to try all sets.
+
+use polyskill_sdk::experts::{ExpertLayer, ExpertOp, LayerPolicy};
+
+use super::Tokens;
+
+/// Most sets that are tried.
+const MAX_SETS: usize = 20_000;
+
+/// The losses of candidate sets of kept experts at one layer: Σ over batches of ‖Z − Z′‖, in 64 bits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Enumeration {
+    layer: ExpertLayer,
+    /// Kept experts of each candidate, ascending.
+    sets: Vec<Vec<u32>>,
+    programs: Vec<Vec<ExpertOp>>,
+    losses: Vec<f64>,
+    /// Of the batch that has not ended.
+    squares: Vec<f64>,
+}
+
+impl Enumeration {
+    /// All sets of `keep` experts, in the lexicographic order of those that are dropped.
+    ///
+    /// # Errors
+    /// If there are too many, or not so many experts.
+    pub fn all(layer: ExpertLayer, keep: usize) -> Result<Self, String> {
+        let num_experts = layer.num_experts as usize;
+        if !(1..=num_experts).contains(&keep) {
+            return Err(format!("{keep} experts of {num_experts} are to be kept"));
+        }
+        let drop = num_experts - keep;
+        let count = (1..=drop).try_fold(1_usize, |count, at| {
+            count.checked_mul(num_experts - drop + at).map(|product| product / at)
+        });
+        match count.filter(|count| *count <= MAX_SETS) {
+            Some(_) => Ok(Self::of(layer, complements(num_experts, drop))),
+            None => Err(format!(
+                "{num_experts} experts of which {keep} are kept make more than {MAX_SETS} sets; \
+                 the greedy search tries fewer"
+            )),
+        }
+    }
+
+    /// These sets.
+    pub fn of(layer: ExpertLayer, sets: Vec<Vec<u32>>) -> Self {
+        let program = |keep: &Vec<u32>| {
+            LayerPolicy { layer: layer.layer, keep: Some(keep.clone()), ..Default::default() }
+                .ops(layer)
+        };
+        let programs = sets.iter().map(program).collect();
+        let zeros = vec![0.0; sets.len()];
+        Self { layer, sets, programs, losses: zeros.clone(), squares: zeros }
+    }
+
+    /// Adds some tokens of a batch.
+    pub fn add(&mut self, tokens: Tokens<'_>) {
+        for (square, ops) in self.squares.iter_mut().zip(&self.programs) {
+            *square += tokens.squared_error(self.layer, ops);
+        }
+    }
+
+    /// Ends a batch: its norm counts.
+    pub fn end_batch(&mut self) {
+        for (loss, square) in self.losses.iter_mut().zip(&mut self.squares) {
+            *loss += std::mem::take(square).sqrt();
+        }
+    }
+
+    /// Losses of ended batches, in the order of the sets.
+    pub fn losses(&self) -> &[f64] {
+        &self.losses
+    }
+
+    /// Goes on where another run stopped, if it has so many sets.
+    pub fn restore(&mut self, losses: &[f64]) -> bool {
+        let fits = losses.len() == self.losses.len();
+        if fits {
+            self.losses.copy_from_slice(losses);
+        }
+        fits
+    }
+
+    /// Sets with their losses.
+    pub fn sets(&self) -> impl Iterator<Item = (&[u32], f64)> {
+        self.sets.iter().map(Vec::as_slice).zip(self.losses.iter().copied())
+    }
+
+    /// The set with the least loss, the first on ties.
+    pub fn best(&self) -> (&[u32], f64) {
+        let less = |best: (&'_ [u32], f64), set: (&'_ [u32], f64)| set.1 < best.1;
+        let mut sets = self.sets();
+        let mut best = sets.next().unwrap_or((&[], f64::INFINITY));
+        for set in sets {
+            if less(best, set) {
+                best = set;
+            }
+        }
+        best
+    }
+}
+
+/// The sets of a step of the greedy search: `kept` without one expert each.
+pub fn greedy_start(layer: ExpertLayer, kept: &[u32]) -> Enumeration {
+    let without = |dropped: &u32| kept.iter().copied().filter(|expert| expert != dropped).collect();
+    Enumeration::of(layer, kept.iter().map(without).collect())
+}
+
+/// What is left of `0..n` when each set of `drop` numbers is taken away, in the order of those sets.
+fn complements(n: usize, drop: usize) -> Vec<Vec<u32>> {
+    let mut dropped: Vec<usize> = (0..drop).collect();
+    let mut sets = Vec::new();
+    loop {
+        sets.push((0..n).filter(|e| !dropped.contains(e)).map(|e| e as u32).collect());
+        let Some(at) = (0..drop).rev().find(|&at| dropped[at] != n - drop + at) else {
+            return sets;
+        };
+        dropped[at] += 1;
+        for next in at + 1..drop {
+            dropped[next] = dropped[next - 1] + 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_come_in_the_order_of_what_is_dropped() {
+        assert_eq!(complements(3, 1), [vec![1, 2], vec![0, 2], vec![0, 1]]);
+        assert_eq!(complements(3, 0), [vec![0, 1, 2]]);
+        let sets = complements(4, 2);
+        assert_eq!((sets.len(), &sets[0], &sets[5]), (6, &vec![2, 3], &vec![0, 1]));
+        assert_eq!(complements(8, 4).len(), 70);
+    }
+
+    #[test]
+    fn too_many_sets_are_refused() {
+        let layer = ExpertLayer { layer: 0, num_experts: 60, top_k: 4, renormalise: false };
+        assert!(Enumeration::all(layer, 30).unwrap_err().contains("greedy"));
+        assert!(Enumeration::all(layer, 0).is_err() && Enumeration::all(layer, 61).is_err());
+    }
+}

@@ -1,0 +1,217 @@
+//! Expert policies: which experts of a sparse base are run, and merged experts in the place of some.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+
+use polyskill_model::ModelConfig;
+use polyskill_sdk::experts::{ExpertLayer, LayerPolicy, check};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use serde::{Deserialize, Serialize};
+
+use super::{CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE};
+use crate::error::Error;
+use crate::files::Problems;
+use crate::load::Base;
+use crate::lora::Elements;
+use crate::peft::bundle::shaped;
+use crate::weights::{Expert, Weights};
+
+/// Most experts that a policy brings per layer.
+const MAX_EXTRA: u32 = 1024;
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Settings {
+    pub(super) format_version: u32,
+    /// How it was made, for people.
+    #[serde(default)]
+    method: String,
+    /// Where the weights of the policy's own experts belong to one base only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base_digest: Option<String>,
+    layers: Vec<LayerSettings>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct LayerSettings {
+    layer: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keep: Option<Vec<u32>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    beta: Option<f32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    alias: Option<Vec<u32>>,
+    /// Experts that the policy brings, `model.layers.N.experts.E` in the tensors.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    experts: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// A sparse layer of a base as policies and routers see it.
+pub fn expert_layer(config: &ModelConfig, layer: usize) -> Option<ExpertLayer> {
+    let mixture = config.experts_at(layer)?;
+    Some(ExpertLayer {
+        layer: layer as u32,
+        num_experts: mixture.num_experts as u32,
+        top_k: mixture.top_k as u32,
+        renormalise: mixture.renormalise,
+    })
+}
+
+pub(super) fn load(
+    settings: &Settings,
+    tensors: &SafeTensors<'_>,
+    base: Base<'_>,
+) -> Result<Weights, Vec<String>> {
+    let mut problems = Problems::default();
+    let mut weights = Weights::new(base.config.num_sites());
+    if let (Some(found), Some(digest)) = (&settings.base_digest, base.digest) {
+        let expected = crate::generation::Generation(digest).to_string();
+        if *found != expected {
+            problems
+                .add(format!("`base_digest` is {found}, the base that is served is {expected}"));
+        }
+    }
+    let mut used = BTreeSet::new();
+    for layer in &settings.layers {
+        let number = layer.layer as usize;
+        let Some(expert_layer) = expert_layer(base.config, number) else {
+            problems.add(format!("layer {number}: the base has no experts there"));
+            continue;
+        };
+        if weights.policy.last().is_some_and(|last| last.layer >= layer.layer) {
+            problems.add(format!("layer {number}: layers must ascend"));
+        }
+        let policy = LayerPolicy {
+            layer: layer.layer,
+            keep: layer.keep.clone(),
+            beta: layer.beta,
+            alias: layer.alias.clone(),
+            num_extra: layer.experts,
+        };
+        if policy.num_extra > MAX_EXTRA {
+            problems.add(format!("layer {number}: {} experts, at most {MAX_EXTRA}", layer.experts));
+            continue;
+        }
+        if policy.beta.is_some() && expert_layer.top_k != 2 {
+            let top_k = expert_layer.top_k;
+            problems.add(format!(
+                "layer {number}: β is defined for two experts per token, the base has {top_k}"
+            ));
+        } else if let Err(error) = check(&policy.ops(expert_layer), expert_layer, policy.num_extra)
+        {
+            problems.add(format!("layer {number}: {error}"));
+        }
+        let mut experts = Vec::new();
+        for expert in 0..layer.experts {
+            match read_expert(tensors, (number, expert), base, &mut used) {
+                Ok(expert) => experts.push(expert),
+                Err(problem) => problems.add(problem),
+            }
+        }
+        if !experts.is_empty() {
+            weights.experts.insert(number, experts);
+        }
+        weights.policy.push(policy);
+    }
+    if settings.layers.is_empty() {
+        problems.add("it has no layers".to_owned());
+    }
+    for name in tensors.names().into_iter().filter(|name| !used.contains(*name)) {
+        problems.add(format!("tensor `{name}` is used by no layer"));
+    }
+    problems.into_result(weights)
+}
+
+fn tensor_name(layer: usize, expert: u32, part: &str) -> String {
+    format!("model.layers.{layer}.experts.{expert}.{part}.weight")
+}
+
+fn read_expert(
+    tensors: &SafeTensors<'_>,
+    (layer, expert): (usize, u32),
+    base: Base<'_>,
+    used: &mut BTreeSet<String>,
+) -> Result<Expert, String> {
+    let hidden = base.config.hidden_size;
+    let width = base.config.experts_at(layer).map_or(0, |mixture| mixture.expert_size);
+    let mut part = |part: &str, shape: [usize; 2]| {
+        let name = tensor_name(layer, expert, part);
+        let view = tensors.tensor(&name).map_err(|_| format!("tensor `{name}` is missing"))?;
+        let elements = shaped(&format!("`{name}`"), &view, &shape)?;
+        used.insert(name);
+        Ok::<Elements, String>(elements)
+    };
+    Ok(Expert {
+        gate: part("gate_proj", [width, hidden])?,
+        up: part("up_proj", [width, hidden])?,
+        down: part("down_proj", [hidden, width])?,
+    })
+}
+
+/// Writes a policy as a module's directory, which must not exist. `experts` come with it, in 16 bits.
+///
+/// # Errors
+/// If the directory exists or cannot be written.
+pub fn write_policy(
+    (policy, experts): (&[LayerPolicy], &BTreeMap<usize, Vec<Expert>>),
+    config: &ModelConfig,
+    (method, base_digest): (&str, [u8; 32]),
+    card: &str,
+    directory: &Path,
+) -> Result<(), Error> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let refused = |problem: String| Error::refused(&name, vec![problem]);
+    let layer = |policy: &LayerPolicy| LayerSettings {
+        layer: policy.layer,
+        keep: policy.keep.clone(),
+        beta: policy.beta,
+        alias: policy.alias.clone(),
+        experts: policy.num_extra,
+    };
+    let settings = Settings {
+        format_version: FORMAT_VERSION,
+        method: method.to_owned(),
+        base_digest: Some(crate::generation::Generation(base_digest).to_string()),
+        layers: policy.iter().map(layer).collect(),
+    };
+    let mut json = serde_json::to_value(settings).map_err(|error| refused(error.to_string()))?;
+    json["polyskill_type"] = "EXPERT_POLICY".into();
+    let hidden = config.hidden_size;
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (&layer, experts) in experts {
+        for (number, expert) in (0..).zip(experts) {
+            let width = expert.gate.as_slice().len() / hidden;
+            for (part, elements, shape) in [
+                ("gate_proj", &expert.gate, [width, hidden]),
+                ("up_proj", &expert.up, [width, hidden]),
+                ("down_proj", &expert.down, [hidden, width]),
+            ] {
+                let values = elements.as_slice().to_f32();
+                let bytes = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes());
+                tensors.push((tensor_name(layer, number, part), shape.to_vec(), bytes.collect()));
+            }
+        }
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        Ok((name, TensorView::new(Dtype::BF16, shape.clone(), bytes)?))
+    });
+    let views: Vec<_> = views
+        .collect::<Result<_, safetensors::SafeTensorError>>()
+        .map_err(|error| refused(error.to_string()))?;
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let weights = serialize(views, Some(metadata)).map_err(|error| refused(error.to_string()))?;
+    let io = |source| Error::io(&name, directory, source);
+    std::fs::create_dir(directory).map_err(io)?;
+    let json = format!("{json:#}\n");
+    for (file, bytes) in
+        [(CONFIG_FILE, json.as_bytes()), (WEIGHTS_FILE, &weights), ("README.md", card.as_bytes())]
+    {
+        std::fs::write(directory.join(file), bytes).map_err(io)?;
+    }
+    Ok(())
+}

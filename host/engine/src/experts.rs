@@ -1,0 +1,215 @@
+//! Which experts of a sparse base a composition's rows get: policies and routers' programs, run on native logits.
+
+use std::collections::BTreeMap;
+
+use polyskill_adapters::own::expert_layer;
+use polyskill_adapters::weights::Expert;
+use polyskill_adapters::{Lease, Snapshot};
+use polyskill_model::compute::Compute;
+use polyskill_model::config::Activation;
+use polyskill_model::decoder::activate;
+use polyskill_model::kernels::matmul_dense;
+use polyskill_model::{ExpertChoice, ModelConfig};
+use polyskill_sdk::experts::{ExpertLayer, ExpertOp, ExpertProgram, POLICY_KIND, check, interpret};
+
+use crate::composition::LeasedModule;
+use crate::routing::RowSpan;
+
+/// The sparse layers of a base.
+pub(crate) fn layers(config: &ModelConfig) -> Vec<ExpertLayer> {
+    (0..config.num_layers).filter_map(|layer| expert_layer(config, layer)).collect()
+}
+
+/// Programs by layer, checked. Layers without one keep the base's choice.
+#[derive(Debug, Default)]
+pub(crate) struct ExpertPlan {
+    layers: BTreeMap<usize, LayerPlan>,
+}
+
+#[derive(Debug)]
+struct LayerPlan {
+    num_experts: usize,
+    ops: Vec<ExpertOp>,
+    /// Index into the composition's modules of the policy whose own experts aliases mean.
+    module: Option<u32>,
+}
+
+impl ExpertPlan {
+    /// The policies of modules that act on a whole request; the first that speaks of a layer decides it.
+    pub(crate) fn of_policies<'a>(
+        acting: impl Iterator<Item = &'a (u32, f32)>,
+        modules: &[LeasedModule],
+        config: &ModelConfig,
+    ) -> Self {
+        let mut plan = Self::default();
+        for &(module, _) in acting {
+            for policy in &modules[module as usize].module.shape().policy {
+                let Some(layer) = expert_layer(config, policy.layer as usize) else { continue };
+                plan.layers.entry(policy.layer as usize).or_insert_with(|| LayerPlan {
+                    num_experts: layer.num_experts as usize,
+                    ops: policy.ops(layer),
+                    module: (policy.num_extra > 0).then_some(module),
+                });
+            }
+        }
+        plan
+    }
+
+    /// Checks a router's programs. `modules` gets the policies whose experts they mean.
+    pub(crate) fn compile(
+        programs: &[ExpertProgram],
+        snapshot: &Snapshot,
+        config: &ModelConfig,
+        modules: &mut Vec<LeasedModule>,
+    ) -> Result<Self, String> {
+        let mut plan = Self::default();
+        for (index, program) in programs.iter().enumerate() {
+            let module = program.module.map(|module| policy(snapshot, module, modules)).transpose();
+            let module = module.map_err(|reason| format!("expert program {index}: {reason}"))?;
+            for &number in &program.layers {
+                let Some(layer) = expert_layer(config, number as usize) else {
+                    return Err(format!("expert program {index}: layer {number} has no experts"));
+                };
+                let brought = |module: u32| {
+                    let shape = modules[module as usize].module.shape();
+                    let policy = shape.policy.iter().find(|policy| policy.layer == number);
+                    policy.map_or(0, |policy| policy.num_extra)
+                };
+                let num_extra = module.map_or(0, brought);
+                check(&program.ops, layer, num_extra)
+                    .map_err(|error| format!("expert program {index}, layer {number}: {error}"))?;
+                plan.layers.entry(number as usize).or_insert_with(|| LayerPlan {
+                    num_experts: layer.num_experts as usize,
+                    ops: program.ops.clone(),
+                    module: module.filter(|_| num_extra > 0),
+                });
+            }
+        }
+        Ok(plan)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+}
+
+/// The index of a policy among a composition's modules.
+fn policy(
+    snapshot: &Snapshot,
+    module: u32,
+    modules: &mut Vec<LeasedModule>,
+) -> Result<u32, String> {
+    let found = snapshot.iter().nth(module as usize);
+    let Some((name, found)) = found.filter(|(_, found)| found.kind().as_str() == POLICY_KIND)
+    else {
+        return Err(format!("module {module} is no expert policy"));
+    };
+    let at = modules.iter().position(|lease| lease.name == name).unwrap_or_else(|| {
+        modules.push(LeasedModule { name: name.to_owned(), module: found.clone() });
+        modules.len() - 1
+    });
+    Ok(at as u32)
+}
+
+/// A row that an expert of a policy is run for.
+#[derive(Clone, Copy, Debug)]
+struct BroughtRow {
+    /// Span, module and expert.
+    expert: (usize, u32, u32),
+    row: usize,
+    weight: f32,
+}
+
+/// Rows that a policy's own experts are to be run for, kept from the choice to the end of the feed-forward.
+#[derive(Debug, Default)]
+pub(crate) struct Brought {
+    rows: Vec<BroughtRow>,
+    picks: Vec<(u32, f32)>,
+    input: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    output: Vec<f32>,
+}
+
+impl Brought {
+    /// Replaces the base's choice where a composition has a program for the layer. A row whose weights are not finite
+    /// keeps the base's.
+    pub(crate) fn choose(
+        &mut self,
+        spans: &[RowSpan],
+        layer: usize,
+        logits: &[f32],
+        choice: &mut ExpertChoice,
+    ) {
+        self.rows.clear();
+        for (index, span) in spans.iter().enumerate() {
+            let Some(plan) = span.composition.experts.layers.get(&layer) else { continue };
+            for row in span.rows.clone() {
+                let logits = &logits[row * plan.num_experts..(row + 1) * plan.num_experts];
+                if !interpret(&plan.ops, logits, &mut self.picks) {
+                    continue;
+                }
+                let native = self.picks.partition_point(|(e, _)| (*e as usize) < plan.num_experts);
+                for &(expert, weight) in &self.picks[native..] {
+                    let Some(module) = plan.module else { continue };
+                    let expert = (index, module, expert - plan.num_experts as u32);
+                    self.rows.push(BroughtRow { expert, row, weight });
+                }
+                choice.set(row, self.picks[..native].iter().copied());
+            }
+        }
+    }
+
+    /// Adds what policies' own experts make of their rows.
+    pub(crate) fn add(
+        &mut self,
+        (compute, activation): (&Compute, Activation),
+        spans: &[RowSpan],
+        layer: usize,
+        (input, output): (&[f32], &mut [f32]),
+    ) {
+        let Some(num_rows) = spans.last().map(|span| span.rows.end) else { return };
+        let hidden = input.len() / num_rows;
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_by_key(|at| (at.expert, at.row));
+        for group in rows.chunk_by(|a, b| a.expert == b.expert) {
+            let (span, module, expert) = group[0].expert;
+            let Some(lease) = spans[span].composition.leases.get(module as usize) else { continue };
+            let Some(expert) = brought(lease, layer, expert) else { continue };
+            self.run(compute, activation, (group, expert, hidden), (input, output));
+        }
+        rows.clear();
+        self.rows = rows;
+    }
+
+    fn run(
+        &mut self,
+        compute: &Compute,
+        activation: Activation,
+        (group, expert, hidden): (&[BroughtRow], &Expert, usize),
+        (input, output): (&[f32], &mut [f32]),
+    ) {
+        let width = expert.gate.as_slice().len() / hidden;
+        self.input.clear();
+        for BroughtRow { row, .. } in group {
+            self.input.extend_from_slice(&input[row * hidden..(row + 1) * hidden]);
+        }
+        self.gate.resize(group.len() * width, 0.0);
+        self.up.resize(group.len() * width, 0.0);
+        self.output.resize(group.len() * hidden, 0.0);
+        matmul_dense(compute, &self.input, expert.gate.as_slice(), hidden, &mut self.gate);
+        matmul_dense(compute, &self.input, expert.up.as_slice(), hidden, &mut self.up);
+        activate(activation, &mut self.gate, &self.up);
+        matmul_dense(compute, &self.gate, expert.down.as_slice(), width, &mut self.output);
+        for (BroughtRow { row, weight, .. }, made) in
+            group.iter().zip(self.output.chunks_exact(hidden))
+        {
+            let sum = &mut output[row * hidden..(row + 1) * hidden];
+            sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
+        }
+    }
+}
+
+fn brought(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
+    lease.experts.get(&layer)?.get(expert as usize)
+}

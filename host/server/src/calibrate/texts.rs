@@ -1,0 +1,87 @@
+//! Calibration texts as sequences of tokens.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+
+use polyskill_model::Decoder;
+use serde::Deserialize;
+
+use super::CalibrateArgs;
+use crate::text::TextModel;
+
+/// Bytes of a plain text that are read at a time; a line may be longer.
+const CHUNK: u64 = 1 << 20;
+/// Longest line.
+const MAX_LINE: u64 = 16 << 20;
+
+#[derive(Deserialize)]
+struct Document {
+    text: String,
+}
+
+/// The first sequences of the texts, as many as asked for.
+pub(super) fn read(
+    args: &CalibrateArgs,
+    model: &Decoder,
+    text: &TextModel,
+) -> Result<Vec<Vec<u32>>, String> {
+    let longest = args.sequence_length.min(model.config().max_positions);
+    let mut sequences = Vec::new();
+    for path in &args.text {
+        let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let file = File::open(path).map_err(|error| fail(&error))?;
+        let mut reader = BufReader::new(file);
+        let is_documents = path.extension().is_some_and(|extension| extension == "jsonl");
+        let mut number = 0;
+        while sequences.len() < args.sequences {
+            let piece = match is_documents {
+                true => document(&mut reader, &mut number),
+                false => chunk(&mut reader),
+            };
+            let Some(piece) = piece.map_err(|error| fail(&error))? else { break };
+            let tokens = text.encode(&piece).map_err(|error| fail(&error))?;
+            // A token alone has nothing before it; a last piece of one is left out.
+            let pieces = tokens.chunks(longest).filter(|tokens| tokens.len() > 1);
+            sequences.extend(pieces.map(<[u32]>::to_vec));
+        }
+    }
+    sequences.truncate(args.sequences);
+    if sequences.is_empty() {
+        let files: Vec<_> =
+            args.text.iter().map(|path| Path::new(path).display().to_string()).collect();
+        return Err(format!("{}: no text", files.join(", ")));
+    }
+    Ok(sequences)
+}
+
+fn document(reader: &mut impl BufRead, number: &mut usize) -> Result<Option<String>, String> {
+    *number += 1;
+    let mut line = Vec::new();
+    reader.take(MAX_LINE + 1).read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
+    match line.len() as u64 {
+        0 => Ok(None),
+        length if length > MAX_LINE => Err(format!("line {number} is over {MAX_LINE} bytes")),
+        _ => match serde_json::from_slice::<Document>(&line) {
+            Ok(document) => Ok(Some(document.text)),
+            Err(error) => Err(format!("line {number}: {error}")),
+        },
+    }
+}
+
+/// Whole lines of about a megabyte.
+fn chunk(reader: &mut impl BufRead) -> Result<Option<String>, String> {
+    let mut bytes = Vec::new();
+    while (bytes.len() as u64) < CHUNK {
+        let read = reader.take(MAX_LINE + 1).read_until(b'\n', &mut bytes);
+        match read.map_err(|error| error.to_string())? as u64 {
+            0 => break,
+            length if length > MAX_LINE => return Err(format!("a line is over {MAX_LINE} bytes")),
+            _ => {}
+        }
+    }
+    match bytes.is_empty() {
+        true => Ok(None),
+        false => String::from_utf8(bytes).map(Some).map_err(|_| "not UTF-8".to_owned()),
+    }
+}
