@@ -6,6 +6,7 @@
 mod common;
 mod conformance;
 mod eval;
+mod experts;
 
 mod golden;
 mod hostile;

@@ -111,6 +111,11 @@ pub struct LayerPolicy {
 }
 
 impl LayerPolicy {
+    /// Whether it leaves the layer as it is.
+    pub fn is_empty(&self) -> bool {
+        self.keep.is_none() && self.beta.is_none() && self.alias.is_none()
+    }
+
     /// The base's own program with what the policy changes: the mask before the softmax, skipping after the choice,
     /// aliases at the end.
     pub fn ops(&self, layer: ExpertLayer) -> Vec<ExpertOp> {

@@ -73,6 +73,9 @@ impl Router for ExpertPruning {
                 }
                 .into());
             }
+            if said.is_empty() {
+                continue;
+            }
             let ops: Vec<ExpertOp> = said.ops(layer);
             programs.push(ExpertProgram { layers: vec![layer.layer], ops, module: policy });
         }

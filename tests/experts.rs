@@ -1,0 +1,220 @@
+//! Expert policies: the arithmetic of the papers, policies on a tiny mixtral, and requests with and without one in a batch.
+
+use polyskill_adapters::calibration::{Enumeration, Tokens, Usage};
+use polyskill_engine::{RouterSettings, Selection};
+use polyskill_model::config::Activation;
+use polyskill_model::linear::DenseWeights;
+use polyskill_model::{Compute, Experts, Linear, Matrix};
+use polyskill_router_expert_pruning::ExpertPruning;
+use polyskill_sdk::experts::{ExpertLayer, ExpertOp, LayerPolicy, interpret, native};
+use polyskill_sdk::runtime::Native;
+use polyskill_sdk::{Parameters, Value};
+use serde_json::Value as Json;
+
+use crate::common::{
+    Bench, Case, Output, cases, floats, golden, greedy, list, routed, submit, text, weighted, worst,
+};
+
+const TOLERANCE: f32 = 1e-5;
+
+fn linear(rows: &Json) -> Linear {
+    let inner = list(&list(rows)[0]).len();
+    Linear { matrix: Matrix::Dense { weights: DenseWeights::F32(floats(rows)), inner }, bias: None }
+}
+
+/// The layer of the golden file.
+struct Layer {
+    experts: Experts,
+    compute: Compute,
+    info: ExpertLayer,
+    hidden: usize,
+}
+
+impl Layer {
+    fn new(golden: &Json) -> Self {
+        let expert = |e: &Json| [linear(&e["w1"]), linear(&e["w3"]), linear(&e["w2"])];
+        let routed: Vec<_> = list(&golden["experts"]).iter().map(expert).collect();
+        let info = ExpertLayer {
+            layer: 0,
+            num_experts: routed.len() as u32,
+            top_k: golden["top_k"].as_u64().unwrap() as u32,
+            renormalise: true,
+        };
+        let hidden = list(&list(&golden["gate"])[0]).len();
+        let experts = Experts::new(linear(&golden["gate"]), routed);
+        Self { experts, compute: Compute::new(1), info, hidden }
+    }
+
+    fn logits(&self, x: &[f32]) -> Vec<f32> {
+        let mut logits = Vec::new();
+        self.experts.logits(&self.compute, x, &mut logits);
+        logits
+    }
+
+    fn outputs(&self, x: &[f32]) -> Vec<f32> {
+        let mut outputs = Vec::new();
+        self.experts.outputs((&self.compute, Activation::Silu), x, &mut outputs);
+        outputs
+    }
+
+    /// What the layer gives where a program chooses its experts.
+    fn run(&self, ops: &[ExpertOp], x: &[f32]) -> Vec<f32> {
+        let (logits, outputs) = (self.logits(x), self.outputs(x));
+        let num_tokens = x.len() / self.hidden;
+        let mut sum = vec![0.0; x.len()];
+        let mut picks = Vec::new();
+        for (token, logits) in logits.chunks_exact(self.info.num_experts as usize).enumerate() {
+            assert!(interpret(ops, logits, &mut picks));
+            for &(expert, weight) in &picks {
+                for at in 0..self.hidden {
+                    let made = outputs[(expert as usize * num_tokens + token) * self.hidden + at];
+                    sum[token * self.hidden + at] += weight * made;
+                }
+            }
+        }
+        sum
+    }
+}
+
+#[test]
+fn naee_to_the_digit() {
+    let golden = &golden("routing")["naee"];
+    let layer = Layer::new(golden);
+    let batches: Vec<Vec<f32>> = list(&golden["X"]).iter().map(floats).collect();
+    let own = native(layer.info);
+    let mut usage = Usage::new(layer.info);
+    for (x, expected) in batches.iter().zip(list(&golden["full_out"])) {
+        assert!(worst(&layer.run(&own, x), &floats(expected)) <= TOLERANCE);
+        usage.add(&layer.logits(x), &own);
+    }
+    let beta = usage.beta().unwrap();
+    assert!((f64::from(beta) - golden["beta_median"].as_f64().unwrap()).abs() <= 1e-5, "{beta}");
+    let skip = LayerPolicy { beta: Some(beta), ..LayerPolicy::default() }.ops(layer.info);
+    for (x, expected) in batches.iter().zip(list(&golden["skip_out"])) {
+        assert!(worst(&layer.run(&skip, x), &floats(expected)) <= TOLERANCE);
+    }
+    for prune in list(&golden["prune"]) {
+        let keep = prune["keep"].as_u64().unwrap() as usize;
+        let mut search = Enumeration::all(layer.info, keep).unwrap();
+        for x in &batches {
+            let (logits, outputs) = (layer.logits(x), layer.outputs(x));
+            let (rest, expected) = (vec![0.0; x.len()], layer.run(&own, x));
+            let (rest, expected) = (&rest[..], &expected[..]);
+            search.add(Tokens { logits: &logits, outputs: &outputs, rest, expected });
+            search.end_batch();
+        }
+        let (kept, _) = search.best();
+        let dropped = |set: &[u32]| -> Vec<u32> {
+            (0..layer.info.num_experts).filter(|e| !set.contains(e)).collect()
+        };
+        assert_eq!(dropped(kept), crate::common::ids(&prune["dropped"]));
+        for ((set, loss), entry) in search.sets().zip(list(&prune["losses"])) {
+            assert_eq!(dropped(set), crate::common::ids(&entry[0]));
+            let expected = entry[1].as_f64().unwrap();
+            assert!((loss - expected).abs() <= 1e-5 * expected.max(1.0), "{loss} {expected}");
+        }
+        let pruned = LayerPolicy { keep: Some(kept.to_vec()), ..LayerPolicy::default() };
+        for (x, expected) in batches.iter().zip(list(&prune["out"])) {
+            assert!(worst(&layer.run(&pruned.ops(layer.info), x), &floats(expected)) <= TOLERANCE);
+        }
+    }
+}
+
+const POLICIES: [&str; 5] =
+    ["policy-prune", "policy-skip", "policy-prune-skip", "policy-alias", "policy-merged"];
+
+fn bench() -> Bench {
+    let bench = Bench::new("models/mixtral", &[&POLICIES[..], &["lora-mixtral"]].concat());
+    let router = Native::<ExpertPruning>::new(&bench.composer.view(), &Parameters::default());
+    let settings = RouterSettings { any_kind: true, ..RouterSettings::default() };
+    let (name, digest) = ("expert-pruning", "native".to_owned());
+    bench.composer.add_router(name, digest, Box::new(router.unwrap()), settings).unwrap();
+    bench
+}
+
+fn pruning(parameters: &[(&str, Value)]) -> Selection {
+    let own = |(name, value): &(&str, Value)| ((*name).to_owned(), value.clone());
+    routed("expert-pruning", Parameters(parameters.iter().map(own).collect()))
+}
+
+fn policy(name: &str) -> (&'static str, Value) {
+    ("policy", Value::Text(name.to_owned()))
+}
+
+fn run(bench: &Bench, selection: &Selection, case: &Case) -> Output {
+    bench.run(selection, &case.prompt, greedy(case.greedy_ids.len()))
+}
+
+#[test]
+fn policies_agree_with_transformers_named_and_through_the_router() {
+    let bench = bench();
+    let cases = cases("policies");
+    assert_eq!(cases.len(), 2 * POLICIES.len());
+    for case in &cases {
+        let name = text(&list(&case.header["adapters"])[0], "name");
+        let named = run(&bench, &weighted(&[(name, 1.0)]), case);
+        named.require(case, 1e-4);
+        let asked = pruning(&[policy(name)]);
+        assert_eq!(bench.compose(&asked).fallback(), None);
+        assert_eq!(run(&bench, &asked, case).bits(), named.bits(), "{}", case.name);
+        let base = run(&bench, &Selection::Base, case);
+        assert!(base.distance(case) > 1e-2, "{}: the policy changes nothing", case.name);
+    }
+}
+
+/// One request runs pruned while others in the batch run full, skip, or have merged experts; each gives the bits that it
+/// gives alone.
+#[test]
+fn policies_hold_for_their_request_alone() {
+    let bench = bench();
+    let case = &cases("policies")[1];
+    let mut selections: Vec<Selection> =
+        POLICIES.iter().map(|name| pruning(&[policy(name)])).collect();
+    selections.push(Selection::Base);
+    selections.push(weighted(&[("policy-prune", 1.0), ("lora-mixtral", 0.5)]));
+    let alone: Vec<Vec<u32>> =
+        selections.iter().map(|selection| run(&bench, selection, case).bits()).collect();
+    assert!(alone.windows(2).all(|pair| pair[0] != pair[1]));
+    let sampling = || greedy(case.greedy_ids.len());
+    let pending: Vec<_> = selections
+        .iter()
+        .map(|s| submit(&bench.engine, &bench.compose(s), &case.prompt, sampling()))
+        .collect();
+    for (pending, alone) in pending.into_iter().zip(alone) {
+        assert_eq!(pending.wait().bits(), alone);
+    }
+}
+
+#[test]
+fn parts_of_a_policy_can_be_left_out() {
+    let bench = bench();
+    let case = &cases("policies")[0];
+    let run = |selection: &Selection| run(&bench, selection, case);
+    let bits = |parameters: &[(&str, Value)]| run(&pruning(parameters)).bits();
+    let both = policy("policy-prune-skip");
+    let off = || Value::Flag(false);
+    let base = run(&Selection::Base);
+    assert!(bits(&[both.clone(), ("prune", off()), ("skip", off())]) == base.bits());
+    let pruned = run(&weighted(&[("policy-prune", 1.0)])).bits();
+    assert!(bits(&[both, ("skip", off())]) == pruned);
+    // No ratio is under 0, and every ratio of two different weights is under 1.
+    let distance = |beta: f64| {
+        let output = run(&pruning(&[("beta", Value::Number(beta))]));
+        let last = case.prompt.len() - 1;
+        worst(&output.row(last), &base.row(last))
+    };
+    assert!(distance(0.0) < 1e-4 && distance(1.0) > 1e-2);
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let bench = bench();
+    let refused =
+        |selection: &Selection| bench.composer.compose(selection).unwrap_err().to_string();
+    let half = refused(&weighted(&[("policy-skip", 0.5)]));
+    assert!(half.contains("`policy-skip`") && half.contains("0.5, expected 1"), "{half}");
+    let unknown = refused(&pruning(&[policy("lora-mixtral")]));
+    assert!(unknown.contains("policies of this request are: policy-alias"), "{unknown}");
+    let wrong = refused(&pruning(&[("beta", Value::Number(-1.0))]));
+    assert!(wrong.contains("beta"), "{wrong}");
+}
