@@ -1,10 +1,14 @@
 //! Expert policies: the arithmetic of the papers, policies on a tiny mixtral, and requests with and without one in a batch.
 
+use std::path::Path;
+
+use polyskill::calibrate::{self, CalibrateArgs, Method};
 use polyskill_adapters::calibration::{Enumeration, Tokens, Usage};
-use polyskill_engine::{RouterSettings, Selection};
+use polyskill_engine::{RouterRequest, RouterSettings, Selection};
 use polyskill_model::config::Activation;
 use polyskill_model::linear::DenseWeights;
 use polyskill_model::{Compute, Experts, Linear, Matrix};
+use polyskill_plugin::{Limits, Loader, Trust};
 use polyskill_router_expert_pruning::ExpertPruning;
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, LayerPolicy, interpret, native};
 use polyskill_sdk::runtime::Native;
@@ -12,7 +16,8 @@ use polyskill_sdk::{Parameters, Value};
 use serde_json::Value as Json;
 
 use crate::common::{
-    Bench, Case, Output, cases, floats, golden, greedy, list, routed, submit, text, weighted, worst,
+    Bench, Case, Output, cases, floats, golden, greedy, list, plugins, read_json, root, routed,
+    submit, text, weighted, worst,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -217,4 +222,61 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(unknown.contains("policies of this request are: policy-alias"), "{unknown}");
     let wrong = refused(&pruning(&[("beta", Value::Number(-1.0))]));
     assert!(wrong.contains("beta"), "{wrong}");
+}
+
+/// The plugin in its sandbox says what the native router says.
+#[test]
+fn the_sandboxed_router_decides_alike() {
+    let bench = bench();
+    let loader = Loader::new(Limits::default(), Trust::unsigned(), None).unwrap();
+    let plugin = loader.load(&plugins().join("expert-pruning")).unwrap();
+    assert!(!plugin.self_test().unwrap().is_empty());
+    let router = plugin.start(&bench.composer.view(), Parameters::default()).unwrap();
+    let settings = RouterSettings { any_kind: true, ..RouterSettings::default() };
+    bench.composer.add_router("sandboxed", plugin.digest().to_owned(), router, settings).unwrap();
+    let case = &cases("policies")[0];
+    for name in POLICIES {
+        let asked = pruning(&[policy(name)]);
+        let Selection::Routed(request) = asked.clone() else { unreachable!() };
+        let sandboxed = Selection::Routed(RouterRequest { router: "sandboxed".into(), ..request });
+        assert!(run(&bench, &sandboxed, case).bits() == run(&bench, &asked, case).bits(), "{name}");
+    }
+}
+
+fn calibrate(method: Method, keep: usize, out: &Path) -> Vec<Vec<u32>> {
+    let args = CalibrateArgs {
+        model: root().join("examples/small-moe").display().to_string(),
+        text: vec![root().join("examples/small-moe/calibration/iso-date.jsonl")],
+        out: out.join(format!("{method:?}-{keep}")),
+        method,
+        keep: Some(keep),
+        skip: false,
+        sequences: 12,
+        sequence_length: 64,
+        batch: 4,
+        seed: 1,
+        tag: vec!["date".to_owned()],
+    };
+    let mut said = Vec::new();
+    calibrate::run(&args, &mut said).unwrap();
+    assert!(!args.out.with_extension("partial.json").exists());
+    let config = read_json(&args.out.join("polyskill_config.json"));
+    let again = calibrate::run(&args, &mut Vec::new()).unwrap_err();
+    assert!(again.contains("exists"), "{again}");
+    list(&config["layers"]).iter().map(|layer| crate::common::ids(&layer["keep"])).collect()
+}
+
+/// On the small mixture of experts: dropping one expert is the same search for all of NAEE's kin, the first layer is the
+/// same whether layers before it are pruned or not, and kept experts are as many as asked for.
+#[test]
+fn calibration_of_a_real_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let kept = |method, keep| calibrate(method, keep, folder.path());
+    let one = kept(Method::Naee, 7);
+    assert_eq!(one, kept(Method::Greedy, 7));
+    assert_eq!(one[0], kept(Method::NaeeProgressive, 7)[0]);
+    for method in [Method::LeastUsed, Method::Random, Method::Greedy] {
+        let kept = kept(method, 3);
+        assert!(kept.len() == 4 && kept.iter().all(|layer| layer.len() == 3), "{kept:?}");
+    }
 }

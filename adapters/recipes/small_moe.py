@@ -8,8 +8,7 @@ that pruning, skipping and merging of experts can be tried and measured on a
 model that fits into the repository. The base gives nothing but its list of
 common words, which the tasks' word lists are filtered by.
 
-One CPU core and half an hour suffice. `sql-select` it learns for the tables of the training questions alone: the test's
-have other names, which a model of this size does not copy. The run keeps its state next to the
+One CPU core and half an hour suffice. The run keeps its state next to the
 output and goes on where it was stopped.
 """
 
@@ -39,11 +38,12 @@ TASK_NAMES = (
     "regex",
     "roman-numerals",
     "spanish-numbers",
-    "sql-select",
 )
 SAMPLES = 8000
 """Training questions per task."""
 VOCABULARY = 1024
+ITEMS = 40
+"""Test questions per task."""
 STEPS = 6000
 BATCH = 48
 LEARNING_RATE = 3e-3
@@ -114,21 +114,14 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> MixtralForCausalLM:
 
 
 def batch(tokenizer: PreTrainedTokenizerFast, items: list[Item]) -> dict[str, torch.Tensor]:
-    """Token ids, and what is to be predicted: answers with their end, and questions not at all."""
-    rows, labels = [], []
-    for item in items:
-        asked = tokenizer.encode(question(item), add_special_tokens=False)
-        told = tokenizer.encode(f"{item.answer}{END}\n", add_special_tokens=False)
-        rows.append(asked + told)
-        labels.append([-100] * len(asked) + told)
+    """Whole documents: questions are predicted too, so that experts have something to do at all tokens."""
+    rows = [tokenizer.encode(document(item), add_special_tokens=False) for item in items]
     longest = max(map(len, rows))
-    padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-    wanted = [label + [-100] * (longest - len(label)) for label in labels]
+    fill = [longest - len(row) for row in rows]
     return {
-        "input_ids": torch.tensor(padded),
-        "attention_mask": torch.tensor(mask),
-        "labels": torch.tensor(wanted),
+        "input_ids": torch.tensor([row + [tokenizer.pad_token_id] * n for row, n in zip(rows, fill, strict=True)]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * n for row, n in zip(rows, fill, strict=True)]),
+        "labels": torch.tensor([row + [-100] * n for row, n in zip(rows, fill, strict=True)]),
     }
 
 
@@ -179,13 +172,19 @@ def right_answers(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast,
     return right / len(items)
 
 
-def write_texts(folder: Path, splits: dict[str, Split]) -> None:
-    """Validation questions for calibration and test questions for the loss, with their answers, a file per task."""
-    for part in ("validation", "test"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        for name, split in splits.items():
-            lines = [json.dumps({"text": document(item)}, ensure_ascii=False) + "\n" for item in getattr(split, part)]
-            (folder / part / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+def write_questions(folder: Path, splits: dict[str, Split]) -> None:
+    """Validation questions with their answers as text for `polyskill calibrate`, test questions as tasks for
+    `polyskill eval`."""
+    for name, split in splits.items():
+        texts = [{"text": document(item)} for item in split.validation]
+        tasks = [
+            {"prompt": item.prompt, "references": [item.answer], "module": f"for-{name}", "max_tokens": 80}
+            for item in split.test[:ITEMS]
+        ]
+        for part, lines in (("calibration", texts), ("test", tasks)):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            (folder / part / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 def main() -> None:
@@ -205,9 +204,9 @@ def main() -> None:
     train(model, tokenizer, items, arguments.state)
     model.to(torch.bfloat16).save_pretrained(arguments.out)
     tokenizer.save_pretrained(arguments.out)
-    write_texts(arguments.out / "texts", splits)
+    write_questions(arguments.out, splits)
     model.eval().float()
-    scores = {name: right_answers(model, tokenizer, split.test[:60]) for name, split in splits.items()}
+    scores = {name: right_answers(model, tokenizer, split.test[:ITEMS]) for name, split in splits.items()}
     print(json.dumps(scores, indent=1))
 
 

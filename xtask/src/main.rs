@@ -8,6 +8,7 @@
 
 mod demo;
 mod evaluation;
+mod experts;
 mod flavours;
 mod foreign;
 mod http;
@@ -79,6 +80,7 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
         "model" => demo::pull_model(&Workspace::find()?),
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),
         "evaluation" => evaluation::evaluation(&Workspace::find()?),
+        "experts" => experts::experts(&Workspace::find()?),
         "test" => suite::test(&Workspace::find()?),
         other => Err(Failure::usage(format!("no task `{other}`; `cargo xtask help` lists them"))),
     }

@@ -27,8 +27,8 @@ pub struct CalibrateArgs {
     /// A sparse base: a path, or a name as for `serve`.
     #[arg(long)]
     pub model: String,
-    /// Text that stands for what will be asked: .txt, read as one, or .jsonl with a document in each line's "text".
-    /// Repeatable.
+    /// Text that stands for what will be asked: .txt, read as one, or .jsonl with a document in each line's "text", or a
+    /// directory of such files. Repeatable.
     #[arg(long, required = true)]
     pub text: Vec<PathBuf>,
     /// Directory of the new policy, a module; it must not exist.

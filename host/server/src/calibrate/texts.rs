@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::PathBuf;
 
 use polyskill_model::Decoder;
 use serde::Deserialize;
@@ -28,7 +28,7 @@ pub(super) fn read(
 ) -> Result<Vec<Vec<u32>>, String> {
     let longest = args.sequence_length.min(model.config().max_positions);
     let mut sequences = Vec::new();
-    for path in &args.text {
+    for path in &files(&args.text)? {
         let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let file = File::open(path).map_err(|error| fail(&error))?;
         let mut reader = BufReader::new(file);
@@ -48,11 +48,33 @@ pub(super) fn read(
     }
     sequences.truncate(args.sequences);
     if sequences.is_empty() {
-        let files: Vec<_> =
-            args.text.iter().map(|path| Path::new(path).display().to_string()).collect();
+        let files: Vec<_> = args.text.iter().map(|path| path.display().to_string()).collect();
         return Err(format!("{}: no text", files.join(", ")));
     }
     Ok(sequences)
+}
+
+/// Files, and those of directories in the order of their names.
+fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
+    let mut files = Vec::new();
+    for path in given {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let fail = |error: std::io::Error| format!("{}: {error}", path.display());
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(fail)? {
+            let file = entry.map_err(fail)?.path();
+            let extension = file.extension().and_then(|extension| extension.to_str());
+            if matches!(extension, Some("txt" | "jsonl")) {
+                found.push(file);
+            }
+        }
+        found.sort();
+        files.extend(found);
+    }
+    Ok(files)
 }
 
 fn document(reader: &mut impl BufRead, number: &mut usize) -> Result<Option<String>, String> {

@@ -81,8 +81,12 @@ fn token_f1(answer: &str, reference: &str) -> f64 {
 }
 
 fn first_json(text: &str) -> Option<Json> {
-    let start = text.find(['{', '['])?;
-    serde_json::Deserializer::from_str(&text[start..]).into_iter().next()?.ok()
+    // A bracket may be of the text: what does not parse is passed over, up to a number that no answer has.
+    const MAX_STARTS: usize = 64;
+    let starts = text.match_indices(['{', '[']).take(MAX_STARTS);
+    let value =
+        |start: usize| serde_json::Deserializer::from_str(&text[start..]).into_iter().next()?.ok();
+    starts.map(|(start, _)| start).find_map(value)
 }
 
 /// The first number, with thousands apart by commas or not.
@@ -140,6 +144,7 @@ mod tests {
             (Metric::Json, "{\"a\": 1, \"b\": [2]}", "Sure: {\"b\":[2],\"a\":1}.", 1.0),
             (Metric::Json, "{\"a\": 1}", "{\"a\": 1, \"b\": 2}", 0.0),
             (Metric::Json, "{\"a\": 1}", "{\"a\": ", 0.0),
+            (Metric::Json, "{\"a\": 1}", "[note] {\"a\": 1}", 1.0),
             (Metric::Numeric, "1234", "It is 1,234.", 1.0),
             (Metric::Numeric, "-5", "-5 degrees", 1.0),
             (Metric::Numeric, "5", "-5", 0.0),

@@ -104,7 +104,8 @@ impl Report {
     /// As Markdown.
     pub(super) fn markdown(&self) -> String {
         let mut text = String::new();
-        let percent = |value: f64| format!("{:.0}", 100.0 * value);
+        // Adding zero takes the sign from a zero.
+        let percent = |value: f64| format!("{:.0}", (100.0 * value).round() + 0.0);
         let plain = |value: f64| format!("{value:.2}");
         self.table(&mut text, "Score, %", &self.scores, &percent);
         self.table(&mut text, "Log-probability per token of the reference", &self.logprobs, &plain);

@@ -1,0 +1,174 @@
+//! The task `experts`: policies of every kind for the small mixture of experts, and the table of its EVALUATION.md.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use crate::plugins;
+use crate::step::{Context as _, Failure, Outcome, run, step};
+use crate::workspace::Workspace;
+
+/// The base, below the workspace.
+const BASE: &str = "examples/small-moe";
+/// What comes after this line in EVALUATION.md is written by this task.
+const MARK: &str = "<!-- Below this line everything is written by `cargo xtask experts`. -->\n";
+const METHODS: [&str; 5] = ["naee", "naee-progressive", "greedy", "least-used", "mc-smoe"];
+/// Three quarters and a half of the experts.
+const KEPT: [u32; 2] = [6, 4];
+const SEEDS: [u32; 3] = [1, 2, 3];
+/// All calibration questions.
+const SEQUENCES: &str = "400";
+/// A word of each task's questions, for the router that finds a policy by it.
+const TAGS: [(&str, &str); 9] = [
+    ("clock-time", "24-hour"),
+    ("french-dates", "French"),
+    ("german-numbers", "German"),
+    ("iso-date", "ISO"),
+    ("past-tense", "past tense"),
+    ("regex", "regular expression"),
+    ("roman-numerals", "Roman"),
+    ("spanish-numbers", "Spanish"),
+    ("sql-select", "SQL"),
+];
+
+/// A row of the table: what it is called, and what its column says.
+struct Row {
+    name: String,
+    column: String,
+}
+
+/// Makes the policies, asks the test questions and writes the table.
+pub(crate) fn experts(workspace: &Workspace) -> Outcome<()> {
+    plugins::build(workspace)?;
+    step("polyskill", || {
+        run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
+    })?;
+    let work = workspace.target.join("experts");
+    let policies = work.join("policies");
+    if policies.exists() {
+        fs::remove_dir_all(&policies)
+            .context(|| format!("cannot remove {}", policies.display()))?;
+    }
+    fs::create_dir_all(&policies).context(|| format!("cannot make {}", policies.display()))?;
+    let rows = step("calibrate", || calibrate(workspace, &policies))?;
+    let columns: String = rows
+        .iter()
+        .map(|row| format!("[[column]]\nname = \"{}\"\n{}\n", row.name, row.column))
+        .collect();
+    let file = work.join("columns.toml");
+    fs::write(&file, columns).context(|| format!("cannot write {}", file.display()))?;
+    let results = work.join("results");
+    step("evaluation", || {
+        run(polyskill(workspace)
+            .args(["eval", "--allow-unsigned", "--model", BASE, "--adapters"])
+            .arg(&policies)
+            .arg("--plugins")
+            .arg(workspace.bundles())
+            .args(["--tasks", &format!("{BASE}/test"), "--columns"])
+            .arg(&file)
+            .arg("--out")
+            .arg(&results)
+            .stdout(std::process::Stdio::null()))
+    })?;
+    write_table(&results.join("report.md"), &workspace.root.join(BASE).join("EVALUATION.md"), &rows)
+}
+
+fn polyskill(workspace: &Workspace) -> std::process::Command {
+    let mut command = std::process::Command::new(workspace.target.join("release/polyskill"));
+    command.current_dir(&workspace.root);
+    command
+}
+
+/// Makes all policies; returns the table's rows.
+fn calibrate(workspace: &Workspace, policies: &Path) -> Outcome<Vec<Row>> {
+    let make = |name: &str, text: &str, more: &[&str]| {
+        let mut command = polyskill(workspace);
+        command.args(["calibrate", "--model", BASE, "--text", text, "--sequences", SEQUENCES]);
+        command.args(more).arg("--out").arg(policies.join(name));
+        run(command.stdout(std::process::Stdio::null()))
+    };
+    let all = format!("{BASE}/calibration");
+    let named = |name: &str, policy: &str| Row {
+        name: name.to_owned(),
+        column: format!("[column.adapters]\n{policy} = 1.0\n"),
+    };
+    let mut rows = vec![Row { name: "all experts".to_owned(), column: String::new() }];
+    make("skip-8", &all, &["--skip"])?;
+    rows.push(named("all experts, skipping", "skip-8"));
+    for kept in KEPT {
+        let keep = kept.to_string();
+        for method in METHODS {
+            let name = format!("{method}-{kept}");
+            make(&name, &all, &["--keep", &keep, "--method", method])?;
+            rows.push(named(&format!("{method}, {kept} of 8"), &name));
+        }
+        let name = format!("naee-skip-{kept}");
+        make(&name, &all, &["--keep", &keep, "--skip"])?;
+        rows.push(named(&format!("naee, {kept} of 8, skipping"), &name));
+        for seed in SEEDS {
+            let name = format!("random-{kept}-{seed}");
+            let seed = seed.to_string();
+            make(&name, &all, &["--keep", &keep, "--method", "random", "--seed", &seed])?;
+            rows.push(named(&format!("random, {kept} of 8, seed {seed}"), &name));
+        }
+    }
+    for (task, tag) in TAGS {
+        let text = format!("{all}/{task}.jsonl");
+        make(&format!("for-{task}"), &text, &["--keep", "4", "--tag", tag])?;
+    }
+    rows.push(Row {
+        name: "naee, 4 of 8, for the task".to_owned(),
+        column: "own = true\n".to_owned(),
+    });
+    let column = "router = \"expert-pruning\"\nmodules = [\"for-*\"]\n".to_owned();
+    rows.push(Row { name: "the same, found by expert-pruning".to_owned(), column });
+    Ok(rows)
+}
+
+/// Right answers and log-probability of each row, means over tasks.
+fn write_table(report: &Path, page: &Path, rows: &[Row]) -> Outcome<()> {
+    let read = |path: &Path| {
+        fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))
+    };
+    let report = read(report)?;
+    let score = means(&report, "## Score, %")?;
+    let logprob = means(&report, "## Log-probability per token of the reference")?;
+    let mut table = String::from(
+        "\n| policy | log-probability per token | right answers, % |\n|---|---|---|\n",
+    );
+    for ((row, score), logprob) in rows.iter().zip(&score).zip(&logprob) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(table, "| {} | {logprob} | {score} |", row.name);
+    }
+    let text = read(page)?;
+    let (said, _) = text
+        .split_once(MARK)
+        .ok_or_else(|| Failure::new(format!("{} lacks the line {MARK}", page.display())))?;
+    fs::write(page, format!("{said}{MARK}{table}"))
+        .context(|| format!("cannot write {}", page.display()))?;
+    println!("    {BASE}/EVALUATION.md");
+    Ok(())
+}
+
+/// The row `mean` of a table, by column.
+fn means(report: &str, heading: &str) -> Outcome<Vec<String>> {
+    let table = report.split_once(heading).map(|(_, after)| after);
+    let mean = table.and_then(|table| table.lines().find(|line| line.starts_with("| mean |")));
+    let mean =
+        mean.ok_or_else(|| Failure::new(format!("the report lacks the mean of {heading}")))?;
+    let cells = mean.trim_matches('|').split('|').skip(1);
+    Ok(cells.map(|cell| cell.trim().to_owned()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::means;
+
+    #[test]
+    fn the_mean_of_a_table_is_found() {
+        let report = "## A\n| | x |\n| mean | 1 (0 to 2) |\n## B\n| | x | y |\n| t | 3 | 4 |\n| mean | 5 | 6 |\n";
+        assert_eq!(means(report, "## A").unwrap(), ["1 (0 to 2)"]);
+        assert_eq!(means(report, "## B").unwrap(), ["5", "6"]);
+        assert!(means(report, "## C").is_err());
+    }
+}
