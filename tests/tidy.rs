@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
         ],
     ),
     ("polyskill-engine", &["polyskill-adapters", "polyskill-model", "polyskill-sdk"]),
-    ("polyskill-adapters", &["polyskill-model"]),
+    ("polyskill-adapters", &["polyskill-model", "polyskill-sdk"]),
     ("polyskill-plugin", &["polyskill-sdk"]),
     ("polyskill-sdk", &[]),
     ("polyskill-model", &[]),

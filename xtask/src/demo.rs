@@ -17,16 +17,18 @@ const CHAT: &str = "/v1/chat/completions";
 #[derive(Debug, PartialEq)]
 pub(crate) struct Options {
     check: bool,
+    experts: bool,
     listen: Option<String>,
 }
 
 impl Options {
     pub(crate) fn parse(arguments: &[String]) -> Outcome<Self> {
-        let mut options = Self { check: false, listen: None };
+        let mut options = Self { check: false, experts: false, listen: None };
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
             match argument.as_str() {
                 "--check" => options.check = true,
+                "--experts" => options.experts = true,
                 "--listen" => {
                     let address = rest.next();
                     let address = address.ok_or_else(|| Failure::usage("--listen needs ADDR"))?;
@@ -55,6 +57,9 @@ pub(crate) fn pull_model(workspace: &Workspace) -> Outcome<()> {
 
 /// The task `demo`.
 pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
+    if options.experts {
+        return crate::experts::demo(workspace);
+    }
     let adapters = adapters(&workspace.root.join("adapters/library"))?;
     plugins::build(workspace)?;
     step("polyskill", || {
@@ -180,7 +185,7 @@ mod tests {
             Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         };
         let options = parse("--check --listen 127.0.0.1:1").unwrap();
-        assert_eq!(options, Options { check: true, listen: Some("127.0.0.1:1".to_owned()) });
+        assert_eq!(options, Options { check: true, experts: false, listen: Some("127.0.0.1:1".to_owned()) });
         assert!(parse("--listen").is_err());
         assert!(parse("--chekc").is_err());
     }

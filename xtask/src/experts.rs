@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use crate::plugins;
@@ -29,6 +30,13 @@ const TAGS: [(&str, &str); 9] = [
     ("roman-numerals", "Roman"),
     ("spanish-numbers", "Spanish"),
     ("sql-select", "SQL"),
+];
+
+/// Of the test questions.
+const QUESTIONS: [&str; 3] = [
+    "What is 916 in German words?",
+    "What is May 25, 1969 in ISO format?",
+    "Write 348 in Roman numerals.",
 ];
 
 /// A row of the table: what it is called, and what its column says.
@@ -71,6 +79,44 @@ pub(crate) fn experts(workspace: &Workspace) -> Outcome<()> {
             .stdout(std::process::Stdio::null()))
     })?;
     write_table(&results.join("report.md"), &workspace.root.join(BASE).join("EVALUATION.md"), &rows)
+}
+
+/// `demo --experts`: the small mixture of experts answers whole, skipping, and with half of its experts.
+pub(crate) fn demo(workspace: &Workspace) -> Outcome<()> {
+    step("polyskill", || {
+        run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
+    })?;
+    let policies = workspace.target.join("experts/demo");
+    if policies.exists() {
+        fs::remove_dir_all(&policies)
+            .context(|| format!("cannot remove {}", policies.display()))?;
+    }
+    step("calibrate", || {
+        for (name, more) in [("skipping", vec!["--skip"]), ("half", vec!["--keep", "4"])] {
+            let mut command = polyskill(workspace);
+            command.args(["calibrate", "--model", BASE, "--sequences", SEQUENCES, "--text"]);
+            command.arg(format!("{BASE}/calibration")).args(more);
+            run(command.arg("--out").arg(policies.join(name)).stdout(std::process::Stdio::null()))?;
+        }
+        Ok(())
+    })?;
+    let generate = |question: &str, policy: Option<&str>| {
+        let mut command = polyskill(workspace);
+        command.args(["generate", question, "--model", BASE, "--adapters"]).arg(&policies);
+        command.args(policy.into_iter().flat_map(|policy| ["--adapter", policy]));
+        print!("  {:<12}", policy.unwrap_or("all experts"));
+        std::io::stdout().flush().context(|| "standard output".to_owned())?;
+        run(&mut command)
+    };
+    for question in QUESTIONS {
+        println!("\n  {question}");
+        for policy in [None, Some("skipping"), Some("half")] {
+            generate(question, policy)?;
+        }
+    }
+    println!("\nServe it, and name a policy in `adapters` of a request:\n");
+    println!("  target/release/polyskill serve --model {BASE} --adapters {}", policies.display());
+    Ok(())
 }
 
 fn polyskill(workspace: &Workspace) -> std::process::Command {

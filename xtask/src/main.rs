@@ -38,9 +38,11 @@ cargo xtask <task>
   model        fetch the demo's base model
   demo         plugins, model and server; asks one question per adapter in adapters/library
                  --listen ADDR   where the server listens (default 127.0.0.1:8080)
+                 --experts       a small mixture of experts instead: whole, skipping, and with half of its experts
                  --check         on a free port; stop afterwards, fail if answers are missing or many are wrong
   evaluation   plugins, model, and every comparison of adapters/evaluation/EVALUATION.md, whose tables
                it writes; takes half an hour on two cores and goes on where it was stopped
+  experts      plugins, expert policies for examples/small-moe, and the table of its EVALUATION.md
   test         plugins, model and `cargo test --workspace --release`
   help         this list
 
