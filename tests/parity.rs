@@ -29,7 +29,7 @@ fn base_models_agree_with_transformers() {
 #[test]
 fn families_agree_with_transformers() {
     let cases = cases("families");
-    assert!(cases.len() >= 34);
+    assert!(cases.len() >= 40);
     for case in cases {
         let model = format!("models/{}", text(&case.header, "model"));
         let adapters = list(&case.header["adapters"]).iter();

@@ -67,8 +67,11 @@ pub struct Scratch {
     quantised: QuantisedRows,
 }
 
-/// w·s·B·(A·x), or DoRA's w·((f − 1) ⊙ (y₀ − b) + f ⊙ s·B·A·x).
-fn low_rank(lora: &LoraSite, weight: f32, (x, y): (&[f32], &mut [f32]), scratch: &mut Scratch) {
+/// Adds w·s·B·(A·x), or DoRA's w·((f − 1) ⊙ (y₀ − b) + f ⊙ s·B·A·x), for which `scratch` holds y₀.
+///
+/// # Panics
+/// If the sizes do not agree with the module's.
+pub fn low_rank(lora: &LoraSite, weight: f32, (x, y): (&[f32], &mut [f32]), scratch: &mut Scratch) {
     let Scratch { inner, product, written, .. } = scratch;
     inner.resize(lora.rank, 0.0);
     dots(x, lora.a.as_slice(), inner);

@@ -6,6 +6,7 @@
 
 pub(crate) mod bundle;
 mod config;
+mod experts;
 mod ia3;
 mod lora;
 mod prompt;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use polyskill_model::Site;
+use polyskill_model::{Projection, Site};
 use polyskill_sdk::experts::LayerPolicy;
 
 use crate::edits::{ActivationEdit, Positions};
@@ -142,10 +142,23 @@ pub struct Weights {
     pub prefix: Option<KvPrefix>,
     /// Edits of hidden states, in order.
     pub edits: Vec<ActivationEdit>,
+    /// Low-rank products at linears of a sparse base's experts.
+    pub expert_loras: BTreeMap<ExpertSite, LoraSite>,
     /// Which experts of a sparse base are run, per layer, ascending.
     pub policy: Vec<LayerPolicy>,
     /// Experts that came with the policy, by layer.
     pub experts: BTreeMap<usize, Vec<Expert>>,
+}
+
+/// A linear of an expert of the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ExpertSite {
+    /// Layer number, from 0.
+    pub layer: usize,
+    /// Expert; the shared one is numbered after the routed ones.
+    pub expert: usize,
+    /// Gate, up or down.
+    pub projection: Projection,
 }
 
 /// A gated feed-forward of a module's own.
@@ -208,6 +221,7 @@ impl Weights {
             self.prefix.is_some(),
             !self.edits.is_empty(),
             !self.policy.is_empty(),
+            !self.expert_loras.is_empty(),
         ];
         self.sites().next().is_none() && !rest.contains(&true)
     }
@@ -226,6 +240,7 @@ impl Weights {
             + elements.map(Elements::num_bytes).sum::<usize>()
             + 4 * floats
             + self.edits.iter().map(ActivationEdit::num_bytes).sum::<usize>()
+            + self.expert_loras.values().map(LoraSite::num_bytes).sum::<usize>()
             + self.experts.values().flatten().map(Expert::num_bytes).sum::<usize>()
     }
 
@@ -249,7 +264,8 @@ impl Weights {
                 || self.tokens.is_some()
                 || self.head_tokens.is_some()
                 || !self.edits.is_empty()
-                || !self.policy.is_empty(),
+                || !self.policy.is_empty()
+                || !self.expert_loras.is_empty(),
             policy: self.policy.clone(),
             plain: self.sites().all(|(_, part)| {
                 let lora = part.lora.as_ref().filter(|lora| lora.magnitude.is_none());

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from adapters import SEVEN
@@ -203,6 +203,20 @@ ADAPTERS_OF: dict[str, tuple[str, Json]] = {
     f"lora-{name}": (name, {"r": 3, "lora_alpha": 6, "target_modules": ATTENTION if name in SPARSE else SEVEN})
     for name in CONFIGS
 } | {
+    # Shared experts and dense layers are linears, routed experts are parameters.
+    "lora-experts-qwen2_moe": (
+        "qwen2_moe",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "target_modules": SEVEN,
+            "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        },
+    ),
+    "lora-experts-mixtral": (
+        "mixtral",
+        {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]},
+    ),
     # The table's rows are scaled in this family, and so must be what is learned of them.
     "tokens-gemma3": (
         "gemma3",
@@ -230,6 +244,32 @@ def write_adapter(name: str) -> None:
     write_json(folder / "adapter_config.json", config)
 
 
+def write_one_by_one(name: str, fused: str) -> None:
+    """The adapter with fused parameters as older versions of PEFT wrote it: every expert's linears by themselves."""
+    folder, source = ADAPTERS / name, ADAPTERS / fused
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = read_json(source / "adapter_config.json")
+    base = read_json(MODELS / settings["base_model_name_or_path"] / "config.json")
+    num_experts, rank = base["num_experts"], settings["r"]
+    tensors = {}
+    for key, a in load_file(source / "adapter_model.safetensors").items():
+        prefix, _, rest = key.partition(".experts.")
+        if not rest:
+            tensors[key] = a
+        if "lora_A" not in rest:
+            continue
+        b = load_file(source / "adapter_model.safetensors")[key.replace("lora_A", "lora_B")]
+        names = ("gate_proj", "up_proj") if "base_layer" in rest else ("down_proj",)
+        for expert in range(num_experts):
+            rows = a.reshape(num_experts, rank, -1)[expert]
+            columns = b.reshape(b.shape[0], rank, num_experts)[:, :, expert].chunk(len(names))
+            for linear, part in zip(names, columns, strict=True):
+                tensors[f"{prefix}.experts.{expert}.{linear}.lora_A.weight"] = rows.clone()
+                tensors[f"{prefix}.experts.{expert}.{linear}.lora_B.weight"] = part.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "adapter_config.json", settings | {"target_parameters": None})
+
+
 def make() -> None:
     found = []
     for name in CONFIGS:
@@ -240,6 +280,11 @@ def make() -> None:
         model = PeftModel.from_pretrained(load(base), str(ADAPTERS / name)).eval()
         header: Json = {"model": base, "adapters": [{"name": name, "weight": 1.0}]}
         found += cases(name, model, header, holding=settings.get("trainable_token_indices", ()))
+    fused, name = "lora-experts-qwen2_moe", "lora-experts-one-by-one"
+    write_one_by_one(name, fused)
+    for entry in [entry for entry in found if entry["name"].startswith(f"{fused}/")]:
+        adapters = [{"name": name, "weight": 1.0}]
+        found.append(entry | {"name": entry["name"].replace(fused, name), "adapters": adapters})
     spread = [max(row["logprobs"]) - math.log(1 / VOCABULARY) for entry in found for row in entry["rows"]]
     assert min(spread) > 1.0, "the logits are too flat for a test to see an error"
     write_goldens(GOLDENS / "families.json", {"source": "transformers, float32, eager attention"}, cases=found)

@@ -185,7 +185,10 @@ mod tests {
             Options::parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
         };
         let options = parse("--check --listen 127.0.0.1:1").unwrap();
-        assert_eq!(options, Options { check: true, experts: false, listen: Some("127.0.0.1:1".to_owned()) });
+        assert_eq!(
+            options,
+            Options { check: true, experts: false, listen: Some("127.0.0.1:1".to_owned()) }
+        );
         assert!(parse("--listen").is_err());
         assert!(parse("--chekc").is_err());
     }

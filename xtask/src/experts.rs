@@ -20,7 +20,7 @@ const SEEDS: [u32; 3] = [1, 2, 3];
 /// All calibration questions.
 const SEQUENCES: &str = "400";
 /// A word of each task's questions, for the router that finds a policy by it.
-const TAGS: [(&str, &str); 9] = [
+const TAGS: [(&str, &str); 8] = [
     ("clock-time", "24-hour"),
     ("french-dates", "French"),
     ("german-numbers", "German"),
@@ -29,7 +29,6 @@ const TAGS: [(&str, &str); 9] = [
     ("regex", "regular expression"),
     ("roman-numerals", "Roman"),
     ("spanish-numbers", "Spanish"),
-    ("sql-select", "SQL"),
 ];
 
 /// Of the test questions.

@@ -67,6 +67,8 @@ pub(super) struct LoraSettings {
     rank_pattern: Vec<(Regex, usize)>,
     alpha_pattern: Vec<(Regex, f64)>,
     target: Matcher,
+    /// Fused parameters, as PEFT's `target_parameters` names them.
+    parameters: Vec<String>,
     exclude: Option<Matcher>,
     layers: Option<BTreeSet<u64>>,
     layer_containers: Vec<String>,
@@ -163,6 +165,7 @@ impl LoraSettings {
                     rank_pattern,
                     alpha_pattern,
                     target,
+                    parameters: strings(object.get("target_parameters")),
                     exclude,
                     layers,
                     layer_containers,
@@ -207,6 +210,14 @@ impl LoraSettings {
     pub(super) fn is_target(&self, path: &str) -> bool {
         let excluded = self.exclude.as_ref().is_some_and(|exclude| exclude.matches(path));
         !excluded && self.target.matches(path) && self.is_in_layers(path)
+    }
+
+    /// Whether `target_parameters` names a fused parameter.
+    pub(super) fn is_target_parameter(&self, path: &str) -> bool {
+        let names = |name: &String| {
+            path == name || path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
+        };
+        self.parameters.iter().any(names) && self.is_in_layers(path)
     }
 
     fn is_in_layers(&self, path: &str) -> bool {
@@ -287,6 +298,9 @@ fn refused_lora_settings(object: &Map<String, Json>) -> Vec<String> {
             value.is_boolean()
                 || value.as_str().is_some_and(|how| PLAIN_INITIALISERS.contains(&how))
         }
+        "target_parameters" => strings(Some(value)).iter().all(|name| {
+            ["experts.gate_up_proj", "experts.down_proj"].iter().any(|known| name.ends_with(known))
+        }),
         "modules_to_save" => strings(Some(value)) == ["lm_head"],
         "lora_bias" | "use_dora" | "use_rslora" => value.is_boolean(),
         key => READ.contains(&key) || IGNORED.contains(&key),

@@ -7,16 +7,17 @@ use safetensors::tensor::{SafeTensors, TensorView};
 
 use super::bundle::{floats, shaped};
 use super::config::LoraSettings;
+use super::experts::{self, ExpertPlace};
 use super::{Base, Place, place_of, tokens};
 use crate::files::Problems;
 use crate::lora::{LoraSite, Magnitude};
 use crate::weights::{EmbeddingLora, LinearPart, Weights};
 
 /// The tensors of one linear, by what follows its path.
-type Tensors<'a> = BTreeMap<&'static str, TensorView<'a>>;
+pub(super) type Tensors<'a> = BTreeMap<&'static str, TensorView<'a>>;
 
-const A: &str = "lora_A.weight";
-const B: &str = "lora_B.weight";
+pub(super) const A: &str = "lora_A.weight";
+pub(super) const B: &str = "lora_B.weight";
 const B_BIAS: &str = "lora_B.bias";
 const MAGNITUDE: &str = "lora_magnitude_vector";
 const BIAS: &str = "bias";
@@ -52,12 +53,19 @@ pub(super) fn assemble(
 ) -> Result<Weights, Vec<String>> {
     let mut problems = Problems::default();
     let mut found: BTreeMap<Place, Tensors<'_>> = BTreeMap::new();
+    let mut of_experts: BTreeMap<(ExpertPlace, String), Tensors<'_>> = BTreeMap::new();
     for (name, view) in tensors.iter() {
-        match parse_key(name).and_then(|(path, what)| Some((place_of(path, base.config)?, what))) {
-            Some((place, what)) => {
+        let parsed = parse_key(name);
+        let place = parsed.and_then(|(path, _)| place_of(path, base.config));
+        let expert = parsed.and_then(|(path, _)| experts::place_of(path, base.config));
+        match (parsed, place, expert) {
+            (Some((_, what)), Some(place), _) => {
                 found.entry(place).or_default().insert(what, view);
             }
-            None => problems.add(format!("tensor `{name}` belongs to no linear of the base model")),
+            (Some((path, what)), None, Some(expert)) => {
+                of_experts.entry((expert, path.to_owned())).or_default().insert(what, view);
+            }
+            _ => problems.add(format!("tensor `{name}` belongs to no linear of the base model")),
         }
     }
     let mut reader =
@@ -70,9 +78,14 @@ pub(super) fn assemble(
     for (place, tensors) in found {
         reader.beside(place, tensors);
     }
+    for ((place, path), tensors) in of_experts {
+        let loras = &mut reader.weights.expert_loras;
+        let read = experts::read(settings, (place, &path), tensors, base.config, loras);
+        reader.keep(read);
+    }
     reader.require_promised();
     let Reader { mut problems, weights, .. } = reader;
-    if targets.is_empty() {
+    if targets.is_empty() && weights.expert_loras.is_empty() {
         problems.add("no linear of the base model is a target module".to_owned());
     }
     problems.into_result(weights)

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use polyskill_adapters::apply::{Scratch, low_rank};
 use polyskill_adapters::own::expert_layer;
-use polyskill_adapters::weights::Expert;
+use polyskill_adapters::weights::{Expert, ExpertSite};
 use polyskill_adapters::{Lease, Snapshot};
-use polyskill_model::compute::Compute;
+use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::config::Activation;
 use polyskill_model::decoder::activate;
 use polyskill_model::kernels::matmul_dense;
-use polyskill_model::{ExpertChoice, ModelConfig};
+use polyskill_model::{ExpertChoice, ExpertOutput, ExpertSlots, ModelConfig};
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, ExpertProgram, POLICY_KIND, check, interpret};
 
-use crate::composition::LeasedModule;
+use crate::composition::{Composition, LeasedModule};
 use crate::routing::RowSpan;
 
 /// The sparse layers of a base.
@@ -212,4 +213,49 @@ impl Brought {
 
 fn brought(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
     lease.experts.get(&layer)?.get(expert as usize)
+}
+
+/// Adds the low-rank products of modules that act on every row of a request at its experts' linears.
+#[expect(unsafe_code, reason = "tasks write disjoint slots")]
+pub(crate) fn add_loras(
+    compute: &Compute,
+    spans: &[RowSpan],
+    (layer, slots, input): (usize, &ExpertSlots<'_>, &[f32]),
+    outputs: &mut [ExpertOutput<'_>],
+) {
+    const SLOTS_PER_TASK: usize = 8;
+    let has_loras = |module: u32, composition: &Composition| {
+        composition.weights(module).is_some_and(|weights| !weights.expert_loras.is_empty())
+    };
+    let acts = |span: &RowSpan| {
+        span.composition.on_every_row().any(|(module, _)| has_loras(*module, &span.composition))
+    };
+    if !spans.iter().any(acts) {
+        return;
+    }
+    let num_slots = slots.slots.len();
+    let inputs = input.len() / num_slots.max(1);
+    for ExpertOutput { projection, values, width } in outputs {
+        let (projection, width) = (*projection, *width);
+        let values = SharedMut::new(values);
+        compute.run(num_slots.div_ceil(SLOTS_PER_TASK), &|task| {
+            let mut scratch = Scratch::default();
+            let first = task * SLOTS_PER_TASK;
+            for slot in first..num_slots.min(first + SLOTS_PER_TASK) {
+                let (row, expert) = slots.slots[slot];
+                let at = spans.partition_point(|span| span.rows.end <= row as usize);
+                let Some(span) = spans.get(at) else { continue };
+                let site = ExpertSite { layer, expert: expert as usize, projection };
+                let x = &input[slot * inputs..(slot + 1) * inputs];
+                // SAFETY: a slot belongs to one task.
+                let y = unsafe { values.slice(slot * width, width) };
+                for &(module, weight) in span.composition.on_every_row() {
+                    let weights = span.composition.weights(module);
+                    if let Some(lora) = weights.and_then(|w| w.expert_loras.get(&site)) {
+                        low_rank(lora, weight, (x, &mut *y), &mut scratch);
+                    }
+                }
+            }
+        });
+    }
 }

@@ -15,12 +15,14 @@ use polyskill_adapters::edits::Point;
 use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::config::Activation;
 use polyskill_model::kernels::prefetch;
-use polyskill_model::{ExpertChoice, Hooks, InputGroup, Linear, Site, SiteOutput};
+use polyskill_model::{
+    ExpertChoice, ExpertOutput, ExpertSlots, Hooks, InputGroup, Linear, Site, SiteOutput,
+};
 use polyskill_sdk::{Batch, Decision};
 
 use crate::beyond_linears;
 use crate::composition::{Composition, Plan};
-use crate::experts::Brought;
+use crate::experts::{self, Brought};
 use crate::gates::{Gate, GateBuffers};
 use crate::router_slot::RouterSlot;
 use crate::trace::SitePicks;
@@ -420,6 +422,16 @@ impl Hooks for Routing<'_> {
 
     fn routed(&mut self, layer: usize, logits: &[f32], choice: &mut ExpertChoice) {
         self.brought.choose(self.spans, layer, logits, choice);
+    }
+
+    fn expert_projected(
+        &mut self,
+        group: InputGroup,
+        slots: &ExpertSlots<'_>,
+        input: &[f32],
+        outputs: &mut [ExpertOutput<'_>],
+    ) {
+        experts::add_loras(self.compute, self.spans, (group.layer, slots, input), outputs);
     }
 
     fn fed_forward(&mut self, layer: usize, input: &[f32], output: &mut [f32]) {
