@@ -159,7 +159,8 @@ def main() -> None:
     chat = chats(base)
     write(
         arguments.out / "validation",
-        {name: own(TASKS[name], split.validation) for name, split in splits.items()} | {name: lines[::2] for name, lines in chat.items()},
+        {name: own(TASKS[name], split.validation) for name, split in splits.items()}
+        | {name: lines[::2] for name, lines in chat.items()},
     )
     write(
         arguments.out / "test",

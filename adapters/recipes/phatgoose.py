@@ -79,9 +79,7 @@ def add_gates(model: PeftModel) -> dict[str, Gate]:
 
 
 @torch.no_grad()
-def mean_loss(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, prefix: list[int], items: list[Item]
-) -> float:
+def mean_loss(model: PeftModel, tokenizer: PreTrainedTokenizerBase, prefix: list[int], items: list[Item]) -> float:
     """Loss over the validation questions, batch by batch."""
     batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
     return sum(batch_loss(model, tokenizer, prefix, batch).item() for batch in batches) / len(batches)

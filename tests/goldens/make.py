@@ -21,7 +21,18 @@ import transformers
 
 from common import FIXTURES
 
-PARTS = ["models", "families", "families_gguf", "policies", "adapters", "arrow", "gguf_files", "kinds", "hostile", "check"]
+PARTS = [
+    "models",
+    "families",
+    "families_gguf",
+    "policies",
+    "adapters",
+    "arrow",
+    "gguf_files",
+    "kinds",
+    "hostile",
+    "check",
+]
 
 
 def main() -> None:

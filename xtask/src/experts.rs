@@ -101,7 +101,9 @@ pub(crate) fn demo(workspace: &Workspace) -> Outcome<()> {
     })?;
     let generate = |question: &str, policy: Option<&str>| {
         let mut command = polyskill(workspace);
-        command.args(["generate", question, "--model", BASE, "--adapters"]).arg(&policies);
+        command
+            .args(["generate", question, "--max-tokens", "24", "--model", BASE, "--adapters"])
+            .arg(&policies);
         command.args(policy.into_iter().flat_map(|policy| ["--adapter", policy]));
         print!("  {:<12}", policy.unwrap_or("all experts"));
         std::io::stdout().flush().context(|| "standard output".to_owned())?;
