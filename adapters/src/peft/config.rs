@@ -171,10 +171,7 @@ impl LoraSettings {
                     layer_containers,
                     use_dora: flag("use_dora"),
                     lora_bias: flag("lora_bias"),
-                    trains_biases: object
-                        .get("bias")
-                        .and_then(Json::as_str)
-                        .is_some_and(|b| b != "none"),
+                    trains_biases: trains_biases(&object),
                     own_head,
                     tokens,
                 })
@@ -255,6 +252,10 @@ pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Json>, Vec<String>> {
         Ok(_) => Err(vec!["adapter_config.json is not an object".to_owned()]),
         Err(error) => Err(vec![format!("adapter_config.json is not valid JSON: {error}")]),
     }
+}
+
+fn trains_biases(object: &Map<String, Json>) -> bool {
+    object.get("bias").and_then(Json::as_str).is_some_and(|which| which != "none")
 }
 
 fn check_kind(object: &Map<String, Json>) -> Result<(), String> {
