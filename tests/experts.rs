@@ -4,6 +4,7 @@ use std::path::Path;
 
 use polyskill::calibrate::{self, CalibrateArgs, Method};
 use polyskill_adapters::calibration::{Enumeration, Tokens, Usage};
+use polyskill_adapters::load_module;
 use polyskill_engine::{RouterRequest, RouterSettings, Selection};
 use polyskill_model::config::Activation;
 use polyskill_model::linear::DenseWeights;
@@ -278,5 +279,40 @@ fn calibration_of_a_real_base() {
     for method in [Method::LeastUsed, Method::Random, Method::Greedy] {
         let kept = kept(method, 3);
         assert!(kept.len() == 4 && kept.iter().all(|layer| layer.len() == 3), "{kept:?}");
+    }
+}
+
+/// A policy with these layers and no tensors, on the tiny mixtral: why it is refused.
+fn refusal(layers: &Json) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({"polyskill_type": "EXPERT_POLICY", "format_version": 1, "layers": layers});
+    std::fs::write(folder.path().join("polyskill_config.json"), config.to_string()).unwrap();
+    let nothing: [(&str, safetensors::tensor::TensorView<'_>); 0] = [];
+    let bytes = safetensors::serialize(nothing, None).unwrap();
+    std::fs::write(folder.path().join("polyskill_module.safetensors"), bytes).unwrap();
+    let bench = Bench::new("models/mixtral", &[]);
+    let loaded = load_module("policy", folder.path(), folder.path(), bench.model.as_ref());
+    loaded.unwrap_err().to_string()
+}
+
+#[test]
+fn broken_policies_are_refused_by_name() {
+    for (layers, part) in [
+        (serde_json::json!([]), "no layers"),
+        (serde_json::json!([{"layer": 9, "keep": [0]}]), "layer 9: the base has no experts there"),
+        (serde_json::json!([{"layer": 1, "keep": [0]}, {"layer": 0, "keep": [0]}]), "must ascend"),
+        (serde_json::json!([{"layer": 0, "keep": []}]), "at least one"),
+        (serde_json::json!([{"layer": 0, "keep": [0, 6]}]), "expert 6 of 6"),
+        (serde_json::json!([{"layer": 0, "keep": [1, 1]}]), "ascend"),
+        (serde_json::json!([{"layer": 0, "alias": [0, 1]}]), "2 aliases for 6 experts"),
+        (serde_json::json!([{"layer": 0, "alias": [0, 1, 2, 3, 4, 6]}]), "expert 6, there are 6"),
+        (serde_json::json!([{"layer": 0, "beta": -0.5}]), "β is -0.5"),
+        (serde_json::json!([{"layer": 0, "experts": 1}]), "gate_proj.weight` is missing"),
+        (serde_json::json!([{"layer": 0, "experts": 4_000_000}]), "at most 1024"),
+        (serde_json::json!([{"layer": 0, "keeps": [0]}]), "keeps"),
+        (serde_json::json!([{"layer": 0, "keep": [-1]}]), "-1"),
+    ] {
+        let found = refusal(&layers);
+        assert!(found.contains(part), "{layers}: {found}");
     }
 }
