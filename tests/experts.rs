@@ -17,8 +17,8 @@ use polyskill_sdk::{Parameters, Value};
 use serde_json::Value as Json;
 
 use crate::common::{
-    Bench, Case, Output, cases, floats, golden, greedy, list, plugins, read_json, root, routed,
-    submit, text, weighted, worst,
+    Bench, Case, Output, beside, cases, floats, golden, greedy, list, plugins, read_json, root,
+    routed, submit, text, weighted, worst,
 };
 
 const TOLERANCE: f32 = 1e-5;
@@ -203,6 +203,10 @@ fn parts_of_a_policy_can_be_left_out() {
     assert!(bits(&[both.clone(), ("prune", off()), ("skip", off())]) == base.bits());
     let pruned = run(&weighted(&[("policy-prune", 1.0)])).bits();
     assert!(bits(&[both, ("skip", off())]) == pruned);
+    // A policy beside the router decides what the router leaves open.
+    let open = pruning(&[policy("policy-skip"), ("skip", off())]);
+    let beside_it = beside(open, vec![("policy-prune".to_owned(), 1.0)]);
+    assert!(run(&beside_it).bits() == pruned);
     // No ratio is under 0, and every ratio of two different weights is under 1.
     let distance = |beta: f64| {
         let output = run(&pruning(&[("beta", Value::Number(beta))]));

@@ -8,7 +8,7 @@ mod usage;
 
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, interpret};
 
-pub use enumeration::{Enumeration, greedy_start};
+pub use enumeration::Enumeration;
 pub use grouping::{Groups, group_globally, merged};
 pub use usage::Usage;
 

@@ -7,7 +7,11 @@ mod edit;
 mod graft;
 mod policy;
 
-use serde::Deserialize;
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::tensor::{View, serialize};
+use serde::{Deserialize, Serialize};
 
 pub use document::{Document, write_document};
 pub use policy::{expert_layer, write_policy};
@@ -42,6 +46,30 @@ impl Config {
             Self::ExpertPolicy(settings) => settings.format_version,
         }
     }
+}
+
+/// Writes a module's directory, which must not exist.
+fn write(
+    (settings, polyskill_type): (&impl Serialize, &str),
+    tensors: impl IntoIterator<Item = (impl AsRef<str> + Ord + std::fmt::Display, impl View)>,
+    card: &str,
+    directory: &Path,
+) -> Result<(), Error> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let refused = |problem: String| Error::refused(&name, vec![problem]);
+    let mut config = serde_json::to_value(settings).map_err(|error| refused(error.to_string()))?;
+    config["polyskill_type"] = polyskill_type.into();
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let weights = serialize(tensors, Some(metadata)).map_err(|error| refused(error.to_string()))?;
+    let io = |source| Error::io(&name, directory, source);
+    std::fs::create_dir(directory).map_err(io)?;
+    let config = format!("{config:#}\n");
+    for (file, bytes) in
+        [(CONFIG_FILE, config.as_bytes()), (WEIGHTS_FILE, &weights), ("README.md", card.as_bytes())]
+    {
+        std::fs::write(directory.join(file), bytes).map_err(io)?;
+    }
+    Ok(())
 }
 
 /// Identity of a directory's content.

@@ -136,6 +136,12 @@ impl LayerPolicy {
 
 /// Names under which a router finds a policy with [`crate::Host::artefact`], at the site of `gate_proj` of the layer.
 pub mod artefact {
+    /// The site under which a policy's numbers for a layer are found.
+    pub fn site(layer: u32) -> u32 {
+        // Seven projections per layer, of which the gate's is the fifth.
+        7 * layer + 4
+    }
+
     /// Experts that are kept, `[kept]`.
     pub const KEEP: &str = "keep";
     /// β, `[1]`.

@@ -43,8 +43,14 @@ impl Enumeration {
         }
     }
 
-    /// These sets.
-    pub fn of(layer: ExpertLayer, sets: Vec<Vec<u32>>) -> Self {
+    /// `kept` without one expert each: a step of the greedy search.
+    pub fn without_one(layer: ExpertLayer, kept: &[u32]) -> Self {
+        let without =
+            |dropped: &u32| kept.iter().copied().filter(|expert| expert != dropped).collect();
+        Self::of(layer, kept.iter().map(without).collect())
+    }
+
+    fn of(layer: ExpertLayer, sets: Vec<Vec<u32>>) -> Self {
         let program = |keep: &Vec<u32>| {
             LayerPolicy { layer: layer.layer, keep: Some(keep.clone()), ..Default::default() }
                 .ops(layer)
@@ -89,22 +95,9 @@ impl Enumeration {
 
     /// The set with the least loss, the first on ties.
     pub fn best(&self) -> (&[u32], f64) {
-        let less = |best: (&'_ [u32], f64), set: (&'_ [u32], f64)| set.1 < best.1;
-        let mut sets = self.sets();
-        let mut best = sets.next().unwrap_or((&[], f64::INFINITY));
-        for set in sets {
-            if less(best, set) {
-                best = set;
-            }
-        }
-        best
+        let least = self.sets().min_by(|a, b| a.1.total_cmp(&b.1));
+        least.unwrap_or((&[], f64::INFINITY))
     }
-}
-
-/// The sets of a step of the greedy search: `kept` without one expert each.
-pub fn greedy_start(layer: ExpertLayer, kept: &[u32]) -> Enumeration {
-    let without = |dropped: &u32| kept.iter().copied().filter(|expert| expert != dropped).collect();
-    Enumeration::of(layer, kept.iter().map(without).collect())
 }
 
 /// What is left of `0..n` when each set of `drop` numbers is taken away, in the order of those sets.

@@ -3,13 +3,12 @@
 //! A request that uses one gives the logits of the same request with the document's tokens before its prompt.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, View, serialize};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE};
+use super::FORMAT_VERSION;
 use crate::error::Error;
 use crate::files::Problems;
 use crate::generation::Generation;
@@ -90,15 +89,11 @@ pub fn write_document(
     card: &str,
     directory: &Path,
 ) -> Result<(), Error> {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let refused = |problem: String| Error::refused(&name, vec![problem]);
     let settings = Settings {
         format_version: FORMAT_VERSION,
         num_tokens: document.num_tokens,
         base_digest: Generation(base_digest).to_string(),
     };
-    let mut config = serde_json::to_value(settings).map_err(|error| refused(error.to_string()))?;
-    config["polyskill_type"] = "DOCUMENT_PREFIX".into();
     let parts = [("keys", &document.keys), ("values", &document.values)];
     let tensors = parts.into_iter().flat_map(|(part, layers)| {
         layers.iter().enumerate().map(move |(layer, values)| {
@@ -107,17 +102,7 @@ pub fn write_document(
             (format!("model.layers.{layer}.{part}"), tensor)
         })
     });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let weights = serialize(tensors, Some(metadata)).map_err(|error| refused(error.to_string()))?;
-    let io = |source| Error::io(&name, directory, source);
-    std::fs::create_dir(directory).map_err(io)?;
-    let config = format!("{config:#}\n");
-    for (file, bytes) in
-        [(CONFIG_FILE, config.as_bytes()), (WEIGHTS_FILE, &weights), ("README.md", card.as_bytes())]
-    {
-        std::fs::write(directory.join(file), bytes).map_err(io)?;
-    }
-    Ok(())
+    super::write((&settings, "DOCUMENT_PREFIX"), tensors, card, directory)
 }
 
 /// A tensor to be written.

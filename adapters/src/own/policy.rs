@@ -1,14 +1,14 @@
 //! Expert policies: which experts of a sparse base are run, and merged experts in the place of some.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use polyskill_model::ModelConfig;
 use polyskill_sdk::experts::{ExpertLayer, LayerPolicy, check};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE};
+use super::FORMAT_VERSION;
 use crate::error::Error;
 use crate::files::Problems;
 use crate::load::Base;
@@ -164,8 +164,6 @@ pub fn write_policy(
     card: &str,
     directory: &Path,
 ) -> Result<(), Error> {
-    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let refused = |problem: String| Error::refused(&name, vec![problem]);
     let layer = |policy: &LayerPolicy| LayerSettings {
         layer: policy.layer,
         keep: policy.keep.clone(),
@@ -179,8 +177,6 @@ pub fn write_policy(
         base_digest: Some(crate::generation::Generation(base_digest).to_string()),
         layers: policy.iter().map(layer).collect(),
     };
-    let mut json = serde_json::to_value(settings).map_err(|error| refused(error.to_string()))?;
-    json["polyskill_type"] = "EXPERT_POLICY".into();
     let hidden = config.hidden_size;
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (&layer, experts) in experts {
@@ -198,20 +194,11 @@ pub fn write_policy(
         }
     }
     let views = tensors.iter().map(|(name, shape, bytes)| {
-        Ok((name, TensorView::new(Dtype::BF16, shape.clone(), bytes)?))
+        Ok((name.as_str(), TensorView::new(Dtype::BF16, shape.clone(), bytes)?))
     });
-    let views: Vec<_> = views
-        .collect::<Result<_, safetensors::SafeTensorError>>()
-        .map_err(|error| refused(error.to_string()))?;
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let weights = serialize(views, Some(metadata)).map_err(|error| refused(error.to_string()))?;
-    let io = |source| Error::io(&name, directory, source);
-    std::fs::create_dir(directory).map_err(io)?;
-    let json = format!("{json:#}\n");
-    for (file, bytes) in
-        [(CONFIG_FILE, json.as_bytes()), (WEIGHTS_FILE, &weights), ("README.md", card.as_bytes())]
-    {
-        std::fs::write(directory.join(file), bytes).map_err(io)?;
-    }
-    Ok(())
+    let views: Vec<_> = views.collect::<Result<_, SafeTensorError>>().map_err(|error| {
+        let name = directory.file_name().unwrap_or_default().to_string_lossy();
+        Error::refused(&name, vec![error.to_string()])
+    })?;
+    super::write((&settings, "EXPERT_POLICY"), views, card, directory)
 }

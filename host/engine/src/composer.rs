@@ -112,7 +112,7 @@ impl Composer {
         let (modules, picks) = numbered(weighted, 0);
         let digest = self.digest(&modules, None, &format!("{picks:?}"));
         let plan = Plan::Fixed { picks, combine: Combine::OutputSum };
-        let experts = ExpertPlan::of_policies(plan.fixed_picks().iter(), &modules, &self.config);
+        let experts = self.policies(plan.fixed_picks(), &modules);
         let (beside, router, slot) = (Vec::new(), None, None);
         self.ready(Parts { digest, modules, plan, beside, router, slot, experts }, None)
     }
@@ -129,9 +129,14 @@ impl Composer {
         }
         let (modules, beside) = numbered(beside, 0);
         let digest = self.digest(&modules, None, &format!("{beside:?}"));
-        let experts = ExpertPlan::of_policies(beside.iter(), &modules, &self.config);
+        let experts = self.policies(&beside, &modules);
         let (plan, router, slot) = (Plan::Base, Some(router), None);
         self.ready(Parts { digest, modules, plan, beside, router, slot, experts }, Some(fallback))
+    }
+
+    /// What policies that act on every row say of experts.
+    fn policies(&self, acting: &[(u32, f32)], modules: &[LeasedModule]) -> ExpertPlan {
+        ExpertPlan::default().with_policies(acting.iter(), modules, &self.config)
     }
 
     fn base(&self, router: Option<RouterIdentity>, fallback: Option<String>) -> Arc<Composition> {
@@ -207,7 +212,7 @@ impl Composer {
             }
         }
         if let Some(experts) = experts {
-            return self.experts_alone(snapshot, beside, identity(name, &digests), experts);
+            return self.experts_alone(beside, identity(name, &digests), experts);
         }
         let reason = format!("no router of the chain decided: {}", reasons.join("; "));
         self.without_router(beside, identity(name, &digests), reason)
@@ -321,16 +326,12 @@ impl Composer {
             text.push_str(&format!(" beside {beside:?}"));
         }
         modules.extend(named);
-        let experts = match experts {
-            Some(asked) => {
-                text.push_str(&asked.text());
-                asked.compile(snapshot, &self.config, &mut modules)
-            }
-            None => {
-                let acting = beside.iter().chain(plan.fixed_picks());
-                ExpertPlan::of_policies(acting, &modules, &self.config)
-            }
-        };
+        let asked = experts.map(|asked| {
+            text.push_str(asked.text());
+            asked.attached(&mut modules)
+        });
+        let acting = beside.iter().chain(plan.fixed_picks());
+        let experts = asked.unwrap_or_default().with_policies(acting, &modules, &self.config);
         let digest = self.digest(&modules, Some(identity), &text);
         let (router, slot) = (Some(identity.clone()), Some(Arc::clone(slot)));
         Ok(Parts { digest, modules, plan, beside, router, slot, experts })
@@ -360,7 +361,7 @@ impl Composer {
     fn cache_identity(&self, parts: &Parts) -> Option<Generation> {
         let causal = parts.slot.as_ref().is_none_or(|slot| slot.is_causal());
         match &parts.plan {
-            // A router's programs are no module's; what they are is in the digest.
+            // Programs are in the digest, not in the mixture's identity.
             Plan::Fixed { .. } | Plan::Base if !parts.experts.is_empty() => Some(parts.digest),
             Plan::Gated(gates) => (causal || !gates.any_routed()).then_some(parts.digest),
             Plan::Fixed { picks, combine } => Some(self.mixture_identity(parts, picks, *combine)),

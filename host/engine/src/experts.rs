@@ -1,5 +1,6 @@
 //! Which experts of a sparse base a composition's rows get: policies and routers' programs, run on native logits.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use polyskill_adapters::apply::{Scratch, low_rank};
@@ -22,12 +23,12 @@ pub(crate) fn layers(config: &ModelConfig) -> Vec<ExpertLayer> {
 }
 
 /// Programs by layer, checked. Layers without one keep the base's choice.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ExpertPlan {
     layers: BTreeMap<usize, LayerPlan>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct LayerPlan {
     num_experts: usize,
     ops: Vec<ExpertOp>,
@@ -36,13 +37,15 @@ struct LayerPlan {
 }
 
 impl ExpertPlan {
-    /// The policies of modules that act on a whole request; the first that speaks of a layer decides it.
-    pub(crate) fn of_policies<'a>(
+    /// The policies of modules that act on a whole request, for layers that have no program yet; the first that speaks of
+    /// a layer decides it.
+    pub(crate) fn with_policies<'a>(
+        self,
         acting: impl Iterator<Item = &'a (u32, f32)>,
         modules: &[LeasedModule],
         config: &ModelConfig,
     ) -> Self {
-        let mut plan = Self::default();
+        let mut plan = self;
         for &(module, _) in acting {
             for policy in &modules[module as usize].module.shape().policy {
                 let Some(layer) = expert_layer(config, policy.layer as usize) else { continue };
@@ -56,16 +59,17 @@ impl ExpertPlan {
         plan
     }
 
-    /// Checks a router's programs. `modules` gets the policies whose experts they mean.
+    /// Checks a router's programs. Returned beside the plan are the policies whose experts they mean, which the plan's
+    /// indices point to until it is attached to a composition's modules.
     pub(crate) fn compile(
         programs: &[ExpertProgram],
         snapshot: &Snapshot,
         config: &ModelConfig,
-        modules: &mut Vec<LeasedModule>,
-    ) -> Result<Self, String> {
-        let mut plan = Self::default();
+    ) -> Result<(Self, Vec<LeasedModule>), String> {
+        let (mut plan, mut modules) = (Self::default(), Vec::new());
         for (index, program) in programs.iter().enumerate() {
-            let module = program.module.map(|module| policy(snapshot, module, modules)).transpose();
+            let policy = |module| policy(snapshot, module, &mut modules);
+            let module = program.module.map(policy).transpose();
             let module = module.map_err(|reason| format!("expert program {index}: {reason}"))?;
             for &number in &program.layers {
                 let Some(layer) = expert_layer(config, number as usize) else {
@@ -86,7 +90,21 @@ impl ExpertPlan {
                 });
             }
         }
-        Ok(plan)
+        Ok((plan, modules))
+    }
+
+    /// The plan among a composition's modules, which get the policies that they lack.
+    pub(crate) fn attached(
+        &self,
+        policies: &[LeasedModule],
+        modules: &mut Vec<LeasedModule>,
+    ) -> Self {
+        let places: Vec<u32> = policies.iter().map(|lease| place(modules, lease)).collect();
+        let mut plan = self.clone();
+        for layer in plan.layers.values_mut() {
+            layer.module = layer.module.map(|module| places[module as usize]);
+        }
+        plan
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -94,7 +112,17 @@ impl ExpertPlan {
     }
 }
 
-/// The index of a policy among a composition's modules.
+/// The index of a module among others, which get it where they lack it.
+fn place(modules: &mut Vec<LeasedModule>, lease: &LeasedModule) -> u32 {
+    let known = modules.iter().position(|known| known.name == lease.name);
+    let at = known.unwrap_or_else(|| {
+        modules.push(lease.clone());
+        modules.len() - 1
+    });
+    at as u32
+}
+
+/// The index of the policy that a program names.
 fn policy(
     snapshot: &Snapshot,
     module: u32,
@@ -105,11 +133,7 @@ fn policy(
     else {
         return Err(format!("module {module} is no expert policy"));
     };
-    let at = modules.iter().position(|lease| lease.name == name).unwrap_or_else(|| {
-        modules.push(LeasedModule { name: name.to_owned(), module: found.clone() });
-        modules.len() - 1
-    });
-    Ok(at as u32)
+    Ok(place(modules, &LeasedModule { name: name.to_owned(), module: found.clone() }))
 }
 
 /// A row that an expert of a policy is run for.
@@ -215,6 +239,10 @@ fn brought(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
     lease.experts.get(&layer)?.get(expert as usize)
 }
 
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
 /// Adds the low-rank products of modules that act on every row of a request at its experts' linears.
 #[expect(unsafe_code, reason = "tasks write disjoint slots")]
 pub(crate) fn add_loras(
@@ -239,23 +267,24 @@ pub(crate) fn add_loras(
         let (projection, width) = (*projection, *width);
         let values = SharedMut::new(values);
         compute.run(num_slots.div_ceil(SLOTS_PER_TASK), &|task| {
-            let mut scratch = Scratch::default();
-            let first = task * SLOTS_PER_TASK;
-            for slot in first..num_slots.min(first + SLOTS_PER_TASK) {
-                let (row, expert) = slots.slots[slot];
-                let at = spans.partition_point(|span| span.rows.end <= row as usize);
-                let Some(span) = spans.get(at) else { continue };
-                let site = ExpertSite { layer, expert: expert as usize, projection };
-                let x = &input[slot * inputs..(slot + 1) * inputs];
-                // SAFETY: a slot belongs to one task.
-                let y = unsafe { values.slice(slot * width, width) };
-                for &(module, weight) in span.composition.on_every_row() {
-                    let weights = span.composition.weights(module);
-                    if let Some(lora) = weights.and_then(|w| w.expert_loras.get(&site)) {
-                        low_rank(lora, weight, (x, &mut *y), &mut scratch);
+            SCRATCH.with_borrow_mut(|scratch| {
+                let first = task * SLOTS_PER_TASK;
+                for slot in first..num_slots.min(first + SLOTS_PER_TASK) {
+                    let (row, expert) = slots.slots[slot];
+                    let at = spans.partition_point(|span| span.rows.end <= row as usize);
+                    let Some(span) = spans.get(at) else { continue };
+                    let site = ExpertSite { layer, expert: expert as usize, projection };
+                    let x = &input[slot * inputs..(slot + 1) * inputs];
+                    // SAFETY: a slot belongs to one task.
+                    let y = unsafe { values.slice(slot * width, width) };
+                    for &(module, weight) in span.composition.on_every_row() {
+                        let weights = span.composition.weights(module);
+                        if let Some(lora) = weights.and_then(|w| w.expert_loras.get(&site)) {
+                            low_rank(lora, weight, (x, &mut *y), scratch);
+                        }
                     }
                 }
-            }
+            })
         });
     }
 }

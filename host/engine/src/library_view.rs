@@ -8,7 +8,7 @@ use dashmap::DashMap;
 use polyskill_adapters::lora::LoraSite;
 use polyskill_adapters::weights::SiteShape;
 use polyskill_adapters::{Generation, Library, Module, Snapshot, prototypes};
-use polyskill_model::{Decoder, Projection, Site};
+use polyskill_model::{Decoder, Site};
 use polyskill_sdk::experts::artefact;
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
 use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor};
@@ -308,7 +308,7 @@ fn policy_values(module: &Module, site: Site, name: &str) -> Option<Vec<f32>> {
     let policy = policies.find(|policy| policy.layer as usize == site.layer)?;
     let numbers = |numbers: &Vec<u32>| numbers.iter().map(|&number| number as f32).collect();
     match name {
-        _ if site.projection != Projection::Gate => None,
+        _ if site.index() != artefact::site(policy.layer) as usize => None,
         artefact::KEEP => policy.keep.as_ref().map(numbers),
         artefact::ALIAS => policy.alias.as_ref().map(numbers),
         artefact::BETA => policy.beta.map(|beta| vec![beta]),

@@ -117,7 +117,7 @@ impl ExpertChoice {
     /// Nothing for any row.
     pub fn reset(&mut self, num_rows: usize, num_experts: usize) {
         self.num_experts = num_experts;
-        self.picks.clear();
+        // What lies behind a row's count is never read.
         self.picks.resize(num_rows * num_experts, (0, 0.0));
         self.counts.clear();
         self.counts.resize(num_rows, 0);

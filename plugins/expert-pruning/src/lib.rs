@@ -21,10 +21,6 @@ use polyskill_sdk::{
     Value,
 };
 
-/// Projections of a layer, of which the fifth is the gate's: where policies are found.
-const SITES_PER_LAYER: u32 = 7;
-const GATE: u32 = 4;
-
 /// The router.
 #[derive(Debug)]
 pub struct ExpertPruning;
@@ -85,7 +81,7 @@ impl Router for ExpertPruning {
 
 /// What a policy says of a layer; nothing, where it does not speak of it.
 fn read(host: &dyn Host, policy: u32, layer: ExpertLayer) -> LayerPolicy {
-    let site = layer.layer * SITES_PER_LAYER + GATE;
+    let site = artefact::site(layer.layer);
     let values = |name: &str| host.artefact(policy, site, name).map(|tensor| tensor.values);
     let numbers = |name: &str| {
         let values = values(name)?;
@@ -198,8 +194,8 @@ mod tests {
         host.module_mut(0).unwrap().tags = vec!["Sum".to_owned()];
         let tensor =
             |values: &[f32]| Tensor { shape: vec![values.len() as u32], values: values.to_vec() };
-        host.set_artefact(0, GATE, artefact::KEEP, tensor(&[1.0, 3.0]));
-        host.set_artefact(1, GATE, artefact::BETA, tensor(&[0.5]));
+        host.set_artefact(0, artefact::site(0), artefact::KEEP, tensor(&[1.0, 3.0]));
+        host.set_artefact(1, artefact::site(0), artefact::BETA, tensor(&[0.5]));
         host
     }
 

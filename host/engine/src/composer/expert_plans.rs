@@ -16,25 +16,30 @@ use crate::composition::{Composition, LeasedModule, Plan, RouterIdentity};
 use crate::experts::ExpertPlan;
 use crate::health::Standing;
 
-/// A router's programs for experts; they have been checked once.
+/// What a router says of experts.
 pub(super) struct AskedExperts {
-    programs: Vec<ExpertProgram>,
-    /// Of the router that made them.
-    digest: String,
+    plan: ExpertPlan,
+    policies: Vec<LeasedModule>,
+    /// The programs and the router that made them, for digests.
+    text: String,
 }
 
 impl AskedExperts {
-    pub(super) fn compile(
-        &self,
+    fn new(
+        (programs, digest): (&[ExpertProgram], &str),
         snapshot: &Snapshot,
         config: &ModelConfig,
-        modules: &mut Vec<LeasedModule>,
-    ) -> ExpertPlan {
-        ExpertPlan::compile(&self.programs, snapshot, config, modules).unwrap_or_default()
+    ) -> Result<Self, String> {
+        let (plan, policies) = ExpertPlan::compile(programs, snapshot, config)?;
+        Ok(Self { plan, policies, text: format!(" experts {digest} {programs:?}") })
     }
 
-    pub(super) fn text(&self) -> String {
-        format!(" experts {} {:?}", self.digest, self.programs)
+    pub(super) fn attached(&self, modules: &mut Vec<LeasedModule>) -> ExpertPlan {
+        self.plan.attached(&self.policies, modules)
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 }
 
@@ -59,13 +64,8 @@ impl Composer {
             let request = request_for(slot, (asked, at + 1 == chain.len()), &offered);
             match slot.plan_experts(snapshot, request, &self.expert_layers) {
                 Ok(programs) => {
-                    let mut modules = Vec::new();
-                    let plan = ExpertPlan::compile(&programs, snapshot, &self.config, &mut modules);
-                    match plan {
-                        Ok(_) => {
-                            let digest = slot.digest.clone();
-                            return Ok(Some(AskedExperts { programs, digest }));
-                        }
+                    match AskedExperts::new((&programs, &slot.digest), snapshot, &self.config) {
+                        Ok(experts) => return Ok(Some(experts)),
                         Err(reason) => {
                             count(slot, asked, &reason);
                             refused(slot, &reason)?;
@@ -88,13 +88,13 @@ impl Composer {
     /// The base with other experts, and modules beside.
     pub(super) fn experts_alone(
         &self,
-        snapshot: &Snapshot,
         beside: Vec<(LeasedModule, f32)>,
         router: RouterIdentity,
         asked: &AskedExperts,
     ) -> Result<Arc<Composition>, ComposeError> {
         let (mut modules, beside) = numbered(beside, 0);
-        let experts = asked.compile(snapshot, &self.config, &mut modules);
+        let experts = asked.attached(&mut modules);
+        let experts = experts.with_policies(beside.iter(), &modules, &self.config);
         let text = format!("{beside:?} {}", asked.text());
         let digest = self.digest(&modules, Some(&router), &text);
         let (plan, router) = (Plan::Base, Some(router));

@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use polyskill_adapters::Generation;
-use polyskill_adapters::calibration::{Enumeration, Tokens, Usage, greedy_start};
+use polyskill_adapters::calibration::{Enumeration, Tokens, Usage};
 use polyskill_adapters::own::expert_layer;
 use polyskill_model::{Decoder, ExpertChoice, Hooks, KvCache, Scratch, Step};
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, LayerPolicy, interpret, native};
@@ -123,7 +123,7 @@ impl<'a> Calibration<'a> {
             self.bar.set_message(format!("({left} experts left of {keep})"));
             let steps = self.layers.iter().zip(&self.progress.kept);
             let mut searches: Vec<_> =
-                steps.map(|(layer, kept)| greedy_start(*layer, kept)).collect();
+                steps.map(|(layer, kept)| Enumeration::without_one(*layer, kept)).collect();
             self.search(&mut searches, None)?;
             self.progress.kept = searches.iter().map(|s| s.best().0.to_vec()).collect();
             self.progress.losses.clear();
