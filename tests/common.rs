@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Library, load_module};
 use polyskill_engine::{
-    Composer, Composition, Engine, EngineConfig, Event, Finished, Logprob, PromptLogprob, Request,
-    RouterRequest, RouterSettings, SamplingParams, Selection, TokenEvent, TraceLevel,
+    Composer, Composition, Engine, EngineConfig, Event, Finished, Logprob, Offered, PromptLogprob,
+    Request, RouterRequest, RouterSettings, SamplingParams, Selection, TokenEvent, TraceLevel,
 };
 use polyskill_model::{Compute, Decoder, load};
 use polyskill_router_arrow::Arrow;
@@ -269,7 +269,10 @@ impl Bench {
     }
 
     pub(crate) fn with_config(path: &str, modules: &[&str], config: EngineConfig) -> Self {
-        let model = model(path);
+        Self::over(model(path), modules, config)
+    }
+
+    pub(crate) fn over(model: Arc<Decoder>, modules: &[&str], config: EngineConfig) -> Self {
         let library = Arc::new(Library::default());
         let roots = fixtures().join("adapters");
         for name in modules {
@@ -302,7 +305,7 @@ impl Bench {
     pub(crate) fn add_mixture(&self) {
         let none = Parameters::default();
         let router = Native::<Mixture>::new(&self.composer.view(), &none).unwrap();
-        let settings = RouterSettings { any_kind: true, ..RouterSettings::default() };
+        let settings = RouterSettings { offered: Offered::Any, ..RouterSettings::default() };
         self.composer
             .add_router("mixture", "native mixture".to_owned(), Box::new(router), settings)
             .unwrap();

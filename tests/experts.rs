@@ -1,11 +1,12 @@
 //! Expert policies: the arithmetic of the papers, policies on a tiny mixtral, and requests with and without one in a batch.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use polyskill::calibrate::{self, CalibrateArgs, Method};
 use polyskill_adapters::calibration::{Enumeration, Tokens, Usage};
 use polyskill_adapters::load_module;
-use polyskill_engine::{RouterRequest, RouterSettings, Selection};
+use polyskill_engine::{EngineConfig, Offered, RouterRequest, RouterSettings, Selection};
 use polyskill_model::config::Activation;
 use polyskill_model::linear::DenseWeights;
 use polyskill_model::{Compute, Experts, Linear, Matrix};
@@ -132,7 +133,7 @@ const POLICIES: [&str; 5] =
 fn bench() -> Bench {
     let bench = Bench::new("models/mixtral", &[&POLICIES[..], &["lora-mixtral"]].concat());
     let router = Native::<ExpertPruning>::new(&bench.composer.view(), &Parameters::default());
-    let settings = RouterSettings { any_kind: true, ..RouterSettings::default() };
+    let settings = RouterSettings { offered: Offered::Any, ..RouterSettings::default() };
     let (name, digest) = ("expert-pruning", "native".to_owned());
     bench.composer.add_router(name, digest, Box::new(router.unwrap()), settings).unwrap();
     bench
@@ -229,6 +230,85 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(wrong.contains("beta"), "{wrong}");
 }
 
+/// Full traces have the native logits and what was run for each generated token.
+#[test]
+fn traces_show_the_experts() {
+    let bench = bench();
+    let case = &cases("policies")[0];
+    let base = run(&bench, &Selection::Base, case);
+    let pruned = run(&bench, &weighted(&[("policy-prune", 1.0)]), case);
+    let kept = |name: &str| {
+        let path = crate::common::fixtures().join("adapters").join(name);
+        polyskill_adapters::own::kept_experts(&path).unwrap()
+    };
+    let kept = kept("policy-prune");
+    for token in &base.tokens {
+        assert_eq!(token.experts.len(), 3);
+        for at in &token.experts {
+            let mut best: Vec<(u32, f32)> = (0..).zip(at.logits.iter().copied()).collect();
+            best.sort_by(|a, b| b.1.total_cmp(&a.1));
+            let mut best: Vec<u32> = best[..2].iter().map(|(expert, _)| *expert).collect();
+            best.sort_unstable();
+            let run: Vec<u32> = at.experts.iter().map(|(expert, _)| *expert).collect();
+            assert_eq!((at.logits.len(), run), (6, best));
+        }
+    }
+    for at in pruned.tokens.iter().flat_map(|token| &token.experts) {
+        let kept = &kept[&(at.layer as usize)];
+        assert!(at.experts.iter().all(|(expert, _)| kept.contains(expert)), "{at:?}");
+    }
+}
+
+/// A base that is loaded without the experts that a policy drops gives what the policy gives on the whole base, in less
+/// memory; policies that need what is gone leave rows to what is there.
+#[test]
+fn experts_can_be_dropped_for_all_requests() {
+    let path = crate::common::fixtures().join("models/mixtral");
+    let load = |kept: &polyskill_model::load::KeptExperts| {
+        polyskill_model::load::load_keeping(&path, Arc::new(Compute::new(1)), kept, &mut |_, _| {})
+    };
+    let policies = crate::common::fixtures().join("adapters");
+    let kept = polyskill_adapters::own::kept_experts(&policies.join("policy-prune")).unwrap();
+    let fewer = Arc::new(load(&kept).unwrap());
+    let whole = bench();
+    let [fewer_bytes, all_bytes] = [fewer.num_bytes(), whole.model.num_bytes()];
+    assert!(fewer_bytes < all_bytes * 9 / 10, "{fewer_bytes} of {all_bytes}");
+    assert_ne!(fewer.digest(), whole.model.digest());
+    assert_eq!(fewer.weights_digest(), whole.model.weights_digest());
+    let bench = Bench::over(
+        fewer,
+        &[&POLICIES[..], &["lora-experts-mixtral"]].concat(),
+        EngineConfig::default(),
+    );
+    for case in &cases("policies")[..2] {
+        let named = weighted(&[("policy-prune", 1.0)]);
+        let expected = run(&whole, &named, case);
+        // The base sums its softmax in another order than a policy's program does.
+        let near = |output: &Output| {
+            (0..case.prompt.len()).all(|at| worst(&output.row(at), &expected.row(at)) < TOLERANCE)
+        };
+        assert!(near(&run(&bench, &Selection::Base, case)), "{}", case.name);
+        assert!(near(&run(&bench, &named, case)), "{}", case.name);
+        for other in [("policy-merged", 1.0), ("policy-alias", 1.0), ("lora-experts-mixtral", 1.0)]
+        {
+            let output = run(&bench, &weighted(&[other]), case);
+            let finite = |output: &Output| output.row(0).iter().all(|value| value.is_finite());
+            assert!(finite(&output), "{}", other.0);
+        }
+    }
+    for (kept, part) in [
+        (vec![(0, vec![])], "layer 0: found []"),
+        (vec![(1, vec![2, 6])], "expected some of 6 experts"),
+        (vec![(1, vec![2, 1])], "ascending"),
+        (vec![(8, vec![0])], "layer 8: the base has no experts there"),
+    ] {
+        let refused = load(&kept.into_iter().collect()).unwrap_err().to_string();
+        assert!(refused.contains(part), "{refused}");
+    }
+    let skips = polyskill_adapters::own::kept_experts(&policies.join("policy-skip")).unwrap_err();
+    assert!(skips.to_string().contains("skips or merges"), "{skips}");
+}
+
 /// The plugin in its sandbox says what the native router says.
 #[test]
 fn the_sandboxed_router_decides_alike() {
@@ -237,7 +317,7 @@ fn the_sandboxed_router_decides_alike() {
     let plugin = loader.load(&plugins().join("expert-pruning")).unwrap();
     assert!(!plugin.self_test().unwrap().is_empty());
     let router = plugin.start(&bench.composer.view(), Parameters::default()).unwrap();
-    let settings = RouterSettings { any_kind: true, ..RouterSettings::default() };
+    let settings = RouterSettings { offered: Offered::Any, ..RouterSettings::default() };
     bench.composer.add_router("sandboxed", plugin.digest().to_owned(), router, settings).unwrap();
     let case = &cases("policies")[0];
     for name in POLICIES {

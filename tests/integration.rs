@@ -8,6 +8,7 @@ mod conformance;
 mod eval;
 mod experts;
 
+mod feed_forwards;
 mod golden;
 mod hostile;
 mod hostile_plugins;

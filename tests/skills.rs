@@ -71,6 +71,32 @@ fn shipped() -> Option<Service> {
     Some(service.unwrap())
 }
 
+/// A real base of another family, from quantised blocks of other kinds, goes on with texts as one would expect.
+#[test]
+#[expect(clippy::print_stderr, reason = "says why the test checks nothing")]
+fn a_second_base_makes_sense() {
+    let Some(model) = pull::cached(&pull::GEMMA3).unwrap() else {
+        eprintln!("note: {} is not in the cache; it was not tried", pull::GEMMA3.name);
+        return;
+    };
+    let config = Config { model: Some(model.display().to_string()), ..Config::default() };
+    let service = Service::start(&config, &mut |_| {}).unwrap();
+    assert_eq!(service.model.config().family, "gemma3");
+    let base = service.composer.compose(&Selection::Base).unwrap();
+    for (prompt, expected) in [
+        ("Water boils at", "100 degrees Celsius"),
+        ("The three primary colours are red,", "yellow and blue"),
+        ("One, two, three, four,", "five, six"),
+    ] {
+        let ids = service.text.encode(prompt).unwrap();
+        let sampling =
+            SamplingParams { max_tokens: 12, temperature: 0.0, ..SamplingParams::default() };
+        let output = submit(&service.engine, &base, &ids, sampling).wait();
+        let found = service.text.decode(&output.ids());
+        assert!(found.contains(expected), "{prompt}{found}");
+    }
+}
+
 /// How far a mean log-probability may be from the one that was written down, as a part of it: other kernels sum in
 /// another order.
 const LOGPROB_TOLERANCE: f64 = 0.03;

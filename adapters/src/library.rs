@@ -40,6 +40,8 @@ pub enum Kind {
     SparseGraft,
     /// Which experts of a sparse base are run.
     ExpertPolicy,
+    /// Feed-forwards beside the base's own.
+    Expert,
 }
 
 impl Kind {
@@ -55,6 +57,7 @@ impl Kind {
             Self::ActivationEdit => "activation-edit",
             Self::SparseGraft => "sparse-graft",
             Self::ExpertPolicy => polyskill_sdk::experts::POLICY_KIND,
+            Self::Expert => polyskill_sdk::experts::EXPERT_KIND,
         }
     }
 }

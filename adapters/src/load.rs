@@ -19,7 +19,7 @@ use crate::{gguf, own, peft};
 pub struct Base<'a> {
     /// Its shape.
     pub config: &'a ModelConfig,
-    /// Its digest, where it is known; artefacts and documents are bound to it.
+    /// Digest of its weights, where it is known; artefacts and documents are bound to it.
     pub digest: Option<[u8; 32]>,
     /// Its weights, where they are at hand; some kinds are kept as a difference to them.
     pub model: Option<&'a Decoder>,
@@ -33,7 +33,7 @@ impl<'a> From<&'a ModelConfig> for Base<'a> {
 
 impl<'a> From<&'a Decoder> for Base<'a> {
     fn from(model: &'a Decoder) -> Self {
-        Self { config: model.config(), digest: Some(model.digest()), model: Some(model) }
+        Self { config: model.config(), digest: Some(model.weights_digest()), model: Some(model) }
     }
 }
 

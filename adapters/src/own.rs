@@ -1,9 +1,10 @@
 //! Kinds that PEFT has no format for: `polyskill_config.json` and `polyskill_module.safetensors`.
 //!
-//! Activation edits, sparse grafts, documents that the base has read once, and expert policies.
+//! Activation edits, sparse grafts, documents that the base has read once, expert policies and experts.
 
 mod document;
 mod edit;
+mod feed_forward;
 mod graft;
 mod policy;
 
@@ -14,10 +15,11 @@ use safetensors::tensor::{View, serialize};
 use serde::{Deserialize, Serialize};
 
 pub use document::{Document, write_document};
-pub use policy::{expert_layer, write_policy};
+pub(crate) use feed_forward::draft as expert_draft;
+pub use policy::{expert_layer, kept_experts, write_policy};
 
 use crate::error::Error;
-use crate::files::Files;
+use crate::files::{Files, Problems};
 use crate::generation::Generation;
 use crate::library::Kind;
 use crate::load::{Base, Content};
@@ -35,6 +37,7 @@ enum Config {
     SparseGraft(graft::Settings),
     DocumentPrefix(document::Settings),
     ExpertPolicy(policy::Settings),
+    FeedForwardExpert(feed_forward::Settings),
 }
 
 impl Config {
@@ -44,6 +47,7 @@ impl Config {
             Self::SparseGraft(settings) => settings.format_version,
             Self::DocumentPrefix(settings) => settings.format_version,
             Self::ExpertPolicy(settings) => settings.format_version,
+            Self::FeedForwardExpert(settings) => settings.format_version,
         }
     }
 }
@@ -57,19 +61,35 @@ fn write(
 ) -> Result<(), Error> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let refused = |problem: String| Error::refused(&name, vec![problem]);
-    let mut config = serde_json::to_value(settings).map_err(|error| refused(error.to_string()))?;
-    config["polyskill_type"] = polyskill_type.into();
+    let config = config((settings, polyskill_type)).map_err(refused)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let weights = serialize(tensors, Some(metadata)).map_err(|error| refused(error.to_string()))?;
     let io = |source| Error::io(&name, directory, source);
     std::fs::create_dir(directory).map_err(io)?;
-    let config = format!("{config:#}\n");
     for (file, bytes) in
-        [(CONFIG_FILE, config.as_bytes()), (WEIGHTS_FILE, &weights), ("README.md", card.as_bytes())]
+        [(CONFIG_FILE, &*config), (WEIGHTS_FILE, &weights), ("README.md", card.as_bytes())]
     {
         std::fs::write(directory.join(file), bytes).map_err(io)?;
     }
     Ok(())
+}
+
+/// The text of a configuration.
+fn config((settings, polyskill_type): (&impl Serialize, &str)) -> Result<Vec<u8>, String> {
+    let mut config = serde_json::to_value(settings).map_err(|error| error.to_string())?;
+    config["polyskill_type"] = polyskill_type.into();
+    Ok(format!("{config:#}\n").into_bytes())
+}
+
+/// Adds a problem where a module was made for another base.
+fn check_base(found: Option<&str>, base: Base<'_>, problems: &mut Problems) {
+    if let (Some(found), Some(digest)) = (found, base.digest) {
+        let expected = Generation(digest).to_string();
+        if found != expected {
+            problems
+                .add(format!("`base_digest` is {found}, the base that is served is {expected}"));
+        }
+    }
 }
 
 /// Identity of a directory's content.
@@ -114,6 +134,9 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
         }
         Config::ExpertPolicy(settings) => {
             (Kind::ExpertPolicy, policy::load(&settings, &tensors, base))
+        }
+        Config::FeedForwardExpert(settings) => {
+            (Kind::Expert, feed_forward::load(&settings, &tensors, base))
         }
     };
     let generation = generation(&bundle);

@@ -20,6 +20,7 @@ mod sparse;
 mod svd;
 #[cfg(test)]
 pub(crate) mod testing;
+mod upcycle;
 mod write;
 
 use std::path::PathBuf;
@@ -37,8 +38,9 @@ pub use refine::{Refinement, refine};
 pub use rescale::{Scaling, rescale};
 pub use sparse::Sign;
 pub use svd::Rank;
+pub use upcycle::{ATTENTION, Upcycled, upcycle};
 pub use write::Dtype;
-pub(crate) use write::tensor_name;
+pub(crate) use write::{Tensor, tensor_name, weights_file};
 
 /// Called as work proceeds with `(sites done, sites in all)`.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);

@@ -148,6 +148,8 @@ pub struct Weights {
     pub policy: Vec<LayerPolicy>,
     /// Experts that came with the policy, by layer.
     pub experts: BTreeMap<usize, Vec<Expert>>,
+    /// Feed-forwards of its own beside those of the base, by layer.
+    pub feed_forwards: BTreeMap<usize, FeedForward>,
 }
 
 /// A linear of an expert of the base.
@@ -164,6 +166,8 @@ pub struct ExpertSite {
 /// A gated feed-forward of a module's own.
 #[derive(Clone, Debug)]
 pub struct Expert {
+    /// Features inside.
+    pub width: usize,
     /// `[width, hidden_size]`
     pub gate: Elements,
     /// `[width, hidden_size]`
@@ -176,6 +180,23 @@ impl Expert {
     /// Bytes of weights.
     pub fn num_bytes(&self) -> usize {
         [&self.gate, &self.up, &self.down].into_iter().map(Elements::num_bytes).sum()
+    }
+}
+
+/// A feed-forward that stands beside a layer's own; a row's delta is computed from what the layer's own wrote, as at linears.
+#[derive(Clone, Debug)]
+pub struct FeedForward {
+    /// Its weights, of any width.
+    pub expert: Expert,
+    /// Whether it takes the place of the layer's own: Δ = E(x) − y₀; else Δ = E(x).
+    pub replaces: bool,
+    /// What routers may score it with: the expert's row of a trained router, `[hidden_size]`.
+    pub router: Option<Vec<f32>>,
+}
+
+impl FeedForward {
+    fn shape(&self, layer: usize) -> FeedForwardShape {
+        FeedForwardShape { layer, width: self.expert.width, router: self.router.clone() }
     }
 }
 
@@ -222,6 +243,7 @@ impl Weights {
             !self.edits.is_empty(),
             !self.policy.is_empty(),
             !self.expert_loras.is_empty(),
+            !self.feed_forwards.is_empty(),
         ];
         self.sites().next().is_none() && !rest.contains(&true)
     }
@@ -242,6 +264,7 @@ impl Weights {
             + self.edits.iter().map(ActivationEdit::num_bytes).sum::<usize>()
             + self.expert_loras.values().map(LoraSite::num_bytes).sum::<usize>()
             + self.experts.values().flatten().map(Expert::num_bytes).sum::<usize>()
+            + self.feed_forwards.values().map(|own| own.expert.num_bytes()).sum::<usize>()
     }
 
     /// What is known of the module without its weights.
@@ -267,6 +290,7 @@ impl Weights {
                 || !self.policy.is_empty()
                 || !self.expert_loras.is_empty(),
             policy: self.policy.clone(),
+            feed_forwards: self.feed_forwards.iter().map(|(&at, own)| own.shape(at)).collect(),
             plain: self.sites().all(|(_, part)| {
                 let lora = part.lora.as_ref().filter(|lora| lora.magnitude.is_none());
                 lora.is_some() && part.is_lora_alone()
@@ -291,6 +315,8 @@ pub struct Shape {
     pub beyond_linears: bool,
     /// Which experts of a sparse base are run, per layer, ascending.
     pub policy: Vec<LayerPolicy>,
+    /// Layers where it has a feed-forward of its own, ascending.
+    pub feed_forwards: Vec<FeedForwardShape>,
     /// Whether what it does at linears are plain low-rank products.
     pub plain: bool,
     /// Bytes of its weights in memory.
@@ -309,14 +335,44 @@ impl Shape {
         self.sites.iter().filter(|site| site.rank > 0)
     }
 
-    /// Whether it is a plain LoRA at linears and nothing else.
-    pub fn is_low_rank(&self) -> bool {
-        self.is_linear() && self.plain
+    /// The feed-forward of its own that is decided at a site: that of the layer's gate projection, which reads what it reads.
+    pub fn feed_forward_at(&self, site: Site) -> Option<&FeedForwardShape> {
+        let at = self.feed_forwards.binary_search_by_key(&site.layer, |own| own.layer);
+        at.ok().filter(|_| site.projection == Projection::Gate).map(|at| &self.feed_forwards[at])
     }
 
-    /// Whether all that it does happens at linears, so that it can be picked per row and site.
-    pub fn is_linear(&self) -> bool {
-        !self.sites.is_empty() && !self.beyond_linears && self.num_prefix + self.num_prompt == 0
+    /// Whether a pick at a site makes it act.
+    pub fn acts_at(&self, site: Site) -> bool {
+        self.at(site).is_some() || self.feed_forward_at(site).is_some()
+    }
+
+    /// Whether it is a plain LoRA at linears and nothing else.
+    pub fn is_low_rank(&self) -> bool {
+        self.is_per_row() && self.plain && self.feed_forwards.is_empty()
+    }
+
+    /// Whether all that it does happens at linears or beside feed-forwards, so that it can be picked per row and site.
+    pub fn is_per_row(&self) -> bool {
+        let acts = !self.sites.is_empty() || !self.feed_forwards.is_empty();
+        acts && !self.beyond_linears && self.num_prefix + self.num_prompt == 0
+    }
+}
+
+/// A layer where a module has a feed-forward of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedForwardShape {
+    /// Layer number, from 0.
+    pub layer: usize,
+    /// Features inside.
+    pub width: usize,
+    /// The expert's row of a trained router, `[hidden_size]`.
+    pub router: Option<Vec<f32>>,
+}
+
+impl FeedForwardShape {
+    /// The site where it is decided: the layer's gate projection, also where a sparse base has none.
+    pub fn site(&self) -> Site {
+        Site { layer: self.layer, projection: Projection::Gate }
     }
 }
 

@@ -56,7 +56,8 @@ pub mod polyskill {
                 /// number of the site, as used everywhere
                 pub index: u32,
                 pub layer: u32,
-                /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` or `down_proj`
+                /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` or `down_proj`; `mlp` in the place of `gate_proj` where
+                /// a layer has experts
                 pub projection: _rt::String,
                 pub inputs: u32,
                 pub outputs: u32,

@@ -150,7 +150,13 @@ pub mod artefact {
     pub const ALIAS: &str = "alias";
     /// Number of experts that came with the policy, `[1]`.
     pub const EXTRA: &str = "extra-experts";
+    /// Of an expert: its row of a trained router, `[hidden_size]`, if it brings one.
+    pub const ROUTER: &str = "router";
 }
+
+/// The kind of modules with feed-forwards of their own. Such a module acts at the site of `gate_proj` of its layers: what
+/// is picked there is run beside the layer's own feed-forward, whose input that site reads.
+pub const EXPERT_KIND: &str = "expert";
 
 /// The kind of module that policies are.
 pub const POLICY_KIND: &str = "expert-policy";

@@ -144,8 +144,16 @@ pub struct ModelInfo {
     pub num_layers: u32,
     /// Width of the residual stream.
     pub hidden_size: u32,
-    /// All sites, by index.
+    /// All sites, ascending; a sparse layer lacks those of its feed-forward but one.
     pub sites: Vec<SiteInfo>,
+}
+
+impl ModelInfo {
+    /// A site by its number; sparse layers lack some.
+    pub fn site(&self, index: u32) -> Option<&SiteInfo> {
+        let at = self.sites.binary_search_by_key(&index, |site| site.index);
+        at.ok().map(|at| &self.sites[at])
+    }
 }
 
 /// One adaptable projection.
@@ -155,7 +163,8 @@ pub struct SiteInfo {
     pub index: u32,
     /// Layer, from 0.
     pub layer: u32,
-    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` or `down_proj`.
+    /// `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj` or `down_proj`; in a sparse layer `mlp` stands for its
+    /// experts.
     pub projection: String,
     /// Input features.
     pub inputs: u32,

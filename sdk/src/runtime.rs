@@ -167,7 +167,9 @@ pub fn check_definition(
     if !view.sites(module).iter().any(|at| at.site == site) {
         return Err(format!("module `{}` does not act at site {site}", info.name));
     }
-    let inputs = view.model().sites[site as usize].inputs as usize;
+    let Some(inputs) = view.model().site(site).map(|info| info.inputs as usize) else {
+        return Err(format!("the base has no site {site}"));
+    };
     if row.len() != inputs {
         return Err(format!("row of {} values, site {site} reads {inputs}", row.len()));
     }

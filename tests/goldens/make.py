@@ -26,6 +26,7 @@ PARTS = [
     "families",
     "families_gguf",
     "policies",
+    "experts",
     "adapters",
     "arrow",
     "gguf_files",

@@ -10,7 +10,7 @@ use crate::step::{Context as _, Failure, Outcome, run, step};
 use crate::workspace::Workspace;
 
 /// The base model that the library's adapters belong to.
-const MODEL: &str = "smollm2-135m-instruct";
+pub(crate) const MODEL: &str = "smollm2-135m-instruct";
 const CHAT: &str = "/v1/chat/completions";
 
 /// What the command line of `demo` says.
@@ -50,9 +50,9 @@ impl Options {
 }
 
 /// The task `model`.
-pub(crate) fn pull_model(workspace: &Workspace) -> Outcome<()> {
-    let arguments = ["run", "--release", "--quiet", "--bin", "polyskill", "--", "pull", MODEL];
-    step(&format!("model {MODEL}"), || run(workspace.cargo().args(arguments)))
+pub(crate) fn pull_model(workspace: &Workspace, model: &str) -> Outcome<()> {
+    let arguments = ["run", "--release", "--quiet", "--bin", "polyskill", "--", "pull", model];
+    step(&format!("model {model}"), || run(workspace.cargo().args(arguments)))
 }
 
 /// The task `demo`.
@@ -65,7 +65,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
     step("polyskill", || {
         run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
     })?;
-    pull_model(workspace)?;
+    pull_model(workspace, MODEL)?;
     let listen = options.address()?;
     let server = step("start the server", || Server::start(workspace, &listen))?;
     let replies = step("one question per adapter", || {

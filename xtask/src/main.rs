@@ -79,7 +79,7 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
         "flavours" => flavours::build(&Workspace::find()?),
         "compilers" => foreign::install(),
         "toolchain" => toolchain::show(&Workspace::find()?),
-        "model" => demo::pull_model(&Workspace::find()?),
+        "model" => demo::pull_model(&Workspace::find()?, demo::MODEL),
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),
         "evaluation" => evaluation::evaluation(&Workspace::find()?),
         "experts" => experts::experts(&Workspace::find()?),

@@ -6,12 +6,17 @@ use crate::step::{Outcome, run, step};
 use crate::workspace::Workspace;
 use crate::{demo, flavours, plugins};
 
-/// Builds the plugins, fetches the model if that is possible, and runs every test.
+/// A base of another family.
+const SECOND_MODEL: &str = "gemma-3-270m";
+
+/// Builds the plugins, fetches the models if that is possible, and runs every test.
 fn prepare_and_test(workspace: &Workspace) -> Outcome<()> {
     let bundles = plugins::build(workspace)?;
     flavours::build(workspace)?;
-    if let Err(failure) = demo::pull_model(workspace) {
-        println!("    going on without the model: {}", failure.message);
+    for model in [demo::MODEL, SECOND_MODEL] {
+        if let Err(failure) = demo::pull_model(workspace, model) {
+            println!("    going on without {model}: {}", failure.message);
+        }
     }
     step("cargo test --workspace --release", || {
         let mut cargo = workspace.cargo();

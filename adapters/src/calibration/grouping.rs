@@ -65,7 +65,8 @@ pub fn merged(experts: &Experts, usage: &Usage, groups: &Groups) -> (Vec<u32>, V
             Elements::Bf16(bits.collect())
         });
         members.iter().for_each(|e| targets[*e] = (num_experts + merged.len()) as u32);
-        merged.push(Expert { gate, up, down });
+        let width = experts.linear(dominant, Projection::Gate).map_or(0, |gate| gate.matrix.outs());
+        merged.push(Expert { width, gate, up, down });
     }
     (targets, merged)
 }

@@ -70,6 +70,11 @@ pub(super) fn load(
         found.filter_map(|found| found.map_err(|problem| problems.add(problem)).ok()).collect()
     };
     let (keys, values) = (layers("keys"), layers("values"));
+    if base.model.is_some_and(|model| model.digest() != model.weights_digest()) {
+        problems.add(
+            "it was read by the whole base, and the one that is served lacks experts".to_owned(),
+        );
+    }
     if tensors.len() > 2 * base.config.num_layers {
         let expected = 2 * base.config.num_layers;
         problems.add(format!("{} tensors, expected {expected}", tensors.len()));

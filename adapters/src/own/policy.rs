@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use super::FORMAT_VERSION;
 use crate::error::Error;
-use crate::files::Problems;
+use crate::files::{Files, Problems};
 use crate::load::Base;
 use crate::lora::Elements;
+use crate::peft::MAX_CONFIG_BYTES;
 use crate::peft::bundle::shaped;
 use crate::weights::{Expert, Weights};
 
@@ -62,6 +63,31 @@ pub fn expert_layer(config: &ModelConfig, layer: usize) -> Option<ExpertLayer> {
     })
 }
 
+/// The experts that a policy keeps, read before there is a base: by layer, for layers that it prunes.
+///
+/// # Errors
+/// If the directory holds no expert policy, or one that does more than keep experts.
+pub fn kept_experts(directory: &Path) -> Result<BTreeMap<usize, Vec<u32>>, Error> {
+    let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let files = Files { name: &name, directory, root: directory };
+    let refused = |problem: String| Error::refused(&name, vec![problem]);
+    let config = files.read(super::CONFIG_FILE, MAX_CONFIG_BYTES)?;
+    let config: super::Config = serde_json::from_slice(&config)
+        .map_err(|error| refused(format!("{}: {error}", super::CONFIG_FILE)))?;
+    let super::Config::ExpertPolicy(settings) = config else {
+        return Err(refused("is no expert policy".to_owned()));
+    };
+    let more = settings.layers.iter().find(|at| at.alias.is_some() || at.beta.is_some());
+    if let Some(more) = more {
+        let layer = more.layer;
+        return Err(refused(format!(
+            "layer {layer} skips or merges experts: only policies that keep some can be applied when the base is loaded"
+        )));
+    }
+    let kept = settings.layers.into_iter().filter_map(|at| Some((at.layer as usize, at.keep?)));
+    Ok(kept.collect())
+}
+
 pub(super) fn load(
     settings: &Settings,
     tensors: &SafeTensors<'_>,
@@ -69,13 +95,7 @@ pub(super) fn load(
 ) -> Result<Weights, Vec<String>> {
     let mut problems = Problems::default();
     let mut weights = Weights::new(base.config.num_sites());
-    if let (Some(found), Some(digest)) = (&settings.base_digest, base.digest) {
-        let expected = crate::generation::Generation(digest).to_string();
-        if *found != expected {
-            problems
-                .add(format!("`base_digest` is {found}, the base that is served is {expected}"));
-        }
-    }
+    super::check_base(settings.base_digest.as_deref(), base, &mut problems);
     let mut used = BTreeSet::new();
     for layer in &settings.layers {
         let number = layer.layer as usize;
@@ -147,6 +167,7 @@ fn read_expert(
         Ok::<Elements, String>(elements)
     };
     Ok(Expert {
+        width,
         gate: part("gate_proj", [width, hidden])?,
         up: part("up_proj", [width, hidden])?,
         down: part("down_proj", [hidden, width])?,
@@ -181,7 +202,7 @@ pub fn write_policy(
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
     for (&layer, experts) in experts {
         for (number, expert) in (0..).zip(experts) {
-            let width = expert.gate.as_slice().len() / hidden;
+            let width = expert.width;
             for (part, elements, shape) in [
                 ("gate_proj", &expert.gate, [width, hidden]),
                 ("up_proj", &expert.up, [width, hidden]),

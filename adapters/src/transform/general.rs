@@ -120,6 +120,7 @@ fn subtracted(module: &Source, general: &[Source], mean: &Mean) -> Result<Draft,
     require_finite(&weights).map_err(refused)?;
     let summary = "with the mean of the general modules subtracted from A and B (GenKnowSub)";
     Ok(Draft {
+        files: write::PEFT_FILES,
         config: module.content.config.clone(),
         weights,
         card: card(module, general, "genknowsub", summary),

@@ -130,6 +130,7 @@ fn projected(
         .chain(general.iter().map(|source| Origin::of("general", source, None)))
         .collect();
     let draft = Draft {
+        files: write::PEFT_FILES,
         config: module.content.config.clone(),
         weights: write::weights_file(tensors).map_err(write::transform_error)?,
         card: provenance.card(),

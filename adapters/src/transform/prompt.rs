@@ -254,6 +254,7 @@ fn publish(
     }
     let tensor = Tensor::f32(shape.to_vec(), values.into_iter());
     let draft = Draft {
+        files: write::PEFT_FILES,
         config: pretty(&Json::Object(settings)),
         weights: write::weights_file([(TENSOR.to_owned(), tensor)])
             .map_err(write::transform_error)?,

@@ -101,6 +101,7 @@ pub fn rescale(module: &Path, scaling: Scaling, out: &Path) -> Result<Made, Erro
     problems.into_result(()).map_err(|problems| Error::Transform { problems })?;
     let source = &read[0];
     let draft = Draft {
+        files: write::PEFT_FILES,
         config: with_alphas(&source.settings, &alphas),
         weights: source.content.weights.clone(),
         card: card(&name, scaling, source),

@@ -177,6 +177,7 @@ pub(crate) fn lora(
 ) -> Result<Generation, Error> {
     let ranks = sites.iter().map(|(path, factors)| (path.as_str(), factors.rank())).collect();
     let draft = Draft {
+        files: PEFT_FILES,
         config: config(sources, &ranks),
         weights: weights(sites, dtype).map_err(transform_error)?,
         card,
@@ -190,9 +191,14 @@ pub(crate) fn pretty(config: &Json) -> Vec<u8> {
     format!("{config:#}\n").into_bytes()
 }
 
+/// The files of a module in PEFT's format.
+pub(crate) const PEFT_FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
+
 /// The files of a module that is to be written.
 #[derive(Clone)]
 pub(crate) struct Draft {
+    /// Names of configuration and weights.
+    pub(crate) files: [&'static str; 2],
     pub(crate) config: Vec<u8>,
     pub(crate) weights: Vec<u8>,
     pub(crate) card: String,
@@ -260,8 +266,8 @@ fn stage(target: &Path) -> Result<PathBuf, Error> {
 
 fn fill(folder: &Path, draft: &Draft) -> Result<Generation, Error> {
     let files = [
-        (CONFIG_FILE, draft.config.as_slice()),
-        (WEIGHTS_FILE, &draft.weights),
+        (draft.files[0], draft.config.as_slice()),
+        (draft.files[1], &draft.weights),
         (CARD_FILE, draft.card.as_bytes()),
     ];
     files.into_iter().try_for_each(|(file, bytes)| {

@@ -306,7 +306,7 @@ impl Composer {
                 let modules: Vec<LeasedModule> = candidates
                     .iter()
                     .map(named)
-                    .filter(|lease| lease.module.shape().is_linear())
+                    .filter(|lease| lease.module.shape().is_per_row())
                     .collect();
                 let hidden = slot.settings.hidden;
                 let gates =
@@ -457,6 +457,7 @@ impl Parts {
     ) -> Composition {
         let Self { digest, modules, plan, beside, router, slot, experts } = self;
         let beyond = Beyond::of(beside.iter().chain(plan.fixed_picks()), &leases);
+        let has_feed_forwards = leases.iter().any(|lease| !lease.feed_forwards.is_empty());
         Composition {
             digest,
             modules,
@@ -469,6 +470,7 @@ impl Parts {
             cache_identity,
             beyond,
             experts,
+            has_feed_forwards,
         }
     }
 }

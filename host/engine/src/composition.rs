@@ -31,6 +31,8 @@ pub struct Composition {
     pub(crate) beyond: Beyond,
     /// Which experts of a sparse base its rows get.
     pub(crate) experts: ExpertPlan,
+    /// Whether a module has feed-forwards of its own.
+    pub(crate) has_feed_forwards: bool,
 }
 
 /// What a mixture does beyond linears.

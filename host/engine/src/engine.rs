@@ -22,7 +22,7 @@ use crate::routing::{Routing, RowSpan};
 use crate::sampling::{Logprobs, Sampler};
 use crate::scheduler::{Budget, Progress, plan};
 use crate::stats::Stats;
-use crate::trace::{SitePicks, Tally, TraceLevel};
+use crate::trace::{RowTrace, Tally, TraceLevel};
 
 /// Bounds of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -462,19 +462,22 @@ impl State {
         let activation = self.model.config().activation;
         let mut routing = Routing::new((&compute, activation), &layout.tokens, &layout.spans);
         let logits = self.model.forward(&step, &mut self.kv, &mut routing, &mut self.scratch);
-        let Routing { recorded, fallback_rows, .. } = routing;
-        let mut routed: Vec<Vec<SitePicks>> = vec![Vec::new(); self.running.len()];
+        let Routing { recorded, recorded_experts, fallback_rows, .. } = routing;
+        let mut routed: Vec<RowTrace> = vec![RowTrace::default(); self.running.len()];
         for record in recorded {
-            routed[layout.sequences[record.row] as usize].push(record.picks);
+            routed[layout.sequences[record.row] as usize].picks.push(record.picks);
+        }
+        for (row, experts) in recorded_experts {
+            routed[layout.sequences[row] as usize].experts.push(experts);
         }
         for &row in &fallback_rows {
             self.running[layout.sequences[row] as usize].fall_back();
         }
         let vocab_size = self.model.config().vocab_size;
         let mut rows = logits.chunks_exact_mut(vocab_size);
-        for ((running, range), mut picks) in self.running.iter_mut().zip(ranges).zip(routed) {
-            picks.sort_by_key(|picks| picks.site);
-            running.advance(range, &mut rows, picks);
+        for ((running, range), mut trace) in self.running.iter_mut().zip(ranges).zip(routed) {
+            trace.picks.sort_by_key(|picks| picks.site);
+            running.advance(range, &mut rows, trace);
         }
         self.make_blocks_known();
         self.stats.fallback_rows.fetch_add(fallback_rows.len() as u64, Relaxed);
@@ -522,6 +525,7 @@ impl Layout {
                 let traced = running.trace != TraceLevel::None && completes;
                 layout.spans.push(RowSpan {
                     trace_from: traced.then(|| rows.end - 1),
+                    trace_experts: running.trace == TraceLevel::Full,
                     rows,
                     position: range.start,
                     prompt_len: running.asked_len,
@@ -606,7 +610,7 @@ impl Running {
         &mut self,
         range: std::ops::Range<usize>,
         logits: &mut impl Iterator<Item = &'l mut [f32]>,
-        picks: Vec<SitePicks>,
+        trace: RowTrace,
     ) {
         if range.is_empty() {
             return;
@@ -633,7 +637,7 @@ impl Running {
         }
         self.report_prompt();
         match last {
-            Some(row) if self.max_tokens > 0 => self.emit(row, picks),
+            Some(row) if self.max_tokens > 0 => self.emit(row, trace),
             _ => self.ended = Some(FinishReason::Length),
         }
     }
@@ -646,14 +650,15 @@ impl Running {
         }
     }
 
-    fn emit(&mut self, logits: &mut [f32], picks: Vec<SitePicks>) {
+    fn emit(&mut self, logits: &mut [f32], trace: RowTrace) {
         let (token, logprob) = self.sampler.sample(logits);
         self.first_token.get_or_insert_with(Instant::now);
-        self.tally.add(&picks);
+        self.tally.add(&trace.picks);
         self.tokens.push(token);
         let generated = self.tokens.len() - self.prompt_len;
-        let routing = if self.trace == TraceLevel::Full { picks } else { Vec::new() };
-        self.send(Event::Token(TokenEvent { token, logprob, routing }));
+        let full = self.trace == TraceLevel::Full;
+        let RowTrace { picks: routing, experts } = if full { trace } else { RowTrace::default() };
+        self.send(Event::Token(TokenEvent { token, logprob, routing, experts }));
         if self.ended.is_some() {
             return;
         }

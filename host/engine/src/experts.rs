@@ -9,12 +9,11 @@ use polyskill_adapters::weights::{Expert, ExpertSite};
 use polyskill_adapters::{Lease, Snapshot};
 use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::config::Activation;
-use polyskill_model::decoder::activate;
-use polyskill_model::kernels::matmul_dense;
 use polyskill_model::{ExpertChoice, ExpertOutput, ExpertSlots, ModelConfig};
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, ExpertProgram, POLICY_KIND, check, interpret};
 
 use crate::composition::{Composition, LeasedModule};
+use crate::feed_forwards::ExpertRun;
 use crate::routing::RowSpan;
 
 /// The sparse layers of a base.
@@ -150,10 +149,7 @@ struct BroughtRow {
 pub(crate) struct Brought {
     rows: Vec<BroughtRow>,
     picks: Vec<(u32, f32)>,
-    input: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    output: Vec<f32>,
+    run: ExpertRun,
 }
 
 impl Brought {
@@ -201,37 +197,15 @@ impl Brought {
             let (span, module, expert) = group[0].expert;
             let Some(lease) = spans[span].composition.leases.get(module as usize) else { continue };
             let Some(expert) = brought(lease, layer, expert) else { continue };
-            self.run(compute, activation, (group, expert, hidden), (input, output));
+            let numbers = group.iter().map(|at| at.row);
+            let made = self.run.run((compute, activation), expert, numbers, (input, hidden));
+            for (BroughtRow { row, weight, .. }, made) in group.iter().zip(made) {
+                let sum = &mut output[row * hidden..(row + 1) * hidden];
+                sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
+            }
         }
         rows.clear();
         self.rows = rows;
-    }
-
-    fn run(
-        &mut self,
-        compute: &Compute,
-        activation: Activation,
-        (group, expert, hidden): (&[BroughtRow], &Expert, usize),
-        (input, output): (&[f32], &mut [f32]),
-    ) {
-        let width = expert.gate.as_slice().len() / hidden;
-        self.input.clear();
-        for BroughtRow { row, .. } in group {
-            self.input.extend_from_slice(&input[row * hidden..(row + 1) * hidden]);
-        }
-        self.gate.resize(group.len() * width, 0.0);
-        self.up.resize(group.len() * width, 0.0);
-        self.output.resize(group.len() * hidden, 0.0);
-        matmul_dense(compute, &self.input, expert.gate.as_slice(), hidden, &mut self.gate);
-        matmul_dense(compute, &self.input, expert.up.as_slice(), hidden, &mut self.up);
-        activate(activation, &mut self.gate, &self.up);
-        matmul_dense(compute, &self.gate, expert.down.as_slice(), width, &mut self.output);
-        for (BroughtRow { row, weight, .. }, made) in
-            group.iter().zip(self.output.chunks_exact(hidden))
-        {
-            let sum = &mut output[row * hidden..(row + 1) * hidden];
-            sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
-        }
     }
 }
 

@@ -134,7 +134,7 @@ fn scope(share: Share, site: usize) -> usize {
 }
 
 fn acts_at(modules: &[LeasedModule], site: usize) -> bool {
-    modules.iter().any(|lease| lease.module.shape().at(Site::from_index(site)).is_some())
+    modules.iter().any(|lease| lease.module.shape().acts_at(Site::from_index(site)))
 }
 
 fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, String> {
@@ -166,8 +166,7 @@ impl Gate {
         modules: &[LeasedModule],
         definitions: &Definitions,
     ) -> Result<Self, String> {
-        let acts =
-            |lease: &&LeasedModule| lease.module.shape().at(Site::from_index(site)).is_some();
+        let acts = |lease: &&LeasedModule| lease.module.shape().acts_at(Site::from_index(site));
         let candidates: Vec<u32> =
             (0..).zip(modules).filter(|(_, lease)| acts(lease)).map(|(index, _)| index).collect();
         let row = |name: &str, index: u32| {

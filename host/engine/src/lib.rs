@@ -12,6 +12,7 @@ mod composition;
 mod document;
 mod engine;
 mod experts;
+mod feed_forwards;
 pub mod gates;
 mod health;
 mod library_view;
@@ -36,7 +37,7 @@ pub use request::{
     Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId,
     SamplingParams, TokenEvent,
 };
-pub use router_slot::{ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
+pub use router_slot::{Offered, ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
 pub use row_sample::{RoutedRow, RoutedRows};
 pub use stats::{Stats, StatsSnapshot};
-pub use trace::{SitePicks, TraceLevel};
+pub use trace::{LayerExperts, SitePicks, TraceLevel};

@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use dashmap::DashMap;
 use polyskill_adapters::lora::LoraSite;
-use polyskill_adapters::weights::SiteShape;
 use polyskill_adapters::{Generation, Library, Module, Snapshot, prototypes};
-use polyskill_model::{Decoder, Site};
+use polyskill_model::{Decoder, Projection, Site};
 use polyskill_sdk::experts::artefact;
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
 use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor};
@@ -105,7 +104,7 @@ impl Definitions {
         rows.is_some_and(|rows| {
             rows.last_used.store(self.calls.load(Relaxed), Relaxed);
             let has = |index: usize| rows.by_site.contains_key(&(index as u32));
-            module.shape().low_rank_sites().all(|shape| has(shape.site.index()))
+            decided_at(module).all(|at| has(at.site as usize))
         })
     }
 }
@@ -123,12 +122,22 @@ pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
             outputs: outputs as u32,
         }
     };
+    // A sparse layer has no gate projection; its site stands for the mixture, which modules' experts stand beside.
+    let listed = |at: Site| match config.has_site(at) {
+        true => Some(site(at)),
+        false => (at.projection == Projection::Gate).then(|| SiteInfo {
+            projection: "mlp".to_owned(),
+            inputs: config.hidden_size as u32,
+            outputs: config.hidden_size as u32,
+            ..site(at)
+        }),
+    };
     ModelInfo {
         digest: Generation(model.digest()).to_string(),
         family: config.family.to_owned(),
         num_layers: config.num_layers as u32,
         hidden_size: config.hidden_size as u32,
-        sites: config.sites().map(site).collect(),
+        sites: (0..config.num_sites()).map(Site::from_index).filter_map(listed).collect(),
     }
 }
 
@@ -208,13 +217,25 @@ fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
     }
 }
 
-fn sites(module: &Module) -> Vec<ModuleSite> {
-    let site = |shape: &SiteShape| ModuleSite {
+/// Where routers decide about a module: its low-rank products, and the feed-forwards of its own.
+fn decided_at(module: &Module) -> impl Iterator<Item = ModuleSite> {
+    let low_rank = module.shape().low_rank_sites().map(|shape| ModuleSite {
         site: shape.site.index() as u32,
         rank: shape.rank as u32,
         scale: shape.scale,
-    };
-    module.shape().low_rank_sites().map(site).collect()
+    });
+    let own = module.shape().feed_forwards.iter().map(|own| ModuleSite {
+        site: own.site().index() as u32,
+        rank: 0,
+        scale: 0.0,
+    });
+    low_rank.chain(own)
+}
+
+fn sites(module: &Module) -> Vec<ModuleSite> {
+    let mut sites: Vec<ModuleSite> = decided_at(module).collect();
+    sites.sort_unstable_by_key(|at| at.site);
+    sites
 }
 
 impl View {
@@ -252,7 +273,7 @@ impl LibraryView for View {
     }
 
     fn tensor(&self, module: u32, site: u32, part: Part) -> Result<Tensor, String> {
-        let info = self.model.sites.get(site as usize).ok_or_else(|| format!("no site {site}"))?;
+        let info = self.model.site(site).ok_or_else(|| format!("no site {site}"))?;
         self.lora(module, site, |weights| {
             let rank = weights.rank as u32;
             match part {
@@ -270,7 +291,9 @@ impl LibraryView for View {
     fn artefact(&self, module: u32, site: u32, name: &str) -> Option<Tensor> {
         let module = self.leases.get(module as usize)?;
         let site = Site::from_index(site as usize);
-        if let Some(values) = policy_values(module, site, name) {
+        let own = module.shape().feed_forward_at(site).filter(|_| name == artefact::ROUTER);
+        let router = own.and_then(|own| own.router.clone());
+        if let Some(values) = router.or_else(|| policy_values(module, site, name)) {
             return Some(Tensor { shape: vec![values.len() as u32], values });
         }
         let (shape, values) = module.artefact(name, site)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::composition::Composition;
-use crate::trace::{SitePicks, TraceLevel};
+use crate::trace::{LayerExperts, SitePicks, TraceLevel};
 
 /// Number of a request, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -117,6 +117,8 @@ pub struct TokenEvent {
     pub logprob: Option<Logprob>,
     /// The picks of the row that produced it, with [`TraceLevel::Full`].
     pub routing: Vec<SitePicks>,
+    /// What sparse layers of the base did with that row, with [`TraceLevel::Full`].
+    pub experts: Vec<LayerExperts>,
 }
 
 /// A log-probability under the model, before penalties and temperature.

@@ -33,8 +33,20 @@ pub struct RouterSettings {
     pub keep_rows: usize,
     /// What happens when it fails.
     pub faults: FaultPolicy,
-    /// Whether it is offered modules of all kinds, rather than plain low-rank products alone.
-    pub any_kind: bool,
+    /// Which modules it is offered.
+    pub offered: Offered,
+}
+
+/// Which modules a router is offered as candidates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offered {
+    /// Plain low-rank products at linears.
+    #[default]
+    LowRank,
+    /// Modules with feed-forwards of their own.
+    Experts,
+    /// All kinds.
+    Any,
 }
 
 /// A loaded router, for reports.

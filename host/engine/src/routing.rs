@@ -15,17 +15,20 @@ use polyskill_adapters::edits::Point;
 use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::config::Activation;
 use polyskill_model::kernels::prefetch;
+use polyskill_model::site::GroupKind;
 use polyskill_model::{
-    ExpertChoice, ExpertOutput, ExpertSlots, Hooks, InputGroup, Linear, Site, SiteOutput,
+    ExpertChoice, ExpertOutput, ExpertSlots, Hooks, InputGroup, Linear, Projection, Site,
+    SiteOutput,
 };
 use polyskill_sdk::{Batch, Decision};
 
 use crate::beyond_linears;
 use crate::composition::{Composition, Plan};
 use crate::experts::{self, Brought};
+use crate::feed_forwards::Picked;
 use crate::gates::{Gate, GateBuffers};
 use crate::router_slot::RouterSlot;
-use crate::trace::SitePicks;
+use crate::trace::{LayerExperts, SitePicks};
 
 /// Most rows per task: enough to amortise a task.
 const MAX_ROWS_PER_TASK: usize = 8;
@@ -41,6 +44,8 @@ pub(crate) struct RowSpan {
     pub(crate) composition: Arc<Composition>,
     /// Whether picks of these rows are recorded, and from which row on.
     pub(crate) trace_from: Option<usize>,
+    /// Whether the base's experts are recorded with them.
+    pub(crate) trace_experts: bool,
 }
 
 /// What a row's picks were, where they are recorded.
@@ -65,7 +70,12 @@ pub(crate) struct Routing<'a> {
     decision: Decision,
     activation: Activation,
     brought: Brought,
+    picked: Picked,
+    /// The layer whose gate projection ran last; a sparse layer has none.
+    last_dense: Option<usize>,
     pub(crate) recorded: Vec<Recorded>,
+    /// Rows with what a sparse layer did with them.
+    pub(crate) recorded_experts: Vec<(usize, LayerExperts)>,
     /// Rows, once per site, where the router's answer was not usable.
     pub(crate) fallback_rows: Vec<usize>,
 }
@@ -129,7 +139,10 @@ impl<'a> Routing<'a> {
             decision: Decision::default(),
             activation,
             brought: Brought::default(),
+            picked: Picked::default(),
+            last_dense: None,
             recorded: Vec::new(),
+            recorded_experts: Vec::new(),
             fallback_rows: Vec::new(),
         }
     }
@@ -168,13 +181,12 @@ impl<'a> Routing<'a> {
     /// Lets the router decide a gate for all rows of a composition, in one call.
     fn ask_router(&mut self, first: usize, gate_index: usize, input: &[f32], inputs: usize) {
         let composition = &self.spans[first].composition;
-        let decided = |shared: &SharedDecision| shared.span == first && shared.gate == gate_index;
         let (Plan::Gated(gates), Some(slot)) = (&composition.plan, &composition.slot) else {
             return;
         };
         let gate = gates.gate(gate_index);
         let Some((hidden, arguments)) = gate.routed() else { return };
-        if self.shared.iter().any(decided) {
+        if self.is_decided(first, gate_index) {
             return;
         }
         let spans: Vec<usize> = (first..self.spans.len())
@@ -259,6 +271,60 @@ impl<'a> Routing<'a> {
                 picks.extend(decided.iter().flatten());
                 Some((site_gate.combine, decided.is_some()))
             }
+        }
+    }
+
+    /// Which rows get which feed-forwards of modules: those that act on every row, and the picks at the layer's gate
+    /// projection, whose input the feed-forward reads.
+    fn pick_feed_forwards(&mut self, layer: usize, input: &[f32]) {
+        let num_rows = self.spans.last().map_or(0, |span| span.rows.end);
+        let inputs = input.len() / num_rows.max(1);
+        let site = Site { layer, projection: Projection::Gate }.index();
+        let mut picked = std::mem::take(&mut self.picked);
+        let mut buffers = Buffers::default();
+        for (index, span) in self.spans.iter().enumerate() {
+            let RowSpan { rows, composition, .. } = span;
+            if !composition.has_feed_forwards {
+                continue;
+            }
+            let place = (index, span, layer);
+            for row in rows.clone() {
+                picked.pick(place, row, &composition.beside);
+                picked.pick(place, row, composition.plan.fixed_picks());
+            }
+            let Plan::Gated(gates) = &composition.plan else { continue };
+            // At a dense layer the gate projection was decided, and recorded, when its input was read.
+            let first_time = self.last_dense != Some(layer);
+            if first_time && gates.ahead_at(site).is_some_and(|gate| !self.is_decided(index, gate))
+            {
+                self.decide_ahead(false, &[site], input, inputs);
+            }
+            for row in rows.clone() {
+                let x = &input[row * inputs..(row + 1) * inputs];
+                let Buffers { gate, picks, .. } = &mut buffers;
+                match self.decide((index, site, row), x, gate, picks) {
+                    Some((_, true)) => {
+                        picked.pick(place, row, picks);
+                        if first_time {
+                            self.record(index, (site, row), picks);
+                        }
+                    }
+                    Some((_, false)) if first_time => self.fallback_rows.push(row),
+                    _ => {}
+                }
+            }
+        }
+        self.picked = picked;
+    }
+
+    fn is_decided(&self, span: usize, gate: usize) -> bool {
+        self.shared.iter().any(|shared| shared.span == span && shared.gate == gate)
+    }
+
+    fn record(&mut self, span: usize, (site, row): (usize, usize), picks: &[(u32, f32)]) {
+        if self.spans[span].trace_from.is_some_and(|from| row >= from) {
+            let picks = SitePicks { site: site as u32, picks: picks.to_vec() };
+            self.recorded.push(Recorded { row, picks });
         }
     }
 
@@ -385,6 +451,9 @@ impl Hooks for Routing<'_> {
         if self.chunks.is_empty() {
             return;
         }
+        if group.kind == GroupKind::FeedForwardInput {
+            self.last_dense = Some(group.layer);
+        }
         let num_rows = outputs[0].values.len() / outputs[0].width;
         let inputs = input.len() / num_rows;
         let site_of = |projection| Site { layer: group.layer, projection }.index();
@@ -422,6 +491,15 @@ impl Hooks for Routing<'_> {
 
     fn routed(&mut self, layer: usize, logits: &[f32], choice: &mut ExpertChoice) {
         self.brought.choose(self.spans, layer, logits, choice);
+        let num_experts = logits.len() / choice.num_rows().max(1);
+        for span in self.spans.iter().filter(|span| span.trace_experts) {
+            for row in span.trace_from.map_or(0..0, |from| from..span.rows.end) {
+                let logits = logits[row * num_experts..(row + 1) * num_experts].to_vec();
+                let experts = choice.row(row).to_vec();
+                let at = LayerExperts { layer: layer as u32, logits, experts };
+                self.recorded_experts.push((row, at));
+            }
+        }
     }
 
     fn expert_projected(
@@ -436,6 +514,11 @@ impl Hooks for Routing<'_> {
 
     fn fed_forward(&mut self, layer: usize, input: &[f32], output: &mut [f32]) {
         self.brought.add((self.compute, self.activation), self.spans, layer, (input, output));
+        if self.spans.iter().any(|span| span.composition.has_feed_forwards) {
+            self.pick_feed_forwards(layer, input);
+            let by = (self.compute, self.activation);
+            self.picked.add(by, (self.spans, layer), (input, output));
+        }
     }
 
     fn embedded(&mut self, hidden: &mut [f32], scale: f32) {

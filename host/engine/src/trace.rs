@@ -23,6 +23,24 @@ pub struct SitePicks {
     pub picks: Vec<(u32, f32)>,
 }
 
+/// What a sparse layer of the base did with one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerExperts {
+    /// Layer number, from 0.
+    pub layer: u32,
+    /// Logits of the base's own router, one per expert.
+    pub logits: Vec<f32>,
+    /// Experts of the base that were run, with their weights, ascending.
+    pub experts: Vec<(u32, f32)>,
+}
+
+/// What is recorded of one row.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RowTrace {
+    pub(crate) picks: Vec<SitePicks>,
+    pub(crate) experts: Vec<LayerExperts>,
+}
+
 /// Adds up a request's picks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {

@@ -33,6 +33,7 @@ pub struct Decoder {
     pub(crate) local_rope: Option<RopeTable>,
     pub(crate) compute: Arc<Compute>,
     pub(crate) digest: [u8; 32],
+    pub(crate) weights_digest: [u8; 32],
 }
 
 #[derive(Debug)]
@@ -159,9 +160,14 @@ impl Decoder {
         &self.config
     }
 
-    /// SHA-256 over the files that the weights came from.
+    /// Identity of what it computes: the files' digest, and experts that were dropped.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
+    }
+
+    /// SHA-256 over the files that the weights came from.
+    pub fn weights_digest(&self) -> [u8; 32] {
+        self.weights_digest
     }
 
     /// The compute threads that steps run on.

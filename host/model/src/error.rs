@@ -48,6 +48,9 @@ pub enum Error {
         /// The shape that the configuration implies.
         expected: Vec<usize>,
     },
+    /// Experts that are to be kept are not those of the base.
+    #[error("experts that are kept: {0}")]
+    KeptExperts(String),
     /// A tensor holds a value that is not finite.
     #[error("tensor `{name}` holds a value that is not finite")]
     NotFinite {

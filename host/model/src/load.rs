@@ -5,6 +5,7 @@
 mod gguf_file;
 mod hugging_face;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,21 +53,70 @@ trait WeightSource {
 /// # Errors
 /// If files are missing or malformed, or the model needs something that is not implemented.
 pub fn load(path: &Path, compute: Arc<Compute>, progress: Progress<'_>) -> Result<Decoder, Error> {
+    load_keeping(path, compute, &KeptExperts::new(), progress)
+}
+
+/// The experts of sparse layers that are held in memory, ascending; all of a layer that is not named.
+pub type KeptExperts = BTreeMap<usize, Vec<u32>>;
+
+/// Loads a base model without some of its experts: they are never read, and no row can choose them.
+///
+/// # Errors
+/// As [`load`], and if an expert does not exist.
+pub fn load_keeping(
+    path: &Path,
+    compute: Arc<Compute>,
+    kept: &KeptExperts,
+    progress: Progress<'_>,
+) -> Result<Decoder, Error> {
     if path.is_dir() {
         let source = hugging_face::Directory::open(path, progress)?;
-        build(source, compute)
+        build(source, compute, kept)
     } else {
         let source = GgufFile::open(path, progress)?;
-        build(source, compute)
+        build(source, compute, kept)
     }
 }
 
-fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder, Error> {
+/// Refuses experts that are not there, and layers of which none would be left.
+fn check_kept(kept: &KeptExperts, config: &ModelConfig) -> Result<(), Error> {
+    for (&layer, experts) in kept {
+        let Some(mixture) = config.experts_at(layer) else {
+            return Err(Error::KeptExperts(format!(
+                "layer {layer}: the base has no experts there"
+            )));
+        };
+        let count = mixture.num_experts;
+        let ascend = experts.windows(2).all(|pair| pair[0] < pair[1]);
+        if experts.is_empty() || !ascend || experts.last().is_some_and(|&e| e as usize >= count) {
+            return Err(Error::KeptExperts(format!(
+                "layer {layer}: found {experts:?}, expected some of {count} experts, ascending"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What a base computes that lacks experts.
+fn identity(digest: [u8; 32], kept: &KeptExperts) -> [u8; 32] {
+    if kept.is_empty() {
+        return digest;
+    }
+    let text = format!("kept experts {kept:?}");
+    Sha256::new_with_prefix(digest).chain_update(text).finalize().into()
+}
+
+fn build(
+    mut source: impl WeightSource,
+    compute: Arc<Compute>,
+    kept: &KeptExperts,
+) -> Result<Decoder, Error> {
     let config = source.config().clone();
+    check_kept(kept, &config)?;
     let (vocab, hidden) = (config.vocab_size, config.hidden_size);
     let embeddings = source.matrix("model.embed_tokens.weight", vocab, hidden)?;
     let layers = (0..config.num_layers)
-        .map(|layer| build_layer(&mut source, &config, layer))
+        .map(|layer| build_layer(&mut source, &config, (layer, kept)))
         .collect::<Result<_, _>>()?;
     let head = match config.tied_embeddings {
         true => None,
@@ -82,7 +132,8 @@ fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder
         rope: RopeTable::new(&config.rope, config.head_dim),
         local_rope: config.local_rope.as_ref().map(|rope| RopeTable::new(rope, config.head_dim)),
         compute,
-        digest: source.digest(),
+        digest: identity(source.digest(), kept),
+        weights_digest: source.digest(),
         config,
     })
 }
@@ -90,7 +141,7 @@ fn build(mut source: impl WeightSource, compute: Arc<Compute>) -> Result<Decoder
 fn build_layer(
     source: &mut impl WeightSource,
     config: &ModelConfig,
-    layer: usize,
+    (layer, kept): (usize, &KeptExperts),
 ) -> Result<Layer, Error> {
     let prefix = format!("model.layers.{layer}");
     let mut linear = |projection: Projection| {
@@ -112,7 +163,10 @@ fn build_layer(
     let attention = [linear(q)?, linear(k)?, linear(v)?, linear(o)?];
     let feed_forward = match config.experts_at(layer) {
         None => FeedForward::Dense([linear(gate)?, linear(up)?, linear(down)?]),
-        Some(mixture) => FeedForward::Sparse(build_experts(source, config, (layer, mixture))?),
+        Some(mixture) => {
+            let kept = kept.get(&layer).map(Vec::as_slice);
+            FeedForward::Sparse(build_experts(source, config, (layer, mixture, kept))?)
+        }
     };
     let hidden = config.hidden_size;
     let mut named = |name: &str, len: usize| norm(source, &format!("{prefix}.{name}.weight"), len);
@@ -149,18 +203,24 @@ fn build_layer(
 fn build_experts(
     source: &mut impl WeightSource,
     config: &ModelConfig,
-    (layer, mixture): (usize, &Mixture),
+    (layer, mixture, kept): (usize, &Mixture, Option<&[u32]>),
 ) -> Result<Experts, Error> {
     let hidden = config.hidden_size;
     let prefix = format!("model.layers.{layer}.mlp");
     let plain = |matrix: Matrix| Linear { matrix, bias: None };
     let router = source.matrix(&format!("{prefix}.gate.weight"), mixture.num_experts, hidden)?;
+    let is_kept =
+        |expert: usize| kept.is_none_or(|kept| kept.binary_search(&(expert as u32)).is_ok());
     let mut routed = |expert: usize| {
+        if !is_kept(expert) {
+            return Ok(None);
+        }
         let mut linear = |projection: Projection| {
             let which = (expert, projection);
             source.expert(layer, which, mixture.expert_shape(hidden, which)).map(plain)
         };
-        Ok([linear(Projection::Gate)?, linear(Projection::Up)?, linear(Projection::Down)?])
+        let [gate, up, down] = [Projection::Gate, Projection::Up, Projection::Down];
+        Ok(Some([linear(gate)?, linear(up)?, linear(down)?]))
     };
     let routed = (0..mixture.num_experts).map(&mut routed).collect::<Result<_, Error>>()?;
     let shared = match mixture.shared_expert {

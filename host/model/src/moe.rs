@@ -16,8 +16,8 @@ use crate::site::{GroupKind, InputGroup, Projection};
 pub struct Experts {
     /// `[num_experts, hidden_size]`
     pub(crate) router: Linear,
-    /// Gate, up and down of each.
-    pub(crate) routed: Vec<[Linear; 3]>,
+    /// Gate, up and down of each; none of those that were dropped when the base was loaded.
+    pub(crate) routed: Vec<Option<[Linear; 3]>>,
     pub(crate) shared: Option<SharedExpert>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct SharedExpert {
 impl Experts {
     /// Experts without a shared one: a router, `[num_experts, hidden_size]`, and gate, up and down of each.
     pub fn new(router: Linear, routed: Vec<[Linear; 3]>) -> Self {
-        Self { router, routed, shared: None }
+        Self { router, routed: routed.into_iter().map(Some).collect(), shared: None }
     }
 
     /// The router's logits of some rows, `[rows, num_experts]`.
@@ -42,6 +42,18 @@ impl Experts {
         logits.resize(rows.len() * self.routed.len(), 0.0);
         let product = Product { weights: &self.router, rows, y: logits };
         project(compute, input, inner, &mut QuantisedRows::default(), &mut [product]);
+        self.mask(logits);
+    }
+
+    /// Takes experts that were dropped out of every softmax.
+    fn mask(&self, logits: &mut [f32]) {
+        if self.routed.iter().all(Option::is_some) {
+            return;
+        }
+        for row in logits.chunks_exact_mut(self.routed.len()) {
+            let dropped = row.iter_mut().zip(&self.routed).filter(|(_, expert)| expert.is_none());
+            dropped.for_each(|(logit, _)| *logit = f32::NEG_INFINITY);
+        }
     }
 
     /// What every routed expert makes of every row, chosen or not: `[num_experts, rows, hidden_size]`.
@@ -56,9 +68,11 @@ impl Experts {
         outputs.resize(self.routed.len() * input.len(), 0.0);
         let mut quantised = QuantisedRows::default();
         let (mut gate_values, mut up_values) = (Vec::new(), Vec::new());
-        for ([gate, up, down], y) in
-            self.routed.iter().zip(outputs.chunks_exact_mut(input.len().max(1)))
-        {
+        for (expert, y) in self.routed.iter().zip(outputs.chunks_exact_mut(input.len().max(1))) {
+            let Some([gate, up, down]) = expert else {
+                y.fill(0.0);
+                continue;
+            };
             let width = gate.matrix.outs();
             gate_values.resize(rows * width, 0.0);
             up_values.resize(rows * width, 0.0);
@@ -81,7 +95,7 @@ impl Experts {
     /// A projection of an expert; the shared one is numbered after the routed ones.
     pub fn linear(&self, expert: usize, projection: Projection) -> Option<&Linear> {
         let linears = match self.routed.get(expert) {
-            Some(linears) => linears,
+            Some(linears) => linears.as_ref()?,
             None if expert == self.routed.len() => &self.shared.as_ref()?.linears,
             None => return None,
         };
@@ -90,7 +104,7 @@ impl Experts {
 
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let shared = self.shared.iter().flat_map(|shared| &shared.linears);
-        [&self.router].into_iter().chain(self.routed.iter().flatten()).chain(shared)
+        [&self.router].into_iter().chain(self.routed.iter().flatten().flatten()).chain(shared)
     }
 }
 
@@ -213,11 +227,13 @@ struct Grouped {
 }
 
 impl Grouped {
-    fn fill(&mut self, choice: &ExpertChoice) {
+    /// Experts that `is_there` denies are passed over.
+    fn fill(&mut self, choice: &ExpertChoice, is_there: impl Fn(usize) -> bool) {
+        let picks = |row: usize| choice.row(row).iter().filter(|pick| is_there(pick.0 as usize));
         let rows = || 0..choice.num_rows();
-        let total = rows().map(|row| choice.row(row).len()).sum();
+        let total = rows().map(|row| picks(row).count()).sum();
         let mut starts = vec![0; choice.num_experts + 1];
-        for &(expert, _) in rows().flat_map(|row| choice.row(row)) {
+        for &(expert, _) in rows().flat_map(picks) {
             starts[expert as usize + 1] += 1;
         }
         self.ends.clear();
@@ -231,7 +247,7 @@ impl Grouped {
         self.slots.resize(total, (0, 0));
         self.weights.resize(total, 0.0);
         for row in rows() {
-            for &(expert, weight) in choice.row(row) {
+            for &(expert, weight) in picks(row) {
                 let slot = &mut starts[expert as usize];
                 self.slots[*slot] = (row as u32, expert);
                 self.weights[*slot] = weight;
@@ -276,10 +292,11 @@ impl SparseLayer<'_> {
         let router =
             Product { weights: &self.experts.router, rows: 0..num_rows, y: &mut buffers.logits };
         project(self.compute, input, hidden_size, quantised, &mut [router]);
+        self.experts.mask(&mut buffers.logits);
         buffers.choice.choose(&buffers.logits, self.mixture);
         hooks.routed(self.layer, &buffers.logits, &mut buffers.choice);
         output.fill(0.0);
-        buffers.grouped.fill(&buffers.choice);
+        buffers.grouped.fill(&buffers.choice, |expert| self.experts.routed[expert].is_some());
         self.add_experts(input, output, (quantised, hooks), buffers);
         if let Some(shared) = &self.experts.shared {
             let weight = |row: &[f32]| {
@@ -413,9 +430,11 @@ mod tests {
         choice.set(0, [(1, 0.5), (3, 0.5)]);
         choice.set(2, [(1, 1.0)]);
         let mut grouped = Grouped::default();
-        grouped.fill(&choice);
+        grouped.fill(&choice, |_| true);
         assert_eq!(grouped.slots, [(0, 1), (2, 1), (0, 3)]);
         assert_eq!(grouped.weights, [0.5, 1.0, 0.5]);
         assert_eq!(grouped.ends, [(1, 2), (3, 3)]);
+        grouped.fill(&choice, |expert| expert != 1);
+        assert_eq!((&grouped.slots[..], &grouped.ends[..]), (&[(0, 3)][..], &[(3, 1)][..]));
     }
 }

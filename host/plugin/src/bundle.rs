@@ -55,6 +55,8 @@ pub enum ModuleKinds {
     /// Plain low-rank products at linears: what programs can pick per row and what has A and B.
     #[default]
     LowRank,
+    /// Modules with feed-forwards of their own.
+    Experts,
     /// All kinds, soft prompts and edits among them: for routers that choose by card or name.
     Any,
 }

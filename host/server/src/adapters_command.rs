@@ -8,6 +8,7 @@ mod remote;
 mod sign;
 mod table;
 mod transform;
+mod upcycle;
 mod verify;
 
 use std::io::Write;
@@ -21,6 +22,7 @@ pub use encode::EncodeArgs;
 pub use merge::{MergeArgs, SignArg};
 pub use remote::{RemoteCommand, ServerArgs};
 pub use transform::TransformCommand;
+pub use upcycle::UpcycleArgs;
 pub use verify::VerifyArgs;
 
 /// What can be done with modules.
@@ -43,6 +45,8 @@ pub enum AdaptersCommand {
         #[arg(required = true)]
         modules: Vec<PathBuf>,
     },
+    /// Make experts of LoRA modules: the base's feed-forwards with their changes, for a router to mix.
+    Upcycle(UpcycleArgs),
     /// Show what a module is.
     Inspect {
         /// The module's directory.
@@ -135,6 +139,7 @@ pub fn run(command: &AdaptersCommand, out: &mut dyn Write) -> Result<(), String>
             let made = making::gen_know_sub(general, modules, folder).map_err(message)?;
             made.iter().try_for_each(|path| say(out, &path.display().to_string()))
         }
+        AdaptersCommand::Upcycle(args) => upcycle::run(args, out),
         AdaptersCommand::Inspect { directory, json } => inspect::run(directory, *json, out),
         AdaptersCommand::Encode(args) => encode::run(args, out),
         AdaptersCommand::Serving { server, command } => remote::run(server, command, out),
@@ -172,10 +177,11 @@ fn resolve(module: &str, folders: &[PathBuf]) -> Result<PathBuf, String> {
     })
 }
 
-/// A bar over the sites, on a terminal.
-fn bar() -> (ProgressBar, impl FnMut(usize, usize)) {
+/// A bar over sites or modules, on a terminal.
+fn bar(of: &str) -> (ProgressBar, impl FnMut(usize, usize) + use<>) {
     let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{elapsed} {wide_bar} {pos}/{len} sites") {
+    let template = format!("{{elapsed}} {{wide_bar}} {{pos}}/{{len}} {of}");
+    if let Ok(style) = ProgressStyle::with_template(&template) {
         bar.set_style(style);
     }
     let shown = bar.clone();

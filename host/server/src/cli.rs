@@ -43,7 +43,7 @@ enum Command {
     Generate(GenerateArgs),
     /// Fetch a base model into the cache and print its path.
     Pull {
-        /// A known name (`smollm2-135m-instruct`), `owner/name`, or `owner/name/file.gguf`.
+        /// A known name (`smollm2-135m-instruct`, `gemma-3-270m`), `owner/name`, or `owner/name/file.gguf`.
         model: String,
     },
     /// Measure prefill and decode of base, one LoRA, and a router.
@@ -87,6 +87,9 @@ struct ServeArgs {
     /// Name under which the base is served.
     #[arg(long, env = "POLYSKILL_SERVED_MODEL_NAME")]
     served_model_name: Option<String>,
+    /// An expert policy: of a sparse base, hold only the experts in memory that it keeps, for all requests.
+    #[arg(long, env = "POLYSKILL_KEEP_EXPERTS")]
+    keep_experts: Option<PathBuf>,
     /// Directory whose folders are modules (PEFT).
     #[arg(long, env = "POLYSKILL_ADAPTERS")]
     adapters: Vec<PathBuf>,
@@ -195,6 +198,7 @@ impl ServeArgs {
         let flags = self.clone();
         config.model = flags.model.or(config.model);
         config.served_model_name = flags.served_model_name.or(config.served_model_name);
+        config.keep_experts = flags.keep_experts.or(config.keep_experts);
         config.listen = flags.listen.or(config.listen);
         config.api_key = flags.api_key.or(config.api_key);
         config.admin_key = flags.admin_key.or(config.admin_key);

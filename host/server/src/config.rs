@@ -20,6 +20,8 @@ pub struct Config {
     pub model: Option<String>,
     /// The name under which the base is served.
     pub served_model_name: Option<String>,
+    /// An expert policy: of a sparse base, only the experts that it keeps are held in memory, for all requests.
+    pub keep_experts: Option<PathBuf>,
     /// Address of the public listener.
     pub listen: Option<String>,
     /// Directories whose folders are modules.

@@ -38,8 +38,15 @@ const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 /// # Errors
 /// A message for the user.
 pub fn run(service: &Service, options: &Options) -> Result<(), String> {
-    let messages = json!([{"role": "user", "content": options.prompt}]);
-    let prompt = service.text.encode_chat(&messages, true).map_err(|error| error.to_string())?;
+    let prompt = match service.text.has_template() {
+        true => {
+            let messages = json!([{"role": "user", "content": options.prompt}]);
+            service.text.encode_chat(&messages, true)
+        }
+        // A base that was never taught to chat goes on with the text.
+        false => service.text.encode(&options.prompt),
+    };
+    let prompt = prompt.map_err(|error| error.to_string())?;
     let composition =
         service.composer.compose(&options.selection).map_err(|error| error.to_string())?;
     let (sender, events) = std::sync::mpsc::channel();

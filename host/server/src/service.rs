@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use polyskill_adapters::Library;
+use polyskill_adapters::own::kept_experts;
 use polyskill_engine::{Composer, Engine, RouterRequest, Selection};
 use polyskill_model::{Compute, Decoder, load};
 
@@ -74,7 +75,9 @@ impl Service {
             0 => Compute::for_this_machine(),
             threads => Compute::new(threads),
         });
-        let model = load::load(&path, compute, &mut |done, total| {
+        let kept = config.keep_experts.as_deref().map(kept_experts).transpose();
+        let kept = kept.map_err(start_error)?.unwrap_or_default();
+        let model = load::load_keeping(&path, compute, &kept, &mut |done, total| {
             report(&format!("loading {} {} %", path.display(), 100 * done / total.max(1)));
         });
         let model = Arc::new(model.map_err(start_error)?);

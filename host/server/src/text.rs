@@ -122,6 +122,11 @@ impl TextModel {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// Whether the model says how a chat is written.
+    pub fn has_template(&self) -> bool {
+        self.template.is_some()
+    }
+
     /// Token ids of a chat, through the model's template.
     ///
     /// # Errors

@@ -2,24 +2,25 @@
 
 use std::sync::Arc;
 
-use polyskill_adapters::{Generation, Snapshot};
+use polyskill_adapters::{Generation, Kind, Snapshot};
 use polyskill_sdk::{ParameterError, Parameters, Pick, Request};
 
 use super::selection::{ComposeError, RouterRequest};
 use super::versions::Link;
 use crate::composition::RouterIdentity;
 use crate::health::OnFault;
-use crate::router_slot::RouterSlot;
+use crate::router_slot::{Offered, RouterSlot};
 
 /// The candidates that a router may be offered.
 pub(super) fn offered(snapshot: &Snapshot, slot: &RouterSlot, candidates: &[u32]) -> Vec<u32> {
-    if slot.settings.any_kind {
-        return candidates.to_vec();
-    }
     let all: Vec<&Arc<polyskill_adapters::Module>> =
         snapshot.iter().map(|(_, module)| module).collect();
-    let is_low_rank = |index: &u32| all[*index as usize].shape().is_low_rank();
-    candidates.iter().copied().filter(is_low_rank).collect()
+    let is_offered = |index: &u32| match slot.settings.offered {
+        Offered::Any => true,
+        Offered::LowRank => all[*index as usize].shape().is_low_rank(),
+        Offered::Experts => all[*index as usize].kind() == Kind::Expert,
+    };
+    candidates.iter().copied().filter(is_offered).collect()
 }
 
 /// Refuses parameters of routers that are not in the chain.

@@ -88,7 +88,7 @@ pub(super) fn run(args: &MergeArgs, out: &mut dyn Write) -> Result<(), String> {
         threads: args.threads.unwrap_or(cores),
         ..MergeOptions::new(method)
     };
-    let (bar, mut progress) = bar();
+    let (bar, mut progress) = bar("sites");
     let made = transform::merge(&inputs, &options, &args.out, &mut progress);
     bar.finish_and_clear();
     report(&made.map_err(message)?, "the weighted sum of the modules", out)

@@ -163,7 +163,7 @@ fn refine(
     refinement: Refinement,
     dtype: DtypeArg,
 ) -> Result<transform::Made, String> {
-    let (bar, mut progress) = bar();
+    let (bar, mut progress) = bar("sites");
     let made =
         transform::refine(&paths.module, refinement, dtype.into(), &paths.out, &mut progress);
     bar.finish_and_clear();

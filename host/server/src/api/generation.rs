@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use polyskill_engine::{
-    Composition, Event, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId,
-    SamplingParams, TokenEvent, TraceLevel,
+    Composition, Event, FinishReason, Finished, LayerExperts, Logprob, PromptLogprob, Request,
+    RequestId, SamplingParams, SitePicks, TokenEvent, TraceLevel,
 };
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -177,17 +177,15 @@ impl Generation {
     }
 
     fn token(&mut self, event: TokenEvent) -> Delta {
-        let TokenEvent { token, logprob, routing } = event;
-        if !routing.is_empty() {
-            let sites: Vec<Json> = routing
-                .iter()
-                .map(|at| {
-                    let site = polyskill_model::Site::from_index(at.site as usize);
-                    json!({"layer": site.layer, "site": site.projection.name(), "picks": at.picks})
-                })
-                .collect();
+        let TokenEvent { token, logprob, routing, experts } = event;
+        if !routing.is_empty() || !experts.is_empty() {
             let text = self.service.text.token_text(token);
-            self.trace.push(json!({"token": token, "text": text, "sites": sites}));
+            let sites: Vec<Json> = routing.iter().map(site_trace).collect();
+            let mut trace = json!({"token": token, "text": text, "sites": sites});
+            if !experts.is_empty() {
+                trace["experts"] = experts.iter().map(expert_trace).collect();
+            }
+            self.trace.push(trace);
         }
         if self.stop_tokens.contains(&token) {
             return Delta { tokens: vec![(token, logprob)], ..Delta::default() };
@@ -223,6 +221,17 @@ impl Drop for Generation {
             self.service.engine.handle().cancel(self.id);
         }
     }
+}
+
+/// The picks at one site.
+fn site_trace(at: &SitePicks) -> Json {
+    let site = polyskill_model::Site::from_index(at.site as usize);
+    json!({"layer": site.layer, "site": site.projection.name(), "picks": at.picks})
+}
+
+/// What a sparse layer of the base did.
+fn expert_trace(at: &LayerExperts) -> Json {
+    json!({"layer": at.layer, "site": "moe", "logits": at.logits, "experts": at.experts})
 }
 
 /// A whole generation, collected.
