@@ -102,7 +102,7 @@ pub enum Place {
 
 /// Where the experiment puts the unit: the holdout first, then the layer's share, then the arm by weights. In the shadow
 /// modes every unit of the experiment is served by the control, so the arm says nothing there; a bandit takes the arm from
-/// [`crate::bandit::choose`].
+/// [`crate::bandit::Rule::choose`].
 pub fn place(declaration: &Declaration, unit: &str) -> Place {
     if is_held_out(declaration.holdout, unit) {
         return Place::HeldOut;

@@ -65,7 +65,7 @@ pub struct Outcome {
 }
 
 impl Totals {
-    /// Counts a request of a unit.
+    /// Counts a request of a unit; in the shadow modes once for each arm that it was run under.
     pub fn request(&mut self, arm: &str, unit: &str, outcome: Outcome) {
         let totals = self.arm(arm);
         totals.requests += 1;

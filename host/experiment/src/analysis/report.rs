@@ -1,7 +1,7 @@
 //! The report of an experiment: from totals to a value that is written as JSON and drawn by a page.
 //!
-//! Field names are part of the interface. Numbers that are unknown or unbounded are `null`; a comparison is left out until
-//! both of its arms have two units with the metric.
+//! Field names are part of the interface. Numbers that are unknown are `null`; a comparison is left out until both of its
+//! arms have two units with the metric.
 //!
 //! In the shadow modes units are seen under several arms, so differences are those of pairs and shares of units say
 //! nothing. In mode `bandit` the shares move with the rewards, so they are not checked either, and intervals are those of
@@ -183,10 +183,7 @@ pub fn report(
         metric.history = extended(old, points(metric, situation.now));
     }
     let verdict = if sample_ratio.mismatch {
-        let reason = format!(
-            "units were not dealt as declared: {:?} by shares {:?}, p = {:.1e}",
-            sample_ratio.observed, sample_ratio.expected, sample_ratio.p_value
-        );
+        let reason = verdict::mismatch(&sample_ratio);
         Verdict { state: State::Blocked, arm: None, reason }
     } else {
         verdict::overall(declaration, &metrics)

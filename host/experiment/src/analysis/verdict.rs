@@ -1,8 +1,11 @@
 //! What may be concluded: of one comparison, of the experiment, and of an arm that does harm.
+//!
+//! A verdict may be acted on at the look that first gives it: the error rate covers all looks. Later looks read their own
+//! intervals, so a caller who goes on may see a narrow verdict become undecided again.
 
 use serde::Serialize;
 
-use super::report::{Comparison, MetricReport, Report};
+use super::report::{Comparison, MetricReport, Report, SampleRatio};
 use crate::declaration::Declaration;
 
 /// What may be concluded of one comparison.
@@ -178,6 +181,18 @@ fn standing<'a>(arm: &'a str, metrics: &'a [MetricReport], breaches: &'a [Breach
 fn loss(standing: &Standing<'_>) -> String {
     let names: Vec<&str> = standing.worse.iter().chain(&standing.breached).copied().collect();
     format!("`{}` is worse in {}", standing.arm, list(&names))
+}
+
+/// Why a mismatch blocks the experiment.
+pub(super) fn mismatch(found: &SampleRatio) -> String {
+    let pairs = found.observed.iter().zip(&found.expected);
+    let parts: Vec<String> =
+        pairs.map(|(units, share)| format!("{units} by a share of {}", short(*share))).collect();
+    format!(
+        "units were not dealt as declared: {} (always-valid p-value {:.0e})",
+        parts.join(", "),
+        found.p_value
+    )
 }
 
 /// What an undecided experiment waits for.

@@ -53,7 +53,12 @@ pub(super) fn validate(declaration: &Declaration) -> Result<(), Vec<String>> {
         Some(settings) => bandit(&mut problems, declaration, settings),
         None => {
             let holds = declaration.mode != Mode::Bandit;
-            problems.expect(holds, "bandit", (), "settings where `mode` is `bandit`");
+            problems.expect(
+                holds,
+                "bandit",
+                format_args!("missing"),
+                "settings where `mode` is `bandit`",
+            );
         }
     }
     problems.result()

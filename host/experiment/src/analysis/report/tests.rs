@@ -104,6 +104,8 @@ fn nothing_is_decided_below_the_minimum_or_by_unequal_dealing() {
     let skewed = at(&declaration, &filled(&[("old", 300, 0.0), ("new", 500, 1.0)]));
     assert!(skewed.sample_ratio.mismatch);
     assert_eq!(skewed.verdict.state, State::Blocked);
+    let reason = &skewed.verdict.reason;
+    assert!(reason.contains("300 by a share of 0.500, 500 by a share of 0.500"), "{reason}");
     assert_eq!(skewed.metrics[0].comparisons[0].verdict, Comparative::Blocked);
 }
 
