@@ -9,7 +9,7 @@ import { summaryShares } from "./traces.js";
 export function replyCard(title) {
   const body = element("div", { class: "answer" });
   const foot = element("div", { class: "reply-foot" });
-  const node = element("article", { class: "message reply", "aria-label": title }, element("h3", null, title), body, foot);
+  const node = element("article", { class: "message reply", "aria-label": title }, element("h2", null, title), body, foot);
   const plain = element("p", { class: "plain-text" }, "…");
   body.append(plain);
   return {

@@ -83,13 +83,19 @@ function listen(list, tokens, trace) {
   });
 }
 
+function bar(one, largest) {
+  const inner = element("span", { class: `bar-inner hue-${mark(one.name).hue}` });
+  inner.style.width = `${(100 * Math.abs(one.weight)) / largest}%`;
+  return element("span", { class: "bar-outer", "aria-hidden": "true" }, inner);
+}
+
 /** Modules with their shares and bars, largest first. */
 export function legend(shares, most = 12) {
   if (shares.length === 0) return element("p", { class: "hint" }, "No module acted on this answer.");
   const largest = Math.max(...shares.map((one) => Math.abs(one.weight)), 1e-9);
   const rows = shares.slice(0, most).map((one) => element("li", null, sample(one.name),
     element("span", { class: "name" }, one.name),
-    element("meter", { min: "0", max: String(largest), value: String(Math.abs(one.weight)), "aria-label": `Share of ${one.name}` }, percent(one.weight)),
+    bar(one, largest),
     element("span", { class: "number" }, percent(one.weight, 1))));
   const rest = shares.length - rows.length;
   return element("div", null, element("ul", { class: "legend", "aria-label": "Modules with their shares" }, rows),

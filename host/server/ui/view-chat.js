@@ -74,7 +74,7 @@ async function send(chat) {
   const turns = chat.turns;
   turns.push(turn);
   const question = element("article", { class: "message question", "aria-label": "Your message" },
-    element("h3", null, "You"), element("p", { class: "plain-text" }, text));
+    element("h2", null, "You"), element("p", { class: "plain-text" }, text));
   const card = replyCard(described(settings));
   turn.nodes = [question, card.node];
   chat.log.append(question, card.node);

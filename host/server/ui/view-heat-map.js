@@ -16,7 +16,7 @@ export function create() {
   const view = parts();
   view.group.addEventListener("change", () => render(view));
   view.opacity.addEventListener("change", () => render(view));
-  view.choice.addEventListener("change", () => (location.hash = `#/heat-map/${view.choice.value}`));
+  view.choice.addEventListener("change", () => show(view, view.choice.value));
   view.tableHolder.addEventListener("toggle", () => renderTable(view));
   onReply(() => refresh(view));
   document.addEventListener("themechange", () => view.map.repaint());

@@ -2,7 +2,7 @@
 
 import { json } from "./api.js";
 import { adminView, changeButton } from "./admin-view.js";
-import { element, facts, field, fill, notice, table } from "./dom.js";
+import { announce, element, facts, field, fill, notice, table } from "./dom.js";
 import { bytes, count, digest, seconds } from "./format.js";
 import { register } from "./palette.js";
 import { refreshChoices } from "./settings.js";
@@ -76,7 +76,7 @@ function form(title, fields, label, change, refresh) {
     try {
       const words = await change();
       await refresh();
-      fill(said, notice("info", words));
+      announce(words);
     } catch (error) {
       fill(said, notice("error", error.message));
     }
