@@ -8,10 +8,11 @@ const WIDTH = 380;
 const HEIGHT = 170;
 const MARGIN = { left: 46, right: 10, top: 18, bottom: 24 };
 
-/** `series` is a list of `{ name, points }`; a point is `{ at, value }`, with `at` in seconds and null for no value. */
-export function lineChart({ title, unit, series, from, to }) {
+/** `series` is a list of `{ name, points }`; a point is `{ at, value }`, with `at` in seconds and null for no value.
+ * The axis reaches to `least` at least. */
+export function lineChart({ title, unit, least = 0, series, from, to }) {
   const values = series.flatMap((one) => one.points.map((point) => point.value)).filter((value) => value !== null);
-  const high = top(Math.max(0, ...values));
+  const high = top(Math.max(least, ...values));
   const across = linear([from, to], [MARGIN.left, WIDTH - MARGIN.right]);
   const up = linear([0, high], [HEIGHT - MARGIN.bottom, MARGIN.top]);
   const lines = series.map((one, at) => line(one.points, across, up, at));

@@ -72,7 +72,7 @@ export function table(caption, columns, rows) {
     const others = rest.map((cell) => element("td", numeric(cell) ? { class: "number" } : null, cell));
     return element("tr", null, element("th", { scope: "row" }, first), others);
   });
-  const whole = element("table", null, element("caption", null, caption),
+  const whole = element("table", null, element("caption", { class: "for-readers" }, caption),
     element("thead", null, element("tr", null, head)), element("tbody", null, body));
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, whole);
 }

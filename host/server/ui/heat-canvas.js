@@ -24,12 +24,14 @@ export function heatCanvas(onCell, onLeave) {
   canvas.addEventListener("mousemove", (event) => point(map, event));
   canvas.addEventListener("mouseleave", onLeave);
   new ResizeObserver(() => paint(map)).observe(node);
-  return { node, show: (data) => show(map, data), repaint: () => paint(map) };
+  return { node, show: (data) => show(map, data), most: () => map.most, repaint: () => paint(map) };
 }
 
 /** `rows` has `{ token, text, cells }`; a cell is a list of picks, strongest first. */
 function show(map, { rows, layers, opacity }) {
   Object.assign(map, { rows, layers, opacity });
+  // The strongest cell is opaque, so that small weights can be told apart too.
+  map.most = Math.max(1e-6, ...rows.flatMap((row) => row.cells.map((picks) => valueOf(map, picks))));
   map.at.token = Math.min(map.at.token, Math.max(0, rows.length - 1));
   map.at.layer = Math.min(map.at.layer, Math.max(0, layers - 1));
   paint(map);
@@ -54,6 +56,7 @@ function paint(map) {
   pen.scale(ratio, ratio);
   const style = getComputedStyle(map.node);
   pen.ink = style.color;
+  pen.ground = parts(getComputedStyle(document.body).backgroundColor);
   pen.font = `12px ${style.fontFamily}`;
   pen.textBaseline = "middle";
   heads(map, pen);
@@ -82,18 +85,32 @@ function paintRow(map, pen, row, at, colours) {
     if (picks.length === 0) return;
     const name = picks[0].name;
     if (!colours.has(name)) colours.set(name, colour(name));
-    const value = map.opacity === "margin" ? margin(picks) : Math.abs(picks[0].weight);
-    paintCell(pen, label + layer * cell, top, cell, colours.get(name), name, value);
+    paintCell(pen, label + layer * cell, top, cell, colours.get(name), name, valueOf(map, picks) / map.most);
   });
 }
 
+function valueOf(map, picks) {
+  return map.opacity === "margin" ? margin(picks) : Math.abs(picks[0]?.weight ?? 0);
+}
+
+function parts(colour) {
+  return colour.match(/[\d.]+/g).slice(0, 3).map(Number);
+}
+
+/** Black or white, whichever reads better on a colour over the ground. */
+function inkOn(pen, fill, alpha) {
+  const mixed = parts(fill).map((part, at) => part * alpha + pen.ground[at] * (1 - alpha));
+  return 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2] > 140 ? "#000" : "#fff";
+}
+
 function paintCell(pen, left, top, width, fill, name, value) {
-  pen.globalAlpha = Math.max(0.12, Math.min(1, value));
+  const alpha = Math.max(0.12, Math.min(1, value));
+  pen.globalAlpha = alpha;
   pen.fillStyle = fill;
   pen.fillRect(left + 0.5, top + 0.5, width - 1, ROW - 1);
   pen.globalAlpha = 1;
   if (width >= 24) {
-    pen.fillStyle = pen.ink;
+    pen.fillStyle = inkOn(pen, fill, alpha);
     pen.textAlign = "center";
     pen.fillText(mark(name).code, left + width / 2, top + ROW / 2 + 1);
   } else {

@@ -8,6 +8,8 @@ import { hideTip, showTip } from "./tip.js";
 import { tokenShares } from "./traces.js";
 
 const MAX_PICKS = 8;
+/** Tokens of the chat template, such as the end of a turn. */
+const SPECIAL = /^<.+>$/;
 
 /** A module's sample: its code on its mark. */
 export function sample(name) {
@@ -39,7 +41,7 @@ export function tokenList(reply) {
     const picks = tokenShares(trace, at);
     const name = picks[0]?.name ?? null;
     const node = element("span", {
-      class: `token ${name ? markClass(name) : "plain"}`, role: "option", "aria-selected": "false",
+      class: `token ${name ? markClass(name) : "plain"}${SPECIAL.test(token.text) ? " special" : ""}`, role: "option", "aria-selected": "false",
       tabindex: at === 0 ? "0" : "-1", "data-code": name && name !== before ? mark(name).code : null,
       "data-module": name ?? "", "aria-label": `${visible(token.text)}: ${pickWords(picks)}`,
     }, token.text.replaceAll("\n", "↵\n"));
@@ -94,7 +96,7 @@ export function legend(shares, most = 12) {
   if (shares.length === 0) return element("p", { class: "hint" }, "No module acted on this answer.");
   const largest = Math.max(...shares.map((one) => Math.abs(one.weight)), 1e-9);
   const rows = shares.slice(0, most).map((one) => element("li", null, sample(one.name),
-    element("span", { class: "name" }, one.name),
+    element("span", { class: "name", title: one.name }, one.name),
     bar(one, largest),
     element("span", { class: "number" }, percent(one.weight, 1))));
   const rest = shares.length - rows.length;

@@ -80,11 +80,11 @@ function render(view) {
   view.rows = rowsOf(view);
   view.cell = null;
   const picked = view.rows.some((row) => row.cells.some((cell) => cell.length > 0));
+  view.map.show({ rows: view.rows, layers: shown.trace.layers, opacity: view.opacity.value });
   fill(view.summary, element("p", { class: "hint" },
     `${count(shown.trace.tokens.length, "token")} by ${count(shown.trace.layers, "layer")}, sites: ${shown.trace.sites.join(", ") || "none"}. `,
-    picked ? "Point at a cell, or move with the arrow keys." : "No module acted at these sites."));
+    picked ? `The most opaque cell stands for ${decimal(view.map.most(), 2)}. Point at a cell, or move with the arrow keys.` : "No module acted at these sites."));
   pages(view, shown.trace.tokens.length);
-  view.map.show({ rows: view.rows, layers: shown.trace.layers, opacity: view.opacity.value });
   fill(view.legend, element("h2", null, "Modules"), legend(summaryShares(shown.report)));
   fill(view.detail, element("h2", null, "Cell"), element("p", { class: "hint" }, "No cell is chosen."));
   renderTable(view);

@@ -26,12 +26,12 @@ const CHARTS = [
       ["rows computed", (before, now, seconds) => rate(before, now, "polyskill:engine_rows_total", seconds)]],
   },
   {
-    title: "Requests", unit: "requests", series: [
+    title: "Requests", unit: "requests", least: 4, series: [
       ["running", (_, now) => total(now, "vllm:num_requests_running")],
       ["waiting", (_, now) => total(now, "vllm:num_requests_waiting")]],
   },
   {
-    title: "Faults of routers", unit: "faults", series: [
+    title: "Faults of routers", unit: "count", least: 4, series: [
       ["faults", (before, now) => growth(before, now, "polyskill:router_faults")],
       ["invalid rows", (before, now) => growth(before, now, "polyskill:router_invalid_rows")],
       ["rows on the base", (before, now) => growth(before, now, "polyskill:router_fallback_rows_total")]],
@@ -48,7 +48,7 @@ function quantiles(name) {
     const value = quantile(before, now, name, share);
     return value === null ? null : 1000 * value;
   };
-  return [["median", of(0.5)], ["95th of 100", of(0.95)]];
+  return [["median", of(0.5)], ["95th percentile", of(0.95)]];
 }
 
 export function create() {
@@ -98,8 +98,8 @@ function render(view) {
   if (!latest) return;
   const from = latest.at - Math.min(SHOWN, Math.max(30, latest.at - view.readings[0].at));
   const shown = view.readings.filter((reading) => reading.at >= from);
-  fill(view.charts, CHARTS.map(({ title, unit, series }) => lineChart({
-    title, unit, from, to: latest.at,
+  fill(view.charts, CHARTS.map(({ title, unit, least, series }) => lineChart({
+    title, unit, least, from, to: latest.at,
     series: series.map(([name, value]) => ({ name, points: shown.map((reading) => point(view, reading, value)) })),
   })));
   renderNow(view, latest.series);
