@@ -7,6 +7,8 @@ import { linear, ticks, top } from "./scale.js";
 const WIDTH = 380;
 const HEIGHT = 170;
 const MARGIN = { left: 46, right: 10, top: 18, bottom: 24 };
+/** Units that need no repeating beside each value. */
+const COUNTS = new Set(["requests", "count"]);
 
 /** `series` is a list of `{ name, points }`; a point is `{ at, value }`, with `at` in seconds and null for no value.
  * The axis reaches to `least` at least. */
@@ -67,7 +69,7 @@ function key(series, unit) {
     const value = last(one.points);
     return element("li", null, svg("svg", { viewBox: "0 0 24 8", class: "key-line", "aria-hidden": "true" },
       svg("path", { d: "M0 4L24 4", class: `line series-${number}` })), `${one.name} `,
-    element("strong", null, value === null ? "–" : `${short(value)} ${unit}`));
+    element("strong", null, value === null ? "–" : COUNTS.has(unit) ? short(value) : `${short(value)} ${unit}`));
   }));
 }
 

@@ -33,7 +33,7 @@ function parts() {
   const chat = {
     form: settingsForm("Settings of the chat"),
     log: element("div", { class: "conversation codes" }),
-    prompt: element("textarea", { rows: "3", placeholder: "Ask something" }),
+    prompt: element("textarea", { rows: "2", placeholder: "Ask something" }),
     codes: element("input", { type: "checkbox", checked: true }),
     problem: element("div"),
   };
@@ -91,6 +91,7 @@ async function answer(chat, turns, turn, card, settings) {
   const reply = await generate(settings, asked, { signal: running.signal, onText: card.text });
   turn.reply = keep(reply, "chat", turn.prompt);
   card.finish(reply);
+  card.node.scrollIntoView({ block: "nearest" });
   if (reply.trace) {
     card.node.append(element("a", { class: "link-button", href: `#/heat-map/${reply.number}` }, "Heat map of this answer"));
   }

@@ -34,7 +34,7 @@ function summary(library) {
 
 function modules(library, refresh) {
   if (library.modules.length === 0) return element("p", { class: "empty" }, "The library is empty. Load a module below, or start the server with --adapters DIR.");
-  const columns = ["Module", "Kind", "Generation", "Tags", "Weights", "Size", "Leases", "Pinned", "Found / read / made room", "Source", "Change"];
+  const columns = ["Module", "Change", "Kind", "Generation", "Tags", "Weights", "Size", "Leases", "Pinned", "Found / read / made room", "Source"];
   return table("Modules", columns, library.modules.map((module) => row(module, refresh)));
 }
 
@@ -42,11 +42,22 @@ function row(module, refresh) {
   const generation = element("code", { title: module.generation }, digest(module.generation));
   const name = element("span", { class: "module-name", title: module.description ?? "" }, sample(module.name), ` ${module.name}`);
   const residency = module.tier === "memory" ? "in memory" : `on ${module.tier}`;
-  const source = module.source ? element("span", { class: "source", title: module.source }, String(module.source)) : "–";
-  return [name, module.kind, generation, module.tags.join(", ") || "–", residency, bytes(module.bytes), String(module.leases),
+  const source = module.source ? element("span", { class: "source", title: module.source }, shortSource(String(module.source))) : "–";
+  return [name, changes(module, refresh), module.kind, generation, tags(module.tags), residency, bytes(module.bytes), String(module.leases),
     module.pinned ? "yes" : "no", `${module.hits} / ${module.loads} / ${module.evictions}`,
-    [source, module.load_seconds !== null && element("span", { class: "hint" }, ` loaded in ${seconds(module.load_seconds)}`)],
-    changes(module, refresh)];
+    [source, module.load_seconds !== null && element("span", { class: "hint" }, ` loaded in ${seconds(module.load_seconds)}`)]];
+}
+
+/** Tags; what stands before a colon is for machines, and shown on pointing only. */
+function tags(all) {
+  const plain = all.filter((tag) => !tag.includes(":"));
+  return element("span", { title: all.join(", ") }, plain.join(", ") || "–");
+}
+
+/** The last two parts of a path. */
+function shortSource(source) {
+  const parts = source.split("/").filter(Boolean);
+  return parts.length > 2 ? `…/${parts.slice(-2).join("/")}` : source;
 }
 
 function changes(module, refresh) {
