@@ -39,7 +39,11 @@ async function experiment(page, stopped) {
   await shown.waitFor();
   assert.match(await shown.innerText(), /Undecided: the intervals of `correct` hold zero/);
   assert.match(await shown.innerText(), /The units are split as planned/);
-  assert.equal(await shown.locator(".forest .interval.always").count(), 6, "two always-valid intervals with their ends");
+  assert.equal(
+    await shown.locator(".forest .interval.always").count(),
+    6,
+    "two always-valid intervals with their ends",
+  );
   assert.equal(await shown.locator(".forest .zero").count(), 4, "a zero line in each plot");
   assert.equal(await shown.locator(".history .band").count(), 2, "an interval over time per metric");
   await shown.getByRole("button", { name: "Stop the experiment" }).click();
@@ -61,13 +65,23 @@ export async function hostile(page) {
   const models = { data: [model("base", "base"), model(HOSTILE, "lora")] };
   const site = { layer: 0, site: "q_proj", picks: [[0, 1]] };
   const report = {
-    composition: "00".repeat(32), router: { name: HOSTILE, digest: HOSTILE }, modules: [{ name: HOSTILE, generation: HOSTILE }],
-    served: "fallback", fallback_reason: HOSTILE, routing: { share: { [HOSTILE]: 1 }, tokens: [{ token: 1, text: HOSTILE, sites: [site] }] },
+    composition: "00".repeat(32),
+    router: { name: HOSTILE, digest: HOSTILE },
+    modules: [{ name: HOSTILE, generation: HOSTILE }],
+    served: "fallback",
+    fallback_reason: HOSTILE,
+    routing: { share: { [HOSTILE]: 1 }, tokens: [{ token: 1, text: HOSTILE, sites: [site] }] },
   };
   await page.route("**/v1/models", (route) => route.fulfill({ json: models }));
-  await page.route("**/v1/chat/completions", (route) => route.fulfill(stream(
-    { choices: [{ delta: { content: HOSTILE } }] }, { choices: [{ delta: {}, finish_reason: "stop" }], polyskill: report },
-    { choices: [], usage: { prompt_tokens: 1, completion_tokens: 1 } })));
+  await page.route("**/v1/chat/completions", (route) =>
+    route.fulfill(
+      stream(
+        { choices: [{ delta: { content: HOSTILE } }] },
+        { choices: [{ delta: {}, finish_reason: "stop" }], polyskill: report },
+        { choices: [], usage: { prompt_tokens: 1, completion_tokens: 1 } },
+      ),
+    ),
+  );
   await page.reload();
   await view(page, "chat", "Chat");
   await page.getByRole("textbox", { name: "Message" }).fill(HOSTILE);

@@ -13,9 +13,19 @@ const url = (process.env.POLYSKILL_URL ?? "http://127.0.0.1:8080").replace(/\/$/
 const admin = process.env.POLYSKILL_ADMIN_KEY;
 const folder = process.argv[2];
 
-const VIEWS = [["chat", "Chat"], ["heat-map", "Heat map"], ["compare", "Side by side"], ["library", "Library"],
-  ["plugins", "Plugins"], ["live", "Live"], ["experiments", "Experiments"]];
-const SIZES = [[1280, 800], [400, 800]];
+const VIEWS = [
+  ["chat", "Chat"],
+  ["heat-map", "Heat map"],
+  ["compare", "Side by side"],
+  ["library", "Library"],
+  ["plugins", "Plugins"],
+  ["live", "Live"],
+  ["experiments", "Experiments"],
+];
+const SIZES = [
+  [1280, 800],
+  [400, 800],
+];
 let failed = 0;
 
 async function check(name, run) {
@@ -39,8 +49,17 @@ async function order(page) {
 async function drive(browser, files, theme) {
   const opened = await openPage(browser, { url, files, theme, width: 1280, height: 800 });
   const { page, problems } = opened;
-  const steps = { order, chat: views.chat, heatMap: views.heatMap, compare: views.compare, keys: views.keys, library: views.library,
-    plugins: views.plugins, live: views.live, experiments: madeUp.experiments };
+  const steps = {
+    order,
+    chat: views.chat,
+    heatMap: views.heatMap,
+    compare: views.compare,
+    keys: views.keys,
+    library: views.library,
+    plugins: views.plugins,
+    live: views.live,
+    experiments: madeUp.experiments,
+  };
   for (const [name, step] of Object.entries(steps)) await check(`${theme}: ${name}`, () => step(page, { admin }));
   await check(`${theme}: looks`, () => looks(page, theme));
   await check(`${theme}: no errors, no other hosts`, () => assert.deepEqual(problems, []));

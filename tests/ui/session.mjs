@@ -43,11 +43,13 @@ export async function openPage(browser, { url, files, theme, width, height }) {
   page.on("pageerror", (error) => problems.push(`exception: ${error.message}`));
   page.on("console", (message) => {
     const at = message.location().url;
-    if (["error", "warning"].includes(message.type()) && !expected(at)) problems.push(`${message.type()}: ${message.text()} (${at})`);
+    if (["error", "warning"].includes(message.type()) && !expected(at))
+      problems.push(`${message.type()}: ${message.text()} (${at})`);
   });
   page.on("request", (request) => {
     const address = request.url();
-    if (!address.startsWith("data:") && new URL(address).origin !== new URL(url).origin) problems.push(`request to ${address}`);
+    if (!address.startsWith("data:") && new URL(address).origin !== new URL(url).origin)
+      problems.push(`request to ${address}`);
   });
   if (files) await page.route((address) => address.pathname === "/ui" || address.pathname.startsWith("/ui/"), standIn);
   await page.goto(`${url}/ui`);

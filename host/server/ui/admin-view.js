@@ -55,8 +55,14 @@ function confirmed(question, label) {
   const dialog = element("dialog", { "aria-label": label }, element("p", null, question));
   document.body.append(dialog);
   return new Promise((resolve) => {
-    dialog.append(element("div", { class: "row" }, button(label, () => dialog.close("yes"), { class: "danger" }),
-      button("Cancel", () => dialog.close(""), { autofocus: true })));
+    dialog.append(
+      element(
+        "div",
+        { class: "row" },
+        button(label, () => dialog.close("yes"), { class: "danger" }),
+        button("Cancel", () => dialog.close(""), { autofocus: true }),
+      ),
+    );
     dialog.addEventListener("close", () => {
       dialog.remove();
       resolve(dialog.returnValue === "yes");

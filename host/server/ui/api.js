@@ -51,8 +51,10 @@ function headers(path, body) {
 
 async function send(path, { method, body, signal } = {}) {
   const options = {
-    method: method ?? (body === undefined ? "GET" : "POST"), signal,
-    headers: headers(path, body), body: body === undefined ? undefined : JSON.stringify(body),
+    method: method ?? (body === undefined ? "GET" : "POST"),
+    signal,
+    headers: headers(path, body),
+    body: body === undefined ? undefined : JSON.stringify(body),
   };
   let response;
   try {

@@ -18,10 +18,21 @@ export function lineChart({ title, unit, least = 0, series, from, to }) {
   const across = linear([from, to], [MARGIN.left, WIDTH - MARGIN.right]);
   const up = linear([0, high], [HEIGHT - MARGIN.bottom, MARGIN.top]);
   const lines = series.map((one, at) => line(one.points, across, up, at));
-  const plot = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "chart", role: "img", "aria-label": words(title, unit, series) },
-    valueAxis(high, unit, up), timeAxis(from, to, across), lines);
+  const plot = svg(
+    "svg",
+    { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "chart", role: "img", "aria-label": words(title, unit, series) },
+    valueAxis(high, unit, up),
+    timeAxis(from, to, across),
+    lines,
+  );
   const empty = values.length === 0 ? element("p", { class: "hint" }, "Nothing happened in this time.") : null;
-  return element("figure", { class: "panel chart-panel" }, element("figcaption", null, element("h2", null, title), key(series, unit)), plot, empty);
+  return element(
+    "figure",
+    { class: "panel chart-panel" },
+    element("figcaption", null, element("h2", null, title), key(series, unit)),
+    plot,
+    empty,
+  );
 }
 
 function line(points, across, up, number) {
@@ -36,10 +47,18 @@ function line(points, across, up, number) {
     const [x, y] = [across(at).toFixed(1), up(value).toFixed(1)];
     path += `${open ? "L" : "M"}${x} ${y}`;
     const alone = !open && (points[index + 1]?.value ?? null) === null;
-    if (alone || index === points.length - 1) dots.push(svg("circle", { cx: x, cy: y, r: 2.5, class: `dot series-${number}` }));
+    if (alone || index === points.length - 1)
+      dots.push(svg("circle", { cx: x, cy: y, r: 2.5, class: `dot series-${number}` }));
     open = true;
   });
-  return [svg("path", { d: path || "M0 0", class: `line series-${number}`, "data-points": points.filter((point) => point.value !== null).length }), dots];
+  return [
+    svg("path", {
+      d: path || "M0 0",
+      class: `line series-${number}`,
+      "data-points": points.filter((point) => point.value !== null).length,
+    }),
+    dots,
+  ];
 }
 
 function valueAxis(high, unit, up) {
@@ -65,12 +84,24 @@ function last(points) {
 }
 
 function key(series, unit) {
-  return element("ul", { class: "series" }, series.map((one, number) => {
-    const value = last(one.points);
-    return element("li", null, svg("svg", { viewBox: "0 0 24 8", class: "key-line", "aria-hidden": "true" },
-      svg("path", { d: "M0 4L24 4", class: `line series-${number}` })), `${one.name} `,
-    element("strong", null, value === null ? "–" : COUNTS.has(unit) ? short(value) : `${short(value)} ${unit}`));
-  }));
+  return element(
+    "ul",
+    { class: "series" },
+    series.map((one, number) => {
+      const value = last(one.points);
+      return element(
+        "li",
+        null,
+        svg(
+          "svg",
+          { viewBox: "0 0 24 8", class: "key-line", "aria-hidden": "true" },
+          svg("path", { d: "M0 4L24 4", class: `line series-${number}` }),
+        ),
+        `${one.name} `,
+        element("strong", null, value === null ? "–" : COUNTS.has(unit) ? short(value) : `${short(value)} ${unit}`),
+      );
+    }),
+  );
 }
 
 function words(title, unit, series) {

@@ -72,8 +72,13 @@ export function table(caption, columns, rows) {
     const others = rest.map((cell) => element("td", numeric(cell) ? { class: "number" } : null, cell));
     return element("tr", null, element("th", { scope: "row" }, first), others);
   });
-  const whole = element("table", null, element("caption", { class: "for-readers" }, caption),
-    element("thead", null, element("tr", null, head)), element("tbody", null, body));
+  const whole = element(
+    "table",
+    null,
+    element("caption", { class: "for-readers" }, caption),
+    element("thead", null, element("tr", null, head)),
+    element("tbody", null, body),
+  );
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, whole);
 }
 
@@ -84,8 +89,11 @@ function numeric(cell) {
 /** Pairs of a term and its value. */
 export function facts(pairs) {
   const shown = pairs.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return element("dl", { class: "facts" },
-    shown.map(([term, value]) => element("div", null, element("dt", null, term), element("dd", null, value))));
+  return element(
+    "dl",
+    { class: "facts" },
+    shown.map(([term, value]) => element("div", null, element("dt", null, term), element("dd", null, value))),
+  );
 }
 
 let spoken = null;

@@ -5,8 +5,13 @@ import { events } from "./api.js";
 /** The request's body from settings (see settings.js) and messages. */
 export function body(settings, messages) {
   const request = {
-    model: settings.model, messages, stream: true, stream_options: { include_usage: true },
-    temperature: settings.temperature, max_tokens: settings.maxTokens, trace: settings.trace,
+    model: settings.model,
+    messages,
+    stream: true,
+    stream_options: { include_usage: true },
+    temperature: settings.temperature,
+    max_tokens: settings.maxTokens,
+    trace: settings.trace,
   };
   if (settings.seed !== null) request.seed = settings.seed;
   if (settings.unit) request.unit = settings.unit;

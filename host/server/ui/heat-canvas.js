@@ -13,10 +13,19 @@ const LABEL = { narrow: 84, wide: 130 };
 /** The map. `onCell(token, layer, box, how)` is called with the cell in question; `how` is "point" or "key". */
 export function heatCanvas(onCell, onLeave) {
   const canvas = element("canvas", { "aria-hidden": "true" });
-  const node = element("div", {
-    class: "heat", tabindex: "0", role: "application", "aria-roledescription": "heat map",
-    "aria-label": "Map of tokens by layers. Arrow keys move, Home and End go to the first and last layer, Page Up and Page Down ten tokens.",
-  }, canvas);
+  const node = element(
+    "div",
+    {
+      class: "heat",
+      tabindex: "0",
+      role: "application",
+      "aria-roledescription": "heat map",
+      "aria-label":
+        "Map of tokens by layers. Arrow keys move, Home and End go to the first and last layer, " +
+        "Page Up and Page Down ten tokens.",
+    },
+    canvas,
+  );
   const map = { node, canvas, rows: [], layers: 0, at: { token: 0, layer: 0 }, size: null, onCell, onLeave };
   node.addEventListener("keydown", (event) => move(map, event));
   node.addEventListener("focus", () => tell(map));
@@ -70,7 +79,8 @@ function heads(map, pen) {
   pen.fillStyle = pen.ink;
   pen.textAlign = "center";
   const every = Math.max(1, Math.ceil(22 / cell));
-  for (let layer = 0; layer < map.layers; layer += every) pen.fillText(String(layer), label + (layer + 0.5) * cell, HEAD / 2);
+  for (let layer = 0; layer < map.layers; layer += every)
+    pen.fillText(String(layer), label + (layer + 0.5) * cell, HEAD / 2);
   pen.textAlign = "left";
   pen.fillText("layer", 2, HEAD / 2);
 }
@@ -94,7 +104,10 @@ function valueOf(map, picks) {
 }
 
 function parts(colour) {
-  return colour.match(/[\d.]+/g).slice(0, 3).map(Number);
+  return colour
+    .match(/[\d.]+/g)
+    .slice(0, 3)
+    .map(Number);
 }
 
 /** Black or white, whichever reads better on a colour over the ground. */
@@ -125,16 +138,16 @@ function hatch(pen, left, top, width, style) {
   pen.globalAlpha = 0.55;
   pen.lineWidth = 1;
   pen.beginPath();
-  if (style === 1) pen.moveTo(left + 2, top + ROW - 3), pen.lineTo(left + width - 2, top + 3);
+  if (style === 1) (pen.moveTo(left + 2, top + ROW - 3), pen.lineTo(left + width - 2, top + 3));
   if (style === 2) pen.fillRect(left + width / 2 - 1, top + ROW / 2 - 1, 2.5, 2.5);
-  if (style === 3) pen.moveTo(left + 2, top + ROW / 2), pen.lineTo(left + width - 2, top + ROW / 2);
+  if (style === 3) (pen.moveTo(left + 2, top + ROW / 2), pen.lineTo(left + width - 2, top + ROW / 2));
   pen.stroke();
   pen.globalAlpha = 1;
 }
 
 function clip(pen, text, width) {
   if (pen.measureText(text).width <= width) return text;
-  let short = [...text];
+  const short = [...text];
   while (short.length > 1 && pen.measureText(`${short.join("")}…`).width > width) short.pop();
   return `${short.join("")}…`;
 }
@@ -163,16 +176,22 @@ function tell(map) {
   if (top + ROW > node.scrollTop + node.clientHeight) node.scrollTop = top + 2 * ROW - node.clientHeight;
   const left = map.size.label + layer * map.size.cell;
   if (left < node.scrollLeft) node.scrollLeft = left - map.size.label;
-  if (left + map.size.cell > node.scrollLeft + node.clientWidth) node.scrollLeft = left + 2 * map.size.cell - node.clientWidth;
+  if (left + map.size.cell > node.scrollLeft + node.clientWidth)
+    node.scrollLeft = left + 2 * map.size.cell - node.clientWidth;
   map.onCell(token, layer, box(map, token, layer), "key");
 }
 
 function move(map, event) {
   const { token, layer } = map.at;
   const steps = {
-    ArrowRight: [token, layer + 1], ArrowLeft: [token, layer - 1], ArrowDown: [token + 1, layer], ArrowUp: [token - 1, layer],
-    Home: [event.ctrlKey ? 0 : token, 0], End: [event.ctrlKey ? Infinity : token, Infinity],
-    PageDown: [token + 10, layer], PageUp: [token - 10, layer],
+    ArrowRight: [token, layer + 1],
+    ArrowLeft: [token, layer - 1],
+    ArrowDown: [token + 1, layer],
+    ArrowUp: [token - 1, layer],
+    Home: [event.ctrlKey ? 0 : token, 0],
+    End: [event.ctrlKey ? Infinity : token, Infinity],
+    PageDown: [token + 10, layer],
+    PageUp: [token - 10, layer],
   };
   const to = steps[event.key];
   if (!to) return;

@@ -22,12 +22,24 @@ export function keyDialog() {
     Object.keys(inputs).forEach((kind) => setKey(kind, ""));
     dialog.close();
   };
-  fill(dialog, element("form", { onsubmit: save }, element("h2", { id: "keys-title" }, "Keys"),
-    field("API key", inputs.ordinary, "For chat, models and metrics, where the server wants one."),
-    field("Admin key", inputs.admin, "For modules, plugins and experiments."),
-    element("p", { class: "hint" }, ASKED),
-    element("div", { class: "row" }, element("button", { type: "submit", class: "primary" }, "Use these"),
-      button("Forget both", forget), button("Cancel", () => dialog.close()))));
+  fill(
+    dialog,
+    element(
+      "form",
+      { onsubmit: save },
+      element("h2", { id: "keys-title" }, "Keys"),
+      field("API key", inputs.ordinary, "For chat, models and metrics, where the server wants one."),
+      field("Admin key", inputs.admin, "For modules, plugins and experiments."),
+      element("p", { class: "hint" }, ASKED),
+      element(
+        "div",
+        { class: "row" },
+        element("button", { type: "submit", class: "primary" }, "Use these"),
+        button("Forget both", forget),
+        button("Cancel", () => dialog.close()),
+      ),
+    ),
+  );
   document.body.append(dialog);
   return () => {
     Object.entries(inputs).forEach(([kind, input]) => (input.value = key(kind)));
@@ -43,8 +55,13 @@ export function askForKey(kind, said) {
     event.preventDefault();
     if (input.value.trim()) setKey(kind, input.value.trim());
   };
-  return element("form", { class: "panel key-form", onsubmit: use }, said && notice("warning", said),
-    field(name, input, ASKED), element("button", { type: "submit", class: "primary" }, "Use this key"));
+  return element(
+    "form",
+    { class: "panel key-form", onsubmit: use },
+    said && notice("warning", said),
+    field(name, input, ASKED),
+    element("button", { type: "submit", class: "primary" }, "Use this key"),
+  );
 }
 
 /** A failure in words; where a key helps, with the form to give it. */

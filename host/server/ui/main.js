@@ -27,10 +27,13 @@ const main = document.querySelector("main");
 let current = null;
 
 function links() {
-  fill(document.getElementById("views"), VIEWS.map((view) => {
-    view.link = element("a", { href: `#/${view.id}` }, view.title);
-    return element("li", null, view.link);
-  }));
+  fill(
+    document.getElementById("views"),
+    VIEWS.map((view) => {
+      view.link = element("a", { href: `#/${view.id}` }, view.title);
+      return element("li", null, view.link);
+    }),
+  );
 }
 
 /** The part of the hash after the view's name. */

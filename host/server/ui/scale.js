@@ -8,7 +8,8 @@ export function ticks(low, high, wanted = 4) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((factor) => factor * power).find((one) => one >= raw);
   const found = [];
-  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step) found.push(Math.abs(at) < step * 1e-6 ? 0 : Number(at.toPrecision(12)));
+  for (let at = Math.ceil(low / step) * step; at <= high + step * 1e-6; at += step)
+    found.push(Math.abs(at) < step * 1e-6 ? 0 : Number(at.toPrecision(12)));
   return found;
 }
 

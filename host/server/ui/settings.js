@@ -33,18 +33,35 @@ onKey(refreshChoices);
 export function settingsForm(label) {
   const form = controls();
   const status = element("div");
-  const node = element("div", { class: "settings", role: "group", "aria-label": label }, status,
+  const node = element(
+    "div",
+    { class: "settings", role: "group", "aria-label": label },
+    status,
     field("Model or skill set", form.model),
     field("Router", form.router, "Empty: what the model stands for. “none”: the base alone. “a+b”: a chain."),
     field("Router parameters", form.params, "One “name = value” a line; they need a router's name above."),
     field("Candidate modules", form.modules, "Names, globs or tag:NAME, with commas. Empty: all that fit."),
     element("div", { class: "pair" }, field("Temperature", form.temperature), field("Most tokens", form.maxTokens)),
     element("div", { class: "pair" }, field("Seed", form.seed), field("Trace", form.trace)),
-    form.list);
+    field("Unit", form.unit, "Who asks, for routers and experiments that split by user."),
+    form.list,
+  );
   const update = () => {
     fillModels(form.model);
-    fill(form.list, ["none", ...(known.routers ?? [])].map((name) => element("option", { value: name })));
-    fill(status, known.failure && notice("error", "Models: ", known.failure.message, known.failure.status === 401 ? " Give it under “Keys”." : ""));
+    fill(
+      form.list,
+      ["none", ...(known.routers ?? [])].map((name) => element("option", { value: name })),
+    );
+    fill(
+      status,
+      known.failure &&
+        notice(
+          "error",
+          "Models: ",
+          known.failure.message,
+          known.failure.status === 401 ? " Give it under “Keys”." : "",
+        ),
+    );
   };
   listeners.add(update);
   update();
@@ -54,15 +71,21 @@ export function settingsForm(label) {
 function controls() {
   controls.count = (controls.count ?? 0) + 1;
   const list = element("datalist", { id: `routers-${controls.count}` });
-  const trace = element("select", null,
-    ["full", "summary", "none"].map((level) => element("option", { value: level }, level)));
+  const trace = element(
+    "select",
+    null,
+    ["full", "summary", "none"].map((level) => element("option", { value: level }, level)),
+  );
   return {
-    list, trace, model: element("select"),
+    list,
+    trace,
+    model: element("select"),
     router: element("input", { type: "text", list: list.id, autocomplete: "off", spellcheck: "false" }),
     params: element("textarea", { rows: "2", spellcheck: "false", placeholder: "top_k = 2" }),
     modules: element("input", { type: "text", autocomplete: "off", spellcheck: "false" }),
     temperature: element("input", { type: "number", min: "0", max: "100", step: "0.1", value: "0" }),
     maxTokens: element("input", { type: "number", min: "1", step: "1", value: "96" }),
+    unit: element("input", { type: "text", autocomplete: "off", spellcheck: "false" }),
     seed: element("input", { type: "number", step: "1", placeholder: "random" }),
   };
 }
@@ -78,7 +101,10 @@ function fillModels(select) {
     groups.get(group).push(element("option", { value: model.id }, ready ? model.id : `${model.id} (${model.status})`));
   }
   const order = ["Skill sets", "Base", "Modules", "Aliases"].filter((name) => groups.has(name));
-  fill(select, order.map((name) => element("optgroup", { label: name }, groups.get(name))));
+  fill(
+    select,
+    order.map((name) => element("optgroup", { label: name }, groups.get(name))),
+  );
   if (before) choose(select, before);
 }
 
@@ -98,12 +124,20 @@ function read(form) {
   if (!form.model.value) throw new Error("No model is chosen: the server's list of models is not here yet.");
   const router = form.router.value.trim();
   const params = parameters(form.params.value);
-  const modules = form.modules.value.split(",").map((name) => name.trim()).filter(Boolean);
+  const modules = form.modules.value
+    .split(",")
+    .map((name) => name.trim())
+    .filter(Boolean);
   if (!router && (Object.keys(params).length > 0 || modules.length > 0)) {
     throw new Error("Router parameters and candidate modules need a router's name.");
   }
   return {
-    model: form.model.value, router, params, modules, trace: form.trace.value,
+    model: form.model.value,
+    router,
+    params,
+    modules,
+    trace: form.trace.value,
+    unit: form.unit.value.trim(),
     temperature: number(form.temperature, "Temperature", 0),
     maxTokens: number(form.maxTokens, "Most tokens", 1),
     seed: form.seed.value.trim() === "" ? null : Math.trunc(number(form.seed, "Seed", 0)),
@@ -113,7 +147,10 @@ function read(form) {
 /** Lines of "name = value"; values are flags, numbers or text. */
 function parameters(text) {
   const found = {};
-  for (const line of text.split("\n").map((one) => one.trim()).filter(Boolean)) {
+  for (const line of text
+    .split("\n")
+    .map((one) => one.trim())
+    .filter(Boolean)) {
     const at = line.indexOf("=");
     if (at < 1) throw new Error(`The parameter line “${line}” must be “name = value”.`);
     const value = line.slice(at + 1).trim();

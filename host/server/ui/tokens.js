@@ -21,16 +21,29 @@ export function pickList(picks) {
   if (picks.length === 0) return element("p", { class: "hint" }, "No module acted: the base answered.");
   const shown = picks.slice(0, MAX_PICKS);
   const rest = picks.length - shown.length;
-  return element("div", { class: "picks" },
-    shown.map((one) => element("div", null, sample(one.name), element("span", { class: "name" }, one.name),
-      element("span", { class: "number" }, decimal(one.weight)))),
-    rest > 0 && element("p", { class: "hint" }, `and ${rest} more`));
+  return element(
+    "div",
+    { class: "picks" },
+    shown.map((one) =>
+      element(
+        "div",
+        null,
+        sample(one.name),
+        element("span", { class: "name" }, one.name),
+        element("span", { class: "number" }, decimal(one.weight)),
+      ),
+    ),
+    rest > 0 && element("p", { class: "hint" }, `and ${rest} more`),
+  );
 }
 
 /** Picks in words, for screen readers. */
 export function pickWords(picks) {
   if (picks.length === 0) return "no module";
-  return picks.slice(0, MAX_PICKS).map((one) => `${one.name} ${decimal(one.weight, 2)}`).join(", ");
+  return picks
+    .slice(0, MAX_PICKS)
+    .map((one) => `${one.name} ${decimal(one.weight, 2)}`)
+    .join(", ");
 }
 
 /** All tokens of a reply. One is in the tab order; arrow keys move among them. */
@@ -40,17 +53,32 @@ export function tokenList(reply) {
   const tokens = trace.tokens.map((token, at) => {
     const picks = tokenShares(trace, at);
     const name = picks[0]?.name ?? null;
-    const node = element("span", {
-      class: `token ${name ? markClass(name) : "plain"}${SPECIAL.test(token.text) ? " special" : ""}`, role: "option", "aria-selected": "false",
-      tabindex: at === 0 ? "0" : "-1", "data-code": name && name !== before ? mark(name).code : null,
-      "data-module": name ?? "", "aria-label": `${visible(token.text)}: ${pickWords(picks)}`,
-    }, token.text.replaceAll("\n", "↵\n"));
+    const node = element(
+      "span",
+      {
+        class: `token ${name ? markClass(name) : "plain"}${SPECIAL.test(token.text) ? " special" : ""}`,
+        role: "option",
+        "aria-selected": "false",
+        tabindex: at === 0 ? "0" : "-1",
+        "data-code": name && name !== before ? mark(name).code : null,
+        "data-module": name ?? "",
+        "aria-label": `${visible(token.text)}: ${pickWords(picks)}`,
+      },
+      token.text.replaceAll("\n", "↵\n"),
+    );
     before = name;
     return node;
   });
-  const list = element("div", {
-    class: "tokens", role: "listbox", "aria-orientation": "horizontal", "aria-label": "Tokens of the answer with their modules; arrow keys move",
-  }, tokens);
+  const list = element(
+    "div",
+    {
+      class: "tokens",
+      role: "listbox",
+      "aria-orientation": "horizontal",
+      "aria-label": "Tokens of the answer with their modules; arrow keys move",
+    },
+    tokens,
+  );
   listen(list, tokens, trace);
   return list;
 }
@@ -66,7 +94,7 @@ function listen(list, tokens, trace) {
   list.addEventListener("mouseover", (event) => show(event.target.closest(".token")));
   list.addEventListener("mouseleave", hideTip);
   list.addEventListener("focusin", (event) => {
-    tokens.forEach((token) => token.tabIndex = -1);
+    tokens.forEach((token) => (token.tabIndex = -1));
     event.target.tabIndex = 0;
     select(event.target, true);
     show(event.target);
@@ -77,7 +105,14 @@ function listen(list, tokens, trace) {
   });
   list.addEventListener("keydown", (event) => {
     const at = tokens.indexOf(event.target);
-    const to = { ArrowRight: at + 1, ArrowDown: at + 1, ArrowLeft: at - 1, ArrowUp: at - 1, Home: 0, End: tokens.length - 1 }[event.key];
+    const to = {
+      ArrowRight: at + 1,
+      ArrowDown: at + 1,
+      ArrowLeft: at - 1,
+      ArrowUp: at - 1,
+      Home: 0,
+      End: tokens.length - 1,
+    }[event.key];
     if (event.key === "Escape") hideTip();
     if (to === undefined || !tokens[to]) return;
     event.preventDefault();
@@ -95,11 +130,23 @@ function bar(one, largest) {
 export function legend(shares, most = 12) {
   if (shares.length === 0) return element("p", { class: "hint" }, "No module acted on this answer.");
   const largest = Math.max(...shares.map((one) => Math.abs(one.weight)), 1e-9);
-  const rows = shares.slice(0, most).map((one) => element("li", null, sample(one.name),
-    element("span", { class: "name", title: one.name }, one.name),
-    bar(one, largest),
-    element("span", { class: "number" }, percent(one.weight, 1))));
+  const rows = shares
+    .slice(0, most)
+    .map((one) =>
+      element(
+        "li",
+        null,
+        sample(one.name),
+        element("span", { class: "name", title: one.name }, one.name),
+        bar(one, largest),
+        element("span", { class: "number" }, percent(one.weight, 1)),
+      ),
+    );
   const rest = shares.length - rows.length;
-  return element("div", null, element("ul", { class: "legend", "aria-label": "Modules with their shares" }, rows),
-    rest > 0 && element("p", { class: "hint" }, `and ${rest} more with smaller shares`));
+  return element(
+    "div",
+    null,
+    element("ul", { class: "legend", "aria-label": "Modules with their shares" }, rows),
+    rest > 0 && element("p", { class: "hint" }, `and ${rest} more with smaller shares`),
+  );
 }

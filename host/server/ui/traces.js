@@ -21,11 +21,16 @@ export function pack(report) {
     for (const site of token.sites) picks += site.picks.length;
   }
   const trace = {
-    modules: report.modules.map((module) => module.name), sites: [], layers: 0,
+    modules: report.modules.map((module) => module.name),
+    sites: [],
+    layers: 0,
     tokens: tokens.map((token) => ({ id: token.token, text: String(token.text) })),
     recordStart: new Uint32Array(tokens.length + 1),
-    layer: new Uint16Array(records), site: new Uint8Array(records), pickStart: new Uint32Array(records + 1),
-    module: new Uint16Array(picks), weight: new Float32Array(picks),
+    layer: new Uint16Array(records),
+    site: new Uint8Array(records),
+    pickStart: new Uint32Array(records + 1),
+    module: new Uint16Array(picks),
+    weight: new Float32Array(picks),
   };
   fillArrays(trace, tokens);
   trace.bytes = records * 7 + picks * 6 + tokens.length * 60;
@@ -132,8 +137,11 @@ export function agreement(first, second) {
   for (let at = 0; at < shared && first.tokens[at].id === second.tokens[at].id; at += 1) {
     const [left, right] = [tokenShares(first, at), tokenShares(second, at)];
     rows.push({
-      text: first.tokens[at].text, left: left[0], right: right[0],
-      same: left[0]?.name === right[0]?.name, overlap: overlap(left, right),
+      text: first.tokens[at].text,
+      left: left[0],
+      right: right[0],
+      same: left[0]?.name === right[0]?.name,
+      overlap: overlap(left, right),
     });
   }
   const mean = rows.reduce((sum, row) => sum + row.overlap, 0) / Math.max(1, rows.length);

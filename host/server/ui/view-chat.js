@@ -20,13 +20,29 @@ export function create() {
   });
   codes.addEventListener("change", () => log.classList.toggle("codes", codes.checked));
   reset(chat);
-  const settings = element("details", { class: "panel", open: innerWidth > 760 },
-    element("summary", null, "Settings"), form.node,
-    element("label", { class: "check" }, codes, "Codes above tokens where the module changes"));
-  const composer = element("form", { class: "composer", onsubmit: (event) => event.preventDefault() },
-    field("Message", prompt, "Enter sends, Shift and Enter start a new line."), problem,
-    element("div", { class: "row" }, chat.sendButton, chat.stopButton, button("New conversation", () => reset(chat))));
-  return { node: element("div", { class: "with-side" }, settings, element("div", { class: "main-column" }, log, composer)) };
+  const settings = element(
+    "details",
+    { class: "panel", open: innerWidth > 760 },
+    element("summary", null, "Settings"),
+    form.node,
+    element("label", { class: "check" }, codes, "Codes above tokens where the module changes"),
+  );
+  const composer = element(
+    "form",
+    { class: "composer", onsubmit: (event) => event.preventDefault() },
+    field("Message", prompt, "Enter sends, Shift and Enter start a new line."),
+    problem,
+    element(
+      "div",
+      { class: "row" },
+      chat.sendButton,
+      chat.stopButton,
+      button("New conversation", () => reset(chat)),
+    ),
+  );
+  return {
+    node: element("div", { class: "with-side" }, settings, element("div", { class: "main-column" }, log, composer)),
+  };
 }
 
 function parts() {
@@ -46,8 +62,15 @@ function reset(chat) {
   chat.running?.abort();
   chat.turns = [];
   fill(chat.problem);
-  fill(chat.log, element("p", { class: "empty" },
-    "No messages yet. Choose a model or skill set, write a message and send it. The answer’s tokens then show which module acted on them."));
+  fill(
+    chat.log,
+    element(
+      "p",
+      { class: "empty" },
+      "No messages yet. Choose a model or skill set, write a message and send it. ",
+      "The answer’s tokens then show which module acted on them.",
+    ),
+  );
 }
 
 /** The conversation as the server takes it. */
@@ -73,8 +96,12 @@ async function send(chat) {
   const turn = { prompt: text, reply: null };
   const turns = chat.turns;
   turns.push(turn);
-  const question = element("article", { class: "message question", "aria-label": "Your message" },
-    element("h2", null, "You"), element("p", { class: "plain-text" }, text));
+  const question = element(
+    "article",
+    { class: "message question", "aria-label": "Your message" },
+    element("h2", null, "You"),
+    element("p", { class: "plain-text" }, text),
+  );
   const card = replyCard(described(settings));
   turn.nodes = [question, card.node];
   chat.log.append(question, card.node);
@@ -93,7 +120,9 @@ async function answer(chat, turns, turn, card, settings) {
   card.finish(reply);
   card.node.scrollIntoView({ block: "nearest" });
   if (reply.trace) {
-    card.node.append(element("a", { class: "link-button", href: `#/heat-map/${reply.number}` }, "Heat map of this answer"));
+    card.node.append(
+      element("a", { class: "link-button", href: `#/heat-map/${reply.number}` }, "Heat map of this answer"),
+    );
   }
   if (reply.error && !chat.prompt.value) chat.prompt.value = turn.prompt;
   announce(reply.error ? `No answer: ${reply.error.message}` : `Answer: ${reply.text}`);

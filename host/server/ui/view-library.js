@@ -25,33 +25,71 @@ async function load(_, refresh) {
 function summary(library) {
   const pool = library.pool;
   return facts([
-    ["Modules", String(library.modules.length)], ["In memory", `${pool.resident}, ${bytes(library.resident_bytes)}`],
-    ["Held by requests", bytes(pool.leased_bytes)], ["Waiting for room", String(pool.waiting)],
-    ["Found in memory", count(pool.hits, "time")], ["Read", count(pool.loads, "time")], ["Made room", count(pool.evictions, "time")],
+    ["Modules", String(library.modules.length)],
+    ["In memory", `${pool.resident}, ${bytes(library.resident_bytes)}`],
+    ["Held by requests", bytes(pool.leased_bytes)],
+    ["Waiting for room", String(pool.waiting)],
+    ["Found in memory", count(pool.hits, "time")],
+    ["Read", count(pool.loads, "time")],
+    ["Made room", count(pool.evictions, "time")],
     ["After a restart", library.durable ? "what was loaded stays" : "only what the configuration declares"],
   ]);
 }
 
 function modules(library, refresh) {
-  if (library.modules.length === 0) return element("p", { class: "empty" }, "The library is empty. Load a module below, or start the server with --adapters DIR.");
-  const columns = ["Module", "Change", "Kind", "Generation", "Tags", "Weights", "Size", "Leases", "Pinned", "Found / read / made room", "Source"];
-  return table("Modules", columns, library.modules.map((module) => row(module, refresh)));
+  if (library.modules.length === 0)
+    return element(
+      "p",
+      { class: "empty" },
+      "The library is empty. Load a module below, or start the server with --adapters DIR.",
+    );
+  const columns = ["Module", "Change", "Kind", "Generation", "Tags", "Weights", "Size", "Leases", "Pinned", "Source"];
+  return table(
+    "Modules",
+    columns,
+    library.modules.map((module) => row(module, refresh)),
+  );
 }
 
 function row(module, refresh) {
   const generation = element("code", { title: module.generation }, digest(module.generation));
-  const name = element("span", { class: "module-name", title: module.description ?? "" }, sample(module.name), ` ${module.name}`);
+  const name = element(
+    "span",
+    { class: "module-name", title: module.description ?? "" },
+    sample(module.name),
+    ` ${module.name}`,
+  );
   const residency = module.tier === "memory" ? "in memory" : `on ${module.tier}`;
-  const source = module.source ? element("span", { class: "source", title: module.source }, shortSource(String(module.source))) : "–";
-  return [name, changes(module, refresh), module.kind, generation, tags(module.tags), residency, bytes(module.bytes), String(module.leases),
-    module.pinned ? "yes" : "no", `${module.hits} / ${module.loads} / ${module.evictions}`,
-    [source, module.load_seconds !== null && element("span", { class: "hint" }, ` loaded in ${seconds(module.load_seconds)}`)]];
+  const source = module.source
+    ? element("span", { class: "source", title: module.source }, shortSource(String(module.source)))
+    : "–";
+  return [
+    name,
+    changes(module, refresh),
+    module.kind,
+    generation,
+    tags(module.tags),
+    [residency, element("span", { class: "hint below" }, uses(module))],
+    bytes(module.bytes),
+    String(module.leases),
+    module.pinned ? "yes" : "no",
+    [
+      source,
+      module.load_seconds !== null &&
+        element("span", { class: "hint below" }, ` loaded in ${seconds(module.load_seconds)}`),
+    ],
+  ];
+}
+
+/** How often requests found the weights in memory, they were read again, and they made room. */
+function uses(module) {
+  return `found ${module.hits}, read ${module.loads}, made room ${module.evictions}`;
 }
 
 /** Tags; what stands before a colon is for machines, and shown on pointing only. */
 function tags(all) {
   const plain = all.filter((tag) => !tag.includes(":"));
-  return element("span", { title: all.join(", ") }, plain.join(", ") || "–");
+  return element("span", { class: "tags", title: all.join(", ") }, plain.join(", ") || "–");
 }
 
 /** The last two parts of a path. */
@@ -62,20 +100,42 @@ function shortSource(source) {
 
 function changes(module, refresh) {
   const post = (body) => json("/admin/modules", { body: { name: module.name, ...body } });
-  const question = `Unload “${module.name}”? Requests that run keep it; new ones no longer find it${module.aliases.length ? `, nor its aliases ${module.aliases.join(", ")}` : ""}.`;
-  const path = `/admin/modules/${module.name.split("/").map(encodeURIComponent).join("/")}?expected_generation=${module.generation}`;
-  return element("span", { class: "changes" },
-    changeButton(module.pinned ? "Unpin" : "Pin", null, () => post({ pinned: !module.pinned }), refresh, { "aria-label": `${module.pinned ? "Unpin" : "Pin"} ${module.name}` }),
-    changeButton("Unload", question, () => json(path, { method: "DELETE" }), refresh, { "aria-label": `Unload ${module.name}` }));
+  const aliases = module.aliases.length ? `, nor its aliases ${module.aliases.join(", ")}` : "";
+  const question = `Unload “${module.name}”? Requests that run keep it; new ones no longer find it${aliases}.`;
+  const name = module.name.split("/").map(encodeURIComponent).join("/");
+  const path = `/admin/modules/${name}?expected_generation=${module.generation}`;
+  return element(
+    "span",
+    { class: "changes" },
+    changeButton(module.pinned ? "Unpin" : "Pin", null, () => post({ pinned: !module.pinned }), refresh, {
+      "aria-label": `${module.pinned ? "Unpin" : "Pin"} ${module.name}`,
+    }),
+    changeButton("Unload", question, () => json(path, { method: "DELETE" }), refresh, {
+      "aria-label": `Unload ${module.name}`,
+    }),
+  );
 }
 
 function aliases(library, refresh) {
   const pairs = library.modules.flatMap((module) => module.aliases.map((alias) => [alias, module.name]));
-  const rows = pairs.map(([alias, name]) => [alias, name,
-    changeButton("Remove", `Remove the alias “${alias}”?`, () => json(`/admin/modules/${encodeURIComponent(alias)}`, { method: "DELETE" }), refresh, { "aria-label": `Remove alias ${alias}` })]);
-  return [element("h2", null, "Aliases"),
-    rows.length ? table("Aliases", ["Alias", "Stands for", "Change"], rows) : element("p", { class: "hint" }, "There are no aliases."),
-    aliasForm(library, refresh)];
+  const rows = pairs.map(([alias, name]) => [
+    alias,
+    name,
+    changeButton(
+      "Remove",
+      `Remove the alias “${alias}”?`,
+      () => json(`/admin/modules/${encodeURIComponent(alias)}`, { method: "DELETE" }),
+      refresh,
+      { "aria-label": `Remove alias ${alias}` },
+    ),
+  ]);
+  return [
+    element("h2", null, "Aliases"),
+    rows.length
+      ? table("Aliases", ["Alias", "Stands for", "Change"], rows)
+      : element("p", { class: "hint" }, "There are no aliases."),
+    aliasForm(library, refresh),
+  ];
 }
 
 /** A form whose answer and failure stand below it. */
@@ -92,13 +152,22 @@ function form(title, fields, label, change, refresh) {
       fill(said, notice("error", error.message));
     }
   };
-  return element("details", { class: "panel" }, element("summary", null, title),
-    element("form", { class: "inline-form", onsubmit: submit }, fields, element("button", { type: "submit" }, label)), said);
+  return element(
+    "details",
+    { class: "panel" },
+    element("summary", null, title),
+    element("form", { class: "inline-form", onsubmit: submit }, fields, element("button", { type: "submit" }, label)),
+    said,
+  );
 }
 
 function aliasForm(library, refresh) {
   const alias = element("input", { type: "text", required: true, autocomplete: "off" });
-  const target = element("select", null, library.modules.map((module) => element("option", { value: module.name }, module.name)));
+  const target = element(
+    "select",
+    null,
+    library.modules.map((module) => element("option", { value: module.name }, module.name)),
+  );
   const change = async () => {
     await json("/admin/modules", { body: { name: alias.value.trim(), alias_of: target.value } });
     return "The alias is set.";
@@ -111,11 +180,16 @@ function loadForm(refresh) {
   const source = element("input", { type: "text", required: true, autocomplete: "off", size: "40" });
   const replace = element("input", { type: "checkbox" });
   const change = async () => {
-    const loaded = await json("/admin/modules", { body: { name: name.value.trim(), source: source.value.trim(), replace: replace.checked } });
+    const loaded = await json("/admin/modules", {
+      body: { name: name.value.trim(), source: source.value.trim(), replace: replace.checked },
+    });
     return `${loaded.name} is loaded.`;
   };
-  const fields = [field("Name", name), field("Source", source, "A directory, archive or address that the configuration allows."),
-    element("label", { class: "check" }, replace, "Replace what has the name")];
+  const fields = [
+    field("Name", name),
+    field("Source", source, "A directory, archive or address that the configuration allows."),
+    element("label", { class: "check" }, replace, "Replace what has the name"),
+  ];
   return [element("h2", null, "Load"), form("Load a module", fields, "Load", change, refresh)];
 }
 
