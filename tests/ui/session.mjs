@@ -35,6 +35,8 @@ async function standIn(route) {
 /** A fresh page. `problems` collects console errors, exceptions and requests to other hosts. */
 export async function openPage(browser, { url, files, theme, width, height }) {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: theme });
+  const apiKey = process.env.POLYSKILL_API_KEY;
+  if (apiKey) await context.addInitScript((key) => sessionStorage.setItem("polyskill.key", key), apiKey);
   const page = await context.newPage();
   page.setDefaultTimeout(15_000);
   const problems = [];
@@ -67,6 +69,5 @@ export async function giveKey(page, admin) {
   await page.getByRole("button", { name: "Keys" }).click();
   const dialog = page.getByRole("dialog");
   await dialog.getByLabel("Admin key").fill(admin);
-  if (process.env.POLYSKILL_API_KEY) await dialog.getByLabel("API key").fill(process.env.POLYSKILL_API_KEY);
   await dialog.getByRole("button", { name: "Use these" }).click();
 }

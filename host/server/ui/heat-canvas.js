@@ -32,6 +32,7 @@ export function heatCanvas(onCell, onLeave) {
   node.addEventListener("blur", () => (paint(map), onLeave()));
   canvas.addEventListener("mousemove", (event) => point(map, event));
   canvas.addEventListener("mouseleave", onLeave);
+  node.addEventListener("scroll", () => requestAnimationFrame(() => paint(map)));
   new ResizeObserver(() => paint(map)).observe(node);
   return { node, show: (data) => show(map, data), most: () => map.most, repaint: () => paint(map) };
 }
@@ -68,21 +69,25 @@ function paint(map) {
   pen.ground = parts(getComputedStyle(document.body).backgroundColor);
   pen.font = `12px ${style.fontFamily}`;
   pen.textBaseline = "middle";
-  heads(map, pen);
   const colours = new Map();
   map.rows.forEach((row, at) => paintRow(map, pen, row, at, colours));
+  heads(map, pen);
   if (document.activeElement === map.node) cursor(map, pen);
 }
 
+/** The numbers of the layers; they stay in sight when the rows are scrolled. */
 function heads(map, pen) {
-  const { label, cell } = map.size;
+  const { label, cell, width } = map.size;
+  const top = map.node.scrollTop;
+  pen.fillStyle = `rgb(${pen.ground.join(" ")})`;
+  pen.fillRect(0, top, width, HEAD);
   pen.fillStyle = pen.ink;
   pen.textAlign = "center";
   const every = Math.max(1, Math.ceil(22 / cell));
   for (let layer = 0; layer < map.layers; layer += every)
-    pen.fillText(String(layer), label + (layer + 0.5) * cell, HEAD / 2);
+    pen.fillText(String(layer), label + (layer + 0.5) * cell, top + HEAD / 2);
   pen.textAlign = "left";
-  pen.fillText("layer", 2, HEAD / 2);
+  pen.fillText("layer", 2, top + HEAD / 2);
 }
 
 function paintRow(map, pen, row, at, colours) {

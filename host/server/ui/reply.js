@@ -91,7 +91,13 @@ function times(reply) {
 
 function shares(reply) {
   if (!reply.report?.routing) {
-    return element("p", { class: "hint" }, reply.report ? "The request had no trace, so there are no shares." : "");
+    return element(
+      "p",
+      { class: "hint" },
+      reply.report
+        ? "The request had no trace, so there are no shares."
+        : "The answer ended before its report came, so there are no shares.",
+    );
   }
   return legend(summaryShares(reply.report));
 }

@@ -115,7 +115,12 @@ async function answer(chat, turns, turn, card, settings) {
   begin(chat, running);
   // A question without an answer is not asked again.
   const asked = messages(turns.filter((one) => one === turn || (one.reply && !one.reply.error)));
-  const reply = await generate(settings, asked, { signal: running.signal, onText: card.text });
+  const follow = (text) => {
+    const near = scrollY + innerHeight > document.documentElement.scrollHeight - 150;
+    card.text(text);
+    if (near) scrollTo(0, document.documentElement.scrollHeight);
+  };
+  const reply = await generate(settings, asked, { signal: running.signal, onText: follow });
   turn.reply = keep(reply, "chat", turn.prompt);
   card.finish(reply);
   card.node.scrollIntoView({ block: "nearest" });
