@@ -64,13 +64,14 @@ const model = (id, kind) => ({ id, root: id, kind, status: "ready" });
 export async function hostile(page) {
   const models = { data: [model("base", "base"), model(HOSTILE, "lora")] };
   const site = { layer: 0, site: "q_proj", picks: [[0, 1]] };
+  const experts = { layer: 0, site: "moe", experts: [[3, 0.9]] };
   const report = {
     composition: "00".repeat(32),
     router: { name: HOSTILE, digest: HOSTILE },
     modules: [{ name: HOSTILE, generation: HOSTILE }],
     served: "fallback",
     fallback_reason: HOSTILE,
-    routing: { share: { [HOSTILE]: 1 }, tokens: [{ token: 1, text: HOSTILE, sites: [site] }] },
+    routing: { share: { [HOSTILE]: 1 }, tokens: [{ token: 1, text: HOSTILE, sites: [site], experts: [experts] }] },
   };
   await page.route("**/v1/models", (route) => route.fulfill({ json: models }));
   await page.route("**/v1/chat/completions", (route) =>
@@ -91,6 +92,10 @@ export async function hostile(page) {
   await page.getByText("Composition", { exact: true }).first().click();
   await page.getByRole("link", { name: "Heat map of this answer" }).click();
   await page.getByRole("application").focus();
+  assert.ok(!(await page.locator(".detail").innerText()).includes("expert 3"), "experts of the base are no modules");
+  await page.getByLabel("Sites").selectOption({ label: "Experts of the base" });
+  await page.getByRole("application").press("Home");
+  assert.match(await page.locator(".detail").innerText(), /moe[\s\S]*expert 3[\s\S]*0\.900/);
   assert.equal(await page.locator("img").count(), 0, "nothing of it became markup");
   assert.match(await page.title(), /Heat map/);
 }

@@ -55,9 +55,12 @@ function take(reply, event, started) {
   if (event.usage) reply.usage = event.usage;
 }
 
-/** Tokens per second after the first token; null where there was one token only. */
+/** Tokens that come within less than this many seconds came in one piece; no speed follows from them. */
+const SHORTEST = 0.02;
+
+/** Tokens per second after the first token; null where there are too few to tell. */
 function rate(reply) {
   const tokens = (reply.usage?.completion_tokens ?? 0) - 1;
   const span = reply.lastToken - reply.firstToken;
-  return tokens > 0 && span > 0 ? tokens / span : null;
+  return tokens > 0 && span > SHORTEST ? tokens / span : null;
 }

@@ -25,6 +25,8 @@ export function register(names) {
 
 /** Two letters: the first letters of the name's words, else the first two, else a letter and a number. */
 function newCode(name) {
+  const expert = /^expert (\d+)$/.exec(name);
+  if (expert) return `E${expert[1]}`;
   const words = name.split(/[^\p{L}\p{N}]+/u).filter(Boolean);
   const letters = [...(words[0] ?? "?")];
   const candidates = [

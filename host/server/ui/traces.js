@@ -8,7 +8,10 @@ export const GROUPS = [
   { id: "attention-output", label: "Attention output (o)", sites: ["o_proj"] },
   { id: "feed-forward-input", label: "Feed-forward input (gate, up)", sites: ["gate_proj", "up_proj"] },
   { id: "feed-forward-inner", label: "Feed-forward inner (down)", sites: ["down_proj"] },
+  { id: "experts", label: "Experts of the base", sites: ["moe"] },
 ];
+/** Where the base's own experts are picked; these are no modules, so shares leave them out. */
+const EXPERTS = "moe";
 
 /** A full trace, packed; null where the reply has none. */
 export function pack(report) {
@@ -16,12 +19,18 @@ export function pack(report) {
   if (!Array.isArray(tokens) || tokens.length === 0) return null;
   let records = 0;
   let picks = 0;
+  const modules = report.modules.map((module) => module.name);
+  const numModules = modules.length;
   for (const token of tokens) {
-    records += token.sites.length;
-    for (const site of token.sites) picks += site.picks.length;
+    for (const site of sitesOf(token, numModules)) {
+      records += 1;
+      picks += site.picks.length;
+      if (site.site !== EXPERTS) continue;
+      for (const [at] of site.picks) while (modules.length <= at) modules.push(`expert ${modules.length - numModules}`);
+    }
   }
   const trace = {
-    modules: report.modules.map((module) => module.name),
+    modules,
     sites: [],
     layers: 0,
     tokens: tokens.map((token) => ({ id: token.token, text: String(token.text) })),
@@ -32,17 +41,25 @@ export function pack(report) {
     module: new Uint16Array(picks),
     weight: new Float32Array(picks),
   };
-  fillArrays(trace, tokens);
+  fillArrays(trace, tokens, numModules);
   trace.bytes = records * 7 + picks * 6 + tokens.length * 60;
   return trace;
 }
 
-function fillArrays(trace, tokens) {
+/** A token's sites, and the experts of the base as further sites; experts are numbered after the modules. */
+function* sitesOf(token, numModules) {
+  yield* token.sites;
+  for (const { layer, experts } of token.experts ?? []) {
+    yield { layer, site: EXPERTS, picks: experts.map(([number, weight]) => [numModules + number, weight]) };
+  }
+}
+
+function fillArrays(trace, tokens, numModules) {
   const numbers = new Map();
   let record = 0;
   let pick = 0;
   tokens.forEach((token, at) => {
-    for (const { layer, site, picks } of token.sites) {
+    for (const { layer, site, picks } of sitesOf(token, numModules)) {
       if (!numbers.has(site)) numbers.set(site, trace.sites.push(String(site)) - 1);
       trace.layer[record] = layer;
       trace.site[record] = numbers.get(site);
@@ -78,15 +95,36 @@ function ranked(sums, divisor) {
 
 /** The mean weight of each module over a token's sites, strongest first. */
 export function tokenShares(trace, token) {
+  return shares(trace, [token], "all");
+}
+
+/** The mean weight of each module over the sites of a group, over all tokens. */
+export function groupShares(trace, group) {
+  return shares(trace, trace.tokens.keys(), group);
+}
+
+function shares(trace, tokens, group) {
+  const wanted = chosen(trace, group);
   const sums = new Map();
-  for (const record of recordsOf(trace, token)) addPicks(trace, record, sums);
-  return ranked(sums, Math.max(1, trace.recordStart[token + 1] - trace.recordStart[token]));
+  let sites = 0;
+  for (const token of tokens) {
+    for (const record of recordsOf(trace, token)) {
+      if (!wanted.has(trace.site[record])) continue;
+      sites += 1;
+      addPicks(trace, record, sums);
+    }
+  }
+  return ranked(sums, Math.max(1, sites));
 }
 
 /** The sites of a group that a trace has, as numbers. */
 function chosen(trace, group) {
   const wanted = GROUPS.find((one) => one.id === group)?.sites;
-  return new Set(trace.sites.map((name, at) => (!wanted || wanted.includes(name) ? at : -1)).filter((at) => at >= 0));
+  return new Set(
+    trace.sites
+      .map((name, at) => ((wanted ? wanted.includes(name) : name !== EXPERTS) ? at : -1))
+      .filter((at) => at >= 0),
+  );
 }
 
 /** Per layer of a token: mean weights over the group's sites, strongest first; empty where nothing was picked. */

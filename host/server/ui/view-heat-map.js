@@ -8,7 +8,7 @@ import { described } from "./settings.js";
 import { onReply, reply, traced } from "./store.js";
 import { hideTip, showTip } from "./tip.js";
 import { legend, pickList, pickWords } from "./tokens.js";
-import { GROUPS, cellSites, layerCells, margin, summaryShares } from "./traces.js";
+import { GROUPS, cellSites, groupShares, layerCells, margin, summaryShares } from "./traces.js";
 
 const PAGE = 100;
 
@@ -84,6 +84,10 @@ function show(view, number) {
   if (number && reply(wanted)?.trace) view.number = wanted;
   view.first = 0;
   refresh(view);
+  if (reply(view.number)?.trace?.sites.join() === "moe") {
+    view.group.value = "experts";
+    render(view);
+  }
 }
 
 function refresh(view) {
@@ -135,7 +139,9 @@ function render(view) {
     ),
   );
   pages(view, shown.trace.tokens.length);
-  fill(view.legend, element("h2", null, "Modules"), legend(summaryShares(shown.report)));
+  const experts = view.group.value === "experts";
+  const shares = experts ? groupShares(shown.trace, "experts") : summaryShares(shown.report);
+  fill(view.legend, element("h2", null, experts ? "Experts" : "Modules"), legend(shares));
   fill(view.detail, element("h2", null, "Cell"), element("p", { class: "hint" }, "No cell is chosen."));
   renderTable(view);
 }
