@@ -237,6 +237,7 @@ pub(crate) fn submit_until(
         sampling,
         composition: Arc::clone(composition),
         trace: TraceLevel::Full,
+        shadow: None,
         cache_salt: String::new(),
         sink: Box::new(sink),
     };

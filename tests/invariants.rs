@@ -143,6 +143,7 @@ fn requests_that_cannot_be_served_are_refused() {
             sampling: SamplingParams { max_tokens, ..SamplingParams::default() },
             composition: Arc::clone(&base),
             trace: TraceLevel::None,
+            shadow: None,
             cache_salt: String::new(),
             sink: Box::new(|event| panic!("a refused request was heard of: {event:?}")),
         };
@@ -166,6 +167,7 @@ fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
         sampling: greedy(2),
         composition: Arc::clone(&base),
         trace: TraceLevel::None,
+        shadow: None,
         cache_salt: String::new(),
         sink,
     };

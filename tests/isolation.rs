@@ -129,6 +129,7 @@ impl Ask {
             },
             composition: Arc::clone(composition),
             trace: TraceLevel::None,
+            shadow: None,
             cache_salt: ["", "a", "b"][self.salt].to_owned(),
             sink: Box::new(move |event| sender.send(event).is_ok()),
         };

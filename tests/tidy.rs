@@ -9,12 +9,13 @@ use serde_json::Value as Json;
 use crate::common::{list, root, text};
 
 /// Which crate may use which: normal dependencies inside the workspace, exactly.
-const LAYERS: [(&str, &[&str]); 6] = [
+const LAYERS: [(&str, &[&str]); 7] = [
     (
         "polyskill",
         &[
             "polyskill-adapters",
             "polyskill-engine",
+            "polyskill-experiment",
             "polyskill-model",
             "polyskill-plugin",
             "polyskill-sdk",
@@ -24,6 +25,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
     ("polyskill-adapters", &["polyskill-model", "polyskill-sdk"]),
     ("polyskill-plugin", &["polyskill-sdk"]),
     ("polyskill-sdk", &[]),
+    ("polyskill-experiment", &[]),
     ("polyskill-model", &[]),
 ];
 

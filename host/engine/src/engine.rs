@@ -21,6 +21,7 @@ use crate::request::{
 use crate::routing::{Routing, RowSpan};
 use crate::sampling::{Logprobs, Sampler};
 use crate::scheduler::{Budget, Progress, plan};
+use crate::shadow::{Agreement, Shadow};
 use crate::stats::Stats;
 use crate::trace::{RowTrace, Tally, TraceLevel};
 
@@ -236,6 +237,9 @@ impl Drop for Engine {
 /// A request in execution.
 struct Running {
     id: RequestId,
+    /// What is looked at beside it, and how far it decided alike.
+    shadow: Option<Arc<Shadow>>,
+    agreement: Agreement,
     composition: Arc<Composition>,
     trace: TraceLevel,
     sink: EventSink,
@@ -350,6 +354,7 @@ impl State {
                 cached_tokens: 0,
                 completion_tokens: 0,
                 module_share: Vec::new(),
+                agreement: None,
                 fallback_rows: 0,
                 time_to_first_token: None,
                 queue_time: waiting.submitted.elapsed(),
@@ -462,13 +467,16 @@ impl State {
         let activation = self.model.config().activation;
         let mut routing = Routing::new((&compute, activation), &layout.tokens, &layout.spans);
         let logits = self.model.forward(&step, &mut self.kv, &mut routing, &mut self.scratch);
-        let Routing { recorded, recorded_experts, fallback_rows, .. } = routing;
+        let Routing { recorded, recorded_experts, agreed, fallback_rows, .. } = routing;
         let mut routed: Vec<RowTrace> = vec![RowTrace::default(); self.running.len()];
         for record in recorded {
             routed[layout.sequences[record.row] as usize].picks.push(record.picks);
         }
         for (row, experts) in recorded_experts {
             routed[layout.sequences[row] as usize].experts.push(experts);
+        }
+        for (row, agreement) in agreed {
+            self.running[layout.sequences[row] as usize].agreement.add(agreement);
         }
         for &row in &fallback_rows {
             self.running[layout.sequences[row] as usize].fall_back();
@@ -522,10 +530,12 @@ impl Layout {
             };
             layout.logit_rows.extend(wanted.map(|row| row as u32));
             if !rows.is_empty() {
-                let traced = running.trace != TraceLevel::None && completes;
+                let looks = running.trace != TraceLevel::None || running.shadow.is_some();
+                let traced = looks && completes;
                 layout.spans.push(RowSpan {
                     trace_from: traced.then(|| rows.end - 1),
                     trace_experts: running.trace == TraceLevel::Full,
+                    shadow: running.shadow.clone(),
                     rows,
                     position: range.start,
                     prompt_len: running.asked_len,
@@ -540,12 +550,14 @@ impl Layout {
 impl Running {
     fn new(waiting: Waiting, start: Start) -> Self {
         let Waiting { id, request, submitted } = waiting;
-        let Request { prompt, sampling, composition, trace, sink, .. } = request;
+        let Request { prompt, sampling, composition, trace, shadow, sink, .. } = request;
         let Start { tokens, blocks, keys, num_known, computed, cached_tokens } = start;
         let asked_from = sampling.answer_from;
         Self {
             id,
             trace,
+            shadow,
+            agreement: Agreement::default(),
             sink,
             stop_tokens: sampling.stop_tokens.clone(),
             min_tokens: sampling.min_tokens,
@@ -682,6 +694,7 @@ impl Running {
             cached_tokens: self.cached_tokens,
             completion_tokens: self.tokens.len() - self.prompt_len,
             module_share: self.tally.shares(),
+            agreement: self.shadow.is_some().then_some(self.agreement),
             fallback_rows: self.fallback_rows,
             time_to_first_token: self.first_token.map(|first| first - self.submitted),
             queue_time: self.admitted - self.submitted,

@@ -22,6 +22,7 @@ mod routing;
 mod row_sample;
 mod sampling;
 mod scheduler;
+mod shadow;
 mod stats;
 mod trace;
 
@@ -39,5 +40,6 @@ pub use request::{
 };
 pub use router_slot::{Offered, ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
 pub use row_sample::{RoutedRow, RoutedRows};
+pub use shadow::{Agreement, Shadow};
 pub use stats::{Stats, StatsSnapshot};
 pub use trace::{LayerExperts, SitePicks, TraceLevel};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::composition::Composition;
+use crate::shadow::{Agreement, Shadow};
 use crate::trace::{LayerExperts, SitePicks, TraceLevel};
 
 /// Number of a request, unique in the process.
@@ -21,6 +22,8 @@ pub struct Request {
     pub composition: Arc<Composition>,
     /// What is recorded of the routing.
     pub trace: TraceLevel,
+    /// What is looked at beside it and never executed.
+    pub shadow: Option<Arc<Shadow>>,
     /// Keeps cached beginnings of one tenant apart from those of others; empty shares them.
     pub cache_salt: String,
     /// Receives the events; `false` means that nobody listens any more, which cancels the request.
@@ -152,6 +155,8 @@ pub struct Finished {
     pub completion_tokens: usize,
     /// Share of each module over generated tokens and sites, by index into the composition's modules.
     pub module_share: Vec<(u32, f64)>,
+    /// How far the request's shadow decided alike over generated tokens and sites.
+    pub agreement: Option<Agreement>,
     /// Rows and sites where the router's answer was not usable and the base ran alone.
     pub fallback_rows: u64,
     /// From submission to the first token.

@@ -28,6 +28,7 @@ use crate::experts::{self, Brought};
 use crate::feed_forwards::Picked;
 use crate::gates::{Gate, GateBuffers};
 use crate::router_slot::RouterSlot;
+use crate::shadow::{Agreement, Shadow};
 use crate::trace::{LayerExperts, SitePicks};
 
 /// Most rows per task: enough to amortise a task.
@@ -46,6 +47,8 @@ pub(crate) struct RowSpan {
     pub(crate) trace_from: Option<usize>,
     /// Whether the base's experts are recorded with them.
     pub(crate) trace_experts: bool,
+    /// What is looked at beside the rows that are recorded.
+    pub(crate) shadow: Option<Arc<Shadow>>,
 }
 
 /// What a row's picks were, where they are recorded.
@@ -76,6 +79,8 @@ pub(crate) struct Routing<'a> {
     pub(crate) recorded: Vec<Recorded>,
     /// Rows with what a sparse layer did with them.
     pub(crate) recorded_experts: Vec<(usize, LayerExperts)>,
+    /// Rows with how far a shadow decided alike.
+    pub(crate) agreed: Vec<(usize, Agreement)>,
     /// Rows, once per site, where the router's answer was not usable.
     pub(crate) fallback_rows: Vec<usize>,
 }
@@ -97,6 +102,7 @@ struct SharedDecision {
 #[derive(Default)]
 struct TaskOutcome {
     recorded: Vec<Recorded>,
+    agreed: Vec<(usize, Agreement)>,
     fallback_rows: Vec<usize>,
 }
 
@@ -105,6 +111,7 @@ struct Buffers {
     gate: GateBuffers,
     apply: Scratch,
     picks: Vec<(u32, f32)>,
+    shadow_picks: Vec<(u32, f32)>,
 }
 
 thread_local! {
@@ -143,6 +150,7 @@ impl<'a> Routing<'a> {
             last_dense: None,
             recorded: Vec::new(),
             recorded_experts: Vec::new(),
+            agreed: Vec::new(),
             fallback_rows: Vec::new(),
         }
     }
@@ -337,8 +345,8 @@ impl<'a> Routing<'a> {
         buffers: &mut Buffers,
         outcome: &mut TaskOutcome,
     ) {
-        let Buffers { gate, apply, picks } = buffers;
-        let RowSpan { composition, trace_from, .. } = &self.spans[span];
+        let Buffers { gate, apply, picks, shadow_picks } = buffers;
+        let RowSpan { composition, trace_from, shadow, .. } = &self.spans[span];
         let decided = self.decide((span, site, row), x, gate, picks);
         let picked = match decided {
             Some((_, true)) => picks.as_slice(),
@@ -360,7 +368,12 @@ impl<'a> Routing<'a> {
         }
         let combine = decided.map_or(Combine::OutputSum, |(combine, _)| combine);
         add_delta(combine, (&beside, &acting), Some(linear), (x, y), apply);
-        if matches!(decided, Some((_, true))) && trace_from.is_some_and(|from| row >= from) {
+        let is_recorded = trace_from.is_some_and(|from| row >= from);
+        if let Some(shadow) = shadow.as_ref().filter(|_| is_recorded) {
+            let compared = shadow.compare(site, x, picked, (gate, shadow_picks));
+            outcome.agreed.extend(compared.map(|agreement| (row, agreement)));
+        }
+        if matches!(decided, Some((_, true))) && is_recorded {
             let picks = SitePicks { site: site as u32, picks: picks.clone() };
             outcome.recorded.push(Recorded { row, picks });
         }
@@ -486,6 +499,7 @@ impl Hooks for Routing<'_> {
         for outcome in outcomes {
             self.fallback_rows.extend(outcome.fallback_rows);
             self.recorded.extend(outcome.recorded);
+            self.agreed.extend(outcome.agreed);
         }
     }
 

@@ -21,6 +21,9 @@ pub struct Declaration {
     /// How arms meet requests.
     #[serde(default)]
     pub mode: Mode,
+    /// Names under which clients ask for what is split; where there are none, all requests that leave the choice open.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
     /// What is assigned and analysed as one.
     #[serde(default)]
     pub unit: Unit,

@@ -5,11 +5,14 @@ mod body;
 mod chat;
 mod completions;
 mod error;
+mod experiment;
 mod generation;
 mod models;
 mod modules;
 mod params;
+mod shadow_run;
 mod tokenize;
+mod ui;
 
 use std::sync::Arc;
 
@@ -31,6 +34,7 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 /// All routes.
 pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
     let open = Router::new()
+        .merge(ui::routes())
         .route("/health", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
         .route(
             "/version",
@@ -41,6 +45,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
+        .route("/v1/feedback", post(experiment::feedback))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/metrics", get(metrics))
@@ -54,6 +59,9 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/admin/modules/{*name}", delete(modules::remove))
         .route("/admin/routers", get(admin::routers).post(admin::change_router))
         .route("/admin/routers/{*name}", delete(admin::remove_router))
+        .route("/admin/experiments", get(experiment::list).post(experiment::declare))
+        .route("/admin/experiments/{name}", get(experiment::one).delete(experiment::remove))
+        .route("/admin/experiments/{name}/stop", post(experiment::stop))
         .route("/admin/plans", get(admin::plans))
         .route("/admin/status", get(admin::status))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_admin_key));
@@ -140,7 +148,7 @@ async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let modules = ModuleReport::of(service.composer.library(), load_time);
     let routers = service.composer.routers();
     let stats = service.engine.handle().stats().snapshot();
-    let text = service.metrics.render(stats, &modules, &routers);
+    let text = service.metrics.render(stats, &modules, &routers, &service.experiments);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
 }

@@ -117,6 +117,7 @@ fn submit(
         sampling: SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() },
         composition: Arc::clone(composition),
         trace: TraceLevel::None,
+        shadow: None,
         cache_salt: String::new(),
         sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok()),
     };

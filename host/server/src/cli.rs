@@ -15,10 +15,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use polyskill_engine::{RouterRequest, Selection};
 
 use crate::config::{Config, parse_parameters};
+use crate::experiment_command::{AssignArgs, PlanArgs, TrafficArgs};
 use crate::service::Service;
 use crate::{
-    adapters_command, api, bench, calibrate, eval, generate, modules, plugin_command, pull, record,
-    routers,
+    adapters_command, api, bench, calibrate, eval, experiment_command, generate, modules,
+    plugin_command, pull, record, routers,
 };
 
 /// One frozen base model, many modules, routed per token and per layer.
@@ -64,6 +65,9 @@ enum Command {
         #[command(flatten)]
         serve: ServeArgs,
     },
+    /// Try experiments on task files and recorded traffic, and plan them.
+    #[command(subcommand)]
+    Experiment(ExperimentCommand),
     /// Write what a router of a running server planned, and rows that it decided, as fixtures for its self-test.
     Record(record::RecordArgs),
     /// Print the effective configuration.
@@ -74,6 +78,29 @@ enum Command {
     /// Write, build, test, measure, sign and serve router plugins.
     #[command(subcommand)]
     Plugin(plugin_command::PluginCommand),
+}
+
+/// What can be done with experiments without a server.
+#[derive(Clone, Debug, Subcommand)]
+enum ExperimentCommand {
+    /// Let each conversation of task files meet one arm, as live traffic would, grade the answers, and report.
+    Run {
+        #[command(flatten)]
+        traffic: TrafficArgs,
+        #[command(flatten)]
+        serve: ServeArgs,
+    },
+    /// Let recorded requests meet every arm, one after the other, and report on pairs.
+    Replay {
+        #[command(flatten)]
+        traffic: TrafficArgs,
+        #[command(flatten)]
+        serve: ServeArgs,
+    },
+    /// How many units an experiment needs, or what it can find.
+    Plan(PlanArgs),
+    /// Which arms units get.
+    Assign(AssignArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -172,6 +199,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => run_bench(&args),
         Command::Calibrate(args) => calibrate::run(&args, &mut std::io::stdout()),
         Command::Eval { eval, serve } => evaluate(&eval, &serve),
+        Command::Experiment(command) => experiment(&command),
         Command::Record(args) => record::record(&args).map(|count| {
             eprintln!("polyskill: {count} fixtures written");
         }),
@@ -282,6 +310,7 @@ fn serve(args: &ServeArgs) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let listen = config.listen();
     runtime.block_on(async {
+        service.experiments.watch();
         let listener = tokio::net::TcpListener::bind(listen)
             .await
             .map_err(|error| format!("cannot listen on {listen}: {error}"))?;
@@ -428,6 +457,18 @@ fn run_bench(args: &ServeArgs) -> Result<(), String> {
         cases.push(bench::Case { name: "arrow top-3".to_owned(), selection });
     }
     bench::run(&service, &cases)
+}
+
+fn experiment(command: &ExperimentCommand) -> Result<(), String> {
+    let out = &mut std::io::stdout().lock();
+    let (traffic, serve, every_arm) = match command {
+        ExperimentCommand::Plan(args) => return experiment_command::plan(args, out),
+        ExperimentCommand::Assign(args) => return experiment_command::assign(args, out),
+        ExperimentCommand::Run { traffic, serve } => (traffic, serve, false),
+        ExperimentCommand::Replay { traffic, serve } => (traffic, serve, true),
+    };
+    let service = start_service(&serve.config()?)?;
+    experiment_command::run(&service, (traffic, every_arm), out)
 }
 
 fn evaluate(args: &eval::EvalArgs, serve: &ServeArgs) -> Result<(), String> {

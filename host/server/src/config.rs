@@ -10,6 +10,7 @@ use polyskill_plugin::{Capability, Limits, Trust};
 use polyskill_sdk::{Parameters, Value};
 use serde::{Deserialize, Serialize};
 
+use crate::experiments::ExperimentSettings;
 use crate::sources::{FetchLimits, ModuleTrust, Policy};
 
 /// The effective configuration of a server.
@@ -38,6 +39,10 @@ pub struct Config {
     pub router: Vec<RouterConfig>,
     /// Named compositions that clients choose as `model`.
     pub skill_set: Vec<SkillSet>,
+    /// What is tried on live traffic.
+    pub experiment: Vec<polyskill_experiment::Declaration>,
+    /// What is kept of experiments, and how long.
+    pub experiments: ExperimentSettings,
     /// Bounds of the engine.
     pub engine: EngineSettings,
     /// Bounds of plugins.

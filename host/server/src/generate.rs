@@ -63,6 +63,7 @@ pub fn run(service: &Service, options: &Options) -> Result<(), String> {
         composition: Arc::clone(&composition),
         cache_salt: String::new(),
         trace: if options.trace { TraceLevel::Full } else { TraceLevel::None },
+        shadow: None,
         sink: Box::new(move |event| sender.send(event).is_ok()),
     };
     service.engine.handle().submit(request).map_err(|error| error.to_string())?;

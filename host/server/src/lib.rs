@@ -10,6 +10,8 @@ pub mod calibrate;
 pub mod cli;
 pub mod config;
 pub mod eval;
+pub mod experiment_command;
+pub mod experiments;
 pub mod generate;
 pub mod metrics;
 pub mod modules;

@@ -17,6 +17,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use modules::ModuleMetrics;
+
+use crate::experiments::Experiments;
 pub use modules::ModuleReport;
 
 type Float = Gauge<f64, AtomicU64>;
@@ -261,6 +263,7 @@ impl Metrics {
         engine: StatsSnapshot,
         modules: &ModuleReport,
         routers: &[RouterInfo],
+        experiments: &Experiments,
     ) -> String {
         self.waiting.set(engine.waiting as i64);
         self.running.set(engine.running as i64);
@@ -285,6 +288,7 @@ impl Metrics {
         let end = text.len() - if text.ends_with("# EOF\n") { 6 } else { 0 };
         text.truncate(end);
         modules.lora_requests_info(&mut text, now);
+        experiments.write_metrics(&mut text);
         let _ = writeln!(
             text,
             "# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{block_size=\"16\",num_gpu_blocks=\"{}\"}} 1\n# EOF",

@@ -11,6 +11,7 @@ use polyskill_model::{Compute, Decoder, load};
 
 use crate::audit::Audit;
 use crate::config::{Config, SkillSet, parameters};
+use crate::experiments::Experiments;
 use crate::metrics::Metrics;
 use crate::modules::Modules;
 use crate::pull;
@@ -39,6 +40,8 @@ pub struct Service {
     pub modules: Modules,
     /// Loads routers into it.
     pub routers: Routers,
+    /// Which arms answer which requests.
+    pub experiments: Arc<Experiments>,
     /// Runs them.
     pub engine: Engine,
     /// The base model.
@@ -94,6 +97,12 @@ impl Service {
         let routers = Routers::new(config, &audit).map_err(start_error)?;
         routers.load_all(&composer, report).map_err(start_error)?;
         let skill_sets = skill_sets(config, &composer)?;
+        let experiments = Experiments::open(config.experiments.clone(), Arc::clone(&audit));
+        let experiments = Arc::new(experiments.map_err(start_error)?);
+        for declaration in &config.experiment {
+            let declared = experiments.declare(declaration.clone(), &composer, "configuration");
+            declared.map_err(start_error)?;
+        }
         let engine =
             Engine::start(Arc::clone(&model), config.engine.to_engine()).map_err(start_error)?;
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -104,6 +113,7 @@ impl Service {
             composer,
             modules,
             routers,
+            experiments,
             engine,
             model,
             skill_sets,

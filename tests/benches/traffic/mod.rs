@@ -148,6 +148,7 @@ fn ask(
         sampling: SamplingParams { max_tokens: MAX_TOKENS, ..SamplingParams::default() },
         composition,
         trace: TraceLevel::None,
+        shadow: None,
         cache_salt: String::new(),
         sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok()),
     };

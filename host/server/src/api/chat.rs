@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json as JsonReply;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, StreamExt, select_all, unfold};
@@ -14,6 +15,7 @@ use serde_json::{Value as Json, json};
 
 use super::body::Body;
 use super::error::ApiError;
+use super::experiment::{Asking, Served};
 use super::generation::{Delta, Generation, Wanted, start_choices};
 use super::params::{CommonParams, routing_report};
 use crate::service::Service;
@@ -65,6 +67,7 @@ pub(super) fn usage(finished: &[Finished]) -> Json {
 
 pub(super) async fn chat(
     State(service): State<Arc<Service>>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let mut request: ChatRequest = body.fields()?;
@@ -73,9 +76,10 @@ pub(super) async fn chat(
     if service.selection(&name).is_none() {
         return Err(ApiError::unknown_model(&name));
     }
-    let generations = start(&service, &request).await?;
+    let asking = Asking::new(new_id("chatcmpl"), &headers, &request.common);
+    let (id, generations) = start(&service, &request, asking).await?;
     let reply = Reply {
-        id: new_id("chatcmpl"),
+        id,
         created: now(),
         model: name,
         trace: request.common.trace_level()?,
@@ -117,7 +121,11 @@ pub(super) fn normalise(messages: &[Json]) -> Result<Json, ApiError> {
     messages.iter().enumerate().map(one).collect::<Result<Vec<_>, _>>().map(Json::from)
 }
 
-async fn start(service: &Arc<Service>, request: &ChatRequest) -> Result<Vec<Generation>, ApiError> {
+async fn start(
+    service: &Arc<Service>,
+    request: &ChatRequest,
+    mut asking: Asking,
+) -> Result<(String, Vec<Generation>), ApiError> {
     let messages = normalise(&request.messages)?;
     let add = request.add_generation_prompt.unwrap_or(true);
     let prompt = service
@@ -140,7 +148,10 @@ async fn start(service: &Arc<Service>, request: &ChatRequest) -> Result<Vec<Gene
             Some("max_tokens"),
         ));
     }
-    start_choices(service, &request.common, &prompt, last.map(str::to_owned), wanted).await
+    asking.begins(&messages);
+    let prompt = (prompt.as_slice(), last.map(str::to_owned));
+    let started = start_choices(service, (&request.common, &asking), prompt, wanted).await?;
+    Ok((asking.id, started))
 }
 
 /// What all parts of a reply share.
@@ -159,7 +170,7 @@ async fn whole(
 ) -> Result<Response, ApiError> {
     let (mut choices, mut finished, mut report) = (Vec::new(), Vec::new(), Json::Null);
     for (index, generation) in generations.into_iter().enumerate() {
-        let composition = Arc::clone(generation.composition());
+        let served = generation.served().clone();
         let collected = generation.collect().await?;
         let logprobs = reply.logprobs.then(|| logprobs(service, &collected.tokens));
         choices.push(json!({
@@ -169,12 +180,8 @@ async fn whole(
             "finish_reason": collected.reason,
         }));
         if index == 0 {
-            report = routing_report(
-                &composition,
-                Some(&collected.finished),
-                reply.trace,
-                &collected.trace,
-            );
+            report =
+                routing_report(&served, Some(&collected.finished), reply.trace, &collected.trace);
         }
         finished.push(collected.finished);
     }
@@ -206,13 +213,13 @@ fn logprobs(service: &Service, tokens: &[(u32, Option<Logprob>)]) -> Json {
 /// A generation as numbered deltas.
 pub(super) fn deltas(
     generations: Vec<Generation>,
-) -> impl Stream<Item = (usize, Delta, Vec<Json>, Arc<polyskill_engine::Composition>)> {
+) -> impl Stream<Item = (usize, Delta, Vec<Json>, Served)> {
     select_all(generations.into_iter().enumerate().map(|(index, generation)| {
         Box::pin(unfold(generation, move |mut generation| async move {
             let delta = generation.next().await?;
             let trace = if delta.finished.is_some() { generation.take_trace() } else { Vec::new() };
-            let composition = Arc::clone(generation.composition());
-            Some(((index, delta, trace, composition), generation))
+            let served = generation.served().clone();
+            Some(((index, delta, trace, served), generation))
         }))
     }))
 }
@@ -246,7 +253,7 @@ fn stream(
         })
         .collect();
     let mut finished = Vec::new();
-    let body = deltas(generations).flat_map(move |(index, delta, trace, composition)| {
+    let body = deltas(generations).flat_map(move |(index, delta, trace, served)| {
         let mut events = Vec::new();
         if !delta.text.is_empty() || (reply.logprobs && !delta.tokens.is_empty()) {
             let logprobs = reply.logprobs.then(|| logprobs(&service, &delta.tokens));
@@ -257,7 +264,7 @@ fn stream(
         if let Some((reason, done)) = delta.finished {
             let choice = json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason});
             let mut body = chunk(&reply, json!([choice]));
-            body["polyskill"] = routing_report(&composition, Some(&done), reply.trace, &trace);
+            body["polyskill"] = routing_report(&served, Some(&done), reply.trace, &trace);
             events.push(event(&body));
             finished.push(done);
             if finished.len() == count && include_usage {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json as JsonReply;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, StreamExt};
@@ -15,6 +16,7 @@ use serde_json::{Map, Value as Json, json};
 use super::body::{Body, one_of, texts};
 use super::chat::{deltas, event, new_id, now, usage};
 use super::error::ApiError;
+use super::experiment::Asking;
 use super::generation::{Generation, Wanted, start_choices};
 use super::params::{CommonParams, routing_report};
 use crate::service::Service;
@@ -84,6 +86,7 @@ impl Prompt {
 
 pub(super) async fn completions(
     State(service): State<Arc<Service>>,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     let mut request: CompletionRequest = body.fields()?;
@@ -111,8 +114,9 @@ pub(super) async fn completions(
         let message = format!("{} prompts, expected 1 to {MAX_PROMPTS}", prompts.len());
         return Err(ApiError::bad_request(message, Some("prompt")));
     }
-    let generations = start(&service, &request, &prompts).await?;
-    let (id, created) = (new_id("cmpl"), now());
+    let asking = Asking::new(new_id("cmpl"), &headers, &request.common);
+    let generations = start(&service, &request, &asking, &prompts).await?;
+    let (id, created) = (asking.id, now());
     if streams {
         let head =
             json!({"id": id, "object": "text_completion", "created": created, "model": name});
@@ -121,7 +125,7 @@ pub(super) async fn completions(
     let (mut choices, mut finished, mut report) = (Vec::new(), Vec::new(), Json::Null);
     let per_prompt = request.common.choices()?;
     for (index, generation) in generations.into_iter().enumerate() {
-        let composition = Arc::clone(generation.composition());
+        let served = generation.served().clone();
         let collected = generation.collect().await?;
         let (prompt, _) = &prompts[index / per_prompt];
         let echo = request.echo.unwrap_or(false);
@@ -135,8 +139,7 @@ pub(super) async fn completions(
                             "finish_reason": collected.reason}));
         if index == 0 {
             let trace = request.common.trace_level()?;
-            report =
-                routing_report(&composition, Some(&collected.finished), trace, &collected.trace);
+            report = routing_report(&served, Some(&collected.finished), trace, &collected.trace);
         }
         finished.push(collected.finished);
     }
@@ -148,6 +151,7 @@ pub(super) async fn completions(
 async fn start(
     service: &Arc<Service>,
     request: &CompletionRequest,
+    asking: &Asking,
     prompts: &[EncodedPrompt],
 ) -> Result<Vec<Generation>, ApiError> {
     let echo = request.echo.unwrap_or(false);
@@ -168,7 +172,8 @@ async fn start(
     let wanted = Wanted { max_tokens, logprobs, prompt_logprobs };
     let mut generations = Vec::new();
     for (prompt, text) in prompts {
-        let choices = start_choices(service, &request.common, prompt, text.clone(), wanted).await?;
+        let by = (&request.common, asking);
+        let choices = start_choices(service, by, (prompt, text.clone()), wanted).await?;
         generations.extend(choices);
     }
     Ok(generations)
@@ -210,7 +215,7 @@ fn stream(
     let (count, trace) = (generations.len(), request.common.trace_level()?);
     let (include_usage, top) = (request.common.includes_usage(), request.logprobs);
     let mut finished = Vec::new();
-    let body = deltas(generations).flat_map(move |(index, delta, tokens, composition)| {
+    let body = deltas(generations).flat_map(move |(index, delta, tokens, served)| {
         let mut events = Vec::new();
         let with = |choices: Json| {
             let mut body = head.clone();
@@ -225,7 +230,7 @@ fn stream(
         if let Some((reason, done)) = delta.finished {
             let choice = json!({"index": index, "text": "", "logprobs": null, "finish_reason": reason});
             let mut body = with(json!([choice]));
-            body["polyskill"] = routing_report(&composition, Some(&done), trace, &tokens);
+            body["polyskill"] = routing_report(&served, Some(&done), trace, &tokens);
             events.push(event(&body));
             finished.push(done);
             if finished.len() == count && include_usage {

@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use polyskill_engine::{
-    Composition, Event, FinishReason, Finished, LayerExperts, Logprob, PromptLogprob, Request,
-    RequestId, SamplingParams, SitePicks, TokenEvent, TraceLevel,
+    Event, FinishReason, Finished, LayerExperts, Logprob, PromptLogprob, Request, RequestId,
+    SamplingParams, Selection, SitePicks, TokenEvent, TraceLevel,
 };
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::error::ApiError;
+use super::experiment::{Asking, Served};
 use super::params::CommonParams;
+use super::shadow_run::{Again, run_again, score_reference};
+use crate::experiments::{Durable, Measured, written};
 use crate::service::Service;
 use crate::text::TextStream;
 
@@ -31,7 +34,13 @@ pub(crate) struct Delta {
 /// A running generation. Dropping it cancels the request.
 pub(crate) struct Generation {
     service: Arc<Service>,
-    composition: Arc<Composition>,
+    served: Served,
+    /// Where the request's id is being made known to experiments.
+    registered: Option<Durable<()>>,
+    /// What a challenger runs again when this has ended.
+    again: Option<((String, Selection), Again)>,
+    /// A prompt, and the text after it whose log-probability is measured when this has ended.
+    reference: Option<(Vec<u32>, String)>,
     id: RequestId,
     /// Bounded by the request's own tokens: the engine sends at most `max_tokens` + 2 events.
     events: UnboundedReceiver<Event>,
@@ -63,15 +72,13 @@ struct Options {
     cache_salt: String,
 }
 
-/// Composes once for a prompt and starts one generation per choice. `text` is what routers may read.
+/// Composes once for a prompt and starts one generation per choice. The text beside the prompt is what routers may read.
 pub(crate) async fn start_choices(
     service: &Arc<Service>,
-    common: &CommonParams,
-    prompt: &[u32],
-    text: Option<String>,
+    (common, asking): (&CommonParams, &Asking),
+    (prompt, text): (&[u32], Option<String>),
     wanted: Wanted,
 ) -> Result<Vec<Generation>, ApiError> {
-    let selection = common.selection(service, prompt.len(), text)?;
     let options = Options {
         trace: common.trace_level()?,
         stops: common.stops()?,
@@ -87,26 +94,38 @@ pub(crate) async fn start_choices(
     };
     let sampling: Vec<SamplingParams> =
         (0..common.choices()?).map(sampling).collect::<Result<_, ApiError>>()?;
-    // Routers plan here, which may take long.
-    let composing = Arc::clone(service);
-    let composition = tokio::task::spawn_blocking(move || composing.composer.compose(&selection))
-        .await
-        .map_err(|error| ApiError::internal(error.to_string()))??;
+    let served = asking.serve(service, common, (prompt.len(), text)).await?;
     let start = |sampling| {
-        let (service, composition) = (Arc::clone(service), Arc::clone(&composition));
-        Generation::start(service, prompt.to_vec(), sampling, composition, options.clone())
+        Generation::start(Arc::clone(service), prompt, sampling, served.clone(), options.clone())
     };
-    sampling.into_iter().map(start).collect()
+    let sampled = sampling.first().cloned();
+    let mut started: Vec<Generation> =
+        sampling.into_iter().map(start).collect::<Result<_, ApiError>>()?;
+    // The first choice speaks for the request.
+    if let (Some(first), Some(enrolled)) = (started.first_mut(), &served.enrolled) {
+        first.registered = Some(enrolled.register(service, &asking.id));
+        first.reference = common
+            .reference
+            .as_ref()
+            .filter(|_| enrolled.wants_reference(service))
+            .map(|reference| (prompt.to_vec(), reference.clone()));
+        first.again = enrolled.shadow_run(&asking.id).zip(sampled).map(|(challenger, sampling)| {
+            let cache_salt = options.cache_salt.clone();
+            (challenger.clone(), Again { prompt: prompt.to_vec(), sampling, cache_salt })
+        });
+    }
+    Ok(started)
 }
 
 impl Generation {
     fn start(
         service: Arc<Service>,
-        prompt: Vec<u32>,
+        prompt: &[u32],
         sampling: SamplingParams,
-        composition: Arc<Composition>,
+        served: Served,
         options: Options,
     ) -> Result<Self, ApiError> {
+        let composition = &served.composition;
         let Options { trace, stops, include_stop, cache_salt } = options;
         let (sender, events) = unbounded_channel();
         let sink = Box::new(move |event| sender.send(event).is_ok());
@@ -115,17 +134,21 @@ impl Generation {
         let level =
             if composition.modules().is_empty() { trace } else { trace.max(TraceLevel::Summary) };
         let request = Request {
-            prompt,
+            prompt: prompt.to_vec(),
             sampling,
-            composition: Arc::clone(&composition),
+            composition: Arc::clone(composition),
             trace: level,
+            shadow: served.shadow.clone(),
             cache_salt,
             sink,
         };
         let id = service.engine.handle().submit(request)?;
         Ok(Self {
             service,
-            composition,
+            served,
+            registered: None,
+            again: None,
+            reference: None,
             id,
             events,
             text: TextStream::new(stops, include_stop),
@@ -137,8 +160,8 @@ impl Generation {
         })
     }
 
-    pub(crate) fn composition(&self) -> &Arc<Composition> {
-        &self.composition
+    pub(crate) fn served(&self) -> &Served {
+        &self.served
     }
 
     /// The routing of each token so far, for full traces.
@@ -151,6 +174,11 @@ impl Generation {
         while !self.done {
             let event = self.events.recv().await;
             let delta = self.take(event);
+            if let Some(registered) = self.registered.take_if(|_| self.done)
+                && let Err(error) = written(registered).await
+            {
+                tracing::error!(%error, "feedback on a request will not be joined");
+            }
             if !delta.text.is_empty()
                 || !delta.tokens.is_empty()
                 || delta.prompt.is_some()
@@ -207,10 +235,21 @@ impl Generation {
             (FinishReason::Cancelled, _) => "cancelled",
             (FinishReason::Error(_), _) => "error",
         };
+        let composition = &self.served.composition;
         let modules: Vec<String> =
-            self.composition.modules().iter().map(|lease| lease.name.clone()).collect();
+            composition.modules().iter().map(|lease| lease.name.clone()).collect();
         let seconds = self.started.elapsed().as_secs_f64();
         self.service.metrics.finished(&finished, reason, &modules, seconds);
+        if let Some(enrolled) = self.served.enrolled.as_ref().filter(|_| self.registered.is_some())
+        {
+            enrolled.ended(&self.service, &Measured::of(composition, &finished, seconds));
+            if let Some(reference) = self.reference.take() {
+                score_reference(&self.service, (enrolled, composition), reference);
+            }
+            if let Some((challenger, again)) = self.again.take() {
+                run_again(&self.service, enrolled, challenger, again);
+            }
+        }
         Delta { text, finished: Some((reason.to_owned(), finished)), ..Delta::default() }
     }
 }

@@ -13,6 +13,8 @@ use serde_json::{Value as Json, json};
 
 use super::body::{one_of, texts};
 use super::error::ApiError;
+use super::experiment::Served;
+use crate::experiments::Choice;
 use crate::service::Service;
 
 /// Stop strings of one request, as OpenAI bounds them.
@@ -46,6 +48,9 @@ pub(crate) struct CommonParams {
     pub(crate) router: Option<RouterChoice>,
     pub(crate) adapters: Option<Vec<AdapterWeight>>,
     pub(crate) unit: Option<String>,
+    pub(crate) experiment: Option<ExperimentChoice>,
+    /// A text whose log-probability experiments may measure.
+    pub(crate) reference: Option<String>,
     pub(crate) trace: Option<String>,
     pub(crate) cache_salt: Option<String>,
     // Recognised and not supported: refused rather than ignored.
@@ -88,6 +93,23 @@ impl<'de> Deserialize<'de> for RouterChoice {
             Json::String(name) => Ok(Self::Name(name)),
             spec => RouterSpec::deserialize(spec).map(Self::Full).map_err(D::Error::custom),
         }
+    }
+}
+
+/// `"none"`, or an arm by name.
+#[derive(Clone, Debug)]
+pub(crate) struct ExperimentChoice(Choice);
+
+impl<'de> Deserialize<'de> for ExperimentChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = "`none`, or an object with `name` and `arm`";
+        one_of(deserializer, expected, |value| {
+            if value == "none" {
+                return Some(Self(Choice::None));
+            }
+            let text = |key: &str| Some(value.get(key)?.as_str()?.to_owned());
+            Some(Self(Choice::Arm(text("name")?, text("arm")?)))
+        })
     }
 }
 
@@ -191,10 +213,49 @@ impl CommonParams {
             },
             (None, None) => named,
         };
-        if let Selection::Routed(asked) = &mut selection {
+        self.complete(&mut selection, prompt_tokens, text);
+        Ok(selection)
+    }
+
+    /// Tells a router of the request.
+    fn complete(&self, selection: &mut Selection, prompt_tokens: usize, text: Option<String>) {
+        if let Selection::Routed(asked) = selection {
             (asked.prompt_tokens, asked.text, asked.bucket) = (prompt_tokens, text, self.bucket());
         }
-        Ok(selection)
+    }
+
+    /// What this request asks of experiments: none, where it says itself what answers.
+    pub(crate) fn experiment(&self) -> Choice {
+        match &self.experiment {
+            Some(ExperimentChoice(choice)) => choice.clone(),
+            None if self.router.is_some() || self.adapters.is_some() => Choice::None,
+            None => Choice::Open,
+        }
+    }
+
+    /// An arm in the place of what the model name stands for: of a skill set with the same router it takes over what it does
+    /// not say itself.
+    pub(crate) fn arm(
+        &self,
+        service: &Service,
+        arm: Selection,
+        prompt_tokens: usize,
+        text: Option<String>,
+    ) -> Selection {
+        let named = service.selection(self.model_name(service));
+        let mut selection = match (arm, named) {
+            (Selection::Routed(asked), Some(named)) => {
+                let beside = asked.beside.clone();
+                let mut asked = over(named, asked);
+                if !beside.is_empty() {
+                    asked.beside = beside;
+                }
+                Selection::Routed(asked)
+            }
+            (arm, _) => arm,
+        };
+        self.complete(&mut selection, prompt_tokens, text);
+        selection
     }
 
     /// The same number for the same unit (`unit`, else `user`).
@@ -351,11 +412,12 @@ fn over(named: Selection, mut asked: RouterRequest) -> RouterRequest {
 
 /// The response extra `polyskill`.
 pub(crate) fn routing_report(
-    composition: &Composition,
+    served: &Served,
     finished: Option<&Finished>,
     trace: TraceLevel,
     tokens: &[Json],
 ) -> Json {
+    let composition: &Composition = &served.composition;
     let modules: Vec<Json> = composition
         .modules()
         .iter()
@@ -379,6 +441,7 @@ pub(crate) fn routing_report(
     if let Some(reason) = composition.fallback() {
         report["fallback_reason"] = json!(reason);
     }
+    served.say(&mut report);
     if let Some(rows) = finished.map(|finished| finished.fallback_rows).filter(|rows| *rows > 0) {
         // The base answered rows that the router left undecided; where it answered all, nothing was routed.
         report["fallback_rows"] = json!(rows);

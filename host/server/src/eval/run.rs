@@ -270,6 +270,7 @@ fn submit(
             sampling: sampling.clone(),
             composition: Arc::clone(&asked.composition),
             trace,
+            shadow: None,
             cache_salt: String::new(),
             sink: Box::new(move |event| sender.send(event).is_ok()),
         };

@@ -66,7 +66,7 @@ pub struct Message {
 
 impl Item {
     /// The conversation up to the answer.
-    pub(super) fn conversation(&self) -> Vec<Message> {
+    pub(crate) fn conversation(&self) -> Vec<Message> {
         match &self.prompt {
             Some(prompt) => vec![Message { role: "user".to_owned(), content: prompt.clone() }],
             None => self.messages.clone(),
@@ -74,7 +74,7 @@ impl Item {
     }
 
     /// What the user says last, for routers that look at the text.
-    pub(super) fn last_said(&self) -> String {
+    pub(crate) fn last_said(&self) -> String {
         self.conversation().pop().map(|message| message.content).unwrap_or_default()
     }
 

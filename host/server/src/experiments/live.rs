@@ -1,0 +1,345 @@
+//! One experiment while it is known: who has which arm, what came of it, and how it stands.
+
+use std::collections::{BTreeMap, HashMap};
+
+use polyskill_experiment::analysis::history::Histories;
+use polyskill_experiment::analysis::report::Situation;
+use polyskill_experiment::assignment::{Place, arm, place, position};
+use polyskill_experiment::bandit::{Rewards, Rule};
+use polyskill_experiment::declaration::{Arm, Mode};
+use polyskill_experiment::off_policy::{self, Logged, Target};
+use polyskill_experiment::totals::{Outcome, Total};
+use polyskill_experiment::{Declaration, Report, Totals, report};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use super::store::Kept;
+
+/// How an experiment has gone so far; kept beside its declaration.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub(super) struct Course {
+    /// When units began to be assigned, in unix seconds.
+    pub(super) started: Option<u64>,
+    pub(super) stopped: Option<u64>,
+    pub(super) stop_reason: Option<String>,
+    /// Arms that take no units any more, and why.
+    pub(super) stopped_arms: BTreeMap<String, String>,
+    /// The arms' weights, from the first to those that hold now.
+    pub(super) epochs: Vec<Vec<f64>>,
+    /// Earlier intervals.
+    pub(super) histories: Histories,
+}
+
+/// The arm of a unit.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Assigned {
+    pub(super) arm: String,
+    pub(super) epoch: u32,
+    /// Of a bandit: the probability of each arm when it was chosen.
+    pub(super) propensities: Option<Vec<f64>>,
+}
+
+/// What a unit gets.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Dealt {
+    /// Nothing of this experiment.
+    Not,
+    /// The experiment has not started; what the request gives is a value from before it.
+    Before,
+    /// An arm. Where it is new, it must be written before anything is served.
+    Arm { assigned: Assigned, is_new: bool, counted: bool },
+}
+
+#[derive(Debug)]
+pub(super) struct Live {
+    pub(super) declaration: Declaration,
+    pub(super) course: Course,
+    units: HashMap<String, Assigned>,
+    pub(super) totals: Totals,
+    rule: Option<Rule>,
+    rewards: Vec<Rewards>,
+    /// Values from before the start, by unit and metric.
+    before: HashMap<String, BTreeMap<String, (u64, f64)>>,
+}
+
+impl Live {
+    pub(super) fn new(declaration: Declaration) -> Self {
+        let epochs = vec![declaration.weights()];
+        let course = Course { epochs, ..Course::default() };
+        let rule = Rule::new(&declaration);
+        let rewards = vec![Rewards::default(); declaration.arms.len()];
+        let (units, totals, before) = Default::default();
+        Self { declaration, course, units, totals, rule, rewards, before }
+    }
+
+    /// As it was kept.
+    pub(super) fn restored(kept: Kept) -> Result<Self, String> {
+        let say = |error: serde_json::Error| error.to_string();
+        let declaration: Declaration = serde_json::from_str(&kept.declaration).map_err(say)?;
+        let mut live = Self::new(declaration);
+        live.course = serde_json::from_str(&kept.course).map_err(say)?;
+        for (unit, arm, epoch, propensities) in kept.units {
+            let propensities = propensities.map(|text| serde_json::from_str(&text).map_err(say));
+            let propensities = propensities.transpose()?;
+            live.units.insert(unit, Assigned { arm, epoch, propensities });
+        }
+        for (arm, unit, metric, count, sum) in kept.totals {
+            match (arm.is_empty(), metric.is_empty()) {
+                (true, _) => {
+                    live.before.entry(unit).or_default().insert(metric, (count, sum));
+                }
+                (false, true) => {
+                    live.totals.arms.entry(arm).or_default().units.entry(unit).or_default();
+                }
+                (false, false) => {
+                    let units = &mut live.totals.arms.entry(arm).or_default().units;
+                    let total = Total { count, sum, before: None };
+                    units.entry(unit).or_default().insert(metric, total);
+                }
+            }
+        }
+        for (arm, requests, fallbacks, faults) in kept.arms {
+            let totals = live.totals.arms.entry(arm).or_default();
+            (totals.requests, totals.fallbacks, totals.faults) = (requests, fallbacks, faults);
+        }
+        for (arm, rewards) in kept.rewards {
+            if let Some(at) = live.arm_number(&arm) {
+                live.rewards[at] = rewards;
+            }
+        }
+        live.bring_before();
+        Ok(live)
+    }
+
+    fn arm_number(&self, name: &str) -> Option<usize> {
+        self.declaration.arms.iter().position(|arm| arm.name == name)
+    }
+
+    pub(super) fn num_units(&self) -> usize {
+        self.units.len()
+    }
+
+    /// Whether requests are assigned now.
+    pub(super) fn is_running(&self) -> bool {
+        self.course.started.is_some() && self.course.stopped.is_none()
+    }
+
+    /// Whether requests under this model name are its.
+    pub(super) fn takes(&self, model: &str) -> bool {
+        let models = &self.declaration.models;
+        self.course.stopped.is_none()
+            && (models.is_empty() || models.iter().any(|known| known == model))
+    }
+
+    /// The arm of a unit: the one that it had, else by hash or, of a bandit, by what arms have earned. `most` units are kept;
+    /// beyond them, new units are none of the experiment's.
+    pub(super) fn deal(&self, unit: &str, most: usize) -> Dealt {
+        if self.course.stopped.is_some() {
+            return Dealt::Not;
+        }
+        let here = place(&self.declaration, unit);
+        if !self.is_running() {
+            return if matches!(here, Place::Arm(_)) { Dealt::Before } else { Dealt::Not };
+        }
+        if let Some(assigned) = self.units.get(unit) {
+            // A unit whose arm was stopped is served by the control, and says nothing of either.
+            let stopped = self.course.stopped_arms.contains_key(&assigned.arm);
+            let arm = if stopped { self.declaration.control.clone() } else { assigned.arm.clone() };
+            let assigned = Assigned { arm, ..assigned.clone() };
+            return Dealt::Arm { assigned, is_new: false, counted: !stopped };
+        }
+        if !matches!(here, Place::Arm(_)) || self.units.len() >= most {
+            return Dealt::Not;
+        }
+        let (arm, propensities) = self.choose(unit);
+        let assigned = Assigned { arm, epoch: self.epoch(), propensities };
+        Dealt::Arm { assigned, is_new: true, counted: true }
+    }
+
+    fn epoch(&self) -> u32 {
+        self.course.epochs.len().saturating_sub(1) as u32
+    }
+
+    /// Weights that hold now: none for arms that were stopped.
+    pub(super) fn weights(&self) -> Vec<f64> {
+        let weights = self.course.epochs.last().cloned();
+        let mut weights = weights.unwrap_or_else(|| self.declaration.weights());
+        for (arm, weight) in self.declaration.arms.iter().zip(&mut weights) {
+            if self.course.stopped_arms.contains_key(&arm.name) {
+                *weight = 0.0;
+            }
+        }
+        weights
+    }
+
+    fn choose(&self, unit: &str) -> (String, Option<Vec<f64>>) {
+        let name = |at: usize| self.declaration.arms[at].name.clone();
+        match (self.declaration.mode, &self.rule) {
+            (Mode::DecisionShadow | Mode::FullShadow, _) => {
+                (self.declaration.control.clone(), None)
+            }
+            (Mode::Bandit, Some(rule)) => {
+                // The seed is the unit's, so that a choice can be made again from the log.
+                let seed = position(&format!("bandit:{}", self.declaration.seed()), unit);
+                let choice = rule.choose(&self.rewards, seed.to_bits());
+                let arm = name(choice.arm);
+                match self.course.stopped_arms.contains_key(&arm) {
+                    true => (self.declaration.control.clone(), None),
+                    false => (arm, Some(choice.propensities)),
+                }
+            }
+            _ => (name(arm(&self.weights(), position(self.declaration.seed(), unit))), None),
+        }
+    }
+
+    /// Remembers a new unit.
+    pub(super) fn assign(&mut self, unit: &str, assigned: Assigned) {
+        let arm = assigned.arm.clone();
+        self.units.insert(unit.to_owned(), assigned);
+        for (metric, (count, sum)) in self.before.remove(unit).into_iter().flatten() {
+            // Finite as every observation, and its count is at least one.
+            let _ = self.totals.before(&arm, unit, &metric, sum / count.max(1) as f64);
+        }
+    }
+
+    /// Values from before the start, given to the units' arms.
+    fn bring_before(&mut self) {
+        let known: Vec<(String, Assigned)> =
+            self.units.iter().map(|(unit, assigned)| (unit.clone(), assigned.clone())).collect();
+        known.into_iter().for_each(|(unit, assigned)| self.assign(&unit, assigned));
+    }
+
+    /// Counts a request of an arm with what was measured of it.
+    pub(super) fn count(
+        &mut self,
+        (arm, unit): (&str, &str),
+        outcome: Outcome,
+        observations: &[(String, f64)],
+    ) {
+        self.totals.request(arm, unit, outcome);
+        for (metric, value) in observations {
+            let _ = self.totals.observe(arm, unit, metric, *value);
+        }
+    }
+
+    /// Adds values from before the start.
+    pub(super) fn count_before(&mut self, unit: &str, observations: &[(String, f64)]) {
+        let before = self.before.entry(unit.to_owned()).or_default();
+        for (metric, value) in observations {
+            let (count, sum) = before.entry(metric.clone()).or_default();
+            *count += 1;
+            *sum += value;
+        }
+    }
+
+    /// Adds what a bandit's arm earned; what is to be kept of it.
+    pub(super) fn earn(
+        &mut self,
+        (arm, unit): (&str, &str),
+        metric: &str,
+        value: f64,
+    ) -> Option<Rewards> {
+        let is_reward =
+            self.declaration.bandit.as_ref().is_some_and(|bandit| bandit.reward == metric);
+        let (rule, at) = (self.rule.filter(|_| is_reward)?, self.arm_number(arm)?);
+        let count = self.rewards[at].count;
+        rule.earn(&mut self.rewards[at], value, position(&format!("earn:{count}"), unit));
+        Some(self.rewards[at])
+    }
+
+    /// How it stands.
+    pub(super) fn report(&self, now: u64) -> Report {
+        let situation = Situation {
+            now,
+            started: self.course.started,
+            stopped: self.course.stopped,
+            stop_reason: self.course.stop_reason.clone(),
+        };
+        let mut declared = self.declaration.clone();
+        // Where weights were changed, units are compared with the mean of the shares under which they were assigned.
+        let shares = self.mean_shares();
+        declared.arms.iter_mut().zip(shares).for_each(|(arm, share)| arm.weight = share);
+        report(&declared, &self.totals, &situation, &self.course.histories)
+    }
+
+    fn mean_shares(&self) -> Vec<f64> {
+        let mut counts = vec![0_u64; self.course.epochs.len()];
+        for assigned in self.units.values() {
+            if let Some(count) = counts.get_mut(assigned.epoch as usize) {
+                *count += 1;
+            }
+        }
+        let shares = |weights: &Vec<f64>| {
+            let sum: f64 = weights.iter().sum();
+            weights.iter().map(|weight| weight / sum).collect::<Vec<f64>>()
+        };
+        let all: u64 = counts.iter().sum();
+        if all == 0 {
+            return shares(&self.course.epochs.last().cloned().unwrap_or_default());
+        }
+        let mut mean = vec![0.0; self.declaration.arms.len()];
+        for (weights, count) in self.course.epochs.iter().zip(counts) {
+            let part = count as f64 / all as f64;
+            mean.iter_mut().zip(shares(weights)).for_each(|(mean, share)| *mean += part * share);
+        }
+        mean
+    }
+
+    /// Of a bandit: what always taking each arm would have earned, estimated from units as they were dealt.
+    pub(super) fn off_policy(&self) -> Option<Json> {
+        let reward = &self.declaration.bandit.as_ref()?.reward;
+        let logged = self.logged(reward);
+        let level = self.declaration.level;
+        let of = |(number, arm): (usize, &Arm)| {
+            let target = Target::Arm(number);
+            let estimate = |made: Result<off_policy::Earning, off_policy::Error>| match made {
+                Ok(earning) => json!({
+                    "value": earning.value, "interval": [earning.low, earning.high],
+                    "effective_units": earning.effective_rows,
+                }),
+                Err(error) => json!({"error": error.to_string()}),
+            };
+            json!({
+                "arm": arm.name, "units": logged.iter().filter(|row| row.arm == number).count(),
+                "inverse_propensity": estimate(off_policy::inverse_propensity(&logged, &target, level)),
+                "self_normalised": estimate(off_policy::self_normalised(&logged, &target, level)),
+                "doubly_robust": estimate(off_policy::doubly_robust(&logged, &target, level)),
+            })
+        };
+        Some(self.declaration.arms.iter().enumerate().map(of).collect())
+    }
+
+    /// A row for each unit that a bandit dealt and that earned something.
+    fn logged(&self, reward: &str) -> Vec<Logged> {
+        let arms = &self.declaration.arms;
+        let mean =
+            |(unit, total): (&str, Total)| (unit.to_owned(), total.sum / total.count.max(1) as f64);
+        let earned: Vec<Vec<(String, f64)>> = arms
+            .iter()
+            .map(|arm| self.totals.units(&arm.name, reward).map(mean).collect())
+            .collect();
+        let sums: Vec<f64> =
+            earned.iter().map(|units| units.iter().map(|unit| unit.1).sum()).collect();
+        let mut logged = Vec::new();
+        for (arm, units) in earned.iter().enumerate() {
+            for (unit, reward) in units {
+                let chances = self.units.get(unit).and_then(|at| at.propensities.as_ref());
+                let Some(chances) = chances else { continue };
+                // The mean of each arm's other units predicts.
+                let predicted = (0..arms.len()).map(|other| {
+                    let own = other == arm;
+                    let count = earned[other].len() - usize::from(own);
+                    (sums[other] - if own { *reward } else { 0.0 }) / count.max(1) as f64
+                });
+                logged.push(Logged {
+                    arm,
+                    propensity: chances[arm],
+                    reward: *reward,
+                    predicted: predicted.collect(),
+                });
+            }
+        }
+        logged
+    }
+}
