@@ -6,6 +6,7 @@
 mod common;
 mod conformance;
 mod eval;
+mod experiments;
 mod experts;
 
 mod feed_forwards;
@@ -31,4 +32,5 @@ mod sources;
 mod sources_server;
 mod steppers;
 mod tidy;
+mod traces;
 mod zoo;

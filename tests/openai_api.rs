@@ -18,6 +18,7 @@ pub(crate) const ADMIN_KEY: &str = "the admin key";
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) reports: Vec<String>,
+    pub(crate) service: Arc<Service>,
     _runtime: Runtime,
 }
 
@@ -81,12 +82,13 @@ impl Server {
         change(&mut config);
         let mut reports = Vec::new();
         let service = Service::start(&config, &mut |report| reports.push(report.to_owned()));
-        let app = polyskill::api::router(Arc::new(service.unwrap()), config.max_body_bytes);
+        let service = Arc::new(service.unwrap());
+        let app = polyskill::api::router(Arc::clone(&service), config.max_body_bytes);
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(async move { axum::serve(listener, app).await });
-        Self { address, reports, _runtime: runtime }
+        Self { address, reports, service, _runtime: runtime }
     }
 
     /// The server that tests share which change nothing.

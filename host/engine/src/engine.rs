@@ -534,7 +534,7 @@ impl Layout {
                 let traced = looks && completes;
                 layout.spans.push(RowSpan {
                     trace_from: traced.then(|| rows.end - 1),
-                    trace_experts: running.trace == TraceLevel::Full,
+                    trace_full: running.trace == TraceLevel::Full,
                     shadow: running.shadow.clone(),
                     rows,
                     position: range.start,

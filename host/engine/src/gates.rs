@@ -15,6 +15,9 @@ use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
 use crate::composition::LeasedModule;
 use crate::library_view::Definitions;
 
+/// Scores that a trace keeps of a decision.
+const MAX_RANKED: usize = 8;
+
 /// A plan's programs, by site.
 #[derive(Debug)]
 pub(crate) struct Gates {
@@ -269,11 +272,44 @@ impl Gate {
         finite
     }
 
+    /// The best candidates by their scores before anything chooses among them, best first; for traces.
+    pub(crate) fn ranked(&self, input: &[f32], buffers: &mut GateBuffers) -> Vec<(u32, f32)> {
+        let chooses = |op: &Op| {
+            !matches!(
+                op,
+                Op::LoadInput
+                    | Op::LayerNorm { .. }
+                    | Op::Linear { .. }
+                    | Op::Abs
+                    | Op::Affine { .. }
+                    | Op::Sigmoid
+                    | Op::Relu
+            )
+        };
+        let end = self.ops.iter().position(chooses).unwrap_or(self.ops.len());
+        let mut scores = Vec::new();
+        self.run_ops(&self.ops[..end], input, buffers, &mut scores);
+        scores.sort_by(|a, b| b.1.total_cmp(&a.1));
+        scores.truncate(MAX_RANKED);
+        scores.iter_mut().for_each(|(column, _)| *column = self.candidates[*column as usize]);
+        scores
+    }
+
     /// Runs the ops; leaves `(column, score)` in `picks`.
     fn score(&self, input: &[f32], buffers: &mut GateBuffers, picks: &mut Vec<(u32, f32)>) {
+        self.run_ops(&self.ops, input, buffers, picks);
+    }
+
+    fn run_ops(
+        &self,
+        ops: &[Op],
+        input: &[f32],
+        buffers: &mut GateBuffers,
+        picks: &mut Vec<(u32, f32)>,
+    ) {
         picks.clear();
         let mut normed = false;
-        for op in &self.ops {
+        for op in ops {
             match op {
                 Op::LayerNorm { epsilon } => {
                     if !normed {

@@ -45,8 +45,8 @@ pub(crate) struct RowSpan {
     pub(crate) composition: Arc<Composition>,
     /// Whether picks of these rows are recorded, and from which row on.
     pub(crate) trace_from: Option<usize>,
-    /// Whether the base's experts are recorded with them.
-    pub(crate) trace_experts: bool,
+    /// Whether scores and the base's experts are recorded with them.
+    pub(crate) trace_full: bool,
     /// What is looked at beside the rows that are recorded.
     pub(crate) shadow: Option<Arc<Shadow>>,
 }
@@ -331,9 +331,23 @@ impl<'a> Routing<'a> {
 
     fn record(&mut self, span: usize, (site, row): (usize, usize), picks: &[(u32, f32)]) {
         if self.spans[span].trace_from.is_some_and(|from| row >= from) {
-            let picks = SitePicks { site: site as u32, picks: picks.to_vec() };
+            let scores = Vec::new();
+            let picks = SitePicks { site: site as u32, picks: picks.to_vec(), scores };
             self.recorded.push(Recorded { row, picks });
         }
+    }
+
+    /// Scores behind a decision that a program made at this site.
+    fn ranked(
+        &self,
+        span: usize,
+        site: usize,
+        x: &[f32],
+        buffers: &mut GateBuffers,
+    ) -> Vec<(u32, f32)> {
+        let Plan::Gated(gates) = &self.spans[span].composition.plan else { return Vec::new() };
+        let gate = gates.at(site).map(|at| gates.gate(at.gate));
+        gate.filter(|gate| gate.site == site).map_or_else(Vec::new, |gate| gate.ranked(x, buffers))
     }
 
     /// One row at one site: decide, apply, record.
@@ -374,7 +388,11 @@ impl<'a> Routing<'a> {
             outcome.agreed.extend(compared.map(|agreement| (row, agreement)));
         }
         if matches!(decided, Some((_, true))) && is_recorded {
-            let picks = SitePicks { site: site as u32, picks: picks.clone() };
+            let scores = match self.spans[span].trace_full {
+                true => self.ranked(span, site, x, gate),
+                false => Vec::new(),
+            };
+            let picks = SitePicks { site: site as u32, picks: picks.clone(), scores };
             outcome.recorded.push(Recorded { row, picks });
         }
     }
@@ -506,7 +524,7 @@ impl Hooks for Routing<'_> {
     fn routed(&mut self, layer: usize, logits: &[f32], choice: &mut ExpertChoice) {
         self.brought.choose(self.spans, layer, logits, choice);
         let num_experts = logits.len() / choice.num_rows().max(1);
-        for span in self.spans.iter().filter(|span| span.trace_experts) {
+        for span in self.spans.iter().filter(|span| span.trace_full) {
             for row in span.trace_from.map_or(0..0, |from| from..span.rows.end) {
                 let logits = logits[row * num_experts..(row + 1) * num_experts].to_vec();
                 let experts = choice.row(row).to_vec();

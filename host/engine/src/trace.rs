@@ -21,6 +21,8 @@ pub struct SitePicks {
     pub site: u32,
     /// Picks in the order in which they act.
     pub picks: Vec<(u32, f32)>,
+    /// Where a program decided, in full traces: the best candidates by their scores before any was chosen, best first.
+    pub scores: Vec<(u32, f32)>,
 }
 
 /// What a sparse layer of the base did with one row.

@@ -1,6 +1,7 @@
 //! The HTTP surface: OpenAI's routes, vLLM's module routes, health and metrics.
 
 mod admin;
+mod afterwards;
 mod body;
 mod chat;
 mod completions;
@@ -27,6 +28,7 @@ use futures::FutureExt as _;
 use crate::metrics::ModuleReport;
 use crate::service::Service;
 pub use error::ApiError;
+pub(crate) use generation::token_trace;
 
 /// Largest request body, unless configured.
 const MAX_BODY_BYTES: usize = 4 << 20;
@@ -62,6 +64,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/admin/experiments", get(experiment::list).post(experiment::declare))
         .route("/admin/experiments/{name}", get(experiment::one).delete(experiment::remove))
         .route("/admin/experiments/{name}/stop", post(experiment::stop))
+        .route("/admin/traces", get(admin::traces))
         .route("/admin/plans", get(admin::plans))
         .route("/admin/status", get(admin::status))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_admin_key));
@@ -148,7 +151,8 @@ async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let modules = ModuleReport::of(service.composer.library(), load_time);
     let routers = service.composer.routers();
     let stats = service.engine.handle().stats().snapshot();
-    let text = service.metrics.render(stats, &modules, &routers, &service.experiments);
+    let text =
+        service.metrics.render(stats, &modules, &routers, (&service.experiments, &service.traces));
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
 }

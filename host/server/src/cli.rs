@@ -17,9 +17,10 @@ use polyskill_engine::{RouterRequest, Selection};
 use crate::config::{Config, parse_parameters};
 use crate::experiment_command::{AssignArgs, PlanArgs, TrafficArgs};
 use crate::service::Service;
+use crate::traces::ReplayArgs;
 use crate::{
     adapters_command, api, bench, calibrate, eval, experiment_command, generate, modules,
-    plugin_command, pull, record, routers,
+    plugin_command, pull, record, routers, traces,
 };
 
 /// One frozen base model, many modules, routed per token and per layer.
@@ -68,6 +69,9 @@ enum Command {
     /// Try experiments on task files and recorded traffic, and plan them.
     #[command(subcommand)]
     Experiment(ExperimentCommand),
+    /// Work with traces of requests.
+    #[command(subcommand)]
+    Trace(TraceCommand),
     /// Write what a router of a running server planned, and rows that it decided, as fixtures for its self-test.
     Record(record::RecordArgs),
     /// Print the effective configuration.
@@ -78,6 +82,18 @@ enum Command {
     /// Write, build, test, measure, sign and serve router plugins.
     #[command(subcommand)]
     Plugin(plugin_command::PluginCommand),
+}
+
+/// What can be done with traces.
+#[derive(Clone, Debug, Subcommand)]
+enum TraceCommand {
+    /// Run recorded requests again: the same tokens and decisions must come out.
+    Replay {
+        #[command(flatten)]
+        replay: ReplayArgs,
+        #[command(flatten)]
+        serve: ServeArgs,
+    },
 }
 
 /// What can be done with experiments without a server.
@@ -200,6 +216,7 @@ pub fn main() -> ExitCode {
         Command::Calibrate(args) => calibrate::run(&args, &mut std::io::stdout()),
         Command::Eval { eval, serve } => evaluate(&eval, &serve),
         Command::Experiment(command) => experiment(&command),
+        Command::Trace(TraceCommand::Replay { replay, serve }) => replay_traces(&replay, &serve),
         Command::Record(args) => record::record(&args).map(|count| {
             eprintln!("polyskill: {count} fixtures written");
         }),
@@ -457,6 +474,11 @@ fn run_bench(args: &ServeArgs) -> Result<(), String> {
         cases.push(bench::Case { name: "arrow top-3".to_owned(), selection });
     }
     bench::run(&service, &cases)
+}
+
+fn replay_traces(replay: &ReplayArgs, serve: &ServeArgs) -> Result<(), String> {
+    let service = start_service(&serve.config()?)?;
+    traces::replay(&service, replay, &mut std::io::stdout().lock())
 }
 
 fn experiment(command: &ExperimentCommand) -> Result<(), String> {

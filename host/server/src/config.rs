@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::experiments::ExperimentSettings;
 use crate::sources::{FetchLimits, ModuleTrust, Policy};
+use crate::traces::TraceSettings;
 
 /// The effective configuration of a server.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -43,6 +44,8 @@ pub struct Config {
     pub experiment: Vec<polyskill_experiment::Declaration>,
     /// What is kept of experiments, and how long.
     pub experiments: ExperimentSettings,
+    /// Which requests are traced, and where traces go.
+    pub traces: TraceSettings,
     /// Bounds of the engine.
     pub engine: EngineSettings,
     /// Bounds of plugins.
@@ -390,10 +393,11 @@ impl Config {
 
     /// Modules, their sources and signatures.
     fn check_modules(&self) -> Result<(), ConfigError> {
+        let traces = self.traces.problems().into_iter().map(|problem| ("traces", problem));
         let fetch = self.fetch.problems().into_iter().map(|problem| ("fetch", problem));
         let trust =
             self.module_trust.problems().into_iter().map(|problem| ("module_trust", problem));
-        if let Some((table, problem)) = fetch.chain(trust).next() {
+        if let Some((table, problem)) = fetch.chain(trust).chain(traces).next() {
             return Err(bad_value(table, problem, "values that a module can be loaded with"));
         }
         let mut seen = BTreeSet::new();

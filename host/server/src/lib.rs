@@ -22,3 +22,4 @@ pub mod routers;
 pub mod service;
 pub mod sources;
 pub mod text;
+pub mod traces;

@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use modules::ModuleMetrics;
 
 use crate::experiments::Experiments;
+use crate::traces::Traces;
 pub use modules::ModuleReport;
 
 type Float = Gauge<f64, AtomicU64>;
@@ -263,7 +264,7 @@ impl Metrics {
         engine: StatsSnapshot,
         modules: &ModuleReport,
         routers: &[RouterInfo],
-        experiments: &Experiments,
+        (experiments, traces): (&Experiments, &Traces),
     ) -> String {
         self.waiting.set(engine.waiting as i64);
         self.running.set(engine.running as i64);
@@ -289,6 +290,7 @@ impl Metrics {
         text.truncate(end);
         modules.lora_requests_info(&mut text, now);
         experiments.write_metrics(&mut text);
+        traces.write_metrics(&mut text);
         let _ = writeln!(
             text,
             "# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{{block_size=\"16\",num_gpu_blocks=\"{}\"}} 1\n# EOF",

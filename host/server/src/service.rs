@@ -17,6 +17,7 @@ use crate::modules::Modules;
 use crate::pull;
 use crate::routers::Routers;
 use crate::text::TextModel;
+use crate::traces::Traces;
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,8 @@ pub struct Service {
     pub routers: Routers,
     /// Which arms answer which requests.
     pub experiments: Arc<Experiments>,
+    /// Samples of requests.
+    pub traces: Traces,
     /// Runs them.
     pub engine: Engine,
     /// The base model.
@@ -99,6 +102,7 @@ impl Service {
         let skill_sets = skill_sets(config, &composer)?;
         let experiments = Experiments::open(config.experiments.clone(), Arc::clone(&audit));
         let experiments = Arc::new(experiments.map_err(start_error)?);
+        let traces = Traces::open(config.traces.clone()).map_err(start_error)?;
         for declaration in &config.experiment {
             let declared = experiments.declare(declaration.clone(), &composer, "configuration");
             declared.map_err(start_error)?;
@@ -114,6 +118,7 @@ impl Service {
             modules,
             routers,
             experiments,
+            traces,
             engine,
             model,
             skill_sets,

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Json as JsonReply;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
 use polyskill_engine::{PlannedRequest, RoutedRows, RouterError, RouterInfo, Standing};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -102,6 +104,43 @@ async fn load_router(service: Arc<Service>, path: PathBuf) -> Result<JsonReply<J
     Ok(JsonReply(
         json!({"name": loaded.name, "digest": loaded.digest, "unchanged": loaded.unchanged}),
     ))
+}
+
+/// How many traces are wanted, and in which form.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Wanted {
+    limit: usize,
+    /// `lines`, JSON lines, or `otlp`.
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    #[default]
+    Lines,
+    Otlp,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { limit: usize::MAX, format: Format::Lines }
+    }
+}
+
+/// The traces that are kept, oldest first.
+pub(super) async fn traces(
+    State(service): State<Arc<Service>>,
+    Query(wanted): Query<Wanted>,
+) -> Response {
+    match wanted.format {
+        Format::Otlp => JsonReply(service.traces.spans(wanted.limit)).into_response(),
+        Format::Lines => {
+            let kind = [(CONTENT_TYPE, "application/jsonl; charset=utf-8")];
+            (kind, service.traces.lines(wanted.limit)).into_response()
+        }
+    }
 }
 
 /// The plans and rows that are kept, as fixtures.

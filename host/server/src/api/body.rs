@@ -23,7 +23,8 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 }
 
 impl Body {
-    fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
+    /// Reads it from bytes.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let refused =
             |reason: String| ApiError::bad_request(format!("the request body {reason}"), None);
         match serde_json::from_slice(bytes) {

@@ -1,11 +1,13 @@
 //! Experiments over HTTP: the arm of a request, feedback, and the admin routes.
 
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::Json as JsonReply;
+use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use polyskill_engine::{ComposeError, Composition, Selection, Shadow};
+use polyskill_engine::{ComposeError, Composition, Finished, Selection, Shadow};
 use polyskill_experiment::Declaration;
 use polyskill_experiment::declaration::Mode;
 use serde::Deserialize;
@@ -19,12 +21,16 @@ use crate::experiments::{
     TENANT_HEADER, beginning,
 };
 use crate::service::Service;
+use crate::traces::Trace;
 
 /// Who asks, and under which id the reply will be known.
 #[derive(Debug)]
 pub(crate) struct Asking {
     pub(crate) id: String,
     names: Names,
+    /// Arrival, in microseconds since 1970.
+    at_us: u64,
+    traceparent: Option<String>,
 }
 
 /// What answers a request, and for which experiment.
@@ -34,6 +40,8 @@ pub(crate) struct Served {
     pub(crate) enrolled: Option<Arc<Enrolled>>,
     /// A challenger whose decisions are compared.
     pub(crate) shadow: Option<Arc<Shadow>>,
+    /// What was asked for in the end.
+    pub(crate) selection: Arc<Selection>,
 }
 
 /// A request in an experiment.
@@ -56,7 +64,20 @@ impl Asking {
             tenant: header(TENANT_HEADER),
             beginning: None,
         };
-        Self { id, names }
+        let at_us = SystemTime::now().duration_since(UNIX_EPOCH);
+        let at_us = at_us.map_or(0, |since| since.as_micros() as u64);
+        Self { id, names, at_us, traceparent: header("traceparent") }
+    }
+
+    /// A trace of the request, before anything has come of it.
+    pub(crate) fn trace(&self, model: &str) -> Trace {
+        Trace {
+            id: self.id.clone(),
+            at_us: self.at_us,
+            traceparent: self.traceparent.clone(),
+            model: model.to_owned(),
+            ..Trace::default()
+        }
     }
 
     /// A chat's beginning stands for the conversation, where it has no name.
@@ -73,19 +94,21 @@ impl Asking {
     ) -> Result<Served, ApiError> {
         let selection = common.selection(service, prompt_tokens, text.clone())?;
         let Some(enrolment) = self.enrol(service, common).await? else {
-            let composition = compose(service, selection).await??;
-            return Ok(Served { composition, enrolled: None, shadow: None });
+            let composition = compose(service, selection.clone()).await??;
+            let selection = Arc::new(selection);
+            return Ok(Served { composition, enrolled: None, shadow: None, selection });
         };
         let arm = enrolment.selection.clone();
         let arm = arm.map(|arm| common.arm(service, arm, prompt_tokens, text.clone()));
-        let (composition, failure) = match arm {
-            None => (compose(service, selection).await??, None),
-            Some(arm) => match compose(service, arm).await? {
-                Ok(composition) => (composition, None),
+        let (composition, failure, selection) = match arm {
+            None => (compose(service, selection.clone()).await??, None, selection),
+            Some(arm) => match compose(service, arm.clone()).await? {
+                Ok(composition) => (composition, None, arm),
                 // The arm's fault is none of the client's.
                 Err(error) => {
                     service.experiments.ended(&enrolment, &Measured::fault());
-                    (compose(service, selection).await??, Some(error.to_string()))
+                    let composition = compose(service, selection.clone()).await??;
+                    (composition, Some(error.to_string()), selection)
                 }
             },
         };
@@ -101,7 +124,7 @@ impl Asking {
             _ => None,
         };
         let enrolled = Some(Arc::new(Enrolled { enrolment, failure, challenger }));
-        Ok(Served { composition, enrolled, shadow })
+        Ok(Served { composition, enrolled, shadow, selection: Arc::new(selection) })
     }
 
     async fn enrol(
@@ -153,6 +176,44 @@ pub(super) async fn compose(
 }
 
 impl Served {
+    /// A trace with what came of the request.
+    pub(crate) fn traced(
+        &self,
+        record: Trace,
+        (finished, reason, seconds): (&Finished, &str, f64),
+        tokens: &[Json],
+    ) -> Trace {
+        let micros = |time: std::time::Duration| time.as_micros() as u64;
+        let composition = &self.composition;
+        let mut report = json!({});
+        self.say(&mut report);
+        let text = |key: &str| Some(report[key].as_str()?.to_owned());
+        let modules = composition.modules();
+        let name = |at: u32| Some(modules.get(at as usize)?.name.clone());
+        let share = finished.module_share.iter();
+        let fell_back = composition.fallback().map(str::to_owned).or(text("fallback_reason"));
+        Trace {
+            composition: composition.digest().to_string(),
+            router: composition.router().map(|router| router.name.clone()),
+            served: if fell_back.is_some() { "fallback" } else { "assigned" }.to_owned(),
+            fallback_reason: fell_back,
+            experiment: text("experiment"),
+            arm: text("arm"),
+            modules: modules.iter().map(|lease| lease.name.clone()).collect(),
+            share: share.filter_map(|&(module, share)| Some((name(module)?, share))).collect(),
+            reason: reason.to_owned(),
+            prompt_tokens: finished.prompt_tokens,
+            cached_tokens: finished.cached_tokens,
+            completion_tokens: finished.completion_tokens,
+            fallback_rows: finished.fallback_rows,
+            queue_us: micros(finished.queue_time),
+            first_token_us: finished.time_to_first_token.map(micros),
+            total_us: (seconds * 1e6) as u64,
+            tokens: tokens.to_vec(),
+            ..record
+        }
+    }
+
     /// What a reply's report says of it.
     pub(crate) fn say(&self, report: &mut Json) {
         let Some(Enrolled { enrolment, failure, .. }) = self.enrolled.as_deref() else { return };
@@ -294,7 +355,7 @@ pub(super) async fn remove(
 /// What is to be stopped, and why.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Stop {
+struct Stop {
     /// One arm; without it the experiment.
     arm: Option<String>,
     reason: Option<String>,
@@ -303,9 +364,12 @@ pub(super) struct Stop {
 pub(super) async fn stop(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
-    body: Option<JsonReply<Stop>>,
+    body: Bytes,
 ) -> Result<JsonReply<Json>, ApiError> {
-    let Stop { arm, reason } = body.map(|JsonReply(stop)| stop).unwrap_or_default();
+    let Stop { arm, reason } = match body.is_empty() {
+        true => Stop::default(),
+        false => Body::parse(&body)?.fields()?,
+    };
     let reason = reason.unwrap_or_else(|| "stopped by an operator".to_owned());
     let report = blocking(move || {
         service.experiments.stop(&name, arm.as_deref(), &reason, "admin")?;

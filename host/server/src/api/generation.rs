@@ -5,16 +5,15 @@ use std::time::Instant;
 
 use polyskill_engine::{
     Event, FinishReason, Finished, LayerExperts, Logprob, PromptLogprob, Request, RequestId,
-    SamplingParams, Selection, SitePicks, TokenEvent, TraceLevel,
+    SamplingParams, SitePicks, TokenEvent, TraceLevel,
 };
 use serde_json::{Value as Json, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::afterwards::Afterwards;
 use super::error::ApiError;
 use super::experiment::{Asking, Served};
 use super::params::CommonParams;
-use super::shadow_run::{Again, run_again, score_reference};
-use crate::experiments::{Durable, Measured, written};
 use crate::service::Service;
 use crate::text::TextStream;
 
@@ -35,12 +34,9 @@ pub(crate) struct Delta {
 pub(crate) struct Generation {
     service: Arc<Service>,
     served: Served,
-    /// Where the request's id is being made known to experiments.
-    registered: Option<Durable<()>>,
-    /// What a challenger runs again when this has ended.
-    again: Option<((String, Selection), Again)>,
-    /// A prompt, and the text after it whose log-probability is measured when this has ended.
-    reference: Option<(Vec<u32>, String)>,
+    after: Afterwards,
+    /// Whether any token came.
+    acted: bool,
     id: RequestId,
     /// Bounded by the request's own tokens: the engine sends at most `max_tokens` + 2 events.
     events: UnboundedReceiver<Event>,
@@ -95,24 +91,17 @@ pub(crate) async fn start_choices(
     let sampling: Vec<SamplingParams> =
         (0..common.choices()?).map(sampling).collect::<Result<_, ApiError>>()?;
     let served = asking.serve(service, common, (prompt.len(), text)).await?;
+    let traced = service.traces.takes(&asking.id);
     let start = |sampling| {
-        Generation::start(Arc::clone(service), prompt, sampling, served.clone(), options.clone())
+        let how = (options.clone(), traced);
+        Generation::start(Arc::clone(service), prompt, sampling, served.clone(), how)
     };
-    let sampled = sampling.first().cloned();
+    let first = sampling.first().cloned();
     let mut started: Vec<Generation> =
         sampling.into_iter().map(start).collect::<Result<_, ApiError>>()?;
-    // The first choice speaks for the request.
-    if let (Some(first), Some(enrolled)) = (started.first_mut(), &served.enrolled) {
-        first.registered = Some(enrolled.register(service, &asking.id));
-        first.reference = common
-            .reference
-            .as_ref()
-            .filter(|_| enrolled.wants_reference(service))
-            .map(|reference| (prompt.to_vec(), reference.clone()));
-        first.again = enrolled.shadow_run(&asking.id).zip(sampled).map(|(challenger, sampling)| {
-            let cache_salt = options.cache_salt.clone();
-            (challenger.clone(), Again { prompt: prompt.to_vec(), sampling, cache_salt })
-        });
+    if let (Some(generation), Some(sampling)) = (started.first_mut(), first) {
+        let request = (prompt, sampling, options.cache_salt.as_str());
+        generation.after = Afterwards::of(service, (common, asking), &served, request);
     }
     Ok(started)
 }
@@ -123,7 +112,7 @@ impl Generation {
         prompt: &[u32],
         sampling: SamplingParams,
         served: Served,
-        options: Options,
+        (options, traced): (Options, bool),
     ) -> Result<Self, ApiError> {
         let composition = &served.composition;
         let Options { trace, stops, include_stop, cache_salt } = options;
@@ -131,8 +120,11 @@ impl Generation {
         let sink = Box::new(move |event| sender.send(event).is_ok());
         let stop_tokens = sampling.stop_tokens.clone();
         // Shares feed the module metrics too, so a routed request is always tallied.
-        let level =
-            if composition.modules().is_empty() { trace } else { trace.max(TraceLevel::Summary) };
+        let level = match (traced, composition.modules().is_empty()) {
+            (true, _) => TraceLevel::Full,
+            (false, true) => trace,
+            (false, false) => trace.max(TraceLevel::Summary),
+        };
         let request = Request {
             prompt: prompt.to_vec(),
             sampling,
@@ -146,9 +138,8 @@ impl Generation {
         Ok(Self {
             service,
             served,
-            registered: None,
-            again: None,
-            reference: None,
+            after: Afterwards::default(),
+            acted: false,
             id,
             events,
             text: TextStream::new(stops, include_stop),
@@ -174,10 +165,8 @@ impl Generation {
         while !self.done {
             let event = self.events.recv().await;
             let delta = self.take(event);
-            if let Some(registered) = self.registered.take_if(|_| self.done)
-                && let Err(error) = written(registered).await
-            {
-                tracing::error!(%error, "feedback on a request will not be joined");
+            if self.done {
+                self.after.known().await;
             }
             if !delta.text.is_empty()
                 || !delta.tokens.is_empty()
@@ -205,16 +194,9 @@ impl Generation {
     }
 
     fn token(&mut self, event: TokenEvent) -> Delta {
-        let TokenEvent { token, logprob, routing, experts } = event;
-        if !routing.is_empty() || !experts.is_empty() {
-            let text = self.service.text.token_text(token);
-            let sites: Vec<Json> = routing.iter().map(site_trace).collect();
-            let mut trace = json!({"token": token, "text": text, "sites": sites});
-            if !experts.is_empty() {
-                trace["experts"] = experts.iter().map(expert_trace).collect();
-            }
-            self.trace.push(trace);
-        }
+        self.acted = true;
+        self.trace.extend(token_trace(&self.service, &event));
+        let TokenEvent { token, logprob, .. } = event;
         if self.stop_tokens.contains(&token) {
             return Delta { tokens: vec![(token, logprob)], ..Delta::default() };
         }
@@ -240,16 +222,8 @@ impl Generation {
             composition.modules().iter().map(|lease| lease.name.clone()).collect();
         let seconds = self.started.elapsed().as_secs_f64();
         self.service.metrics.finished(&finished, reason, &modules, seconds);
-        if let Some(enrolled) = self.served.enrolled.as_ref().filter(|_| self.registered.is_some())
-        {
-            enrolled.ended(&self.service, &Measured::of(composition, &finished, seconds));
-            if let Some(reference) = self.reference.take() {
-                score_reference(&self.service, (enrolled, composition), reference);
-            }
-            if let Some((challenger, again)) = self.again.take() {
-                run_again(&self.service, enrolled, challenger, again);
-            }
-        }
+        let ended = (&finished, reason, seconds);
+        self.after.ended(&self.service, &self.served, ended, &self.trace);
         Delta { text, finished: Some((reason.to_owned(), finished)), ..Delta::default() }
     }
 }
@@ -258,14 +232,38 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if !self.done {
             self.service.engine.handle().cancel(self.id);
+            if self.acted {
+                self.after.cut(&self.service, &self.served);
+            }
         }
     }
 }
 
-/// The picks at one site.
+/// What a full trace has of a token; nothing where nothing was recorded.
+pub(crate) fn token_trace(service: &Service, event: &TokenEvent) -> Option<Json> {
+    if event.routing.is_empty() && event.experts.is_empty() {
+        return None;
+    }
+    let sites: Vec<Json> = event.routing.iter().map(site_trace).collect();
+    let mut trace = json!({
+        "token": event.token, "text": service.text.token_text(event.token), "sites": sites,
+    });
+    if !event.experts.is_empty() {
+        trace["experts"] = event.experts.iter().map(expert_trace).collect();
+    }
+    Some(trace)
+}
+
+/// The picks at one site, and where a program decided, the best scores with the margin between the first two.
 fn site_trace(at: &SitePicks) -> Json {
     let site = polyskill_model::Site::from_index(at.site as usize);
-    json!({"layer": site.layer, "site": site.projection.name(), "picks": at.picks})
+    let mut trace = json!({"layer": site.layer, "site": site.projection.name(), "picks": at.picks});
+    if !at.scores.is_empty() {
+        trace["scores"] = json!(at.scores);
+        let margin = at.scores.get(1).map(|second| at.scores[0].1 - second.1);
+        trace["margin"] = json!(margin);
+    }
+    trace
 }
 
 /// What a sparse layer of the base did.
