@@ -94,7 +94,7 @@ fn units_keep_their_arms_and_requests_are_counted_once() {
     assert_eq!(report["verdict"]["state"], "undecided");
     let metrics = server.send("GET", "/metrics", None, "").body;
     let line = format!(
-        "polyskill_experiment_requests_total{{experiment=\"trial\",arm=\"routed\"}} {}",
+        "polyskill:experiment_requests_total{{experiment=\"trial\",arm=\"routed\"}} {}",
         2 * arms["routed"]
     );
     assert!(metrics.contains(&line) && metrics.ends_with("# EOF\n"), "{metrics}");
@@ -504,4 +504,29 @@ fn a_killed_server_loses_nothing_that_it_acknowledged() {
         let reply = ask_with(program.address, user, json!({})).ok();
         assert_eq!(text(&reply["polyskill"], "arm"), arm, "{user}");
     }
+}
+
+/// Every series that dashboard and alerts ask for is one that a server has.
+#[test]
+fn the_dashboard_and_the_alerts_ask_for_what_there_is() {
+    let server = Server::start(|_| {});
+    declare(&server, &declaration(json!({}))).ok();
+    ask(&server, "ann");
+    let routed = json!({"experiment": {"name": "trial", "arm": "routed"}});
+    ask_with(server.address, "ann", routed).ok();
+    let metrics = server.send("GET", "/metrics", None, "").body;
+    let mut asked = 0;
+    for file in ["grafana.json", "alerts.yaml"] {
+        let path = crate::common::root().join("examples/monitoring").join(file);
+        let text = std::fs::read_to_string(path).unwrap();
+        for start in ["vllm:", "polyskill:"] {
+            for (at, _) in text.match_indices(start) {
+                let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | ':');
+                let name: String = text[at..].chars().take_while(|c| is_name(*c)).collect();
+                assert!(metrics.contains(&format!("\n{name}")), "{file} asks for {name}");
+                asked += 1;
+            }
+        }
+    }
+    assert!(asked > 25, "{asked}");
 }

@@ -69,7 +69,7 @@ fn a_trace_has_picks_scores_and_margins() {
     assert_eq!(reply["polyskill"]["routing"], Json::Null);
     assert_eq!(server.send("GET", "/admin/traces", None, "").status, 401);
     assert!(
-        server.send("GET", "/metrics", None, "").body.contains("polyskill_traces_recorded_total 4")
+        server.send("GET", "/metrics", None, "").body.contains("polyskill:traces_recorded_total 4")
     );
 }
 
@@ -93,6 +93,7 @@ fn a_recorded_trace_gives_the_same_decisions() {
     );
     ask(&first, json!({"adapters": [{"name": "task-a", "weight": 0.7}], "temperature": 1.3}));
     ask(&first, json!({}));
+    first.service.traces.flush();
     let other = folder.path().join("other.jsonl");
     let second = server(&other, |config| config.traces.sample = 0.0);
     let (said, outcome) = again(&second, &file);
@@ -103,7 +104,7 @@ fn a_recorded_trace_gives_the_same_decisions() {
     trace["tokens"][2]["sites"][3]["picks"][0][1] = json!(0.125);
     std::fs::write(&other, trace.to_string()).unwrap();
     let (said, outcome) = again(&second, &other);
-    assert!(outcome.is_err() && said.contains("other sites at token 2"), "{said}");
+    assert!(outcome.is_err() && said.contains("other decisions at token 2"), "{said}");
     trace["composition"] = json!("00");
     trace["repeat"]["selection"]["routed"]["router"] = json!("nobody");
     std::fs::write(&other, trace.to_string()).unwrap();
@@ -124,6 +125,7 @@ fn a_full_file_makes_room() {
     let server = server(&file, |config| config.traces.file_mib = 0);
     ask(&server, json!({}));
     ask(&server, json!({}));
+    server.service.traces.flush();
     let count = |path: &Path| std::fs::read_to_string(path).unwrap().lines().count();
     assert_eq!((count(&file), count(&folder.path().join("traces.jsonl.1"))), (1, 1));
 }

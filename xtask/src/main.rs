@@ -19,6 +19,7 @@ mod server;
 mod step;
 mod suite;
 mod toolchain;
+mod trial;
 mod workspace;
 
 use std::process::ExitCode;
@@ -43,7 +44,8 @@ cargo xtask <task>
   evaluation   plugins, model, and every comparison of adapters/evaluation/EVALUATION.md, whose tables
                it writes; takes half an hour on two cores and goes on where it was stopped
   experts      plugins, expert policies for examples/small-moe, and the table of its EVALUATION.md
-  test         plugins, model and `cargo test --workspace --release`
+  experiment   plugins, model, and the experiment of examples/experiments, whose reports it writes; takes ten minutes
+  test         plugins, models and `cargo test --workspace --release`
   help         this list
 
 POLYSKILL_CACHE (else $XDG_CACHE_HOME/polyskill, else ~/.cache/polyskill) holds the WASM compiler
@@ -83,6 +85,7 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),
         "evaluation" => evaluation::evaluation(&Workspace::find()?),
         "experts" => experts::experts(&Workspace::find()?),
+        "experiment" => trial::experiment(&Workspace::find()?),
         "test" => suite::test(&Workspace::find()?),
         other => Err(Failure::usage(format!("no task `{other}`; `cargo xtask help` lists them"))),
     }

@@ -16,7 +16,7 @@ use crate::composition::LeasedModule;
 use crate::library_view::Definitions;
 
 /// Scores that a trace keeps of a decision.
-const MAX_RANKED: usize = 8;
+const MAX_RANKED: usize = 4;
 
 /// A plan's programs, by site.
 #[derive(Debug)]
@@ -265,15 +265,16 @@ impl Gate {
         picks: &mut Vec<(u32, f32)>,
     ) -> bool {
         self.score(input, buffers, picks);
-        let finite = picks.iter().all(|(_, weight)| weight.is_finite());
-        picks
-            .iter_mut()
-            .for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
-        finite
+        self.in_composition(picks)
     }
 
-    /// The best candidates by their scores before anything chooses among them, best first; for traces.
-    pub(crate) fn ranked(&self, input: &[f32], buffers: &mut GateBuffers) -> Vec<(u32, f32)> {
+    /// As [`Gate::run`]; also gives the best candidates by their scores before anything chose among them, best first.
+    pub(crate) fn run_ranked(
+        &self,
+        input: &[f32],
+        buffers: &mut GateBuffers,
+        picks: &mut Vec<(u32, f32)>,
+    ) -> (bool, Vec<(u32, f32)>) {
         let chooses = |op: &Op| {
             !matches!(
                 op,
@@ -287,12 +288,26 @@ impl Gate {
             )
         };
         let end = self.ops.iter().position(chooses).unwrap_or(self.ops.len());
-        let mut scores = Vec::new();
-        self.run_ops(&self.ops[..end], input, buffers, &mut scores);
-        scores.sort_by(|a, b| b.1.total_cmp(&a.1));
-        scores.truncate(MAX_RANKED);
-        scores.iter_mut().for_each(|(column, _)| *column = self.candidates[*column as usize]);
-        scores
+        self.run_ops(&self.ops[..end], input, buffers, picks);
+        let mut best: Vec<(u32, f32)> = Vec::with_capacity(MAX_RANKED + 1);
+        for &(column, score) in &*picks {
+            let at = best.partition_point(|kept| kept.1 >= score);
+            if at < MAX_RANKED {
+                best.truncate(MAX_RANKED - 1);
+                best.insert(at, (self.candidates[column as usize], score));
+            }
+        }
+        self.ops[end..].iter().for_each(|op| gate::apply_to_scores(op, picks));
+        (self.in_composition(picks), best)
+    }
+
+    /// Columns become modules; whether all weights are numbers.
+    fn in_composition(&self, picks: &mut [(u32, f32)]) -> bool {
+        let finite = picks.iter().all(|(_, weight)| weight.is_finite());
+        picks
+            .iter_mut()
+            .for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
+        finite
     }
 
     /// Runs the ops; leaves `(column, score)` in `picks`.

@@ -34,6 +34,9 @@ use crate::trace::{LayerExperts, SitePicks};
 /// Most rows per task: enough to amortise a task.
 const MAX_ROWS_PER_TASK: usize = 8;
 
+/// Positions between those at which a shadow is compared: deciding twice costs what a router costs.
+const SHADOW_EVERY: usize = 4;
+
 /// Consecutive rows of a step that belong to one sequence.
 #[derive(Debug)]
 pub(crate) struct RowSpan {
@@ -337,17 +340,12 @@ impl<'a> Routing<'a> {
         }
     }
 
-    /// Scores behind a decision that a program made at this site.
-    fn ranked(
-        &self,
-        span: usize,
-        site: usize,
-        x: &[f32],
-        buffers: &mut GateBuffers,
-    ) -> Vec<(u32, f32)> {
-        let Plan::Gated(gates) = &self.spans[span].composition.plan else { return Vec::new() };
-        let gate = gates.at(site).map(|at| gates.gate(at.gate));
-        gate.filter(|gate| gate.site == site).map_or_else(Vec::new, |gate| gate.ranked(x, buffers))
+    /// The gate that decides each row of a site by itself, so that its scores are at hand.
+    fn ranked(&self, span: usize, site: usize) -> Option<(&Gate, Combine)> {
+        let Plan::Gated(gates) = &self.spans[span].composition.plan else { return None };
+        let at = gates.at(site)?;
+        let gate = gates.gate(at.gate);
+        (!gate.is_ahead()).then_some((gate, at.combine))
     }
 
     /// One row at one site: decide, apply, record.
@@ -360,8 +358,16 @@ impl<'a> Routing<'a> {
         outcome: &mut TaskOutcome,
     ) {
         let Buffers { gate, apply, picks, shadow_picks } = buffers;
-        let RowSpan { composition, trace_from, shadow, .. } = &self.spans[span];
-        let decided = self.decide((span, site, row), x, gate, picks);
+        let RowSpan { composition, trace_from, trace_full, shadow, .. } = &self.spans[span];
+        let is_recorded = trace_from.is_some_and(|from| row >= from);
+        let ranked = (is_recorded && *trace_full).then(|| self.ranked(span, site)).flatten();
+        let (decided, scores) = match ranked {
+            Some((gate_here, combine)) => {
+                let (usable, scores) = gate_here.run_ranked(x, gate, picks);
+                (Some((combine, usable)), scores)
+            }
+            None => (self.decide((span, site, row), x, gate, picks), Vec::new()),
+        };
         let picked = match decided {
             Some((_, true)) => picks.as_slice(),
             Some((_, false)) => {
@@ -382,16 +388,13 @@ impl<'a> Routing<'a> {
         }
         let combine = decided.map_or(Combine::OutputSum, |(combine, _)| combine);
         add_delta(combine, (&beside, &acting), Some(linear), (x, y), apply);
-        let is_recorded = trace_from.is_some_and(|from| row >= from);
-        if let Some(shadow) = shadow.as_ref().filter(|_| is_recorded) {
+        let position = self.spans[span].position + row - self.spans[span].rows.start;
+        let is_compared = is_recorded && position.is_multiple_of(SHADOW_EVERY);
+        if let Some(shadow) = shadow.as_ref().filter(|_| is_compared) {
             let compared = shadow.compare(site, x, picked, (gate, shadow_picks));
             outcome.agreed.extend(compared.map(|agreement| (row, agreement)));
         }
         if matches!(decided, Some((_, true))) && is_recorded {
-            let scores = match self.spans[span].trace_full {
-                true => self.ranked(span, site, x, gate),
-                false => Vec::new(),
-            };
             let picks = SitePicks { site: site as u32, picks: picks.clone(), scores };
             outcome.recorded.push(Recorded { row, picks });
         }

@@ -28,7 +28,6 @@ use futures::FutureExt as _;
 use crate::metrics::ModuleReport;
 use crate::service::Service;
 pub use error::ApiError;
-pub(crate) use generation::token_trace;
 
 /// Largest request body, unless configured.
 const MAX_BODY_BYTES: usize = 4 << 20;

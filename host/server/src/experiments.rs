@@ -428,7 +428,7 @@ impl Experiments {
             ("faults", "counter", "Requests that failed under an arm.", |arm| arm.faults),
         ];
         for (name, kind, help, of) in families {
-            let family = format!("polyskill_experiment_{name}");
+            let family = format!("polyskill:experiment_{name}");
             let suffix = if kind == "counter" { "_total" } else { "" };
             let _ = writeln!(text, "# HELP {family} {help}\n# TYPE {family} {kind}");
             for arm in &counters {
@@ -437,7 +437,7 @@ impl Experiments {
                 let _ = writeln!(text, "{family}{suffix}{{{labels}}} {}", of(arm));
             }
         }
-        let dropped = "polyskill_experiment_shadows_dropped";
+        let dropped = "polyskill:experiment_shadows_dropped";
         let _ = writeln!(
             text,
             "# HELP {dropped} Requests that no shadow ran again for want of room.\n\

@@ -3,12 +3,12 @@
 //! A trace says what answered, how long it took, and for every generated token what each site's router picked, with scores
 //! and margins. Where prompts are kept too, a trace can be run again: the same decisions must come out.
 
+mod file;
 mod otlp;
 mod record;
 mod replay;
 
 use std::collections::VecDeque;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use polyskill_experiment::assignment::position;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-pub(crate) use record::{Repeat, Trace};
+pub(crate) use record::{Repeat, Trace, TracedToken};
 pub use replay::{ReplayArgs, run as replay};
 
 /// `[traces]` of the configuration.
@@ -63,7 +63,7 @@ impl TraceSettings {
 pub struct Traces {
     settings: TraceSettings,
     ring: Mutex<VecDeque<Arc<Trace>>>,
-    file: Option<Mutex<std::fs::File>>,
+    file: Option<file::Writer>,
     exporter: Option<otlp::Exporter>,
     recorded: AtomicU64,
     lost: AtomicU64,
@@ -75,10 +75,8 @@ impl Traces {
     /// # Errors
     /// If it cannot be opened.
     pub fn open(settings: TraceSettings) -> Result<Self, String> {
-        let file = settings.file.as_ref().map(|path| {
-            let file = std::fs::File::options().create(true).append(true).open(path);
-            file.map(Mutex::new).map_err(|error| format!("traces {}: {error}", path.display()))
-        });
+        let most = settings.file_mib << 20;
+        let file = settings.file.as_ref().map(|path| file::Writer::open(path.clone(), most));
         Ok(Self {
             file: file.transpose()?,
             exporter: settings.otlp.clone().map(otlp::Exporter::new),
@@ -104,10 +102,9 @@ impl Traces {
         self.recorded.fetch_add(1, Relaxed);
         let trace = Arc::new(trace);
         if let Some(file) = &self.file
-            && let Err(error) = self.append(file, &trace)
+            && !file.send(Arc::clone(&trace))
         {
             self.lost.fetch_add(1, Relaxed);
-            tracing::error!(%error, "a trace was not written");
         }
         if let Some(exporter) = &self.exporter
             && !exporter.send(Arc::clone(&trace))
@@ -121,19 +118,11 @@ impl Traces {
         ring.push_back(trace);
     }
 
-    fn append(&self, file: &Mutex<std::fs::File>, trace: &Trace) -> std::io::Result<()> {
-        let mut line = serde_json::to_vec(trace)?;
-        line.push(b'\n');
-        let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(path) = &self.settings.file
-            && file.metadata()?.len() + line.len() as u64 > self.settings.file_mib << 20
-        {
-            let mut old = path.clone().into_os_string();
-            old.push(".1");
-            std::fs::rename(path, old)?;
-            *file = std::fs::File::options().create(true).append(true).open(path)?;
+    /// Waits until all traces so far are in the file.
+    pub fn flush(&self) {
+        if let Some(file) = &self.file {
+            file.flush();
         }
-        file.write_all(&line)
     }
 
     /// The latest traces, oldest first, as JSON lines.
@@ -159,7 +148,7 @@ impl Traces {
             ("recorded", "Requests that were traced.", &self.recorded),
             ("lost", "Traces that did not reach the file or the collector.", &self.lost),
         ] {
-            let family = format!("polyskill_traces_{name}");
+            let family = format!("polyskill:traces_{name}");
             let value = counter.load(Relaxed);
             let _ = writeln!(
                 text,

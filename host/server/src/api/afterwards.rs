@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use polyskill_engine::{Finished, SamplingParams, Selection};
-use serde_json::Value as Json;
 
 use super::experiment::{Asking, Served};
 use super::params::CommonParams;
 use super::shadow_run::{Again, run_again, score_reference};
 use crate::experiments::{Durable, Measured, written};
 use crate::service::Service;
-use crate::traces::{Repeat, Trace};
+use crate::traces::{Repeat, Trace, TracedToken};
 
 /// Of the first choice of a request, which speaks for it.
 #[derive(Default)]
@@ -68,7 +67,7 @@ impl Afterwards {
         service: &Arc<Service>,
         served: &Served,
         (finished, reason, seconds): (&Finished, &str, f64),
-        tokens: &[Json],
+        tokens: Vec<TracedToken>,
     ) {
         if let Some(record) = self.record.take() {
             service.traces.record(served.traced(record, (finished, reason, seconds), tokens));

@@ -19,6 +19,7 @@ use super::experiment::{Asking, Served};
 use super::generation::{Delta, Generation, Wanted, start_choices};
 use super::params::{CommonParams, routing_report};
 use crate::service::Service;
+use crate::traces::TracedToken;
 
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
@@ -213,7 +214,7 @@ fn logprobs(service: &Service, tokens: &[(u32, Option<Logprob>)]) -> Json {
 /// A generation as numbered deltas.
 pub(super) fn deltas(
     generations: Vec<Generation>,
-) -> impl Stream<Item = (usize, Delta, Vec<Json>, Served)> {
+) -> impl Stream<Item = (usize, Delta, Vec<TracedToken>, Served)> {
     select_all(generations.into_iter().enumerate().map(|(index, generation)| {
         Box::pin(unfold(generation, move |mut generation| async move {
             let delta = generation.next().await?;

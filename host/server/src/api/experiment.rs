@@ -21,7 +21,7 @@ use crate::experiments::{
     TENANT_HEADER, beginning,
 };
 use crate::service::Service;
-use crate::traces::Trace;
+use crate::traces::{Trace, TracedToken};
 
 /// Who asks, and under which id the reply will be known.
 #[derive(Debug)]
@@ -181,7 +181,7 @@ impl Served {
         &self,
         record: Trace,
         (finished, reason, seconds): (&Finished, &str, f64),
-        tokens: &[Json],
+        tokens: Vec<TracedToken>,
     ) -> Trace {
         let micros = |time: std::time::Duration| time.as_micros() as u64;
         let composition = &self.composition;
@@ -209,7 +209,7 @@ impl Served {
             queue_us: micros(finished.queue_time),
             first_token_us: finished.time_to_first_token.map(micros),
             total_us: (seconds * 1e6) as u64,
-            tokens: tokens.to_vec(),
+            tokens,
             ..record
         }
     }

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use polyskill_engine::{
-    Event, FinishReason, Finished, LayerExperts, Logprob, PromptLogprob, Request, RequestId,
-    SamplingParams, SitePicks, TokenEvent, TraceLevel,
+    Event, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId, SamplingParams,
+    TokenEvent, TraceLevel,
 };
-use serde_json::{Value as Json, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::afterwards::Afterwards;
@@ -16,6 +15,7 @@ use super::experiment::{Asking, Served};
 use super::params::CommonParams;
 use crate::service::Service;
 use crate::text::TextStream;
+use crate::traces::TracedToken;
 
 /// A piece of a generation.
 #[derive(Debug, Default)]
@@ -42,7 +42,9 @@ pub(crate) struct Generation {
     events: UnboundedReceiver<Event>,
     text: TextStream,
     stop_tokens: Vec<u32>,
-    trace: Vec<Json>,
+    trace: Vec<TracedToken>,
+    /// Whether the reply has the trace too.
+    replies_trace: bool,
     started: Instant,
     done: bool,
     /// Set when a stop string ended the text before the engine did.
@@ -145,6 +147,7 @@ impl Generation {
             text: TextStream::new(stops, include_stop),
             stop_tokens,
             trace: Vec::new(),
+            replies_trace: trace == TraceLevel::Full,
             started: Instant::now(),
             done: false,
             stopped: false,
@@ -156,7 +159,7 @@ impl Generation {
     }
 
     /// The routing of each token so far, for full traces.
-    pub(crate) fn take_trace(&mut self) -> Vec<Json> {
+    pub(crate) fn take_trace(&mut self) -> Vec<TracedToken> {
         std::mem::take(&mut self.trace)
     }
 
@@ -193,10 +196,10 @@ impl Generation {
         }
     }
 
-    fn token(&mut self, event: TokenEvent) -> Delta {
+    fn token(&mut self, mut event: TokenEvent) -> Delta {
         self.acted = true;
-        self.trace.extend(token_trace(&self.service, &event));
-        let TokenEvent { token, logprob, .. } = event;
+        let (token, logprob) = (event.token, event.logprob.take());
+        self.trace.extend(TracedToken::of(event, &self.service.text));
         if self.stop_tokens.contains(&token) {
             return Delta { tokens: vec![(token, logprob)], ..Delta::default() };
         }
@@ -223,7 +226,11 @@ impl Generation {
         let seconds = self.started.elapsed().as_secs_f64();
         self.service.metrics.finished(&finished, reason, &modules, seconds);
         let ended = (&finished, reason, seconds);
-        self.after.ended(&self.service, &self.served, ended, &self.trace);
+        let tokens = match self.replies_trace {
+            true => self.trace.clone(),
+            false => std::mem::take(&mut self.trace),
+        };
+        self.after.ended(&self.service, &self.served, ended, tokens);
         Delta { text, finished: Some((reason.to_owned(), finished)), ..Delta::default() }
     }
 }
@@ -239,38 +246,6 @@ impl Drop for Generation {
     }
 }
 
-/// What a full trace has of a token; nothing where nothing was recorded.
-pub(crate) fn token_trace(service: &Service, event: &TokenEvent) -> Option<Json> {
-    if event.routing.is_empty() && event.experts.is_empty() {
-        return None;
-    }
-    let sites: Vec<Json> = event.routing.iter().map(site_trace).collect();
-    let mut trace = json!({
-        "token": event.token, "text": service.text.token_text(event.token), "sites": sites,
-    });
-    if !event.experts.is_empty() {
-        trace["experts"] = event.experts.iter().map(expert_trace).collect();
-    }
-    Some(trace)
-}
-
-/// The picks at one site, and where a program decided, the best scores with the margin between the first two.
-fn site_trace(at: &SitePicks) -> Json {
-    let site = polyskill_model::Site::from_index(at.site as usize);
-    let mut trace = json!({"layer": site.layer, "site": site.projection.name(), "picks": at.picks});
-    if !at.scores.is_empty() {
-        trace["scores"] = json!(at.scores);
-        let margin = at.scores.get(1).map(|second| at.scores[0].1 - second.1);
-        trace["margin"] = json!(margin);
-    }
-    trace
-}
-
-/// What a sparse layer of the base did.
-fn expert_trace(at: &LayerExperts) -> Json {
-    json!({"layer": at.layer, "site": "moe", "logits": at.logits, "experts": at.experts})
-}
-
 /// A whole generation, collected.
 pub(crate) struct Collected {
     pub(crate) text: String,
@@ -278,7 +253,7 @@ pub(crate) struct Collected {
     pub(crate) prompt: Vec<PromptLogprob>,
     pub(crate) reason: String,
     pub(crate) finished: Finished,
-    pub(crate) trace: Vec<Json>,
+    pub(crate) trace: Vec<TracedToken>,
 }
 
 impl Generation {

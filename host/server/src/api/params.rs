@@ -16,6 +16,7 @@ use super::error::ApiError;
 use super::experiment::Served;
 use crate::experiments::Choice;
 use crate::service::Service;
+use crate::traces::TracedToken;
 
 /// Stop strings of one request, as OpenAI bounds them.
 const MAX_STOPS: usize = 4;
@@ -415,7 +416,7 @@ pub(crate) fn routing_report(
     served: &Served,
     finished: Option<&Finished>,
     trace: TraceLevel,
-    tokens: &[Json],
+    tokens: &[TracedToken],
 ) -> Json {
     let composition: &Composition = &served.composition;
     let modules: Vec<Json> = composition

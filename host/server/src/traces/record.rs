@@ -1,11 +1,17 @@
 //! One trace, as it is written.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use polyskill_engine::{RouterRequest, SamplingParams, Selection};
+use polyskill_engine::{
+    LayerExperts, RouterRequest, SamplingParams, Selection, SitePicks, TokenEvent,
+};
+use polyskill_model::Site;
 use polyskill_sdk::{Parameters, Value};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
+
+use crate::text::TextModel;
 
 /// A request from its arrival to its end.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -40,10 +46,70 @@ pub(crate) struct Trace {
     pub(crate) first_token_us: Option<u64>,
     pub(crate) total_us: u64,
     /// Each generated token with its picks, as in a reply with `trace: "full"`.
-    pub(crate) tokens: Vec<Json>,
+    pub(crate) tokens: Vec<TracedToken>,
     /// What it takes to run it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) repeat: Option<Repeat>,
+}
+
+/// A generated token with what was decided for the row that produced it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct TracedToken {
+    pub(crate) token: u32,
+    text: String,
+    pub(crate) sites: Vec<TracedSite>,
+    /// What sparse layers of the base did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) experts: Vec<TracedExperts>,
+}
+
+/// The picks at one site; where a program decided there, the best scores with the margin between the first two.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct TracedSite {
+    layer: usize,
+    site: Cow<'static, str>,
+    picks: Vec<(u32, f32)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    scores: Vec<(u32, f32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    margin: Option<f32>,
+}
+
+/// Native logits and the experts that were run.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub(crate) struct TracedExperts {
+    layer: u32,
+    site: Cow<'static, str>,
+    logits: Vec<f32>,
+    experts: Vec<(u32, f32)>,
+}
+
+impl TracedToken {
+    /// Of an event whose routing was recorded; nothing where none was.
+    pub(crate) fn of(event: TokenEvent, text: &TextModel) -> Option<Self> {
+        let TokenEvent { token, routing, experts, .. } = event;
+        if routing.is_empty() && experts.is_empty() {
+            return None;
+        }
+        let site = |SitePicks { site, picks, scores }: SitePicks| {
+            let at = Site::from_index(site as usize);
+            let margin = scores.get(1).map(|second| scores[0].1 - second.1);
+            let name = Cow::Borrowed(at.projection.name());
+            TracedSite { layer: at.layer, site: name, picks, scores, margin }
+        };
+        let layer = |LayerExperts { layer, logits, experts }: LayerExperts| TracedExperts {
+            layer,
+            site: Cow::Borrowed("moe"),
+            logits,
+            experts,
+        };
+        Some(Self {
+            token,
+            text: text.token_text(token),
+            sites: routing.into_iter().map(site).collect(),
+            experts: experts.into_iter().map(layer).collect(),
+        })
+    }
 }
 
 /// A request, to be run again.

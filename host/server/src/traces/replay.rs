@@ -4,12 +4,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::mpsc::channel;
 
+use super::Trace;
+use super::record::TracedToken;
+use crate::service::Service;
 use clap::Args;
 use polyskill_engine::{Event, Request, Selection, TraceLevel};
-use serde_json::Value as Json;
-
-use super::Trace;
-use crate::service::Service;
 
 /// Longest line that is read.
 const MAX_LINE: usize = 256 << 20;
@@ -105,28 +104,27 @@ fn again(service: &Service, trace: Trace) -> Result<Outcome, String> {
     let mut tokens = Vec::new();
     for event in events {
         if let Event::Token(token) = event {
-            tokens.extend(crate::api::token_trace(service, &token));
+            tokens.extend(TracedToken::of(token, &service.text));
         }
     }
     Ok(compared(&trace.tokens, &tokens))
 }
 
 /// The first difference in tokens and picks. A client that went away may have cut the recorded one short.
-fn compared(before: &[Json], now: &[Json]) -> Outcome {
+fn compared(before: &[TracedToken], now: &[TracedToken]) -> Outcome {
     if before.len() > now.len() {
         return Outcome::Differs(format!("{} tokens, {} before", now.len(), before.len()));
     }
     for (at, (before, now)) in before.iter().zip(now).enumerate() {
-        if before["token"] != now["token"] {
-            let what = format!("token {at} is {}, {} before", now["token"], before["token"]);
+        if before.token != now.token {
+            let what = format!("token {at} is {}, {} before", now.token, before.token);
             return Outcome::Differs(what);
         }
-        // Written and read once, so that numbers have gone the same way.
-        let now: Json = serde_json::from_str(&now.to_string()).unwrap_or_default();
-        for part in ["sites", "experts"] {
-            if before[part] != now[part] {
-                return Outcome::Differs(format!("other {part} at token {at}"));
-            }
+        if before.sites != now.sites {
+            return Outcome::Differs(format!("other decisions at token {at}"));
+        }
+        if before.experts != now.experts {
+            return Outcome::Differs(format!("other experts at token {at}"));
         }
     }
     Outcome::Same
@@ -140,17 +138,19 @@ mod tests {
 
     #[test]
     fn the_first_difference_is_named() {
-        let token =
-            |token: u32, weight: f64| json!({"token": token, "sites": [{"picks": [[0, weight]]}]});
-        let all = [token(1, 0.5), token(2, 0.25)];
+        let token = |token: u32, weight: f64| {
+            let sites = [json!({"layer": 0, "site": "q_proj", "picks": [[0, weight]]})];
+            serde_json::from_value(json!({"token": token, "text": "a", "sites": sites})).unwrap()
+        };
+        let all: [TracedToken; 2] = [token(1, 0.5), token(2, 0.25)];
         assert_eq!(compared(&all, &all), Outcome::Same);
         assert_eq!(compared(&all[..1], &all), Outcome::Same);
-        let differs = |now: &[Json]| match compared(&all, now) {
+        let differs = |now: &[TracedToken]| match compared(&all, now) {
             Outcome::Differs(what) => what,
             other => panic!("{other:?}"),
         };
         assert_eq!(differs(&all[..1]), "1 tokens, 2 before");
         assert_eq!(differs(&[token(1, 0.5), token(3, 0.25)]), "token 1 is 3, 2 before");
-        assert_eq!(differs(&[token(1, 0.5), token(2, 0.5)]), "other sites at token 1");
+        assert_eq!(differs(&[token(1, 0.5), token(2, 0.5)]), "other decisions at token 1");
     }
 }

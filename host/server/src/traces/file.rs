@@ -1,0 +1,80 @@
+//! The file of traces: written by a thread of its own, and moved aside when it is full.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use super::Trace;
+
+/// Traces that wait for the disk; more are lost.
+const MAX_WAITING: usize = 256;
+
+#[derive(Debug)]
+enum Work {
+    Write(Arc<Trace>),
+    Answer(SyncSender<()>),
+}
+
+/// Appends traces.
+#[derive(Debug)]
+pub(super) struct Writer {
+    sender: SyncSender<Work>,
+}
+
+impl Writer {
+    pub(super) fn open(path: PathBuf, most: u64) -> Result<Self, String> {
+        let fail = |error: std::io::Error| format!("traces {}: {error}", path.display());
+        let file = append(&path).map_err(fail)?;
+        let (sender, work) = sync_channel(MAX_WAITING);
+        let name = path.clone();
+        let write = move || write_all(&name, file, most, &work);
+        let thread = std::thread::Builder::new().name("trace file".to_owned()).spawn(write);
+        thread.map_err(fail)?;
+        Ok(Self { sender })
+    }
+
+    /// `false` where too many wait already.
+    pub(super) fn send(&self, trace: Arc<Trace>) -> bool {
+        self.sender.try_send(Work::Write(trace)).is_ok()
+    }
+
+    /// Waits until everything so far is written.
+    pub(super) fn flush(&self) {
+        let (sender, written) = sync_channel(1);
+        if self.sender.send(Work::Answer(sender)).is_ok() {
+            let _ = written.recv();
+        }
+    }
+}
+
+fn append(path: &Path) -> std::io::Result<File> {
+    File::options().create(true).append(true).open(path)
+}
+
+fn write_all(path: &Path, mut file: File, most: u64, work: &Receiver<Work>) {
+    while let Ok(work) = work.recv() {
+        match work {
+            Work::Write(trace) => {
+                if let Err(error) = write(path, &mut file, most, &trace) {
+                    tracing::error!(%error, "a trace was not written");
+                }
+            }
+            Work::Answer(sender) => drop(sender.send(())),
+        }
+    }
+}
+
+fn write(path: &Path, file: &mut File, most: u64, trace: &Trace) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(trace)?;
+    line.push(b'\n');
+    let length = file.metadata()?.len();
+    if length > 0 && length + line.len() as u64 > most {
+        let mut old = path.to_owned().into_os_string();
+        old.push(".1");
+        std::fs::rename(path, old)?;
+        *file = append(path)?;
+    }
+    file.write_all(&line)
+}
