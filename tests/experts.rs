@@ -1,6 +1,6 @@
 //! Expert policies: the arithmetic of the papers, policies on a tiny mixtral, and requests with and without one in a batch.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polyskill::calibrate::{self, CalibrateArgs, Method};
@@ -328,7 +328,8 @@ fn the_sandboxed_router_decides_alike() {
     }
 }
 
-fn calibrate(method: Method, keep: usize, out: &Path) -> Vec<Vec<u32>> {
+/// The configuration of a policy for the small mixture of experts, and where it lies.
+fn calibrate(method: Method, keep: usize, out: &Path) -> (Json, PathBuf) {
     let args = CalibrateArgs {
         model: root().join("examples/small-moe").display().to_string(),
         text: vec![root().join("examples/small-moe/calibration/iso-date.jsonl")],
@@ -348,7 +349,7 @@ fn calibrate(method: Method, keep: usize, out: &Path) -> Vec<Vec<u32>> {
     let config = read_json(&args.out.join("polyskill_config.json"));
     let again = calibrate::run(&args, &mut Vec::new()).unwrap_err();
     assert!(again.contains("exists"), "{again}");
-    list(&config["layers"]).iter().map(|layer| crate::common::ids(&layer["keep"])).collect()
+    (config, args.out)
 }
 
 /// On the small mixture of experts: dropping one expert is the same search for all of NAEE's kin, the first layer is the
@@ -356,13 +357,53 @@ fn calibrate(method: Method, keep: usize, out: &Path) -> Vec<Vec<u32>> {
 #[test]
 fn calibration_of_a_real_base() {
     let folder = tempfile::tempdir().unwrap();
-    let kept = |method, keep| calibrate(method, keep, folder.path());
+    let kept = |method, keep| -> Vec<Vec<u32>> {
+        let (config, _) = calibrate(method, keep, folder.path());
+        list(&config["layers"]).iter().map(|layer| crate::common::ids(&layer["keep"])).collect()
+    };
     let one = kept(Method::Naee, 7);
     assert_eq!(one, kept(Method::Greedy, 7));
     assert_eq!(one[0], kept(Method::NaeeProgressive, 7)[0]);
     for method in [Method::LeastUsed, Method::Random, Method::Greedy] {
         let kept = kept(method, 3);
         assert!(kept.len() == 4 && kept.iter().all(|layer| layer.len() == 3), "{kept:?}");
+    }
+}
+
+/// UNCURL on the small mixture of experts: as many clusters as asked for, an expert of the policy's own for each with more
+/// than one, the same bytes from another run, and a policy that the server runs. Of one cluster each, nothing changes.
+#[test]
+fn uncurl_merges_clusters() {
+    const KEEP: usize = 6;
+    let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (config, path) = calibrate(Method::Uncurl, KEEP, folder.path());
+    assert_eq!(config["method"], "uncurl");
+    let layers = list(&config["layers"]);
+    assert_eq!(layers.len(), 4);
+    for layer in layers {
+        let alias = crate::common::ids(&layer["alias"]);
+        let mut run = alias.clone();
+        run.sort_unstable();
+        run.dedup();
+        assert!(alias.len() == 8 && run.len() == KEEP, "{alias:?}");
+        let merged = run.iter().filter(|expert| **expert >= 8).count();
+        assert_eq!(layer["experts"].as_u64().unwrap() as usize, merged);
+        assert!(merged >= 1, "{alias:?}");
+        for (expert, target) in (0..).zip(&alias) {
+            assert!(*target >= 8 || *target == expert, "{alias:?}");
+        }
+    }
+    let (_, again) = calibrate(Method::Uncurl, KEEP, other.path());
+    for file in ["polyskill_config.json", "polyskill_module.safetensors", "README.md"] {
+        let read = |path: &Path| std::fs::read(path.join(file)).unwrap();
+        assert!(read(&path) == read(&again), "{file}");
+    }
+    let card = std::fs::read_to_string(path.join("README.md")).unwrap();
+    assert!(card.contains("nothing is trained"), "{card}");
+    let (all, _) = calibrate(Method::Uncurl, 8, folder.path());
+    for layer in list(&all["layers"]) {
+        assert_eq!(crate::common::ids(&layer["alias"]), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert!(layer["experts"].is_null());
     }
 }
 

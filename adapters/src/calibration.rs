@@ -2,12 +2,17 @@
 //!
 //! Everything is collected batch by batch from what passes through a layer, so memory does not grow with the text.
 
+mod alignment;
+mod assignment;
+mod clusters;
 mod enumeration;
 mod grouping;
 mod usage;
 
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, interpret};
 
+pub use alignment::{Orders, align, check_width};
+pub use clusters::group_by_spectrum;
 pub use enumeration::Enumeration;
 pub use grouping::{Groups, group_globally, merged};
 pub use usage::Usage;

@@ -4,10 +4,10 @@
 //! and the result gets its own. The same inputs give the same bytes. Router artefacts are not taken along,
 //! since they belong to the original's weights.
 
-mod eigen;
+pub(crate) mod eigen;
 pub(crate) mod factors;
 mod general;
-mod matrix;
+pub(crate) mod matrix;
 mod merge;
 mod project;
 pub(crate) mod prompt;
@@ -96,7 +96,7 @@ impl Errors {
 }
 
 /// Does `work` for each number below `count` on so many threads; results in order.
-fn in_parallel<T: Send>(
+pub(crate) fn in_parallel<T: Send>(
     count: usize,
     threads: usize,
     progress: Progress<'_>,

@@ -13,7 +13,8 @@ use crate::workspace::Workspace;
 const BASE: &str = "examples/small-moe";
 /// What comes after this line in EVALUATION.md is written by this task.
 const MARK: &str = "<!-- Below this line everything is written by `cargo xtask experts`. -->\n";
-const METHODS: [&str; 5] = ["naee", "naee-progressive", "greedy", "least-used", "mc-smoe"];
+const METHODS: [&str; 6] =
+    ["naee", "naee-progressive", "greedy", "least-used", "mc-smoe", "uncurl"];
 /// Three quarters and a half of the experts.
 const KEPT: [u32; 2] = [6, 4];
 const SEEDS: [u32; 3] = [1, 2, 3];

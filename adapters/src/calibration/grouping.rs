@@ -1,14 +1,14 @@
-//! Merging experts that are alike (Li et al., "Merge, Then Compress", MC-SMoE, 2024), without the paper's alignment of
-//! hidden units and without its training afterwards.
+//! Merging experts that are alike: MC-SMoE (Li et al., "Merge, Then Compress", 2024), without the paper's alignment of
+//! hidden units, and UNCURL (Sarkar et al., 2024), with it; both without the papers' training afterwards.
 
 use polyskill_model::Experts;
 use polyskill_model::Projection;
 
-use super::Usage;
+use super::{Orders, Usage};
 use crate::lora::Elements;
 use crate::weights::Expert;
 
-/// The groups of one layer: for each expert, the dominant expert that it belongs to.
+/// The groups of one layer: for each expert, the dominant expert that it belongs to. That one leads its group.
 pub type Groups = Vec<usize>;
 
 /// `num_groups` groups over all layers, at least one in each: the most used experts are dominant, and the others join the
@@ -42,9 +42,14 @@ pub fn group_globally(layers: &[Usage], num_groups: usize) -> Vec<Groups> {
     layers.iter().zip(&dominant).map(join).collect()
 }
 
-/// The merged experts of a layer, averaged by how often each was used, and for each expert the one that is run in its
-/// place: itself where it is alone, else a merged one, numbered from the layer's experts on.
-pub fn merged(experts: &Experts, usage: &Usage, groups: &Groups) -> (Vec<u32>, Vec<Expert>) {
+/// The merged experts of a layer, averaged by how often each was used, their features in the given orders, and for each
+/// expert the one that is run in its place: itself where it is alone, else a merged one, numbered from the layer's
+/// experts on.
+pub fn merged(
+    experts: &Experts,
+    usage: &Usage,
+    (groups, orders): (&Groups, &Orders),
+) -> (Vec<u32>, Vec<Expert>) {
     let num_experts = groups.len();
     let mut targets: Vec<u32> = (0..num_experts as u32).collect();
     let mut merged = Vec::new();
@@ -58,7 +63,7 @@ pub fn merged(experts: &Experts, usage: &Usage, groups: &Groups) -> (Vec<u32>, V
         // Experts that nothing chose weigh alike.
         let share = |count: &f64| if sum > 0.0 { count / sum } else { 1.0 / members.len() as f64 };
         let shares: Vec<f64> = counts.iter().map(share).collect();
-        let part = |projection| average(experts, (&members, &shares), projection);
+        let part = |projection| average(experts, (&members, &shares), orders, projection);
         let parts = [Projection::Gate, Projection::Up, Projection::Down].map(part);
         let [gate, up, down] = parts.map(|values| {
             let bits = values.iter().map(|value| half::bf16::from_f32(*value).to_bits());
@@ -74,6 +79,7 @@ pub fn merged(experts: &Experts, usage: &Usage, groups: &Groups) -> (Vec<u32>, V
 fn average(
     experts: &Experts,
     (members, shares): (&[usize], &[f64]),
+    orders: &Orders,
     projection: Projection,
 ) -> Vec<f32> {
     let mut sum: Vec<f64> = Vec::new();
@@ -81,10 +87,18 @@ fn average(
         let Some(linear) = experts.linear(expert, projection) else { continue };
         let (outs, inner) = (linear.matrix.outs(), linear.matrix.inner());
         sum.resize(outs * inner, 0.0);
+        let order = orders.get(expert).map_or(&[][..], Vec::as_slice);
+        // Features are columns of the down projection and rows of the others.
+        let (row_order, column_order) = match projection {
+            Projection::Down => (&[][..], order),
+            _ => (order, &[][..]),
+        };
+        let from = |order: &[u32], at: usize| order.get(at).map_or(at, |from| *from as usize);
         let mut row = vec![0.0; inner];
         for (out, sums) in sum.chunks_exact_mut(inner).enumerate() {
-            linear.matrix.read_row(out, &mut row);
-            sums.iter_mut().zip(&row).for_each(|(sum, value)| *sum += share * f64::from(*value));
+            linear.matrix.read_row(from(row_order, out), &mut row);
+            let values = (0..inner).map(|at| row[from(column_order, at)]);
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * f64::from(value));
         }
     }
     sum.into_iter().map(|value| value as f32).collect()

@@ -43,6 +43,23 @@ impl Usage {
         &self.counts
     }
 
+    /// What a run that goes on later needs: counts, `[experts]`, and sums of products of the logits' columns,
+    /// `[experts, experts]`. Ratios are not among it, so there is no β afterwards.
+    pub fn sums(&self) -> (&[u64], &[f64]) {
+        (&self.counts, &self.products)
+    }
+
+    /// Goes on where another run stopped, if it has so many experts.
+    pub fn restore(&mut self, (counts, products): (&[u64], &[f64])) -> bool {
+        let fits = counts.len() == self.counts.len() && products.len() == self.products.len();
+        if fits {
+            self.counts.copy_from_slice(counts);
+            self.products.copy_from_slice(products);
+            self.ratios.clear();
+        }
+        fits
+    }
+
     /// NAEE's β: the median of second over first weight, the mean of the middle two where there are two. `None` where
     /// tokens do not have two experts.
     pub fn beta(&self) -> Option<f32> {
@@ -56,7 +73,7 @@ impl Usage {
         }
     }
 
-    /// (1 + cos)/2 between two experts' columns of logits over all tokens, as in MC-SMoE.
+    /// (1 + cos)/2 between two experts' columns of logits over all tokens, as in MC-SMoE and UNCURL.
     pub fn similarity(&self, a: usize, b: usize) -> f64 {
         let n = self.layer.num_experts as usize;
         let norm = (self.products[a * n + a] * self.products[b * n + b]).sqrt();
@@ -82,5 +99,10 @@ mod tests {
         assert!((usage.beta().unwrap() - 0.5).abs() < 1e-6);
         assert!((usage.similarity(1, 1) - 1.0).abs() < 1e-12);
         assert!(usage.similarity(1, 2) > usage.similarity(0, 2));
+        let mut later = Usage::new(layer);
+        assert!(later.restore(usage.sums()) && later.sums() == usage.sums());
+        assert_eq!(later.beta(), None);
+        let fewer = Usage::new(ExpertLayer { num_experts: 2, ..layer });
+        assert!(!later.restore(fewer.sums()) && later.sums() == usage.sums());
     }
 }

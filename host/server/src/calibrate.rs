@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use polyskill_adapters::calibration::{group_globally, merged};
+use polyskill_adapters::calibration::{
+    Groups, Orders, check_width, group_by_spectrum, group_globally, merged,
+};
 use polyskill_adapters::own::{expert_layer, write_policy};
 use polyskill_adapters::weights::Expert;
 use polyskill_adapters::{Generation, load_module};
@@ -37,7 +39,7 @@ pub struct CalibrateArgs {
     /// Which experts are dropped or merged.
     #[arg(long, value_enum, default_value_t = Method::Naee)]
     pub method: Method,
-    /// Experts that are left per layer (with `mc-smoe`: on average); all without it.
+    /// Experts that are left per layer (with `mc-smoe`: on average; with `uncurl`: clusters); all without it.
     #[arg(long)]
     pub keep: Option<usize>,
     /// Also measure β, under which the second expert of a token is skipped.
@@ -60,6 +62,10 @@ pub struct CalibrateArgs {
     pub tag: Vec<String>,
 }
 
+/// What the card of UNCURL's policies says.
+const UNTRAINED: &str = "\nThis is UNCURL's analysis and merge only (Sarkar et al., 2024): the paper trains a new router \
+    and the experts again afterwards. Here the base's router stays, and nothing is trained.\n";
+
 /// How experts are chosen that a layer does without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Method {
@@ -75,6 +81,10 @@ pub enum Method {
     Random,
     /// MC-SMoE: experts that the router scores alike are merged, weighted by use; no training afterwards.
     McSmoe,
+    /// UNCURL's analysis and merge only: clusters of experts that the router scores alike, hidden features aligned, averaged
+    /// by use. The paper trains a new router and the experts again afterwards; here the base's router stays, and nothing is
+    /// trained.
+    Uncurl,
 }
 
 impl Method {
@@ -86,6 +96,7 @@ impl Method {
             Self::LeastUsed => "least-used",
             Self::Random => "random",
             Self::McSmoe => "mc-smoe",
+            Self::Uncurl => "uncurl",
         }
     }
 }
@@ -145,6 +156,10 @@ fn check(args: &CalibrateArgs, model: &Decoder) -> Result<(), String> {
             mixture.top_k
         ));
     }
+    if args.method == Method::Uncurl && args.keep.is_some() {
+        check_width(mixture.expert_size)
+            .map_err(|problem| format!("--method uncurl: the base's {problem}"))?;
+    }
     if args.batch == 0 || args.sequences == 0 || args.sequence_length < 2 {
         return Err("--batch and --sequences must be at least 1, --sequence-length 2".to_owned());
     }
@@ -171,13 +186,16 @@ fn policy(
             Method::Greedy => Some(calibration.greedy(keep)?),
             Method::LeastUsed => Some(calibration.least_used(keep)?),
             Method::Random => Some(calibration.random(keep)),
-            Method::McSmoe => None,
+            Method::McSmoe | Method::Uncurl => None,
         };
         match kept {
             Some(kept) => {
                 policies.iter_mut().zip(kept).for_each(|(policy, kept)| policy.keep = Some(kept));
             }
-            None => merge(model, (calibration, keep), &mut policies, &mut experts)?,
+            None => {
+                let plan = (args.method, keep);
+                merge(model, (calibration, plan), &mut policies, &mut experts)?;
+            }
         }
     }
     if args.skip {
@@ -193,13 +211,21 @@ fn policy(
 
 fn merge(
     model: &Decoder,
-    (calibration, keep): (&mut Calibration<'_>, usize),
+    (calibration, (method, keep)): (&mut Calibration<'_>, (Method, usize)),
     policies: &mut [LayerPolicy],
     merged_experts: &mut BTreeMap<usize, Vec<Expert>>,
 ) -> Result<(), String> {
-    let usage = calibration.usage(&calibration.native())?;
-    let groups = group_globally(&usage, keep * policies.len());
-    for ((policy, usage), groups) in policies.iter_mut().zip(&usage).zip(&groups) {
+    let usage = calibration.native_usage()?;
+    let (groups, orders) = if method == Method::Uncurl {
+        let groups: Vec<Groups> =
+            usage.iter().map(|usage| group_by_spectrum(usage, keep)).collect();
+        let orders = calibration.align(&groups)?;
+        (groups, orders)
+    } else {
+        (group_globally(&usage, keep * policies.len()), vec![Orders::new(); policies.len()])
+    };
+    let groups = groups.iter().zip(&orders);
+    for ((policy, usage), groups) in policies.iter_mut().zip(&usage).zip(groups) {
         let number = policy.layer as usize;
         let Some(experts) = model.experts(number) else { continue };
         let (targets, extra) = merged(experts, usage, groups);
@@ -240,9 +266,13 @@ fn card(args: &CalibrateArgs, model: &Decoder, num_tokens: usize) -> String {
         format!(", {keep} of {num_experts} experts per layer")
     });
     let skip = if args.skip { ", skipping" } else { "" };
+    let without = match args.method {
+        Method::Uncurl if args.keep.is_some() => UNTRAINED,
+        _ => "",
+    };
     format!(
         "---\ntags:\n- expert-policy\n{tags}description: {}\nbase_digest: {}\n---\n\n\
-         Made by `polyskill calibrate` on {num_tokens} tokens of {}: {}{keep}{skip}.\n",
+         Made by `polyskill calibrate` on {num_tokens} tokens of {}: {}{keep}{skip}.\n{without}",
         quoted(&format!("Expert policy by {}", args.method.name())),
         Generation(model.digest()),
         files.join(", "),

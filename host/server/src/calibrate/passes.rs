@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use polyskill_adapters::Generation;
-use polyskill_adapters::calibration::{Enumeration, Tokens, Usage};
+use polyskill_adapters::calibration::{Enumeration, Groups, Orders, Tokens, Usage, align};
 use polyskill_adapters::own::expert_layer;
 use polyskill_model::{Decoder, ExpertChoice, Hooks, KvCache, Scratch, Step};
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, LayerPolicy, interpret, native};
@@ -11,7 +11,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::CalibrateArgs;
-use super::progress::Progress;
+use super::progress::{Progress, Sums};
 
 /// A base, its text, and what has been found out.
 pub(super) struct Calibration<'a> {
@@ -57,8 +57,9 @@ impl<'a> Calibration<'a> {
             .collect();
         let key = Generation::of(&[settings.as_bytes(), &model.digest(), &text]).to_string();
         let bar = ProgressBar::new(0);
-        let style = "{elapsed} {wide_bar} {pos}/{len} sequences, {eta} left {msg}";
+        let style = "{elapsed} {wide_bar} {pos}/{len} {prefix}, {eta} left {msg}";
         bar.set_style(ProgressStyle::with_template(style).map_err(|error| error.to_string())?);
+        bar.set_prefix("sequences");
         Ok(Self {
             model,
             layers: layers.collect(),
@@ -135,7 +136,7 @@ impl<'a> Calibration<'a> {
 
     /// The experts that are chosen most.
     pub(super) fn least_used(&mut self, keep: usize) -> Result<Vec<Vec<u32>>, String> {
-        let usage = self.usage(&self.native())?;
+        let usage = self.native_usage()?;
         let most = |usage: &Usage| {
             let mut experts: Vec<u32> = (0..usage.counts().len() as u32).collect();
             experts.sort_by_key(|expert| std::cmp::Reverse(usage.counts()[*expert as usize]));
@@ -157,6 +158,59 @@ impl<'a> Calibration<'a> {
             experts
         };
         self.layers.iter().map(&mut any).collect()
+    }
+
+    /// How experts are used where the base chooses them; a stopped run goes on from the last batch.
+    pub(super) fn native_usage(&mut self) -> Result<Vec<Usage>, String> {
+        let mut usage: Vec<Usage> = self.layers.iter().map(|layer| Usage::new(*layer)).collect();
+        let found = &self.progress.usage;
+        let fits = found.len() == usage.len()
+            && usage.iter_mut().zip(found).all(|(usage, sums)| sums.restore(usage));
+        let first = if fits { self.progress.batches } else { 0 };
+        let programs = self.native();
+        let usage = std::cell::RefCell::new(usage);
+        let sequence = |this: &mut Self, tokens: &[u32]| {
+            let seen = this.watch(tokens, &programs)?;
+            for (seen, usage) in seen.iter().zip(usage.borrow_mut().iter_mut()) {
+                usage.add(&seen.logits, &programs[seen.at]);
+            }
+            Ok(())
+        };
+        let end = |this: &mut Self, batches: usize| {
+            this.progress.usage = usage.borrow().iter().map(Sums::of).collect();
+            this.progress.batches = batches;
+            this.progress.save()
+        };
+        self.batches(first, sequence, end)?;
+        Ok(usage.into_inner())
+    }
+
+    /// Orders of the features of each layer's experts, in which they are like their groups' leaders; a stopped run goes on
+    /// from the last layer.
+    pub(super) fn align(&mut self, groups: &[Groups]) -> Result<Vec<Orders>, String> {
+        let first = self.progress.orders.len();
+        self.bar.set_prefix("layers aligned");
+        self.bar.set_length(groups.len() as u64);
+        self.bar.set_position(first as u64);
+        let threads = self.model.compute().num_threads();
+        for (layer, groups) in self.layers.iter().zip(groups).skip(first) {
+            let bar = &self.bar;
+            let mut orders = Orders::new();
+            if let Some(experts) = self.model.experts(layer.layer as usize) {
+                let mut progress = |done: usize, count: usize| {
+                    bar.set_message(format!(
+                        "({done} of {count} experts of layer {})",
+                        layer.layer
+                    ));
+                };
+                orders = align(experts, groups, threads, &mut progress)
+                    .map_err(|problem| format!("layer {}: {problem}", layer.layer))?;
+            }
+            self.progress.orders.push(orders);
+            self.progress.save()?;
+            bar.inc(1);
+        }
+        Ok(self.progress.orders.clone())
     }
 
     /// How experts are used where programs choose them.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use polyskill_adapters::calibration::{Orders, Usage};
 use serde::{Deserialize, Serialize};
 
 /// Losses so far. A run with other settings, base or text does not take it.
@@ -15,10 +16,36 @@ pub(super) struct Progress {
     pub(super) kept: Vec<Vec<u32>>,
     /// Losses of the layers at hand.
     pub(super) losses: Vec<Vec<f64>>,
-    /// Batches in them.
+    /// How the base uses the experts of each layer.
+    pub(super) usage: Vec<Sums>,
+    /// Orders of features of layers that are aligned.
+    pub(super) orders: Vec<Orders>,
+    /// Batches in the losses or in the usage.
     pub(super) batches: usize,
     #[serde(skip)]
     path: PathBuf,
+}
+
+/// Sums of a layer's [`Usage`].
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Sums {
+    counts: Vec<u64>,
+    /// Bits of the products: a number in JSON may come back with another last digit.
+    products: Vec<u64>,
+}
+
+impl Sums {
+    pub(super) fn of(usage: &Usage) -> Self {
+        let (counts, products) = usage.sums();
+        let bits = products.iter().map(|product| product.to_bits());
+        Self { counts: counts.to_vec(), products: bits.collect() }
+    }
+
+    /// Puts them into a usage, if it has so many experts.
+    pub(super) fn restore(&self, usage: &mut Usage) -> bool {
+        let products: Vec<f64> = self.products.iter().map(|bits| f64::from_bits(*bits)).collect();
+        usage.restore((&self.counts, &products))
+    }
 }
 
 impl Progress {
