@@ -14,7 +14,7 @@ use crate::common::{fixtures, list, plugins, text};
 use crate::openai_api::{ADMIN_KEY, Reply, Server, exchange};
 
 /// Two modules, or none.
-fn declaration(more: Json) -> Json {
+fn declaration(more: &Json) -> Json {
     let mut declared = json!({
         "name": "trial", "unit": "user", "control": "plain", "minimum_units": 2, "models": ["llama-tied"],
         "arms": [
@@ -39,7 +39,7 @@ fn report(server: &Server) -> Json {
     server.send("GET", "/admin/experiments/trial", Some(ADMIN_KEY), "").ok()
 }
 
-fn ask_with(address: SocketAddr, user: &str, more: Json) -> Reply {
+fn ask_with(address: SocketAddr, user: &str, more: &Json) -> Reply {
     let mut body = json!({"model": "llama-tied", "temperature": 0, "max_tokens": 3, "user": user,
                           "messages": [{"role": "user", "content": "hello"}]});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -48,7 +48,7 @@ fn ask_with(address: SocketAddr, user: &str, more: Json) -> Reply {
 
 /// A reply's arm and id.
 fn ask(server: &Server, user: &str) -> (String, String) {
-    let reply = ask_with(server.address, user, json!({})).ok();
+    let reply = ask_with(server.address, user, &json!({})).ok();
     assert_eq!(reply["polyskill"]["experiment"], "trial", "{reply}");
     (text(&reply["polyskill"], "arm").to_owned(), text(&reply, "id").to_owned())
 }
@@ -75,7 +75,7 @@ fn value(report: &Json, name: &str, arm: &str) -> Option<f64> {
 #[test]
 fn units_keep_their_arms_and_requests_are_counted_once() {
     let server = Server::start(|_| {});
-    declare(&server, &declaration(json!({}))).ok();
+    declare(&server, &declaration(&json!({}))).ok();
     let mut arms: BTreeMap<String, u64> = BTreeMap::new();
     for user in 0..24 {
         let user = format!("user-{user}");
@@ -103,7 +103,7 @@ fn units_keep_their_arms_and_requests_are_counted_once() {
 #[test]
 fn who_says_what_answers_is_in_no_experiment() {
     let server = Server::start(|_| {});
-    declare(&server, &declaration(json!({}))).ok();
+    declare(&server, &declaration(&json!({}))).ok();
     for more in [
         json!({"router": "none"}),
         json!({"adapters": [{"name": "task-a"}]}),
@@ -111,11 +111,11 @@ fn who_says_what_answers_is_in_no_experiment() {
         json!({"model": "skills"}),
         json!({"user": null}),
     ] {
-        let reply = ask_with(server.address, "ann", more).ok();
+        let reply = ask_with(server.address, "ann", &more).ok();
         assert_eq!(reply["polyskill"]["experiment"], Json::Null, "{reply}");
     }
     let forced = |arm: &str| json!({"experiment": {"name": "trial", "arm": arm}});
-    let reply = ask_with(server.address, "ann", forced("routed")).ok();
+    let reply = ask_with(server.address, "ann", &forced("routed")).ok();
     assert_eq!(
         (&reply["polyskill"]["arm"], &reply["polyskill"]["router"]["name"]),
         (&json!("routed"), &json!("arrow"))
@@ -124,7 +124,7 @@ fn who_says_what_answers_is_in_no_experiment() {
         feedback(server.address, text(&reply, "id"), "correct", 1.0).ok()["status"],
         "recorded"
     );
-    let unknown = ask_with(server.address, "ann", forced("other"));
+    let unknown = ask_with(server.address, "ann", &forced("other"));
     assert!(unknown.status == 400 && unknown.body.contains("no arm `other`"), "{unknown:?}");
     let report = report(&server);
     assert!(list(&report["arms"]).iter().all(|arm| arm["units"] == 0 && arm["requests"] == 0));
@@ -134,7 +134,7 @@ fn who_says_what_answers_is_in_no_experiment() {
 #[test]
 fn feedback_is_joined_once_and_late() {
     let server = Server::start(|_| {});
-    declare(&server, &declaration(json!({}))).ok();
+    declare(&server, &declaration(&json!({}))).ok();
     let (arm, id) = ask(&server, "ann");
     let say = |name: &str, value: f64| feedback(server.address, &id, name, value);
     assert_eq!(say("correct", 1.0).ok()["status"], "recorded");
@@ -152,7 +152,7 @@ fn feedback_is_joined_once_and_late() {
     server.send("POST", "/admin/experiments/trial/stop", Some(ADMIN_KEY), "").ok();
     assert_eq!(feedback(server.address, &late, "correct", 0.0).ok()["status"], "recorded");
     assert_eq!(value(&report(&server), "correct", &arm), Some(0.5));
-    let reply = ask_with(server.address, "ann", json!({})).ok();
+    let reply = ask_with(server.address, "ann", &json!({})).ok();
     assert_eq!(reply["polyskill"]["experiment"], Json::Null);
 }
 
@@ -164,7 +164,7 @@ fn a_guard_stops_an_arm_and_says_so() {
     let guarded = json!([{"name": "correct", "kind": "mean", "wanted": "increase", "bounded": [0.0, 1.0],
                           "guard": {"harm": 0.1}}]);
     let declared =
-        declaration(json!({"metrics": guarded, "minimum_units": 10, "planned_units": 60}));
+        declaration(&json!({"metrics": guarded, "minimum_units": 10, "planned_units": 60}));
     declare(&server, &declared).ok();
     let mut routed = Vec::new();
     for user in 0..70 {
@@ -183,7 +183,7 @@ fn a_guard_stops_an_arm_and_says_so() {
     assert!(reason.contains("lowers `correct` by 1"), "{reason}");
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("\"by\":\"guard\"") && log.contains("\"arm\":\"routed\""), "{log}");
-    let reply = ask_with(server.address, &routed[0], json!({})).ok();
+    let reply = ask_with(server.address, &routed[0], &json!({})).ok();
     assert_eq!(reply["polyskill"]["router"], Json::Null);
 }
 
@@ -192,13 +192,13 @@ fn an_arm_that_fails_costs_no_answer() {
     let server = Server::start(|_| {});
     declare(
         &server,
-        &declaration(json!({"arms": [
+        &declaration(&json!({"arms": [
             {"name": "plain", "weight": 1e-9},
             {"name": "routed", "weight": 1.0, "router": "arrow", "modules": ["nobody"]},
         ]})),
     )
     .ok();
-    let reply = ask_with(server.address, "ann", json!({})).ok();
+    let reply = ask_with(server.address, "ann", &json!({})).ok();
     let said = &reply["polyskill"];
     assert_eq!(
         (&said["arm"], &said["served"], &said["router"]),
@@ -216,30 +216,30 @@ fn declarations_are_checked_against_the_server_and_each_other() {
         assert_eq!(reply.status, 400, "{reply:?}");
         reply.body
     };
-    let body = refused(&declaration(json!({"control": "other", "level": 2.0})));
+    let body = refused(&declaration(&json!({"control": "other", "level": 2.0})));
     assert!(body.contains("control") && body.contains("level"), "{body}");
     let unknown = json!({"arms": [{"name": "plain", "weight": 1.0},
                                   {"name": "x", "weight": 1.0, "router": "nobody"}]});
-    assert!(refused(&declaration(unknown)).contains("nobody"));
-    assert!(refused(&declaration(json!({"colour": "red"}))).contains("colour"));
-    declare(&server, &declaration(json!({}))).ok();
+    assert!(refused(&declaration(&unknown)).contains("nobody"));
+    assert!(refused(&declaration(&json!({"colour": "red"}))).contains("colour"));
+    declare(&server, &declaration(&json!({}))).ok();
     // Again is the same; other weights are a change, all else is not.
-    declare(&server, &declaration(json!({}))).ok();
-    assert!(refused(&declaration(json!({"level": 0.1}))).contains("only weights may change"));
-    let second = refused(&declaration(json!({"name": "second"})));
+    declare(&server, &declaration(&json!({}))).ok();
+    assert!(refused(&declaration(&json!({"level": 0.1}))).contains("only weights may change"));
+    let second = refused(&declaration(&json!({"name": "second"})));
     assert!(second.contains("one `layer`"), "{second}");
-    declare(&server, &declaration(json!({"name": "elsewhere", "models": ["skills"]}))).ok();
+    declare(&server, &declaration(&json!({"name": "elsewhere", "models": ["skills"]}))).ok();
     server.send("DELETE", "/admin/experiments/trial", Some(ADMIN_KEY), "").ok();
     assert_eq!(server.send("GET", "/admin/experiments/trial", Some(ADMIN_KEY), "").status, 404);
     let layered = |name: &str, share: [f64; 2]| {
-        declaration(json!({"name": name, "layer": "routing", "share": share}))
+        declaration(&json!({"name": name, "layer": "routing", "share": share}))
     };
     declare(&server, &layered("low", [0.0, 0.5])).ok();
     assert!(refused(&layered("both", [0.4, 0.6])).contains("low"));
     declare(&server, &layered("high", [0.5, 1.0])).ok();
     let taken: Vec<String> = (0..12)
         .map(|user| {
-            let reply = ask_with(server.address, &format!("u{user}"), json!({})).ok();
+            let reply = ask_with(server.address, &format!("u{user}"), &json!({})).ok();
             text(&reply["polyskill"], "experiment").to_owned()
         })
         .collect();
@@ -258,12 +258,12 @@ fn arms_outlast_restarts_and_changes_of_weights() {
         |server: &Server| -> Vec<String> { users.iter().map(|user| ask(server, user).0).collect() };
     let before = {
         let server = start();
-        declare(&server, &declaration(json!({}))).ok();
+        declare(&server, &declaration(&json!({}))).ok();
         arms(&server)
     };
     let server = start();
     assert_eq!(arms(&server), before);
-    let mut moved = declaration(json!({}));
+    let mut moved = declaration(&json!({}));
     moved["arms"][0]["weight"] = json!(9.0);
     declare(&server, &moved).ok();
     assert_eq!(arms(&server), before);
@@ -283,17 +283,18 @@ fn a_decision_shadow_is_compared_and_never_executed() {
     let base = ask_with(
         server.address,
         "ann",
-        json!({"router": {"name": "arrow", "modules": ["task-*"], "params": {"top_k": 2}}}),
+        &json!({"router": {"name": "arrow", "modules": ["task-*"], "params": {"top_k": 2}}, "max_tokens": 12}),
     )
     .ok();
     let arrow = |name: &str, top_k: u64| json!({"name": name, "weight": 1.0, "router": "arrow", "modules": ["task-*"], "parameters": {"top_k": top_k}});
     let metric = |name: &str| json!({"name": name, "kind": "mean", "wanted": "increase"});
-    declare(&server, &declaration(json!({
+    declare(&server, &declaration(&json!({
         "mode": "decision_shadow", "control": "two", "arms": [arrow("two", 2), arrow("one", 1), arrow("same", 2)],
         "metrics": [metric("agreement"), metric("overlap")],
     }))).ok();
     for user in 0..12 {
-        let reply = ask_with(server.address, &format!("user-{user}"), json!({})).ok();
+        let reply =
+            ask_with(server.address, &format!("user-{user}"), &json!({"max_tokens": 12})).ok();
         assert_eq!(reply["polyskill"]["arm"], "two");
         assert_eq!(reply["choices"], base["choices"]);
     }
@@ -325,7 +326,7 @@ fn until(mut holds: impl FnMut() -> bool) {
 #[test]
 fn a_full_shadow_runs_requests_again() {
     let server = Server::start(|_| {});
-    declare(&server, &declaration(json!({"mode": "full_shadow"}))).ok();
+    declare(&server, &declaration(&json!({"mode": "full_shadow"}))).ok();
     for user in 0..3 {
         let requests = || arm(&report(&server), "routed")["requests"].as_u64().unwrap();
         let before = requests();
@@ -342,7 +343,7 @@ fn a_bandit_learns_and_logs_its_chances() {
     let server = Server::start(|_| {});
     declare(
         &server,
-        &declaration(json!({
+        &declaration(&json!({
             "mode": "bandit",
             "bandit": {"policy": "thompson", "floor": 0.1, "reward": "correct"},
         })),
@@ -369,8 +370,8 @@ fn a_bandit_learns_and_logs_its_chances() {
 fn references_are_measured() {
     let server = Server::start(|_| {});
     let measured = json!([{"name": "reference_logprob", "kind": "mean", "wanted": "increase"}]);
-    declare(&server, &declaration(json!({"metrics": measured}))).ok();
-    let reply = ask_with(server.address, "ann", json!({"reference": "good morning"})).ok();
+    declare(&server, &declaration(&json!({"metrics": measured}))).ok();
+    let reply = ask_with(server.address, "ann", &json!({"reference": "good morning"})).ok();
     let arm = text(&reply["polyskill"], "arm").to_owned();
     until(|| value(&report(&server), "reference_logprob", &arm).is_some());
     let found = value(&report(&server), "reference_logprob", &arm).unwrap();
@@ -445,11 +446,11 @@ fn a_killed_server_loses_nothing_that_it_acknowledged() {
     let config = folder.path().join("polyskill.toml");
     let quoted = |path: &Path| json!(path.display().to_string());
     let declared =
-        toml::to_string(&BTreeMap::from([("experiment", vec![declaration(json!({}))])])).unwrap();
+        toml::to_string(&BTreeMap::from([("experiment", vec![declaration(&json!({}))])])).unwrap();
     let text_of = format!(
         "model = {}\nadapters = [{}]\nplugins = [{}]\n[engine]\nthreads = 1\nmax_cached_tokens = 8192\n[experiments]\nstore = {}\n{declared}",
         quoted(&fixtures().join("models/llama-tied")),
-        quoted(&fixtures().join("adapters/task-a").parent().unwrap()),
+        quoted(&fixtures().join("adapters")),
         quoted(&plugins()),
         quoted(&folder.path().join("experiments.sqlite")),
     );
@@ -501,7 +502,7 @@ fn a_killed_server_loses_nothing_that_it_acknowledged() {
         assert_eq!(reply["status"], "known", "{id} was forgotten");
     }
     for (user, arm) in &arms {
-        let reply = ask_with(program.address, user, json!({})).ok();
+        let reply = ask_with(program.address, user, &json!({})).ok();
         assert_eq!(text(&reply["polyskill"], "arm"), arm, "{user}");
     }
 }
@@ -510,10 +511,10 @@ fn a_killed_server_loses_nothing_that_it_acknowledged() {
 #[test]
 fn the_dashboard_and_the_alerts_ask_for_what_there_is() {
     let server = Server::start(|_| {});
-    declare(&server, &declaration(json!({}))).ok();
+    declare(&server, &declaration(&json!({}))).ok();
     ask(&server, "ann");
     let routed = json!({"experiment": {"name": "trial", "arm": "routed"}});
-    ask_with(server.address, "ann", routed).ok();
+    ask_with(server.address, "ann", &routed).ok();
     let metrics = server.send("GET", "/metrics", None, "").body;
     let mut asked = 0;
     for file in ["grafana.json", "alerts.yaml"] {
@@ -529,4 +530,77 @@ fn the_dashboard_and_the_alerts_ask_for_what_there_is() {
         }
     }
     assert!(asked > 25, "{asked}");
+}
+
+/// Requests that a server recorded meet every arm, and differences are those of pairs.
+#[test]
+fn recorded_traffic_meets_every_arm() {
+    let folder = tempfile::tempdir().unwrap();
+    let traces = folder.path().join("traces.jsonl");
+    let recording = Server::start(|config| {
+        config.traces.sample = 1.0;
+        config.traces.prompts = true;
+        config.traces.file = Some(traces.clone());
+    });
+    for user in 0..5 {
+        ask_with(recording.address, &format!("user-{user}"), &json!({})).ok();
+    }
+    recording.service.traces.flush();
+    let experiment = folder.path().join("trial.toml");
+    std::fs::write(&experiment, toml::to_string(&declaration(&json!({"models": []}))).unwrap())
+        .unwrap();
+    let server = Server::start(|_| {});
+    let out = folder.path().join("report");
+    let args = polyskill::experiment_command::TrafficArgs {
+        experiment,
+        traffic: vec![traces.clone()],
+        out: out.clone(),
+        limit: None,
+        parallel: 2,
+        seed: 1,
+    };
+    let mut said = Vec::new();
+    polyskill::experiment_command::run(&server.service, (&args, true), &mut said).unwrap();
+    let said = String::from_utf8(said).unwrap();
+    assert!(
+        said.contains("completion_tokens: plain 3.000 of 5 units, routed 3.000 of 5 units"),
+        "{said}"
+    );
+    let report = crate::common::read_json(&out.join("report.json"));
+    assert_eq!(arm(&report, "routed")["requests"], 5);
+    assert_eq!(metric(&report, "completion_tokens")["comparisons"][0]["difference"], 0.0);
+    let page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(page.contains("<h1>Experiment trial</h1>"), "{page}");
+    std::fs::write(&traces, "{\"composition\": \"x\"}").unwrap();
+    let refused =
+        polyskill::experiment_command::run(&server.service, (&args, true), &mut Vec::new());
+    assert!(refused.is_err());
+}
+
+#[test]
+fn planning_and_assigning_need_no_server() {
+    use polyskill::experiment_command::{AssignArgs, PlanArgs, assign, plan};
+    let args = PlanArgs {
+        variance: 0.25,
+        effect: Some(0.1),
+        units: None,
+        level: 0.05,
+        power: 0.8,
+        allocation: 1.0,
+        correlation: 0.0,
+    };
+    let mut said = Vec::new();
+    plan(&args, &mut said).unwrap();
+    plan(&PlanArgs { effect: None, units: Some(785.0), ..args }, &mut said).unwrap();
+    let said = String::from_utf8(said).unwrap();
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (4, "one look at the end: 785 units find 0.1"), "{said}");
+    assert!(lines[2].starts_with("one look at the end: 785 units find 0.1"), "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = folder.path().join("trial.toml");
+    std::fs::write(&experiment, toml::to_string(&declaration(&json!({}))).unwrap()).unwrap();
+    let mut said = Vec::new();
+    let units = vec!["a".to_owned(), "b".to_owned()];
+    assign(&AssignArgs { experiment, units }, &mut said).unwrap();
+    assert_eq!(String::from_utf8(said).unwrap().lines().count(), 2);
 }

@@ -163,7 +163,8 @@ fn an_upcycled_module_is_itself() {
     let source = fixtures().join("adapters/lora-all");
     let base = model("models/llama-tied");
     let made =
-        upcycle(std::slice::from_ref(&source), &base, Dtype::F32, folder.path(), &mut |_, _| {}).unwrap();
+        upcycle(std::slice::from_ref(&source), &base, Dtype::F32, folder.path(), &mut |_, _| {})
+            .unwrap();
     assert_eq!((made.experts[0].1, made.experts[0].2), (3, 0));
     let attention = made.attention.unwrap();
     let again = upcycle(&[source], &base, Dtype::F32, folder.path(), &mut |_, _| {});

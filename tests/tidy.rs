@@ -153,7 +153,8 @@ fn pages_name_no_machine() {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if path.is_dir() && !name.starts_with('.') && name != "target" {
+            if path.is_dir() && !name.starts_with('.') && name != "target" && name != "node_modules"
+            {
                 folders.push(path);
             } else if name.ends_with(".md") {
                 let page = std::fs::read_to_string(&path).unwrap();

@@ -20,7 +20,7 @@ fn server(file: &Path, change: impl FnOnce(&mut polyskill::config::Config)) -> S
     })
 }
 
-fn ask(server: &Server, more: Json) -> Json {
+fn ask(server: &Server, more: &Json) -> Json {
     let mut body = json!({"model": "llama-tied", "max_tokens": 4, "seed": 3,
                           "messages": [{"role": "user", "content": "hello"}]});
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -42,7 +42,7 @@ fn a_trace_has_picks_scores_and_margins() {
     let folder = tempfile::tempdir().unwrap();
     let server = server(&folder.path().join("traces.jsonl"), |config| config.traces.keep = 2);
     for _ in 0..3 {
-        ask(&server, arrow());
+        ask(&server, &arrow());
     }
     let traces = lines(&server, "");
     assert_eq!((traces.len(), lines(&server, "?limit=1").len()), (2, 1));
@@ -65,7 +65,7 @@ fn a_trace_has_picks_scores_and_margins() {
         assert_eq!((&picks[0][0], picks.len()), (best, 2), "{site}");
     }
     // Who did not ask for a trace gets none.
-    let reply = ask(&server, arrow());
+    let reply = ask(&server, &arrow());
     assert_eq!(reply["polyskill"]["routing"], Json::Null);
     assert_eq!(server.send("GET", "/admin/traces", None, "").status, 401);
     assert!(
@@ -86,13 +86,13 @@ fn a_recorded_trace_gives_the_same_decisions() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("traces.jsonl");
     let first = server(&file, |_| {});
-    ask(&first, arrow());
+    ask(&first, &arrow());
     ask(
         &first,
-        json!({"router": {"name": "retrieval+arrow", "modules": ["task-*"]}, "temperature": 0.9}),
+        &json!({"router": {"name": "retrieval+arrow", "modules": ["task-*"]}, "temperature": 0.9}),
     );
-    ask(&first, json!({"adapters": [{"name": "task-a", "weight": 0.7}], "temperature": 1.3}));
-    ask(&first, json!({}));
+    ask(&first, &json!({"adapters": [{"name": "task-a", "weight": 0.7}], "temperature": 1.3}));
+    ask(&first, &json!({}));
     first.service.traces.flush();
     let other = folder.path().join("other.jsonl");
     let second = server(&other, |config| config.traces.sample = 0.0);
@@ -123,8 +123,8 @@ fn a_full_file_makes_room() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("traces.jsonl");
     let server = server(&file, |config| config.traces.file_mib = 0);
-    ask(&server, json!({}));
-    ask(&server, json!({}));
+    ask(&server, &json!({}));
+    ask(&server, &json!({}));
     server.service.traces.flush();
     let count = |path: &Path| std::fs::read_to_string(path).unwrap().lines().count();
     assert_eq!((count(&file), count(&folder.path().join("traces.jsonl.1"))), (1, 1));
@@ -166,7 +166,7 @@ fn a_collector_gets_spans() {
     let folder = tempfile::tempdir().unwrap();
     let (address, messages) = collector();
     let server = server(&folder.path().join("t"), |config| config.traces.otlp = Some(address));
-    let reply = ask(&server, arrow());
+    let reply = ask(&server, &arrow());
     let message = messages.recv().unwrap();
     let spans = list(&message["resourceSpans"][0]["scopeSpans"][0]["spans"]);
     let names: Vec<&str> = spans.iter().map(|span| text(span, "name")).collect();

@@ -18,9 +18,9 @@ use polyskill::{api, pull};
 use serde_json::{Value as Json, json};
 
 const CLIENTS: usize = 8;
-const REQUESTS: usize = 16;
+const REQUESTS: usize = 32;
 const TOKENS: usize = 24;
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 25;
 
 struct Server {
     name: &'static str,

@@ -51,6 +51,8 @@ pub struct Composer {
     views: Arc<Views>,
     routers: RwLock<BTreeMap<String, Versions>>,
     cache: DashMap<Generation, Weak<Composition>>,
+    /// Compiled programs that some request still uses.
+    gates: DashMap<Generation, Weak<Gates>>,
     plans: Mutex<KeptPlans>,
 }
 
@@ -71,6 +73,7 @@ impl Composer {
             views: Arc::new(views),
             routers: RwLock::default(),
             cache: DashMap::new(),
+            gates: DashMap::new(),
             plans: Mutex::default(),
         }
     }
@@ -308,9 +311,7 @@ impl Composer {
                     .map(named)
                     .filter(|lease| lease.module.shape().is_per_row())
                     .collect();
-                let hidden = slot.settings.hidden;
-                let gates =
-                    Gates::compile(&programs, &modules, &slot.definitions, (&self.config, hidden))?;
+                let gates = self.gates(&programs, &modules, (slot, identity, &text))?;
                 if gates.any_routed() {
                     slot.prepare_stepper().map_err(|fault| fault.to_string())?;
                 }
@@ -335,6 +336,30 @@ impl Composer {
         let digest = self.digest(&modules, Some(identity), &text);
         let (router, slot) = (Some(identity.clone()), Some(Arc::clone(slot)));
         Ok(Parts { digest, modules, plan, beside, router, slot, experts })
+    }
+
+    /// Programs made ready, which takes megabytes of copies: those of a request that runs are used again, as long as the
+    /// router has defined nothing since.
+    fn gates(
+        &self,
+        programs: &[polyskill_sdk::gate::Program],
+        modules: &[LeasedModule],
+        (slot, identity, plan): (&RouterSlot, &RouterIdentity, &str),
+    ) -> Result<Arc<Gates>, String> {
+        let version = slot.definitions.version();
+        let key = self.digest(modules, Some(identity), &format!("{} {version} {plan}", slot.name));
+        if let Some(known) = self.gates.get(&key).and_then(|known| known.upgrade()) {
+            return Ok(known);
+        }
+        let hidden = slot.settings.hidden;
+        let compiled =
+            Gates::compile(programs, modules, &slot.definitions, (&self.config, hidden))?;
+        let compiled = Arc::new(compiled);
+        if self.gates.len() > 1_024 {
+            self.gates.retain(|_, gates| gates.strong_count() > 0);
+        }
+        self.gates.insert(key, Arc::downgrade(&compiled));
+        Ok(compiled)
     }
 
     /// Leases the weights; waits for room.

@@ -115,7 +115,7 @@ pub(crate) enum Plan {
     /// One mixture for every row and site: indices into `modules` with weights.
     Fixed { picks: Vec<(u32, f32)>, combine: Combine },
     /// Programs decide per row and site.
-    Gated(Gates),
+    Gated(Arc<Gates>),
 }
 
 impl Plan {

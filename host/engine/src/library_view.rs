@@ -25,6 +25,8 @@ pub(crate) struct Definitions {
     rows: DashMap<(Generation, String), SiteRows>,
     /// Counts calls of the router; orders entries by their last use.
     calls: AtomicU64,
+    /// Counts changes of rows.
+    changes: AtomicU64,
     most_bytes: usize,
 }
 
@@ -45,7 +47,13 @@ struct SiteRows {
 impl Definitions {
     /// Rows of at most so many bytes.
     pub(crate) fn bounded(most_bytes: usize) -> Self {
-        Self { rows: DashMap::new(), calls: AtomicU64::new(0), most_bytes }
+        let (calls, changes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { rows: DashMap::new(), calls, changes, most_bytes }
+    }
+
+    /// Changes whenever rows are defined.
+    pub(crate) fn version(&self) -> u64 {
+        self.changes.load(Relaxed)
     }
 
     pub(crate) fn row(&self, edition: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
@@ -70,6 +78,7 @@ impl Definitions {
                 rows.bytes += more;
             }
         }
+        self.changes.fetch_add(1, Relaxed);
         let mut entries: Vec<(u64, usize, (Generation, String))> = self
             .rows
             .iter()

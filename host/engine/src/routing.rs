@@ -35,7 +35,7 @@ use crate::trace::{LayerExperts, SitePicks};
 const MAX_ROWS_PER_TASK: usize = 8;
 
 /// Positions between those at which a shadow is compared: deciding twice costs what a router costs.
-const SHADOW_EVERY: usize = 4;
+const SHADOW_EVERY: usize = 8;
 
 /// Consecutive rows of a step that belong to one sequence.
 #[derive(Debug)]

@@ -92,7 +92,7 @@ fn compared(
         })
     };
     let one = best(&mut served.iter().map(|&(module, weight)| (Some(module), weight)));
-    let two = best(&mut other.clone());
+    let two = best(&mut { other });
     let same = match (one, two) {
         (None, None) => true,
         (Some(one), Some(two)) => one.0 == two.0,

@@ -31,7 +31,8 @@ pub struct TrafficArgs {
     /// The experiment (TOML), as in a configuration's `[[experiment]]`.
     #[arg(long)]
     pub experiment: PathBuf,
-    /// Task files (JSON lines) or directories of them; repeatable. Traces that a server wrote are such files too.
+    /// Task files (JSON lines), directories of them, or traces that a server wrote with their prompts; repeatable. Answers to
+    /// traces are measured and not graded.
     #[arg(long = "traffic", required = true)]
     pub traffic: Vec<PathBuf>,
     /// Directory of `report.json` and `report.html`.
@@ -66,8 +67,8 @@ pub struct PlanArgs {
     /// Wanted rate of true alarms.
     #[arg(long, default_value_t = 0.8)]
     pub power: f64,
-    /// The arm's part of the units.
-    #[arg(long, default_value_t = 0.5)]
+    /// Units of the arm for each unit of the control.
+    #[arg(long, default_value_t = 1.0)]
     pub allocation: f64,
     /// Correlation with the same metric before the experiment.
     #[arg(long, default_value_t = 0.0)]
@@ -111,6 +112,17 @@ fn say(out: &mut dyn Write, line: &str) -> Result<(), String> {
 /// # Errors
 /// If the numbers are not usable.
 pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> Result<(), String> {
+    let is_share = |value: f64| value > 0.0 && value < 1.0;
+    let is_size = |value: f64| value > 0.0 && value.is_finite();
+    let sizes = [Some(args.variance), Some(args.allocation), args.effect, args.units];
+    if !(is_share(args.level) && is_share(args.power)) || args.correlation.abs() >= 1.0 {
+        return Err(
+            "--level and --power lie between 0 and 1, --correlation between -1 and 1".to_owned()
+        );
+    }
+    if !sizes.into_iter().flatten().all(is_size) {
+        return Err("--variance, --effect, --units and --allocation are over 0".to_owned());
+    }
     let plan = Plan {
         level: args.level,
         power: args.power,

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 pub(crate) use record::{Repeat, Trace, TracedToken};
+pub(crate) use replay::read_repeats;
 pub use replay::{ReplayArgs, run as replay};
 
 /// `[traces]` of the configuration.
@@ -76,7 +77,7 @@ impl Traces {
     /// If it cannot be opened.
     pub fn open(settings: TraceSettings) -> Result<Self, String> {
         let most = settings.file_mib << 20;
-        let file = settings.file.as_ref().map(|path| file::Writer::open(path.clone(), most));
+        let file = settings.file.as_ref().map(|path| file::Writer::open(path, most));
         Ok(Self {
             file: file.transpose()?,
             exporter: settings.otlp.clone().map(otlp::Exporter::new),

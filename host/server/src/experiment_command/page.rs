@@ -10,6 +10,7 @@ pub(super) fn render(report: &Json) -> Result<String, String> {
     let fail = |error: minijinja::Error| format!("the page: {error}");
     environment.add_filter("short", short);
     environment.add_filter("at", at);
+    environment.add_filter("probability", probability);
     // The name's ending turns escaping on.
     environment.add_template("experiment.html", TEMPLATE).map_err(fail)?;
     let template = environment.get_template("experiment.html").map_err(fail)?;
@@ -23,6 +24,11 @@ fn short(value: f64) -> String {
     }
     let digits = (2 - value.abs().log10().floor() as i32).clamp(0, 6) as usize;
     format!("{value:.digits$}")
+}
+
+/// A p-value; small ones are not told apart.
+fn probability(value: f64) -> String {
+    if value < 0.001 { "< 0.001".to_owned() } else { format!("{value:.3}") }
 }
 
 /// Where a value lies on a line of `width` that shows −`most` to `most`.
@@ -39,6 +45,7 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
+        assert_eq!([probability(0.0), probability(0.013_66)], ["< 0.001", "0.014"]);
         let found = [0.123_456, -12.345, 1_234.5, 0.0, 0.000_01].map(short);
         assert_eq!(found, ["0.123", "-12.3", "1234", "0", "0.000010"]);
         assert_eq!(

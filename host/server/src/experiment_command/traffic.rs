@@ -1,5 +1,6 @@
-//! Conversations of task files through an experiment: assigned, answered, graded and fed back as a server would.
+//! Conversations of task files, or of traces, through an experiment: assigned, answered, graded and fed back as a server would.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
@@ -26,16 +27,26 @@ const RETRY: std::time::Duration = std::time::Duration::from_millis(5);
 /// The metric that grades answers.
 pub(super) const GRADE: &str = "correct";
 
+/// What is asked, whoever asked it.
+struct Conversation {
+    unit: String,
+    prompt: Vec<u32>,
+    sampling: SamplingParams,
+    /// What routers may read.
+    text: Option<String>,
+    /// How the answer is graded, if it is.
+    item: Option<Item>,
+}
+
 /// A conversation on its way.
 struct Asked<'a> {
-    item: &'a Item,
+    conversation: &'a Conversation,
     /// The id under which feedback comes.
     id: String,
     enrolment: Enrolment,
     /// The arm that runs, which is the enrolment's unless every arm does.
     arm: String,
     composition: Arc<Composition>,
-    prompt: Vec<u32>,
 }
 
 pub(super) fn run(
@@ -56,26 +67,20 @@ pub(super) fn run(
     let experiments = &service.experiments;
     let declared = experiments.declare(declaration, &service.composer, "command");
     declared.map_err(|error| error.to_string())?;
-    let tasks = read_tasks(&args.traffic, args.limit)?;
-    let mut items: Vec<(String, &Item)> = Vec::new();
-    for task in &tasks {
-        let numbered = task.items.iter().enumerate();
-        items.extend(numbered.map(|(at, item)| (format!("{}/{at}", task.name), item)));
-    }
-    items.retain(|(_, item)| item.metric != Metric::LogProb);
+    let mut items = conversations(service, args)?;
     items.shuffle(&mut ChaCha8Rng::seed_from_u64(args.seed));
     let runtime = tokio::runtime::Builder::new_current_thread().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let bar = bar(items.len());
     for chunk in items.chunks(args.parallel) {
         let mut asked = Vec::new();
-        for (unit, item) in chunk {
-            let names = Names { unit: Some(unit.clone()), ..Names::default() };
+        for conversation in chunk {
+            let names = Names { unit: Some(conversation.unit.clone()), ..Names::default() };
             let enrol = experiments.enrol(&Choice::Open, &service.base_name, &names);
             let enrolled = runtime.block_on(enrol).map_err(|error| error.to_string())?;
             // Some are held out, or in other parts of the layer.
             let Some(enrolment) = enrolled else { continue };
-            asked.extend(ask(service, (unit, item), enrolment, every_arm)?);
+            asked.extend(ask(service, conversation, enrolment, every_arm));
         }
         for asked in &asked {
             let registered = experiments.served(&asked.id, &asked.enrolment);
@@ -98,38 +103,88 @@ fn bar(count: usize) -> ProgressBar {
     bar
 }
 
+/// All conversations of task files and of traces.
+fn conversations(service: &Service, args: &TrafficArgs) -> Result<Vec<Conversation>, String> {
+    let (traces, tasks): (Vec<PathBuf>, Vec<PathBuf>) =
+        args.traffic.iter().cloned().partition(|path| is_traces(path));
+    let most = args.limit.unwrap_or(usize::MAX);
+    let mut all = Vec::new();
+    for path in &traces {
+        let recorded = crate::traces::read_repeats(path)?;
+        all.extend(recorded.into_iter().take(most).map(|(unit, repeat)| {
+            let text = match Selection::from(repeat.selection) {
+                Selection::Routed(asked) => asked.text,
+                Selection::Base | Selection::Weighted(_) => None,
+            };
+            let (prompt, sampling) = (repeat.prompt, repeat.sampling);
+            Conversation { unit, prompt, sampling, text, item: None }
+        }));
+    }
+    let tasks = if tasks.is_empty() { Vec::new() } else { read_tasks(&tasks, args.limit)? };
+    for task in tasks {
+        for (at, item) in task.items.into_iter().enumerate() {
+            if item.metric != Metric::LogProb {
+                all.push(of_item(service, format!("{}/{at}", task.name), item)?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Whether a file's first line is a trace that can be run again.
+fn is_traces(path: &Path) -> bool {
+    let first = std::fs::File::open(path).ok().and_then(|file| {
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(file), &mut line).ok()?;
+        serde_json::from_str::<Json>(&line).ok()
+    });
+    first.is_some_and(|line| line["composition"].is_string())
+}
+
+fn of_item(service: &Service, unit: String, item: Item) -> Result<Conversation, String> {
+    let messages = json!(item.conversation());
+    let prompt = service.text.encode_chat(&messages, true);
+    let sampling = SamplingParams {
+        max_tokens: item.max_tokens,
+        temperature: 0.0,
+        stop_tokens: service.model.config().eos_tokens.clone(),
+        ..SamplingParams::default()
+    };
+    Ok(Conversation {
+        prompt: prompt.map_err(|error| format!("{unit}: {error}"))?,
+        text: Some(item.last_said()),
+        unit,
+        sampling,
+        item: Some(item),
+    })
+}
+
 /// A conversation under its arm, or under every arm.
 fn ask<'a>(
     service: &Service,
-    (unit, item): (&str, &'a Item),
+    conversation: &'a Conversation,
     mut enrolment: Enrolment,
     every_arm: bool,
-) -> Result<Vec<Asked<'a>>, String> {
-    let fail = |error: &dyn std::fmt::Display| format!("{unit}: {error}");
-    let messages = json!(item.conversation());
-    let prompt = service.text.encode_chat(&messages, true).map_err(|error| fail(&error))?;
+) -> Vec<Asked<'a>> {
     let own = (enrolment.arm.clone(), enrolment.selection.clone().unwrap_or(Selection::Base));
     let shadows = std::mem::take(&mut enrolment.shadows);
     let shadows = if every_arm { shadows } else { Vec::new() };
     let mut asked = Vec::new();
     for (arm, mut selection) in std::iter::once(own).chain(shadows) {
         if let Selection::Routed(asked) = &mut selection {
-            asked.prompt_tokens = prompt.len();
-            asked.text = Some(item.last_said());
+            asked.prompt_tokens = conversation.prompt.len();
+            asked.text.clone_from(&conversation.text);
         }
+        let id = format!("{}/{arm}", conversation.unit);
         match service.composer.compose(&selection) {
-            Ok(composition) => asked.push(Asked {
-                item,
-                id: format!("{unit}/{arm}"),
-                enrolment: enrolment.clone(),
-                arm,
-                composition,
-                prompt: prompt.clone(),
-            }),
+            Ok(composition) => {
+                let enrolment = enrolment.clone();
+                asked.push(Asked { conversation, id, enrolment, arm, composition });
+            }
             Err(_) => service.experiments.ended_under(&enrolment, &arm, &Measured::fault()),
         }
     }
-    Ok(asked)
+    asked
 }
 
 /// Answers, measures and grades; all of them are in the engine at once.
@@ -148,25 +203,29 @@ fn answer(service: &Service, asked: &[Asked<'_>]) -> Result<(), String> {
         let Some(finished) = end else { return Err(format!("{}: no answer", asked.id)) };
         let seconds = started.elapsed().as_secs_f64();
         let mut measured = Measured::of(&asked.composition, &finished, seconds);
-        let grade = score(asked.item, &service.text.decode(&ids));
-        grade_answer(&service.experiments, asked, &mut measured, grade)?;
+        let item = asked.conversation.item.as_ref();
+        let grade = item.map(|item| score(item, &service.text.decode(&ids)));
+        count(&service.experiments, asked, &mut measured, grade)?;
     }
     Ok(())
 }
 
 /// The arm that serves is graded by feedback, as a client would; others have no reply that feedback could come for.
-fn grade_answer(
+fn count(
     experiments: &Experiments,
     asked: &Asked<'_>,
     measured: &mut Measured,
-    grade: f64,
+    grade: Option<f64>,
 ) -> Result<(), String> {
     if asked.arm != asked.enrolment.arm {
-        measured.put(GRADE, grade);
+        if let Some(grade) = grade {
+            measured.put(GRADE, grade);
+        }
         experiments.ended_under(&asked.enrolment, &asked.arm, measured);
         return Ok(());
     }
     experiments.ended(&asked.enrolment, measured);
+    let Some(grade) = grade else { return Ok(()) };
     match experiments.feedback(&asked.id, GRADE, grade) {
         // The experiment may measure other things alone.
         Ok(_) | Err(crate::experiments::ExperimentError::NoMetric { .. }) => Ok(()),
@@ -178,13 +237,8 @@ fn submit(service: &Service, asked: &Asked<'_>) -> Result<(Instant, Receiver<Eve
     loop {
         let (sender, events) = channel();
         let request = Request {
-            prompt: asked.prompt.clone(),
-            sampling: SamplingParams {
-                max_tokens: asked.item.max_tokens,
-                temperature: 0.0,
-                stop_tokens: service.model.config().eos_tokens.clone(),
-                ..SamplingParams::default()
-            },
+            prompt: asked.conversation.prompt.clone(),
+            sampling: asked.conversation.sampling.clone(),
             composition: Arc::clone(&asked.composition),
             trace: TraceLevel::Summary,
             shadow: None,

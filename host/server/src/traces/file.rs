@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -24,11 +24,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn open(path: PathBuf, most: u64) -> Result<Self, String> {
+    pub(super) fn open(path: &Path, most: u64) -> Result<Self, String> {
         let fail = |error: std::io::Error| format!("traces {}: {error}", path.display());
-        let file = append(&path).map_err(fail)?;
+        let file = append(path).map_err(fail)?;
         let (sender, work) = sync_channel(MAX_WAITING);
-        let name = path.clone();
+        let name = path.to_owned();
         let write = move || write_all(&name, file, most, &work);
         let thread = std::thread::Builder::new().name("trace file".to_owned()).spawn(write);
         thread.map_err(fail)?;

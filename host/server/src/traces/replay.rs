@@ -1,11 +1,11 @@
 //! `polyskill trace replay`: recorded requests once more; the same tokens and the same decisions must come out.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 
-use super::Trace;
 use super::record::TracedToken;
+use super::{Repeat, Trace};
 use crate::service::Service;
 use clap::Args;
 use polyskill_engine::{Event, Request, Selection, TraceLevel};
@@ -21,6 +21,25 @@ pub struct ReplayArgs {
     /// Traces at most, the first ones.
     #[arg(long)]
     pub limit: Option<usize>,
+}
+
+/// The requests of a file of traces that can be run again, with their ids.
+///
+/// # Errors
+/// If the file cannot be read, or has none.
+pub(crate) fn read_repeats(path: &Path) -> Result<Vec<(String, Repeat)>, String> {
+    let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
+    let mut repeats = Vec::new();
+    for (number, line) in text.lines().enumerate() {
+        let trace: Trace = serde_json::from_str(line)
+            .map_err(|error| fail(&format!("line {}: {error}", number + 1)))?;
+        repeats.extend(trace.repeat.map(|repeat| (trace.id, repeat)));
+    }
+    match repeats.is_empty() {
+        true => Err(fail(&"no trace was written with its prompt (`prompts` in `[traces]`)")),
+        false => Ok(repeats),
+    }
 }
 
 /// How a trace came out.
