@@ -26,6 +26,11 @@ export function create() {
   );
 }
 
+/** Small ones are not told apart. */
+function probability(value) {
+  return value < 0.001 ? "below 0.001" : decimal(value);
+}
+
 function path(name) {
   return `/admin/experiments/${encodeURIComponent(name)}`;
 }
@@ -159,7 +164,7 @@ function ratio(check, all) {
   const text = all
     .map((arm, at) => `${arm.name} ${check.observed[at]} of ${seen}, planned ${percent(check.expected[at], 1)}`)
     .join("; ");
-  const p = `p ${check.p_value < 0.001 ? "below 0.001" : decimal(check.p_value)}`;
+  const p = `p ${probability(check.p_value)}`;
   return [
     element("h2", null, "Sample ratio"),
     check.mismatch
@@ -216,8 +221,8 @@ function comparisons(metric, control) {
         percent(row.relative, 1),
         ends(row.always_valid),
         ends(row.fixed_horizon),
-        decimal(row.p_value),
-        decimal(row.adjusted_p_value),
+        probability(row.p_value),
+        probability(row.adjusted_p_value),
         row.cuped ? "yes" : "no",
         element("span", { class: kind }, text),
       ];

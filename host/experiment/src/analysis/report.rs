@@ -368,6 +368,7 @@ fn adjust(declaration: &Declaration, metrics: &mut [MetricReport]) {
     }
 }
 
+/// Intervals mean little before both arms have the minimum of units, and would make the later ones hard to see.
 fn points(metric: &MetricReport, at: u64) -> Vec<Point> {
     let point = |comparison: &Comparison| Point {
         at,
@@ -376,7 +377,7 @@ fn points(metric: &MetricReport, at: u64) -> Vec<Point> {
         low: comparison.always_valid[0],
         high: comparison.always_valid[1],
     };
-    metric.comparisons.iter().map(point).collect()
+    metric.comparisons.iter().filter(|comparison| comparison.is_ready).map(point).collect()
 }
 
 #[cfg(test)]

@@ -154,9 +154,19 @@ pub(super) fn overall(declaration: &Declaration, metrics: &[MetricReport]) -> Ve
         Some(Standing { arm, better, worse, .. }) => {
             format!("`{arm}` is better in {} and worse in {}", list(better), list(worse))
         }
-        None => waiting(declaration, metrics),
+        None => open(&standings).unwrap_or_else(|| waiting(declaration, metrics)),
     };
     Verdict { state: State::Undecided, arm: None, reason }
+}
+
+/// Arms that are out already, and those that nothing is known of; nothing where no arm is out.
+fn open(standings: &[Standing<'_>]) -> Option<String> {
+    let (lost, left): (Vec<_>, Vec<_>) = standings.iter().partition(|standing| standing.loses());
+    let reasons: Vec<String> = lost.into_iter().map(loss).collect();
+    let left: Vec<&str> = left.iter().map(|standing| standing.arm).collect();
+    let are = if left.len() == 1 { "is" } else { "are" };
+    let reasons = (!reasons.is_empty()).then(|| reasons.join("; "))?;
+    Some(format!("{reasons}; {} {are} undecided", list(&left)))
 }
 
 fn standing<'a>(arm: &'a str, metrics: &'a [MetricReport], breaches: &'a [Breach]) -> Standing<'a> {

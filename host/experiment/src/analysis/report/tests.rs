@@ -45,7 +45,7 @@ fn at(declaration: &Declaration, totals: &Totals) -> Report {
 
 #[test]
 fn the_json_has_the_fields_that_pages_read() {
-    let found = at(&declaration(|_| ()), &filled(&[("old", 45, 0.7), ("new", 47, 0.75)]));
+    let found = at(&declaration(|_| ()), &filled(&[("old", 145, 0.7), ("new", 147, 0.75)]));
     let found = serde_json::to_value(&found).unwrap();
     let keys =
         |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
@@ -224,7 +224,7 @@ fn shadows_are_pairs_and_bandits_have_separate_sequences() {
 #[test]
 fn histories_are_taken_on() {
     let declaration = declaration(|_| ());
-    let totals = filled(&[("old", 45, 0.7), ("new", 47, 0.75)]);
+    let totals = filled(&[("old", 145, 0.7), ("new", 147, 0.75)]);
     let mut histories = Histories::new();
     for now in 1..=300 {
         let situation = Situation { now, started: Some(1), ..Default::default() };
@@ -232,4 +232,21 @@ fn histories_are_taken_on() {
     }
     let points = &histories["correct"];
     assert!(points.len() <= 200 && points.len() > 100 && points.last().unwrap().at == 300);
+}
+
+#[test]
+fn there_is_no_history_before_there_are_enough_units() {
+    let found = at(&declaration(|_| ()), &filled(&[("old", 45, 0.7), ("new", 47, 0.75)]));
+    assert!(found.metrics[0].history.is_empty() && found.metrics[0].comparisons.len() == 1);
+}
+
+#[test]
+fn an_open_verdict_names_who_is_out() {
+    let three = declaration(|value| {
+        value["arms"] = json!([
+            {"name": "old", "weight": 1}, {"name": "new", "weight": 1}, {"name": "bad", "weight": 1},
+        ]);
+    });
+    let found = at(&three, &filled(&[("old", 300, 0.7), ("new", 300, 0.72), ("bad", 300, 0.1)]));
+    assert_eq!(found.verdict.reason, "`bad` is worse in `correct`; `new` is undecided");
 }
