@@ -72,7 +72,7 @@ fn the_json_has_the_fields_that_pages_read() {
     assert_eq!(found["state"], "running");
     assert_eq!((&found["mode"], &found["unit"]), (&json!("split"), &json!("conversation")));
     assert_eq!((&found["layer"], &found["stopped"]), (&Value::Null, &Value::Null));
-    assert_eq!(found["sample_ratio"]["observed"], json!([45, 47]));
+    assert_eq!(found["sample_ratio"]["observed"], json!([145, 147]));
     assert_eq!(found["metrics"][0]["comparisons"][0]["verdict"], "undecided");
     assert_eq!(found["verdict"]["reason"], "an arm has 45 units of the 100 that a verdict needs");
 }
