@@ -343,3 +343,115 @@ impl Live {
         logged
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(more: &Json) -> Live {
+        let mut declared = json!({
+            "name": "trial", "unit": "user", "control": "a", "minimum_units": 2,
+            "arms": [{"name": "a", "weight": 1.0}, {"name": "b", "weight": 1.0}],
+            "metrics": [{"name": "correct", "kind": "mean", "wanted": "increase", "covariate": true}],
+        });
+        declared.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Live::new(serde_json::from_value(declared).unwrap())
+    }
+
+    fn started(more: &Json) -> Live {
+        let mut live = live(more);
+        live.course.started = Some(1);
+        live
+    }
+
+    /// The arm of a unit, remembered.
+    fn deal(live: &mut Live, unit: &str) -> Option<(String, bool)> {
+        match live.deal(unit, 1_000) {
+            Dealt::Arm { assigned, is_new, counted } => {
+                let arm = assigned.arm.clone();
+                if is_new {
+                    live.assign(unit, assigned);
+                }
+                Some((arm, counted))
+            }
+            Dealt::Not | Dealt::Before => None,
+        }
+    }
+
+    fn arms(live: &mut Live, units: std::ops::Range<usize>) -> Vec<(String, bool)> {
+        units.map(|unit| deal(live, &format!("u{unit}")).unwrap()).collect()
+    }
+
+    #[test]
+    fn values_from_before_the_start_narrow_intervals() {
+        let mut live = live(&json!({"start": 9_000_000_000_u64}));
+        assert_eq!(live.deal("u0", 10), Dealt::Before);
+        for unit in 0..60 {
+            live.count_before(&format!("u{unit}"), &[("correct".to_owned(), f64::from(unit))]);
+        }
+        live.course.started = Some(1);
+        for unit in 0..60 {
+            let name = format!("u{unit}");
+            let (arm, _) = deal(&mut live, &name).unwrap();
+            let value = f64::from(unit) + f64::from(unit % 3);
+            live.count((&arm, &name), Outcome::default(), &[("correct".to_owned(), value)]);
+        }
+        let report = live.report(2);
+        let comparison = &report.metrics[0].comparisons[0];
+        assert!(comparison.cuped);
+        let [low, high] = comparison.fixed_horizon;
+        // Between units values differ by 17, about what they were before by less than one.
+        assert!(high - low < 1.5, "{low} {high}");
+    }
+
+    #[test]
+    fn stopped_arms_give_their_units_to_the_control_and_count_no_more() {
+        let mut live = started(&json!({}));
+        let before = arms(&mut live, 0..40);
+        live.course.stopped_arms.insert("b".to_owned(), "harm".to_owned());
+        live.course.epochs.push(live.weights());
+        let after = arms(&mut live, 0..40);
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!(after, &("a".to_owned(), before.0 == "a"));
+        }
+        assert!(arms(&mut live, 40..80).iter().all(|dealt| *dealt == ("a".to_owned(), true)));
+        assert_eq!(live.weights(), [1.0, 0.0]);
+        live.course.stopped = Some(2);
+        assert_eq!(live.deal("u0", 1_000), Dealt::Not);
+    }
+
+    #[test]
+    fn more_units_than_are_kept_take_no_part() {
+        let mut live = started(&json!({}));
+        arms(&mut live, 0..5);
+        assert_eq!(live.deal("u5", 5), Dealt::Not);
+        assert!(matches!(live.deal("u4", 5), Dealt::Arm { is_new: false, .. }));
+        let held = started(&json!({"holdout": 1.0}));
+        assert_eq!(held.deal("u0", 5), Dealt::Not);
+    }
+
+    #[test]
+    fn counts_are_compared_with_the_shares_of_their_day() {
+        let mut live = started(&json!({}));
+        for unit in 0..20_000 {
+            if unit == 10_000 {
+                live.course.epochs.push(vec![9.0, 1.0]);
+            }
+            let name = format!("u{unit}");
+            let (arm, _) = deal_any(&mut live, &name);
+            live.count((&arm, &name), Outcome::default(), &[]);
+        }
+        let report = live.report(2);
+        assert!((report.arms[0].weight - 0.7).abs() < 0.01, "{:?}", report.arms);
+        assert!(!report.sample_ratio.mismatch, "{:?}", report.sample_ratio);
+    }
+
+    fn deal_any(live: &mut Live, unit: &str) -> (String, bool) {
+        let Dealt::Arm { assigned, counted, .. } = live.deal(unit, usize::MAX) else {
+            panic!("{unit} has no arm");
+        };
+        let arm = assigned.arm.clone();
+        live.assign(unit, assigned);
+        (arm, counted)
+    }
+}

@@ -1,0 +1,66 @@
+//! Series of experiments in Prometheus' text.
+
+use super::{Experiments, lock};
+
+/// What an arm has served so far.
+#[derive(Clone, Debug)]
+struct ArmCounters {
+    experiment: String,
+    arm: String,
+    units: u64,
+    requests: u64,
+    fallbacks: u64,
+    faults: u64,
+}
+
+impl Experiments {
+    /// Counters of every arm: experiment, arm, units, requests, fallbacks, faults.
+    fn counters(&self) -> Vec<ArmCounters> {
+        let mut counters = Vec::new();
+        for live in self.all() {
+            let live = lock(&live);
+            for arm in &live.declaration.arms {
+                let totals = live.totals.arms.get(&arm.name);
+                counters.push(ArmCounters {
+                    experiment: live.declaration.name.clone(),
+                    arm: arm.name.clone(),
+                    units: totals.map_or(0, |totals| totals.units.len() as u64),
+                    requests: totals.map_or(0, |totals| totals.requests),
+                    fallbacks: totals.map_or(0, |totals| totals.fallbacks),
+                    faults: totals.map_or(0, |totals| totals.faults),
+                });
+            }
+        }
+        counters
+    }
+
+    /// Series for each arm, in Prometheus' text: experiments and arms are bounded, and units are no labels.
+    pub(crate) fn write_metrics(&self, text: &mut String) {
+        use std::fmt::Write as _;
+        let counters = self.counters();
+        type Of = fn(&ArmCounters) -> u64;
+        let families: [(&str, &str, &str, Of); 4] = [
+            ("units", "gauge", "Units of an arm.", |arm| arm.units),
+            ("requests", "counter", "Requests that an arm has answered.", |arm| arm.requests),
+            ("fallbacks", "counter", "Requests whose router gave up.", |arm| arm.fallbacks),
+            ("faults", "counter", "Requests that failed under an arm.", |arm| arm.faults),
+        ];
+        for (name, kind, help, of) in families {
+            let family = format!("polyskill:experiment_{name}");
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let _ = writeln!(text, "# HELP {family} {help}\n# TYPE {family} {kind}");
+            for arm in &counters {
+                // Names hold letters, digits, `-`, `_` and `.`.
+                let labels = format!("experiment=\"{}\",arm=\"{}\"", arm.experiment, arm.arm);
+                let _ = writeln!(text, "{family}{suffix}{{{labels}}} {}", of(arm));
+            }
+        }
+        let dropped = "polyskill:experiment_shadows_dropped";
+        let _ = writeln!(
+            text,
+            "# HELP {dropped} Requests that no shadow ran again for want of room.\n\
+             # TYPE {dropped} counter\n{dropped}_total {}",
+            self.shadows_dropped()
+        );
+    }
+}

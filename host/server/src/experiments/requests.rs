@@ -1,0 +1,286 @@
+//! Requests in experiments: which arm answers, and what came of it.
+
+use polyskill_engine::Selection;
+use polyskill_experiment::Declaration;
+use polyskill_experiment::assignment::position;
+use polyskill_experiment::declaration::{Arm, Mode};
+use polyskill_experiment::totals::Outcome;
+
+use super::live::{Assigned, Dealt, Live};
+use super::measure::{Measured, is_measured};
+use super::store::{self, Durable, Noted, Served};
+use super::unit::Names;
+use super::{ExperimentError, Experiments, arm, hear, json_text, lock, wait};
+
+/// A request that an experiment answers.
+#[derive(Clone, Debug)]
+pub(crate) struct Enrolment {
+    pub(crate) experiment: String,
+    /// Empty before the experiment's start.
+    pub(crate) arm: String,
+    unit: String,
+    /// Whether it counts; overrides do not, and units whose arm was stopped.
+    counted: bool,
+    /// What answers; `None` before the start.
+    pub(crate) selection: Option<Selection>,
+    /// Arms that are to be looked at beside the control, which serves.
+    pub(crate) shadows: Vec<(String, Selection)>,
+    pub(crate) mode: Mode,
+    /// The share of requests that a full shadow runs again.
+    pub(crate) sample: f64,
+}
+
+impl Enrolment {
+    /// The challenger that a request's decisions are compared with, or that runs it again: of several, one by the id.
+    pub(crate) fn challenger(&self, id: &str) -> Option<(&str, &Selection)> {
+        let at = (position("challenger", id) * self.shadows.len() as f64) as usize;
+        self.shadows.get(at).map(|(name, selection)| (name.as_str(), selection))
+    }
+
+    /// Whether a request is in the share that a full shadow runs again.
+    pub(crate) fn is_sampled(&self, id: &str) -> bool {
+        self.counted && position("shadow", id) < self.sample
+    }
+}
+
+/// What a request asks of experiments.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Choice {
+    /// Whatever the hash says.
+    #[default]
+    Open,
+    /// No experiment.
+    None,
+    /// This arm, for testing.
+    Arm(String, String),
+}
+
+impl Experiments {
+    /// The experiment of a request, if one takes it; its unit's arm is on the disk.
+    ///
+    /// # Errors
+    /// If the request asks for an arm that there is not.
+    pub(crate) async fn enrol(
+        &self,
+        choice: &Choice,
+        model: &str,
+        names: &Names,
+    ) -> Result<Option<Enrolment>, ExperimentError> {
+        match choice {
+            Choice::None => return Ok(None),
+            Choice::Arm(experiment, arm) => return self.overridden(experiment, arm).map(Some),
+            Choice::Open => {}
+        }
+        for live in self.all() {
+            let dealt = {
+                let mut live = lock(&live);
+                if !live.takes(model) {
+                    continue;
+                }
+                let Some(unit) = names.unit(live.declaration.unit) else { continue };
+                match live.deal(&unit, self.settings.max_units) {
+                    Dealt::Not => continue,
+                    Dealt::Before => (before(&live, unit), None),
+                    Dealt::Arm { assigned, is_new, counted } => {
+                        let enrolment = enrolment(&live, &assigned.arm, &unit, counted);
+                        let written = is_new.then(|| {
+                            live.assign(&unit, assigned.clone());
+                            self.write_unit(&live.declaration.name, &unit, assigned)
+                        });
+                        (enrolment, written)
+                    }
+                }
+            };
+            let (enrolment, written) = dealt;
+            if let Some(written) = written {
+                hear(written.await)?;
+            }
+            return Ok(Some(enrolment));
+        }
+        Ok(None)
+    }
+
+    fn write_unit(&self, experiment: &str, unit: &str, assigned: Assigned) -> Durable<()> {
+        let place = (experiment.to_owned(), unit.to_owned(), assigned.arm);
+        let propensities = assigned.propensities.as_ref().map(json_text);
+        self.store.change(store::put_unit(place, assigned.epoch, propensities))
+    }
+
+    /// An arm by its name, for testing: it serves, and counts nowhere.
+    fn overridden(&self, experiment: &str, arm: &str) -> Result<Enrolment, ExperimentError> {
+        let live = self.one(experiment)?;
+        let live = lock(&live);
+        if !live.declaration.arms.iter().any(|known| known.name == arm) {
+            let (experiment, arm) = (experiment.to_owned(), arm.to_owned());
+            return Err(ExperimentError::NoArm { experiment, arm });
+        }
+        let mut enrolment = enrolment(&live, arm, "", false);
+        enrolment.shadows.clear();
+        Ok(enrolment)
+    }
+
+    /// Makes a request's id known, so that feedback finds it.
+    pub(crate) fn served(&self, id: &str, enrolment: &Enrolment) -> Durable<()> {
+        let served = Served {
+            experiment: enrolment.experiment.clone(),
+            arm: enrolment.arm.clone(),
+            unit: enrolment.unit.clone(),
+            counted: enrolment.counted,
+        };
+        self.store.change(store::put_request(id.to_owned(), served, self.settings.max_requests))
+    }
+
+    /// Counts a request that has ended: the arm acted, so its unit is exposed.
+    pub(crate) fn ended(&self, enrolment: &Enrolment, measured: &Measured) {
+        self.ended_under(enrolment, &enrolment.arm, measured);
+    }
+
+    /// Whether an experiment measures something of this name.
+    pub(crate) fn measures(&self, enrolment: &Enrolment, metric: &str) -> bool {
+        let live = self.one(&enrolment.experiment);
+        enrolment.counted && live.is_ok_and(|live| lock(&live).declaration.metric(metric).is_some())
+    }
+
+    /// Adds what was measured of a request after it was counted.
+    pub(crate) fn measured_later(&self, enrolment: &Enrolment, metric: &str, value: f64) {
+        let Ok(live) = self.one(&enrolment.experiment) else { return };
+        let mut live = lock(&live);
+        if !live.declaration.metric(metric).is_some_and(|metric| metric.accepts(value)) {
+            return;
+        }
+        let (arm, unit) = (enrolment.arm.as_str(), enrolment.unit.as_str());
+        let observations = [(metric.to_owned(), value)];
+        if arm.is_empty() {
+            live.count_before(unit, &observations);
+        } else if live.totals.observe(arm, unit, metric, value).is_ok() {
+            self.earn(&mut live, (arm, unit), metric, value);
+        }
+        let place = (enrolment.experiment.clone(), arm.to_owned(), unit.to_owned());
+        drop(self.store.change(move |connection| {
+            store::add_totals(connection, (&place.0, &place.1, &place.2), &observations)
+        }));
+    }
+
+    /// The same for an arm that ran in a shadow.
+    pub(crate) fn ended_under(&self, enrolment: &Enrolment, arm: &str, measured: &Measured) {
+        let Ok(live) = self.one(&enrolment.experiment) else { return };
+        let mut live = lock(&live);
+        if !enrolment.counted {
+            return;
+        }
+        let observations = measured.observations(&live.declaration);
+        let (experiment, unit) = (enrolment.experiment.clone(), enrolment.unit.clone());
+        let place = (experiment.clone(), arm.to_owned(), unit.clone());
+        if arm.is_empty() {
+            live.count_before(&unit, &observations);
+        } else {
+            let Outcome { fallback, fault } = measured.outcome;
+            live.count((arm, &unit), measured.outcome, &observations);
+            let counted = (experiment.clone(), arm.to_owned());
+            drop(self.store.change(store::count_request(counted, (fallback, fault))));
+            let exposed = [(String::new(), 0.0)];
+            let at = place.clone();
+            drop(self.store.change(move |connection| {
+                store::add_totals(connection, (&at.0, &at.1, &at.2), &exposed)
+            }));
+        }
+        for (metric, value) in &observations {
+            self.earn(&mut live, (arm, &unit), metric, *value);
+        }
+        // Nobody waits for what was measured: it is on the disk a moment later.
+        drop(self.store.change(move |connection| {
+            store::add_totals(connection, (&place.0, &place.1, &place.2), &observations)
+        }));
+    }
+
+    fn earn(&self, live: &mut Live, (arm, unit): (&str, &str), metric: &str, value: f64) {
+        if let Some(rewards) = live.earn((arm, unit), metric, value) {
+            let place = (live.declaration.name.clone(), arm.to_owned());
+            drop(self.store.change(store::put_rewards(place, json_text(&rewards))));
+        }
+    }
+
+    /// Takes feedback on a request, once: `true` where it is new. It is on the disk.
+    ///
+    /// # Errors
+    /// If the request is not known, or the value cannot be taken.
+    pub fn feedback(&self, id: &str, name: &str, value: f64) -> Result<bool, ExperimentError> {
+        let served = self.store.served(id).map_err(|e| ExperimentError::Store(e.to_string()))?;
+        let served = served.ok_or_else(|| ExperimentError::UnknownRequest(id.to_owned()))?;
+        let live = self.one(&served.experiment)?;
+        check_value(&lock(&live).declaration, name, value)?;
+        let feedback = (id.to_owned(), name.to_owned(), value);
+        match wait(self.store.change(store::put_feedback(feedback, served.clone())))? {
+            Noted::Known => Ok(false),
+            Noted::Other(known) => {
+                let (request, name) = (id.to_owned(), name.to_owned());
+                Err(ExperimentError::Contradiction { request, name, known, value })
+            }
+            Noted::New => {
+                let mut live = lock(&live);
+                let observations = [(name.to_owned(), value)];
+                if served.counted && served.arm.is_empty() {
+                    live.count_before(&served.unit, &observations);
+                } else if served.counted {
+                    // Finite, as it was checked.
+                    let _ = live.totals.observe(&served.arm, &served.unit, name, value);
+                    self.earn(&mut live, (&served.arm, &served.unit), name, value);
+                }
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn before(live: &Live, unit: String) -> Enrolment {
+    Enrolment {
+        experiment: live.declaration.name.clone(),
+        arm: String::new(),
+        unit,
+        counted: true,
+        selection: None,
+        shadows: Vec::new(),
+        mode: live.declaration.mode,
+        sample: 0.0,
+    }
+}
+
+fn enrolment(live: &Live, arm: &str, unit: &str, counted: bool) -> Enrolment {
+    let declaration = &live.declaration;
+    let declared = declaration.arms.iter();
+    let selection = declared.clone().find(|known| known.name == arm).map(arm::selection);
+    let is_shadow = |known: &&Arm| {
+        declaration.mode.is_shadow()
+            && known.name != arm
+            && !live.course.stopped_arms.contains_key(&known.name)
+    };
+    let shadows = declared.filter(is_shadow).map(|arm| (arm.name.clone(), arm::selection(arm)));
+    Enrolment {
+        experiment: declaration.name.clone(),
+        arm: arm.to_owned(),
+        unit: unit.to_owned(),
+        counted,
+        selection,
+        shadows: shadows.collect(),
+        mode: declaration.mode,
+        sample: declaration.sample(),
+    }
+}
+
+fn check_value(declaration: &Declaration, name: &str, value: f64) -> Result<(), ExperimentError> {
+    let reported = || declaration.metrics.iter().filter(|metric| !is_measured(&metric.name));
+    let Some(metric) = reported().find(|metric| metric.name == name) else {
+        let names: Vec<&str> = reported().map(|metric| &*metric.name).collect();
+        return Err(ExperimentError::NoMetric {
+            experiment: declaration.name.clone(),
+            name: name.to_owned(),
+            measured: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
+        });
+    };
+    if metric.accepts(value) {
+        return Ok(());
+    }
+    let expected = metric.bounded.map(|[low, high]| format!("{low} to {high}"));
+    let expected = expected.unwrap_or_else(|| "a finite number".to_owned());
+    Err(ExperimentError::Value { name: name.to_owned(), value, expected })
+}
