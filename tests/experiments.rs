@@ -189,23 +189,81 @@ fn a_guard_stops_an_arm_and_says_so() {
 
 #[test]
 fn an_arm_that_fails_costs_no_answer() {
-    let server = Server::start(|_| {});
+    let root = tempfile::tempdir().unwrap();
+    crate::library::copy("task-a", &root.path().join("passing"));
+    let server = Server::start(|config| config.adapters.push(root.path().to_owned()));
     declare(
         &server,
         &declaration(&json!({"arms": [
             {"name": "plain", "weight": 1e-9},
-            {"name": "routed", "weight": 1.0, "router": "arrow", "modules": ["nobody"]},
+            {"name": "routed", "weight": 1.0, "router": "arrow", "modules": ["passing"]},
         ]})),
     )
     .ok();
+    server.send("DELETE", "/admin/modules/passing", Some(ADMIN_KEY), "").ok();
     let reply = ask_with(server.address, "ann", &json!({})).ok();
     let said = &reply["polyskill"];
     assert_eq!(
         (&said["arm"], &said["served"], &said["router"]),
         (&json!("routed"), &json!("fallback"), &Json::Null)
     );
-    assert!(text(said, "fallback_reason").contains("nobody"), "{said}");
-    assert_eq!(arm(&report(&server), "routed")["faults"], 1);
+    assert!(text(said, "fallback_reason").contains("passing"), "{said}");
+    let report = report(&server);
+    let routed = arm(&report, "routed");
+    assert_eq!((&routed["faults"], &routed["fallbacks"]), (&json!(1), &json!(1)));
+    assert!(text(&report["failures"], "routed").contains("passing"), "{report}");
+}
+
+/// Values that a sum or a variance cannot hold are not taken, and a store that is not readable takes no other along.
+#[test]
+fn large_values_and_broken_records_harm_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("experiments.sqlite");
+    let start = || Server::start(|config| config.experiments.store = Some(store.clone()));
+    {
+        let server = start();
+        let metrics = json!([{"name": "size", "kind": "mean", "wanted": "increase"}]);
+        declare(&server, &declaration(&json!({"metrics": metrics}))).ok();
+        for (user, value) in [("a", 1e308), ("b", 1e160), ("c", 1e15), ("d", -1e15), ("e", 3.0)] {
+            for part in 0..6 {
+                let (_, id) = ask(&server, &format!("{user}{part}"));
+                let status = feedback(server.address, &id, "size", value).status;
+                assert_eq!(status, if value.abs() > 1e15 { 400 } else { 200 }, "{value}");
+            }
+        }
+        server.service.experiments.look();
+        assert_eq!(report(&server)["state"], "running");
+        declare(&server, &declaration(&json!({"name": "other", "models": ["skills"]}))).ok();
+    }
+    let connection = rusqlite::Connection::open(&store).unwrap();
+    let change = "UPDATE experiment SET course = '{\"started\": \"soon\"}' WHERE name = 'other'";
+    assert_eq!(connection.execute(change, []).unwrap(), 1);
+    drop(connection);
+    let server = start();
+    assert_eq!(report(&server)["state"], "running");
+    let again = declaration(&json!({"name": "other", "models": ["skills"]}));
+    let refused = declare(&server, &again);
+    assert!(refused.status == 400 && refused.body.contains("remove it first"), "{refused:?}");
+    server.send("DELETE", "/admin/experiments/other", Some(ADMIN_KEY), "").ok();
+    declare(&server, &again).ok();
+}
+
+/// Of declarations that come at once and exclude each other, one is taken.
+#[test]
+fn declarations_wait_for_each_other() {
+    let server = Server::start(|_| {});
+    let names: Vec<String> = (0..8).map(|at| format!("trial-{at}")).collect();
+    let taken: usize = std::thread::scope(|scope| {
+        let server = &server;
+        let workers: Vec<_> = names
+            .iter()
+            .map(|name| {
+                scope.spawn(move || declare(server, &declaration(&json!({"name": name}))).status)
+            })
+            .collect();
+        workers.into_iter().map(|w| usize::from(w.join().unwrap() == 200)).sum()
+    });
+    assert_eq!(taken, 1);
 }
 
 #[test]
@@ -222,6 +280,20 @@ fn declarations_are_checked_against_the_server_and_each_other() {
                                   {"name": "x", "weight": 1.0, "router": "nobody"}]});
     assert!(refused(&declaration(&unknown)).contains("nobody"));
     assert!(refused(&declaration(&json!({"colour": "red"}))).contains("colour"));
+    for (arm, part) in [
+        (json!({"router": "arrow", "modules": ["nobody-*"]}), "nobody-*"),
+        (json!({"router": "arrow", "parameters": {"top_k": -4}}), "top_k"),
+        (json!({"adapters": [{"name": "nobody", "weight": 1.0}]}), "nobody"),
+        (json!({"parameters": {"top_k": 2}}), "are for a router"),
+    ] {
+        let mut other = json!({"name": "x", "weight": 1.0});
+        other.as_object_mut().unwrap().extend(arm.as_object().unwrap().clone());
+        let arms = json!({"arms": [{"name": "plain", "weight": 1.0}, other]});
+        let body = refused(&declaration(&arms));
+        assert!(body.contains("arm `x`") && body.contains(part), "{body}");
+    }
+    assert!(refused(&declaration(&json!({"stop": 5}))).contains("past"));
+    assert!(refused(&declaration(&json!({"name": ".."}))).contains("not a `.` first"));
     declare(&server, &declaration(&json!({}))).ok();
     // Again is the same; other weights are a change, all else is not.
     declare(&server, &declaration(&json!({}))).ok();
@@ -310,6 +382,7 @@ fn a_decision_shadow_is_compared_and_never_executed() {
     assert!((0.5..0.99).contains(&overlap), "{overlap}");
     let requests = |name: &str| arm(&report, name)["requests"].as_u64().unwrap();
     assert_eq!((requests("two"), requests("one") + requests("same")), (12, 12));
+    assert!(text(&report["verdict"], "reason").contains("how alike"), "{report}");
 }
 
 /// Waits until something holds, for as long as the engine may take.

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 pub use self::validation::validate_together;
 use crate::assignment::{Layer, Share};
 
+/// The largest observation: sums and squares of any number of them are far from what a double holds.
+pub const MAX_VALUE: f64 = 1e15;
+
 /// An experiment as a person declares it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -277,10 +280,10 @@ impl Declaration {
 }
 
 impl Metric {
-    /// Whether an observation is finite and within the declared bounds.
+    /// Whether an observation is a number of at most [`MAX_VALUE`] and within the declared bounds.
     pub fn accepts(&self, value: f64) -> bool {
         let within = |[low, high]: [f64; 2]| (low..=high).contains(&value);
-        value.is_finite() && self.bounded.is_none_or(within)
+        value.abs() <= MAX_VALUE && self.bounded.is_none_or(within)
     }
 }
 

@@ -21,6 +21,10 @@ pub(crate) fn student_two_sided(t: f64, degrees: f64) -> f64 {
     if t.is_infinite() {
         return 0.0;
     }
+    // Values that no variance can be told of.
+    if t.is_nan() || degrees.is_nan() || degrees <= 0.0 {
+        return 1.0;
+    }
     if degrees > NORMAL_FROM_DEGREES {
         return erf::erfc(t.abs() / std::f64::consts::SQRT_2);
     }
@@ -31,6 +35,9 @@ pub(crate) fn student_two_sided(t: f64, degrees: f64) -> f64 {
 pub(crate) fn student_critical(level: f64, degrees: f64) -> f64 {
     if degrees > NORMAL_FROM_DEGREES {
         return normal_quantile(1.0 - level / 2.0);
+    }
+    if degrees.is_nan() || degrees <= 0.0 {
+        return f64::INFINITY;
     }
     let mut high = 2.0;
     while student_two_sided(high, degrees) > level && high < 1e12 {

@@ -53,10 +53,15 @@ pub struct TrafficArgs {
 #[derive(Args, Clone, Debug)]
 pub struct PlanArgs {
     /// Variance of the metric between units; of a share p it is p·(1 − p).
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub variance: f64,
     /// The smallest difference that is to be found; prints the units that it takes.
-    #[arg(long, conflicts_with = "units", required_unless_present = "units")]
+    #[arg(
+        long,
+        conflicts_with = "units",
+        required_unless_present = "units",
+        allow_negative_numbers = true
+    )]
     pub effect: Option<f64>,
     /// Units of the whole experiment; prints the smallest difference that can be found.
     #[arg(long)]
@@ -116,12 +121,11 @@ pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> Result<(), String> {
     let is_size = |value: f64| value > 0.0 && value.is_finite();
     let sizes = [Some(args.variance), Some(args.allocation), args.effect, args.units];
     if !(is_share(args.level) && is_share(args.power)) || args.correlation.abs() >= 1.0 {
-        return Err(
-            "--level and --power lie between 0 and 1, --correlation between -1 and 1".to_owned()
-        );
+        return Err("--level and --power must lie between 0 and 1, --correlation between -1 and 1"
+            .to_owned());
     }
     if !sizes.into_iter().flatten().all(is_size) {
-        return Err("--variance, --effect, --units and --allocation are over 0".to_owned());
+        return Err("--variance, --effect, --units and --allocation must be over 0".to_owned());
     }
     let plan = Plan {
         level: args.level,

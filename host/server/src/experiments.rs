@@ -74,6 +74,10 @@ pub struct Experiments {
     shadows: Arc<Semaphore>,
     /// Shadows that found none.
     dropped: AtomicU64,
+    /// One declaration is checked against the others at a time.
+    declaring: Mutex<()>,
+    /// Experiments whose records cannot be read, and why.
+    unreadable: Mutex<BTreeMap<String, String>>,
 }
 
 pub(crate) fn now() -> u64 {
@@ -100,15 +104,30 @@ impl Experiments {
             ExperimentError::Store(format!("{}: {error}", path.as_deref().unwrap_or("memory")))
         };
         let store = Store::open(settings.store.as_deref()).map_err(|error| fail(&error))?;
-        let mut live = BTreeMap::new();
-        for kept in store.load().map_err(|error| fail(&error))? {
-            let restored = Live::restored(kept).map_err(|error| fail(&error))?;
-            let name = restored.declaration.name.clone();
-            live.insert(name, Arc::new(Mutex::new(restored)));
+        let (mut live, mut unreadable) = (BTreeMap::new(), BTreeMap::new());
+        for (name, kept) in store.load().map_err(|error| fail(&error))? {
+            match Live::restored(kept) {
+                Ok(restored) => drop(live.insert(name, Arc::new(Mutex::new(restored)))),
+                // The others go on.
+                Err(reason) => {
+                    tracing::error!(experiment = name, reason, "its records cannot be read");
+                    unreadable.insert(name, reason);
+                }
+            }
         }
         let shadows = Arc::new(Semaphore::new(settings.max_shadows));
-        let dropped = AtomicU64::new(0);
-        Ok(Self { settings, store, live: RwLock::new(live), audit, shadows, dropped })
+        let (dropped, declaring) = (AtomicU64::new(0), Mutex::default());
+        let unreadable = Mutex::new(unreadable);
+        Ok(Self {
+            settings,
+            store,
+            live: RwLock::new(live),
+            audit,
+            shadows,
+            dropped,
+            declaring,
+            unreadable,
+        })
     }
 
     fn all(&self) -> Vec<Arc<Mutex<Live>>> {
@@ -154,6 +173,13 @@ impl Experiments {
         let name = declaration.name.clone();
         let invalid = |problems| ExperimentError::Invalid { name: name.clone(), problems };
         declaration.validate().map_err(invalid)?;
+        let _one_at_a_time = self.declaring.lock().unwrap_or_else(PoisonError::into_inner);
+        let unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = unreadable.get(&name) {
+            let problem = format!("its records cannot be read ({reason}); remove it first");
+            return Err(invalid(vec![problem]));
+        }
+        drop(unreadable);
         let known = self.one(&name).ok();
         let changed = match &known {
             None => Some(Live::new(declaration.clone())),
@@ -185,6 +211,10 @@ impl Experiments {
                 let mut live = lock(&known);
                 live.course.epochs.push(declaration.weights());
                 live.declaration = declaration;
+                // An arm that was stopped stays so.
+                let weights = live.weights();
+                live.course.epochs.pop();
+                live.course.epochs.push(weights);
                 self.keep(&live)?;
             }
             (None, None) => {}
@@ -198,10 +228,16 @@ impl Experiments {
         let name = &declaration.name;
         let mut problems = Vec::new();
         for arm in &declaration.arms {
-            if let Some(Err(error)) = arm.router.as_ref().map(|router| composer.check_chain(router))
-            {
+            if arm.router.is_none() && (!arm.parameters.is_empty() || arm.modules.is_some()) {
+                let name = &arm.name;
+                problems.push(format!("arm `{name}`: `parameters` and `modules` are for a router"));
+            }
+            if let Err(error) = composer.compose(&arm::selection(arm)) {
                 problems.push(format!("arm `{}`: {error}", arm.name));
             }
+        }
+        if declaration.stop.is_some_and(|stop| stop <= now()) {
+            problems.push("`stop` is in the past".to_owned());
         }
         let mut others: Vec<Declaration> = Vec::new();
         for live in self.all() {
@@ -267,8 +303,12 @@ impl Experiments {
     /// # Errors
     /// If there is none of this name.
     pub fn remove(&self, name: &str, by: &str) -> Result<(), ExperimentError> {
-        self.one(name)?;
+        let unreadable = || self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        if !unreadable().contains_key(name) {
+            self.one(name)?;
+        }
         wait(self.store.change(store::remove_experiment(name.to_owned())))?;
+        unreadable().remove(name);
         self.live.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.audit.record(json!({"action": "remove experiment", "by": by, "experiment": name}));
         Ok(())
@@ -321,6 +361,7 @@ fn report_json(live: &Live, report: &Report) -> Json {
         metric["measured_by"] = if own { "server" } else { "feedback" }.into();
     }
     json["stopped_arms"] = json!(live.course.stopped_arms);
+    json["failures"] = json!(live.failures);
     if let Some(estimates) = live.off_policy() {
         json["off_policy"] = estimates;
     }

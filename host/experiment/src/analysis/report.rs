@@ -182,7 +182,12 @@ pub fn report(
         let old = histories.get(&metric.name).map_or(&[][..], Vec::as_slice);
         metric.history = extended(old, points(metric, situation.now));
     }
-    let verdict = if sample_ratio.mismatch {
+    let verdict = if declaration.mode == Mode::DecisionShadow {
+        let reason = "a decision shadow says how alike arms decide, not which of them is better";
+        let comparisons = metrics.iter_mut().flat_map(|metric| &mut metric.comparisons);
+        comparisons.for_each(|comparison| comparison.verdict = verdict::Comparative::Undecided);
+        Verdict { state: State::Undecided, arm: None, reason: reason.to_owned() }
+    } else if sample_ratio.mismatch {
         let reason = verdict::mismatch(&sample_ratio);
         Verdict { state: State::Blocked, arm: None, reason }
     } else {

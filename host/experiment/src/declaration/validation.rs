@@ -22,8 +22,14 @@ impl Problems {
 
     fn name(&mut self, field: impl Display, name: &str) {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        let holds = (1..=100).contains(&name.len()) && name.chars().all(fits);
-        self.expect(holds, field, name, "1 to 100 letters, digits, `-`, `_` or `.`");
+        let plain = (1..=100).contains(&name.len()) && name.chars().all(fits);
+        let holds = plain && !name.starts_with('.');
+        self.expect(
+            holds,
+            field,
+            name,
+            "1 to 100 letters, digits, `-`, `_` or `.`, not a `.` first",
+        );
     }
 
     fn unique<'a>(&mut self, field: &str, names: impl Iterator<Item = &'a str>) {

@@ -106,9 +106,10 @@ impl Asking {
                 Ok(composition) => (composition, None, arm),
                 // The arm's fault is none of the client's.
                 Err(error) => {
-                    service.experiments.ended(&enrolment, &Measured::fault());
+                    let reason = error.to_string();
+                    service.experiments.failed(&enrolment, &enrolment.arm, &reason);
                     let composition = compose(service, selection.clone()).await??;
-                    (composition, Some(error.to_string()), selection)
+                    (composition, Some(reason), selection)
                 }
             },
         };
@@ -157,8 +158,8 @@ async fn looked_at(
 ) -> Result<Option<Arc<Shadow>>, ApiError> {
     match compose(service, selection.clone()).await? {
         Ok(composition) => Ok(Some(Arc::new(Shadow::beside(serving, composition)))),
-        Err(_) => {
-            service.experiments.ended_under(enrolment, name, &Measured::fault());
+        Err(error) => {
+            service.experiments.failed(enrolment, name, &error.to_string());
             Ok(None)
         }
     }

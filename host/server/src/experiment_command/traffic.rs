@@ -181,7 +181,7 @@ fn ask<'a>(
                 let enrolment = enrolment.clone();
                 asked.push(Asked { conversation, id, enrolment, arm, composition });
             }
-            Err(_) => service.experiments.ended_under(&enrolment, &arm, &Measured::fault()),
+            Err(error) => service.experiments.failed(&enrolment, &arm, &error.to_string()),
         }
     }
     asked

@@ -1,6 +1,6 @@
 //! One experiment while it is known: who has which arm, what came of it, and how it stands.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use polyskill_experiment::analysis::history::Histories;
 use polyskill_experiment::analysis::report::Situation;
@@ -59,6 +59,10 @@ pub(super) struct Live {
     pub(super) totals: Totals,
     rule: Option<Rule>,
     rewards: Vec<Rewards>,
+    /// Units whose arm is not on the disk yet.
+    pending: BTreeSet<String>,
+    /// Why arms could not be composed, the last reason of each.
+    pub(super) failures: BTreeMap<String, String>,
     /// Values from before the start, by unit and metric.
     before: HashMap<String, BTreeMap<String, (u64, f64)>>,
 }
@@ -69,8 +73,9 @@ impl Live {
         let course = Course { epochs, ..Course::default() };
         let rule = Rule::new(&declaration);
         let rewards = vec![Rewards::default(); declaration.arms.len()];
-        let (units, totals, before) = Default::default();
-        Self { declaration, course, units, totals, rule, rewards, before }
+        let (units, totals, pending) = Default::default();
+        let (failures, before) = Default::default();
+        Self { declaration, course, units, totals, rule, rewards, pending, failures, before }
     }
 
     /// As it was kept.
@@ -147,7 +152,8 @@ impl Live {
             let stopped = self.course.stopped_arms.contains_key(&assigned.arm);
             let arm = if stopped { self.declaration.control.clone() } else { assigned.arm.clone() };
             let assigned = Assigned { arm, ..assigned.clone() };
-            return Dealt::Arm { assigned, is_new: false, counted: !stopped };
+            let is_new = self.pending.contains(unit);
+            return Dealt::Arm { assigned, is_new, counted: !stopped };
         }
         if !matches!(here, Place::Arm(_)) || self.units.len() >= most {
             return Dealt::Not;
@@ -196,18 +202,34 @@ impl Live {
     /// Remembers a new unit.
     pub(super) fn assign(&mut self, unit: &str, assigned: Assigned) {
         let arm = assigned.arm.clone();
+        if self.units.contains_key(unit) {
+            return;
+        }
         self.units.insert(unit.to_owned(), assigned);
+        self.pending.insert(unit.to_owned());
         for (metric, (count, sum)) in self.before.remove(unit).into_iter().flatten() {
             // Finite as every observation, and its count is at least one.
             let _ = self.totals.before(&arm, unit, &metric, sum / count.max(1) as f64);
         }
     }
 
+    /// Hears whether a unit's arm is on the disk; one that could not be written is forgotten.
+    pub(super) fn written(&mut self, unit: &str, is_written: bool) {
+        if self.pending.remove(unit) && !is_written {
+            self.units.remove(unit);
+        }
+    }
+
+    /// Whether values from before the start can be kept for a unit.
+    pub(super) fn has_room_before(&self, unit: &str, most: usize) -> bool {
+        self.before.len() < most || self.before.contains_key(unit)
+    }
+
     /// Values from before the start, given to the units' arms.
     fn bring_before(&mut self) {
-        let known: Vec<(String, Assigned)> =
-            self.units.iter().map(|(unit, assigned)| (unit.clone(), assigned.clone())).collect();
+        let known = std::mem::take(&mut self.units);
         known.into_iter().for_each(|(unit, assigned)| self.assign(&unit, assigned));
+        self.pending.clear();
     }
 
     /// Counts a request of an arm with what was measured of it.
@@ -421,11 +443,37 @@ mod tests {
     }
 
     #[test]
+    fn an_arm_that_is_not_on_the_disk_is_waited_for_or_forgotten() {
+        let mut live = started(&json!({}));
+        let new = |live: &Live| match live.deal("u", 10) {
+            Dealt::Arm { is_new, .. } => is_new,
+            other => panic!("{other:?}"),
+        };
+        assert!(new(&live));
+        deal(&mut live, "u");
+        assert!(new(&live), "a second request waits, too");
+        live.written("u", false);
+        assert_eq!(live.num_units(), 0);
+        deal(&mut live, "u");
+        live.written("u", true);
+        live.written("u", false);
+        assert!(!new(&live) && live.num_units() == 1);
+    }
+
+    #[test]
+    fn other_weights_leave_a_stopped_arm_without_any() {
+        let mut live = started(&json!({}));
+        live.course.stopped_arms.insert("b".to_owned(), "harm".to_owned());
+        live.course.epochs.push(vec![3.0, 5.0]);
+        assert_eq!(live.weights(), [3.0, 0.0]);
+    }
+
+    #[test]
     fn more_units_than_are_kept_take_no_part() {
         let mut live = started(&json!({}));
         arms(&mut live, 0..5);
         assert_eq!(live.deal("u5", 5), Dealt::Not);
-        assert!(matches!(live.deal("u4", 5), Dealt::Arm { is_new: false, .. }));
+        assert!(matches!(live.deal("u4", 5), Dealt::Arm { .. }));
         let held = started(&json!({"holdout": 1.0}));
         assert_eq!(held.deal("u0", 5), Dealt::Not);
     }

@@ -107,7 +107,7 @@ impl Measured {
     /// Of a request that no composition could be made for.
     pub(crate) fn fault() -> Self {
         let values = BTreeMap::from([("fault".to_owned(), 1.0)]);
-        Self { outcome: Outcome { fallback: false, fault: true }, values }
+        Self { outcome: Outcome { fallback: true, fault: true }, values }
     }
 
     /// Adds a value.

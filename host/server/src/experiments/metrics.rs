@@ -19,6 +19,10 @@ impl Experiments {
         let mut counters = Vec::new();
         for live in self.all() {
             let live = lock(&live);
+            // Those that have stopped may be any number.
+            if live.course.stopped.is_some() {
+                continue;
+            }
             for arm in &live.declaration.arms {
                 let totals = live.totals.arms.get(&arm.name);
                 counters.push(ArmCounters {

@@ -3,7 +3,7 @@
 use polyskill_engine::Selection;
 use polyskill_experiment::Declaration;
 use polyskill_experiment::assignment::position;
-use polyskill_experiment::declaration::{Arm, Mode};
+use polyskill_experiment::declaration::{Arm, MAX_VALUE, Mode};
 use polyskill_experiment::totals::Outcome;
 
 use super::live::{Assigned, Dealt, Live};
@@ -80,7 +80,10 @@ impl Experiments {
                 let Some(unit) = names.unit(live.declaration.unit) else { continue };
                 match live.deal(&unit, self.settings.max_units) {
                     Dealt::Not => continue,
-                    Dealt::Before => (before(&live, unit), None),
+                    Dealt::Before if live.has_room_before(&unit, self.settings.max_units) => {
+                        (before(&live, unit), None)
+                    }
+                    Dealt::Before => continue,
                     Dealt::Arm { assigned, is_new, counted } => {
                         let enrolment = enrolment(&live, &assigned.arm, &unit, counted);
                         let written = is_new.then(|| {
@@ -93,7 +96,9 @@ impl Experiments {
             };
             let (enrolment, written) = dealt;
             if let Some(written) = written {
-                hear(written.await)?;
+                let heard = hear(written.await);
+                lock(&live).written(&enrolment.unit, heard.is_ok());
+                heard?;
             }
             return Ok(Some(enrolment));
         }
@@ -133,6 +138,19 @@ impl Experiments {
     /// Counts a request that has ended: the arm acted, so its unit is exposed.
     pub(crate) fn ended(&self, enrolment: &Enrolment, measured: &Measured) {
         self.ended_under(enrolment, &enrolment.arm, measured);
+    }
+
+    /// Counts a request whose arm could not be composed, and keeps why.
+    pub(crate) fn failed(&self, enrolment: &Enrolment, arm: &str, reason: &str) {
+        if let Ok(live) = self.one(&enrolment.experiment) {
+            let mut live = lock(&live);
+            let experiment = &enrolment.experiment;
+            if live.failures.get(arm).is_none_or(|known| known != reason) {
+                tracing::warn!(experiment, arm, reason, "an arm cannot be composed");
+            }
+            live.failures.insert(arm.to_owned(), reason.to_owned());
+        }
+        self.ended_under(enrolment, arm, &Measured::fault());
     }
 
     /// Whether an experiment measures something of this name.
@@ -281,6 +299,6 @@ fn check_value(declaration: &Declaration, name: &str, value: f64) -> Result<(), 
         return Ok(());
     }
     let expected = metric.bounded.map(|[low, high]| format!("{low} to {high}"));
-    let expected = expected.unwrap_or_else(|| "a finite number".to_owned());
+    let expected = expected.unwrap_or_else(|| format!("a number of at most {MAX_VALUE:e}"));
     Err(ExperimentError::Value { name: name.to_owned(), value, expected })
 }

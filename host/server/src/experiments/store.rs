@@ -54,6 +54,8 @@ pub(super) struct Store {
     changes: Mutex<Sender<Change>>,
     /// A connection of its own, so that reading does not wait for writing.
     reader: Mutex<Connection>,
+    /// The folder of a file that goes with the server.
+    _passing: Option<tempfile::TempDir>,
 }
 
 /// The outcome of a change, once it is on the disk.
@@ -85,15 +87,17 @@ pub(super) struct Served {
 }
 
 impl Store {
-    /// Opens the file, or memory alone where there is none.
+    /// Opens the file, or one that goes with the server where there is none.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, StoreError> {
-        // Two connections share a database in memory by its name, which is one per process and store.
-        static NUMBER: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let place = match path {
-            Some(path) => path.display().to_string(),
-            None => {
-                let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                format!("file:experiments-{number}?mode=memory&cache=shared")
+        let passing = match path {
+            Some(_) => None,
+            None => Some(tempfile::tempdir().map_err(failed)?),
+        };
+        let place = match (path, &passing) {
+            (Some(path), _) => path.to_owned(),
+            (None, passing) => {
+                let folder = passing.as_ref().map(tempfile::TempDir::path);
+                folder.unwrap_or(Path::new("")).join("experiments.sqlite")
             }
         };
         let open = || {
@@ -102,10 +106,10 @@ impl Store {
             Ok::<_, rusqlite::Error>(connection)
         };
         let writer = open().map_err(failed)?;
-        if path.is_some() {
-            writer.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
-            writer.pragma_update(None, "synchronous", "full").map_err(failed)?;
-        }
+        writer.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
+        // What goes with the server needs no disk to wait for.
+        let synchronous = if path.is_some() { "full" } else { "off" };
+        writer.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
         writer.execute_batch(SCHEMA).map_err(failed)?;
         let reader = open().map_err(failed)?;
         let (changes, queue) = channel();
@@ -113,7 +117,8 @@ impl Store {
             .name("experiments".to_owned())
             .spawn(move || write_all(&writer, &queue))
             .map_err(failed)?;
-        Ok(Self { changes: Mutex::new(changes), reader: Mutex::new(reader) })
+        let (changes, reader) = (Mutex::new(changes), Mutex::new(reader));
+        Ok(Self { changes, reader, _passing: passing })
     }
 
     /// Queues a change; the receiver hears when it is on the disk. Changes are made in the order of the calls.
@@ -135,11 +140,14 @@ impl Store {
     }
 
     /// All experiments.
-    pub(super) fn load(&self) -> Result<Vec<Kept>, StoreError> {
+    pub(super) fn load(&self) -> Result<Vec<(String, Kept)>, StoreError> {
         let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let names =
             rows(&reader, "SELECT name FROM experiment ORDER BY name", [], |row| row.get(0))?;
-        names.iter().map(|name: &String| load_one(&reader, name)).collect()
+        names
+            .into_iter()
+            .map(|name: String| Ok((name.clone(), load_one(&reader, &name)?)))
+            .collect()
     }
 
     /// The request of an id, if it is still kept.
@@ -404,7 +412,7 @@ mod tests {
             assert_eq!(noted.unwrap(), Noted::Other(1.0));
         }
         let store = Store::open(Some(&path)).unwrap();
-        let kept = store.load().unwrap().remove(0);
+        let (_, kept) = store.load().unwrap().remove(0);
         assert_eq!(kept.units, [(text("u"), text("a"), 3, Some(text("[0.5,0.5]")))]);
         assert_eq!(kept.arms, [(text("a"), 1, 1, 0)]);
         assert_eq!(kept.totals, [(text("a"), text("u"), text("correct"), 1, 1.0)]);
