@@ -217,6 +217,17 @@ fn parts_of_a_policy_can_be_left_out() {
     assert!(distance(0.0) < 1e-4 && distance(1.0) > 1e-2);
 }
 
+/// What one policy keeps and another skips is both done.
+#[test]
+fn policies_of_one_request_add_up() {
+    let bench = bench();
+    let case = &cases("policies")[0];
+    let run = |selection: &Selection| run(&bench, selection, case).bits();
+    let both = run(&weighted(&[("policy-prune-skip", 1.0)]));
+    assert!(run(&weighted(&[("policy-prune", 1.0), ("policy-skip", 1.0)])) == both);
+    assert!(run(&weighted(&[("policy-skip", 1.0), ("policy-prune", 1.0)])) == both);
+}
+
 #[test]
 fn what_cannot_be_is_refused_by_name() {
     let bench = bench();
@@ -239,7 +250,7 @@ fn traces_show_the_experts() {
     let pruned = run(&bench, &weighted(&[("policy-prune", 1.0)]), case);
     let kept = |name: &str| {
         let path = crate::common::fixtures().join("adapters").join(name);
-        polyskill_adapters::own::kept_experts(&path).unwrap()
+        polyskill_adapters::own::kept_experts(&path).unwrap().layers
     };
     let kept = kept("policy-prune");
     for token in &base.tokens {
@@ -268,7 +279,8 @@ fn experts_can_be_dropped_for_all_requests() {
         polyskill_model::load::load_keeping(&path, Arc::new(Compute::new(1)), kept, &mut |_, _| {})
     };
     let policies = crate::common::fixtures().join("adapters");
-    let kept = polyskill_adapters::own::kept_experts(&policies.join("policy-prune")).unwrap();
+    let kept =
+        polyskill_adapters::own::kept_experts(&policies.join("policy-prune")).unwrap().layers;
     let fewer = Arc::new(load(&kept).unwrap());
     let whole = bench();
     let [fewer_bytes, all_bytes] = [fewer.num_bytes(), whole.model.num_bytes()];

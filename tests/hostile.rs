@@ -354,3 +354,30 @@ proptest::proptest! {
         let _ = load::load(scratch.path(), Arc::new(Compute::new(1)), &mut |_, _| {});
     }
 }
+
+/// A tensor that nothing reads would be missing without a word.
+#[test]
+fn tensors_without_a_place_are_refused_by_name() {
+    let source = fixtures().join("models/llama-tied");
+    let scratch = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, scratch.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let file = scratch.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let load = || load::load(scratch.path(), Arc::new(Compute::new(1)), &mut |_, _| {});
+    assert!(load().is_ok());
+    let zeros = [0_u8; 16];
+    for (name, refused) in [
+        ("model.layers.0.self_attn.q_proj.bias", true),
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", false),
+    ] {
+        let more = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4], &zeros);
+        let all = tensors.iter().chain([(name, more.unwrap())]);
+        std::fs::write(&file, safetensors::serialize(all, None).unwrap()).unwrap();
+        let found = load().err().map(|error| error.to_string()).unwrap_or_default();
+        assert_eq!(found.contains(name), refused, "{found}");
+    }
+}

@@ -63,11 +63,20 @@ pub fn expert_layer(config: &ModelConfig, layer: usize) -> Option<ExpertLayer> {
     })
 }
 
-/// The experts that a policy keeps, read before there is a base: by layer, for layers that it prunes.
+/// The experts that a policy keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptByPolicy {
+    /// By layer, for layers that it prunes.
+    pub layers: BTreeMap<usize, Vec<u32>>,
+    /// The digest of the base that it was made for, where it says so.
+    pub base_digest: Option<String>,
+}
+
+/// The experts that a policy keeps, read before there is a base; whether it is for the base is the caller's to check.
 ///
 /// # Errors
 /// If the directory holds no expert policy, or one that does more than keep experts.
-pub fn kept_experts(directory: &Path) -> Result<BTreeMap<usize, Vec<u32>>, Error> {
+pub fn kept_experts(directory: &Path) -> Result<KeptByPolicy, Error> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let files = Files { name: &name, directory, root: directory };
     let refused = |problem: String| Error::refused(&name, vec![problem]);
@@ -85,7 +94,7 @@ pub fn kept_experts(directory: &Path) -> Result<BTreeMap<usize, Vec<u32>>, Error
         )));
     }
     let kept = settings.layers.into_iter().filter_map(|at| Some((at.layer as usize, at.keep?)));
-    Ok(kept.collect())
+    Ok(KeptByPolicy { layers: kept.collect(), base_digest: settings.base_digest })
 }
 
 pub(super) fn load(

@@ -55,6 +55,14 @@ pub fn upcycle(
     let sources = Source::read_all(modules, &mut problems);
     let targets: Vec<PathBuf> = sources.iter().map(|source| out.join(&source.name)).collect();
     targets.iter().for_each(|target| drop(new_name(target, &mut problems)));
+    new_name(&out.join(ATTENTION), &mut problems);
+    for (at, source) in sources.iter().enumerate() {
+        let taken = sources[..at].iter().any(|other| other.name == source.name);
+        if taken || source.name == ATTENTION {
+            let name = &source.name;
+            problems.add(format!("`{name}` is the name of something else that is made"));
+        }
+    }
     for source in &sources {
         check(source, base, &mut problems);
     }

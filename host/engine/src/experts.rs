@@ -10,7 +10,9 @@ use polyskill_adapters::{Lease, Snapshot};
 use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_model::config::Activation;
 use polyskill_model::{ExpertChoice, ExpertOutput, ExpertSlots, ModelConfig};
-use polyskill_sdk::experts::{ExpertLayer, ExpertOp, ExpertProgram, POLICY_KIND, check, interpret};
+use polyskill_sdk::experts::{
+    ExpertLayer, ExpertOp, ExpertProgram, LayerPolicy, POLICY_KIND, check, interpret,
+};
 
 use crate::composition::{Composition, LeasedModule};
 use crate::feed_forwards::ExpertRun;
@@ -36,24 +38,35 @@ struct LayerPlan {
 }
 
 impl ExpertPlan {
-    /// The policies of modules that act on a whole request, for layers that have no program yet; the first that speaks of
-    /// a layer decides it.
+    /// The policies of modules that act on a whole request, for layers that have no program yet. Where several speak of a
+    /// layer, what is kept, β and aliases each come from the first that says them.
     pub(crate) fn with_policies<'a>(
         self,
         acting: impl Iterator<Item = &'a (u32, f32)>,
         modules: &[LeasedModule],
         config: &ModelConfig,
     ) -> Self {
-        let mut plan = self;
+        let mut said: BTreeMap<u32, (LayerPolicy, u32)> = BTreeMap::new();
         for &(module, _) in acting {
             for policy in &modules[module as usize].module.shape().policy {
-                let Some(layer) = expert_layer(config, policy.layer as usize) else { continue };
-                plan.layers.entry(policy.layer as usize).or_insert_with(|| LayerPlan {
-                    num_experts: layer.num_experts as usize,
-                    ops: policy.ops(layer),
-                    module: (policy.num_extra > 0).then_some(module),
-                });
+                let (all, brings) = said.entry(policy.layer).or_default();
+                all.layer = policy.layer;
+                all.keep = all.keep.take().or_else(|| policy.keep.clone());
+                all.beta = all.beta.or(policy.beta);
+                if all.alias.is_none() && policy.alias.is_some() {
+                    all.alias.clone_from(&policy.alias);
+                    (all.num_extra, *brings) = (policy.num_extra, module);
+                }
             }
+        }
+        let mut plan = self;
+        for (number, (policy, module)) in said {
+            let Some(layer) = expert_layer(config, number as usize) else { continue };
+            plan.layers.entry(number as usize).or_insert_with(|| LayerPlan {
+                num_experts: layer.num_experts as usize,
+                ops: policy.ops(layer),
+                module: (policy.num_extra > 0).then_some(module),
+            });
         }
         plan
     }

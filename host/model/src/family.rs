@@ -81,7 +81,7 @@ fn llama(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 fn mistral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config = plain(keys, "mistral", &Defaults { max_positions: 131_072, ..LLAMA })?;
     let window = keys.window(Some(4096))?;
-    Ok(ModelConfig { windows: vec![window; config.num_layers], ..config })
+    Ok(ModelConfig { windows: keys.windows(config.num_layers, window, &|_| true)?, ..config })
 }
 
 fn qwen2(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
@@ -139,14 +139,21 @@ fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
         head_dim: Some(256),
         max_positions: 131_072,
         norm_epsilon: 1e-6,
+        theta: 1e6,
         tied: true,
     };
     let config = plain(keys, "gemma3", &defaults)?;
+    let attention = keys.flag("attention_bias");
     let pattern = keys.size("sliding_window_pattern", Some(6))?;
     let window = keys.window(Some(4096))?;
     let scalar = keys.number("query_pre_attn_scalar").unwrap_or(256.0) as f32;
     Ok(ModelConfig {
         embedding_scale: (config.hidden_size as f32).sqrt(),
+        biases: Biases {
+            query_key_value: attention,
+            attention_output: attention,
+            ..Biases::default()
+        },
         rope: keys.rope_of("full_attention", "rope_theta", 1e6)?,
         local_rope: Some(keys.rope_of("sliding_attention", "rope_local_base_freq", 1e4)?),
         query_key_norm: QueryKeyNorm::PerHead,
@@ -159,8 +166,11 @@ fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 }
 
 fn mixtral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let config =
-        plain(keys, "mixtral", &Defaults { max_positions: 131_072, norm_epsilon: 1e-5, ..LLAMA })?;
+    let config = plain(
+        keys,
+        "mixtral",
+        &Defaults { max_positions: 131_072, norm_epsilon: 1e-5, theta: 1e6, ..LLAMA },
+    )?;
     let window = keys.window(None)?;
     let experts = Experts {
         number: keys.size("num_local_experts", Some(8))?,
@@ -269,6 +279,7 @@ struct Defaults {
     head_dim: Option<usize>,
     max_positions: usize,
     norm_epsilon: f64,
+    theta: f64,
     tied: bool,
 }
 
@@ -277,11 +288,13 @@ const LLAMA: Defaults = Defaults {
     head_dim: None,
     max_positions: 2048,
     norm_epsilon: 1e-6,
+    theta: 1e4,
     tied: false,
 };
 
 /// A decoder without anything special; families say what differs.
 fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<ModelConfig, Error> {
+    keys.check_types()?;
     let (setting, activation) = defaults.activation;
     keys.require(setting, &[activation], activation)?;
     let hidden_size = keys.size("hidden_size", None)?;
@@ -300,7 +313,7 @@ fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<M
         max_positions: keys.size("max_position_embeddings", Some(defaults.max_positions))?,
         norm_epsilon: keys.number("rms_norm_eps").unwrap_or(defaults.norm_epsilon) as f32,
         embedding_scale: 1.0,
-        rope: keys.rope()?,
+        rope: keys.rope(defaults.theta)?,
         local_rope: None,
         biases: Biases::default(),
         query_key_norm: QueryKeyNorm::None,
@@ -474,6 +487,39 @@ mod tests {
         assert_eq!(windows("qwen2", json!({"sliding_window": 8})), [None; 2]);
         let some = json!({"sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1});
         assert_eq!(windows("qwen3", some), [None, Some(8)]);
+    }
+
+    #[test]
+    fn what_is_not_said_is_what_the_family_takes() {
+        let mut config = base();
+        config["model_type"] = json!("mixtral");
+        assert_eq!(from_hugging_face(&config, None).unwrap().rope.theta, 1e6);
+        assert_eq!(from_hugging_face(&base(), None).unwrap().rope.theta, 1e4);
+        config["model_type"] = json!("gemma3_text");
+        config["attention_bias"] = json!(true);
+        let biases = from_hugging_face(&config, None).unwrap().biases;
+        assert!(biases.query_key_value && biases.attention_output);
+        config["model_type"] = json!("mistral");
+        config["layer_types"] = json!(["sliding_attention", "full_attention"]);
+        assert_eq!(from_hugging_face(&config, None).unwrap().windows, [Some(4096), None]);
+    }
+
+    #[test]
+    fn values_of_another_type_are_refused_by_name() {
+        for (key, value) in [
+            ("rope_theta", json!("1e6")),
+            ("rms_norm_eps", json!("1e-2")),
+            ("hidden_act", json!(3)),
+            ("tie_word_embeddings", json!(1)),
+            ("attention_bias", json!("true")),
+            ("rope_scaling", json!("linear")),
+            ("layer_types", json!("sliding")),
+        ] {
+            let refused = with(key, value).unwrap_err().to_string();
+            assert!(refused.contains(key), "{refused}");
+        }
+        let refused = with("rope_scaling", json!({"type": "linear", "factor": 0})).unwrap_err();
+        assert!(refused.to_string().contains("rope factor `0`"), "{refused}");
     }
 
     #[test]

@@ -42,6 +42,10 @@ trait WeightSource {
         shape: (usize, usize),
     ) -> Result<Matrix, Error>;
     fn digest(&self) -> [u8; 32];
+    /// Tensors that the decoder has no place for.
+    fn unread(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// What is added to the weights of norms.
     fn norm_offset(&self) -> f32 {
         0.0
@@ -97,6 +101,24 @@ fn check_kept(kept: &KeptExperts, config: &ModelConfig) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses tensors that nothing reads: what they do would be missing without a word. A tied head, tables of positions and
+/// experts that are dropped are no such tensors.
+fn check_unread(unread: &[String], kept: &KeptExperts) -> Result<(), Error> {
+    let is_known = |name: &&String| {
+        name.as_str() == "lm_head.weight"
+            || name.ends_with("rotary_emb.inv_freq")
+            || !kept.is_empty() && name.contains(".experts.")
+    };
+    match unread.iter().find(|name| !is_known(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::unsupported(
+            "the tensor",
+            name.as_str(),
+            "those that the configuration speaks of",
+        )),
+    }
+}
+
 /// What a base computes that lacks experts.
 fn identity(digest: [u8; 32], kept: &KeptExperts) -> [u8; 32] {
     if kept.is_empty() {
@@ -124,10 +146,12 @@ fn build(
             Some(Linear { matrix: source.matrix("lm_head.weight", vocab, hidden)?, bias: None })
         }
     };
+    let final_norm = norm(&mut source, "model.norm.weight", hidden)?;
+    check_unread(&source.unread(), kept)?;
     Ok(Decoder {
         embeddings,
         layers,
-        final_norm: norm(&mut source, "model.norm.weight", hidden)?,
+        final_norm,
         head,
         rope: RopeTable::new(&config.rope, config.head_dim),
         local_rope: config.local_rope.as_ref().map(|rope| RopeTable::new(rope, config.head_dim)),

@@ -106,6 +106,10 @@ impl Method {
 /// # Errors
 /// If the base has no experts, a text cannot be read, or the policy cannot be written.
 pub fn run(args: &CalibrateArgs, out: &mut dyn Write) -> Result<(), String> {
+    let has_word = |tag: &String| tag.chars().any(char::is_alphanumeric);
+    if let Some(tag) = args.tag.iter().find(|tag| !has_word(tag)) {
+        return Err(format!("--tag `{tag}` has no letter or digit, so no question could have it"));
+    }
     if args.out.symlink_metadata().is_ok() {
         return Err(format!("{} exists", args.out.display()));
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use polyskill_adapters::Library;
 use polyskill_adapters::own::kept_experts;
+use polyskill_adapters::{Generation, Library};
 use polyskill_engine::{Composer, Engine, RouterRequest, Selection};
 use polyskill_model::{Compute, Decoder, load};
 
@@ -83,10 +83,16 @@ impl Service {
         });
         let kept = config.keep_experts.as_deref().map(kept_experts).transpose();
         let kept = kept.map_err(start_error)?.unwrap_or_default();
-        let model = load::load_keeping(&path, compute, &kept, &mut |done, total| {
+        let model = load::load_keeping(&path, compute, &kept.layers, &mut |done, total| {
             report(&format!("loading {} {} %", path.display(), 100 * done / total.max(1)));
         });
         let model = Arc::new(model.map_err(start_error)?);
+        let digest = Generation(model.weights_digest()).to_string();
+        if let Some(other) = kept.base_digest.filter(|other| *other != digest) {
+            let reason =
+                format!("`keep_experts` was made for the base {other}, this one is {digest}");
+            return Err(start_error(reason));
+        }
         let text = TextModel::load(&path).map_err(start_error)?;
         let library = Arc::new(Library::default());
         let audit = Arc::new(Audit::open(config.audit_log.as_deref()).map_err(start_error)?);

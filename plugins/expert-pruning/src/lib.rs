@@ -144,7 +144,9 @@ impl Settings {
             });
         }
         let text = words(request.text.as_deref().unwrap_or_default());
-        let names = |policy: &&ModuleInfo| policy.tags.iter().any(|tag| text.contains(&words(tag)));
+        // A tag without a word is in no text.
+        let is_said = |tag: &String| words(tag).len() > 1 && text.contains(&words(tag));
+        let names = |policy: &&ModuleInfo| policy.tags.iter().any(is_said);
         let named = policies.iter().find(names);
         let only = (policies.len() == 1).then(|| &policies[0]);
         Ok(named.or(only).map(|policy| policy.index))
@@ -218,6 +220,12 @@ mod tests {
         assert_eq!((named[0].module, &named[0].ops[1]), (Some(0), &keep));
         assert_eq!(ask(&[], "What is the sum of 3 and 4?").unwrap(), named);
         assert_eq!(ask(&[], "Summary, please."), Err(RouteError::Abstain));
+        let mut symbols = host();
+        symbols.module_mut(0).unwrap().tags = vec!["+".to_owned(), String::new()];
+        let mut request = Request::for_candidates(&[0, 1]);
+        request.text = Some("1 + 1".to_owned());
+        let abstains = ExpertPruning.plan_experts(&mut symbols, &request, &[LAYER]);
+        assert_eq!(abstains, Err(RouteError::Abstain));
         let Err(RouteError::InvalidParameter(error)) = ask(&[("policy", text("x"))], "") else {
             panic!("an unknown policy is refused");
         };

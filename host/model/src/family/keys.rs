@@ -6,10 +6,50 @@ use super::{MAX_SIZE, checked_size};
 use crate::config::{Rope, RopeScaling};
 use crate::error::Error;
 
+/// Settings that are numbers.
+const NUMBERS: [&str; 6] = [
+    "rope_theta",
+    "rms_norm_eps",
+    "clip_qkv",
+    "query_pre_attn_scalar",
+    "rope_local_base_freq",
+    "partial_rotary_factor",
+];
+/// Settings that are true or false.
+const FLAGS: [&str; 6] = [
+    "attention_bias",
+    "mlp_bias",
+    "qkv_bias",
+    "norm_topk_prob",
+    "tie_word_embeddings",
+    "use_sliding_window",
+];
+
 /// Typed look-ups in a JSON object.
 pub(super) struct Keys<'a>(pub(super) &'a Json);
 
 impl Keys<'_> {
+    /// Refuses settings whose values are of another type than a family reads: none is taken for its default silently.
+    pub(super) fn check_types(&self) -> Result<(), Error> {
+        type Is = fn(&Json) -> bool;
+        let kinds: [(&str, Is, &[&str]); 5] = [
+            ("a number", Json::is_number, &NUMBERS),
+            ("true or false", Json::is_boolean, &FLAGS),
+            ("a text", Json::is_string, &["hidden_act", "hidden_activation"]),
+            ("an object", Json::is_object, &["rope_scaling", "rope_parameters"]),
+            ("a list", Json::is_array, &["layer_types"]),
+        ];
+        for (expected, is, names) in kinds {
+            for name in names {
+                let found = self.0.get(name).filter(|value| !value.is_null() && !is(value));
+                if let Some(found) = found {
+                    return Err(Error::unsupported(*name, found.to_string(), expected));
+                }
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn size(&self, key: &str, default: Option<usize>) -> Result<usize, Error> {
         let value = self.0.get(key).filter(|value| !value.is_null());
         match value {
@@ -135,10 +175,10 @@ impl Keys<'_> {
     }
 
     /// `rope_parameters` (newer) or `rope_theta` with `rope_scaling` (older).
-    pub(super) fn rope(&self) -> Result<Rope, Error> {
+    pub(super) fn rope(&self, default_theta: f64) -> Result<Rope, Error> {
         let object = |key: &str| self.0.get(key).filter(|value| value.is_object());
         let parameters = object("rope_parameters").or_else(|| object("rope_scaling"));
-        self.rope_from(parameters, "rope_theta", 10_000.0)
+        self.rope_from(parameters, "rope_theta", default_theta)
     }
 
     /// The rope of one kind of layer: `rope_parameters.KIND` (newer), or a base of its own (older), where only layers
@@ -173,8 +213,11 @@ impl Keys<'_> {
             return Err(Error::unsupported("partial_rotary_factor", partial.to_string(), "1"));
         }
         let need = |key: &str| {
+            let found = parameters.and_then(|parameters| parameters.get(key));
+            let shown = found.map_or_else(|| "missing".to_owned(), Json::to_string);
             number(key)
-                .ok_or_else(|| Error::unsupported(format!("rope {key}"), "missing", "a number"))
+                .filter(|value| *value > 0.0)
+                .ok_or_else(|| Error::unsupported(format!("rope {key}"), shown, "a number over 0"))
         };
         let scaling = match kind.unwrap_or("default") {
             "default" => RopeScaling::None,

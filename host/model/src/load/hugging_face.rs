@@ -1,5 +1,6 @@
 //! A Hugging Face directory: `config.json` and one or several safetensors files.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ const MAX_JSON_BYTES: u64 = 64 << 20;
 pub(super) struct Directory {
     config: ModelConfig,
     tensors: BTreeMap<String, Location>,
+    /// Tensors that were asked for.
+    read: RefCell<BTreeSet<String>>,
     digest: [u8; 32],
 }
 
@@ -55,16 +58,21 @@ impl Directory {
             locate(file, &map, &mut tensors)?;
             hash(&mut hasher, &map, &mut done, total, &mut *progress);
         }
-        Ok(Self { config, tensors, digest: hasher.finalize().into() })
+        let (read, digest) = (RefCell::default(), hasher.finalize().into());
+        Ok(Self { config, tensors, read, digest })
     }
 
     fn find(&self, name: &str) -> Option<&Location> {
         // Some exporters leave out the `model.` prefix of the bare decoder; mixtral's have another name for the block.
         let found = |name: &str| {
-            self.tensors.get(name).or_else(|| self.tensors.get(name.strip_prefix("model.")?))
+            let bare = name.strip_prefix("model.");
+            let all = std::iter::once(name).chain(bare);
+            all.into_iter().find_map(|name| self.tensors.get_key_value(name))
         };
         let older = || name.replacen(".mlp.gate.", ".block_sparse_moe.gate.", 1);
-        found(name).or_else(|| found(&older()))
+        let (name, location) = found(name).or_else(|| found(&older()))?;
+        self.read.borrow_mut().insert(name.clone());
+        Some(location)
     }
 }
 
@@ -222,6 +230,11 @@ impl WeightSource for Directory {
 
     fn digest(&self) -> [u8; 32] {
         self.digest
+    }
+
+    fn unread(&self) -> Vec<String> {
+        let read = self.read.borrow();
+        self.tensors.keys().filter(|name| !read.contains(*name)).cloned().collect()
     }
 
     fn norm_offset(&self) -> f32 {

@@ -184,7 +184,11 @@ fn router_error(error: &RouterError) -> ApiError {
 
 pub(super) async fn status(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     let stats = service.engine.handle().stats().snapshot();
-    JsonReply(json!({"base": service.base_name, "running": stats.running, "waiting": stats.waiting,
+    let model = &service.model;
+    let lacks_experts = model.digest() != model.weights_digest();
+    JsonReply(
+        json!({"base": service.base_name, "lacks_experts": lacks_experts, "running": stats.running, "waiting": stats.waiting,
                      "kv_blocks_used": stats.kv_blocks_used, "kv_blocks": stats.kv_blocks,
-                     "steps": stats.steps, "rows": stats.rows}))
+                     "steps": stats.steps, "rows": stats.rows}),
+    )
 }
