@@ -25,6 +25,7 @@ PARTS = [
     "models",
     "families",
     "families_gguf",
+    "resaved",
     "policies",
     "experts",
     "adapters",
@@ -32,6 +33,7 @@ PARTS = [
     "gguf_files",
     "kinds",
     "hostile",
+    "templates",
     "check",
 ]
 

@@ -1,0 +1,349 @@
+//! Tokenizers out of GGUF metadata, which give the ids that llama.cpp gives (`llama-vocab.cpp`, October 2026).
+//!
+//! A text is first cut at special tokens; what is left is split and merged as the file's model says: byte-level BPE
+//! after the regular expressions of `tokenizer.ggml.pre`, or SentencePiece's merging by scores.
+
+mod partition;
+mod pre_tokenizers;
+mod sentence_piece;
+
+use std::collections::HashSet;
+
+use polyskill_model::gguf::{Header, Value};
+use serde_json::{Value as Json, json};
+use tokenizers::Tokenizer as Inner;
+
+use crate::vocabulary::Vocabulary;
+use crate::{TokenizerError, parse_tokenizer, unusable};
+use partition::{Blanks, Fragment, Partition};
+use sentence_piece::SentencePiece;
+
+/// Names of tokens that end a generation, whatever the metadata says.
+const END_NAMES: [&str; 22] = [
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
+    "<｜end▁of▁sentence｜>", "[e~[",
+];
+
+/// Names of tokens for filling in the middle: none of them is text.
+const FILL_NAMES: [&str; 21] = [
+    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
+    "<|code_prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>",
+    "▁<SUF>", "<|code_suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>",
+    "<MID>", "▁<MID>", "<|code_middle|>",
+];
+
+/// Names of tokens that end a piece of a file that is filled in, and so a generation, where the key does not say which
+/// token it is.
+const FILL_END_NAMES: [(&str, &[&str]); 3] = [
+    ("fim_pad_token_id", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
+    ("fim_rep_token_id", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
+    ("fim_sep_token_id", &["<|file_sep|>"]),
+];
+
+/// Names of tokens that are shown, though their files call them control tokens.
+const SHOWN_NAMES: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
+
+/// A token's type in GGUF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenType {
+    Normal,
+    Unknown,
+    Control,
+    UserDefined,
+    Unused,
+    Byte,
+    Undefined,
+}
+
+impl TokenType {
+    fn of(number: u64) -> Self {
+        match number {
+            1 => Self::Normal,
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => Self::Undefined,
+        }
+    }
+
+    /// Whether it is looked for in a text before anything else.
+    fn is_special(self) -> bool {
+        matches!(self, Self::Control | Self::UserDefined | Self::Unknown)
+    }
+}
+
+/// A tokenizer of a GGUF file.
+#[derive(Debug)]
+pub(crate) struct GgufTokenizer {
+    partition: Partition,
+    model: Model,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    adds_bos: bool,
+    adds_eos: bool,
+}
+
+#[derive(Debug)]
+enum Model {
+    /// Byte-level BPE behind splits by regular expressions.
+    Bpe(Box<Inner>),
+    SentencePiece(SentencePiece),
+}
+
+/// A GGUF file's tokenizer and what else its metadata says of text.
+pub(crate) struct GgufText {
+    pub(crate) tokenizer: GgufTokenizer,
+    pub(crate) vocabulary: Vocabulary,
+    /// Tokens that end a generation.
+    pub(crate) ends: Vec<u32>,
+    /// `bos_token` and the like.
+    pub(crate) special: Vec<(&'static str, String)>,
+}
+
+/// Defaults of a file whose keys are missing.
+struct Defaults {
+    bos: Option<u64>,
+    eos: Option<u64>,
+    unknown: Option<u64>,
+    adds_bos: bool,
+}
+
+/// Reads the tokenizer of a file.
+///
+/// # Errors
+/// If its kind is not known, or its metadata is not of the form that the kind has.
+pub(crate) fn read(header: &Header) -> Result<GgufText, TokenizerError> {
+    let tokens = texts(header, "tokens")?;
+    let mut types = types(header, tokens.len())?;
+    let fills = fill_ends(header);
+    retype(&tokens, &fills, &mut types);
+    let kind = text(header, "model").unwrap_or("missing");
+    let (model, defaults, strips_first_blank) = match kind {
+        "gpt2" => {
+            let pre = pre_tokenizers::find(text(header, "pre").unwrap_or_default())?;
+            let bpe = byte_level(header, &tokens, &pre)?;
+            let defaults =
+                Defaults { bos: Some(11), eos: Some(11), unknown: None, adds_bos: pre.adds_bos };
+            (Model::Bpe(Box::new(bpe)), defaults, false)
+        }
+        "llama" => {
+            let prefix = flag(header, "add_space_prefix")?.unwrap_or(true);
+            let scores = scores(header, tokens.len())?;
+            let model = SentencePiece::new(&tokens, scores, prefix);
+            let defaults =
+                Defaults { bos: Some(1), eos: Some(2), unknown: Some(0), adds_bos: true };
+            (Model::SentencePiece(model), defaults, prefix)
+        }
+        other => {
+            return Err(unusable(format!(
+                "tokenizer.ggml.model `{other}` is not supported (supported: gpt2, llama)"
+            )));
+        }
+    };
+    let is_bpe = matches!(model, Model::Bpe(_));
+    let id = |key: &str, default: Option<u64>| {
+        let given = get(header, key).and_then(Value::as_u64);
+        let known = |id: &u64| usize::try_from(*id).is_ok_and(|id| id < tokens.len());
+        given.filter(known).or(default.filter(known)).map(|id| id as u32)
+    };
+    let (bos, eos) = (id("bos_token_id", defaults.bos), id("eos_token_id", defaults.eos));
+    let named = [
+        ("bos_token", bos),
+        ("eos_token", eos),
+        ("unk_token", id("unknown_token_id", defaults.unknown)),
+        ("pad_token", id("padding_token_id", None)),
+        ("sep_token", id("seperator_token_id", None)),
+        ("mask_token", id("mask_token_id", None)),
+    ];
+    let spelled = |(name, id): (&'static str, Option<u32>)| Some((name, tokens[id? as usize].to_owned()));
+    let tokenizer = GgufTokenizer {
+        partition: Partition::new(&tokens, &types, blanks(header)),
+        model,
+        bos,
+        eos,
+        adds_bos: flag(header, "add_bos_token")?.unwrap_or(defaults.adds_bos),
+        adds_eos: flag(header, "add_eos_token")?.unwrap_or(false),
+    };
+    Ok(GgufText {
+        tokenizer,
+        vocabulary: Vocabulary::of_gguf(&tokens, &types, is_bpe, strips_first_blank)?,
+        ends: ends(header, &fills, &tokens),
+        special: named.into_iter().filter_map(spelled).collect(),
+    })
+}
+
+impl GgufTokenizer {
+    /// Token ids of a text.
+    pub(crate) fn encode(&self, text: &str, with_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = Vec::new();
+        ids.extend(self.bos.filter(|_| with_special && self.adds_bos));
+        let mut behind_special = true;
+        for fragment in self.partition.cut(text) {
+            match (fragment, &self.model) {
+                (Fragment::Token(id), _) => ids.push(id),
+                (Fragment::Text(text), Model::Bpe(bpe)) => {
+                    let encoding = bpe.encode_fast(text, false).map_err(unusable)?;
+                    ids.extend_from_slice(encoding.get_ids());
+                }
+                (Fragment::Text(text), Model::SentencePiece(model)) => {
+                    model.encode(text, behind_special, &mut ids);
+                }
+            }
+            behind_special = matches!(fragment, Fragment::Token(_));
+        }
+        ids.extend(self.eos.filter(|_| with_special && self.adds_eos));
+        Ok(ids)
+    }
+}
+
+/// A list of texts below `tokenizer.ggml`.
+fn texts<'a>(header: &'a Header, key: &str) -> Result<Vec<&'a str>, TokenizerError> {
+    let list = get(header, key).and_then(Value::as_list);
+    let texts = list.and_then(|list| list.iter().map(Value::as_str).collect());
+    texts.ok_or_else(|| {
+        unusable(format!("`tokenizer.ggml.{key}` is missing or not a list of texts"))
+    })
+}
+
+fn get<'a>(header: &'a Header, key: &str) -> Option<&'a Value> {
+    header.metadata.get(&format!("tokenizer.ggml.{key}"))
+}
+
+fn text<'a>(header: &'a Header, key: &str) -> Option<&'a str> {
+    get(header, key).and_then(Value::as_str)
+}
+
+fn flag(header: &Header, key: &str) -> Result<Option<bool>, TokenizerError> {
+    let Some(value) = get(header, key) else { return Ok(None) };
+    let flag = value.as_bool();
+    flag.map(Some).ok_or_else(|| unusable(format!("`tokenizer.ggml.{key}` is not true or false")))
+}
+
+fn types(header: &Header, count: usize) -> Result<Vec<TokenType>, TokenizerError> {
+    let Some(value) = get(header, "token_type") else { return Ok(vec![TokenType::Normal; count]) };
+    let types = value.as_list().map(|list| {
+        list.iter().map(|kind| TokenType::of(kind.as_u64().unwrap_or(0))).collect::<Vec<_>>()
+    });
+    let wrong = || unusable("`tokenizer.ggml.token_type` is not a number per token");
+    types.filter(|types| types.len() >= count).ok_or_else(wrong)
+}
+
+fn scores(header: &Header, count: usize) -> Result<Vec<f32>, TokenizerError> {
+    let Some(value) = get(header, "scores") else { return Ok(vec![0.0; count]) };
+    let list = value.as_list();
+    let scores: Option<Vec<f32>> =
+        list.and_then(|list| list.iter().map(|score| Some(score.as_f64()? as f32)).collect());
+    let is_fit = |scores: &Vec<f32>| scores.len() >= count && !scores.iter().any(|s| s.is_nan());
+    scores
+        .filter(is_fit)
+        .ok_or_else(|| unusable("`tokenizer.ggml.scores` is not a number per token"))
+}
+
+/// Names that end a piece that is filled in, in a file that names no tokens for it.
+fn fill_ends(header: &Header) -> Vec<&'static str> {
+    let unnamed = FILL_END_NAMES.iter().filter(|(key, _)| get(header, key).is_none());
+    unnamed.flat_map(|(_, names)| names.iter().copied()).collect()
+}
+
+/// Types that follow from a token's name, whatever the file says.
+fn retype(tokens: &[&str], fills: &[&str], types: &mut [TokenType]) {
+    let names: HashSet<&str> = tokens.iter().copied().collect();
+    let has = |name: &str| names.contains(name);
+    for (token, kind) in tokens.iter().zip(types.iter_mut()) {
+        if [&END_NAMES[..], &FILL_NAMES, fills].iter().any(|names| names.contains(token)) {
+            *kind = TokenType::Control;
+        }
+        if SHOWN_NAMES.contains(token) || (*token == "<|end|>" && is_harmony(&has)) {
+            *kind = TokenType::UserDefined;
+        }
+        if *token == "</s>" && (has("<|tool_response>") || has("<|plamo:eos|>")) {
+            *kind = TokenType::Normal;
+        }
+    }
+}
+
+/// Whether `<|end|>` ends a part of an answer only.
+fn is_harmony(has: &impl Fn(&str) -> bool) -> bool {
+    let calls = has("<|call|>") || has("<|calls|>");
+    calls && (has("<|return|>") || has("<|flush|>"))
+}
+
+/// Tokens that end a generation: those that the metadata names, and those of known names.
+fn ends(header: &Header, fills: &[&str], tokens: &[&str]) -> Vec<u32> {
+    let names: HashSet<&str> = tokens.iter().copied().collect();
+    let has = |name: &str| names.contains(name);
+    let keys = [
+        "eos_token_id",
+        "eot_token_id",
+        "eom_token_id",
+        "fim_pad_token_id",
+        "fim_rep_token_id",
+        "fim_sep_token_id",
+    ];
+    let keys = keys.iter().filter_map(|key| u32::try_from(get(header, key)?.as_u64()?).ok());
+    let mut ends: Vec<u32> = keys.filter(|&id| (id as usize) < tokens.len()).collect();
+    for (id, token) in (0..).zip(tokens) {
+        let is_part = (*token == "<|end|>" && is_harmony(&has))
+            || (*token == "</s>" && (has("<|tool_response>") || has("<|plamo:eos|>")));
+        let is_end = END_NAMES.contains(token) || fills.contains(token);
+        if is_end && !is_part && !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
+    ends
+}
+
+/// The blanks that belong to special tokens, which follows from the model's name.
+fn blanks(header: &Header) -> Blanks {
+    let name = header.metadata.get("general.name").and_then(Value::as_str).unwrap_or_default();
+    let name = name.to_lowercase();
+    let pre = text(header, "pre").unwrap_or_default();
+    Blanks {
+        behind: name.contains("phi-3") || name.contains("phi3"),
+        before_mask: pre.starts_with("jina-v2-"),
+    }
+}
+
+fn byte_level(
+    header: &Header,
+    tokens: &[&str],
+    pre: &pre_tokenizers::PreTokenizer,
+) -> Result<Inner, TokenizerError> {
+    let known: HashSet<&str> = tokens.iter().copied().collect();
+    let merges = texts(header, "merges")?;
+    let cut = |merge: &str| {
+        let at = merge.bytes().skip(1).position(|byte| byte == b' ')? + 1;
+        let (left, right) = (merge.get(..at)?, merge.get(at + 1..)?);
+        Some((left.to_owned(), right.to_owned()))
+    };
+    let mut seen = HashSet::new();
+    let merges: Vec<(String, String)> = merges
+        .iter()
+        .filter(|merge| seen.insert(**merge))
+        .filter_map(|merge| cut(merge))
+        .filter(|(left, right)| {
+            // The library refuses a file with merges of what is no token.
+            let product = [left.as_str(), right.as_str()].concat();
+            known.contains(left.as_str()) && known.contains(right.as_str()) && known.contains(product.as_str())
+        })
+        .collect();
+    let vocab: serde_json::Map<String, Json> =
+        tokens.iter().enumerate().map(|(id, text)| ((*text).to_owned(), json!(id))).collect();
+    let split = |pattern: &&str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let mut splits: Vec<Json> = pre.patterns.iter().map(split).collect();
+    splits.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}));
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "added_tokens": [],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits},
+        "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                  "ignore_merges": pre.ignores_merges, "vocab": vocab, "merges": merges},
+    });
+    parse_tokenizer(tokenizer.to_string().as_bytes())
+        .map_err(|error| unusable(format!("tokenizer: {error}")))
+}

@@ -1,0 +1,68 @@
+//! Why a template cannot be read or rendered.
+
+/// An error of a template, with the line where it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JinjaError {
+    pub(crate) kind: ErrorKind,
+    pub(crate) message: String,
+    /// From 1; 0 while it is not known.
+    pub(crate) line: u32,
+}
+
+/// The kinds of errors, named as in Python.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ErrorKind {
+    /// The template is no Jinja.
+    Syntax,
+    /// `raise_exception`: the template itself refuses its input.
+    Raised,
+    /// A value that is not defined was used.
+    Undefined,
+    /// An operation that its operands do not have.
+    Type,
+    /// A value that an operation cannot take.
+    Value,
+    /// A change of a value, which templates may not make.
+    Security,
+    /// A bound on work, memory or nesting was reached.
+    Bound,
+}
+
+impl JinjaError {
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), line: 0 }
+    }
+
+    pub(super) fn syntax(message: impl Into<String>, line: u32) -> Self {
+        Self { kind: ErrorKind::Syntax, message: message.into(), line }
+    }
+
+    pub(super) fn undefined(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Undefined, message)
+    }
+
+    pub(super) fn of_type(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Type, message)
+    }
+
+    pub(super) fn of_value(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Value, message)
+    }
+
+    /// The error with the line of the statement that it came from, unless it has one.
+    pub(super) fn at(mut self, line: u32) -> Self {
+        if self.line == 0 {
+            self.line = line;
+        }
+        self
+    }
+}
+
+impl std::fmt::Display for JinjaError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.kind, self.line) {
+            (ErrorKind::Raised, _) | (_, 0) => f.write_str(&self.message),
+            (_, line) => write!(f, "{} (line {line})", self.message),
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! Tokens of a template: text, and what stands between `{{ }}` and `{% %}`, with Jinja's control of white space.
+//!
+//! Blocks are trimmed as transformers asks Jinja to (`trim_blocks`, `lstrip_blocks`), and one line break at the end
+//! of a template is dropped, as Jinja does by default.
+
+use std::sync::Arc;
+
+use super::error::JinjaError;
+use super::methods::is_blank;
+
+/// A token of a template.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Token {
+    /// Text that is written as it is.
+    Data(Arc<str>),
+    /// `{{`
+    VariableBegin,
+    /// `}}`
+    VariableEnd,
+    /// `{%`
+    BlockBegin,
+    /// `%}`
+    BlockEnd,
+    Name(Arc<str>),
+    Text(Arc<str>),
+    Int(i128),
+    Float(f64),
+    /// An operator or bracket.
+    Op(&'static str),
+    End,
+}
+
+impl Token {
+    /// The token as error messages show it.
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Self::Data(_) => "text".to_owned(),
+            Self::VariableBegin => "{{".to_owned(),
+            Self::VariableEnd => "end of print statement".to_owned(),
+            Self::BlockBegin => "{%".to_owned(),
+            Self::BlockEnd => "end of statement block".to_owned(),
+            Self::Name(name) => format!("`{name}`"),
+            Self::Text(_) => "a string".to_owned(),
+            Self::Int(value) => value.to_string(),
+            Self::Float(value) => value.to_string(),
+            Self::Op(op) => format!("`{op}`"),
+            Self::End => "end of template".to_owned(),
+        }
+    }
+}
+
+/// A token and the line it stands in, from 1.
+#[derive(Clone, Debug)]
+pub(super) struct Lexeme {
+    pub(super) token: Token,
+    pub(super) line: u32,
+}
+
+/// Operators; longer ones before those that they begin with.
+const OPERATORS: [&str; 25] = [
+    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}",
+    ">", "<", "=", ".", ":", "|", ",",
+];
+
+/// All tokens of a template, ended by [`Token::End`].
+///
+/// # Errors
+/// If a tag, comment or string is not closed, or a character belongs nowhere.
+pub(super) fn tokenize(source: &str) -> Result<Vec<Lexeme>, JinjaError> {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let source = source.strip_suffix('\n').unwrap_or(&source);
+    let mut lexer =
+        Lexer { rest: source, line: 1, tokens: Vec::new(), at_line_start: true, open: Vec::new() };
+    lexer.template()?;
+    lexer.push(Token::End);
+    Ok(lexer.tokens)
+}
+
+struct Lexer<'s> {
+    rest: &'s str,
+    line: u32,
+    tokens: Vec<Lexeme>,
+    /// Whether what came last ended with a line break.
+    at_line_start: bool,
+    /// Brackets that are open, by what closes them.
+    open: Vec<&'static str>,
+}
+
+/// The kinds of tags.
+#[derive(Clone, Copy, PartialEq)]
+enum Tag {
+    Variable,
+    Block,
+    Comment,
+}
+
+impl<'s> Lexer<'s> {
+    fn push(&mut self, token: Token) {
+        self.tokens.push(Lexeme { token, line: self.line });
+    }
+
+    fn error(&self, message: impl Into<String>) -> JinjaError {
+        JinjaError::syntax(message, self.line)
+    }
+
+    /// Moves over the next `len` bytes.
+    fn take(&mut self, len: usize) -> &'s str {
+        let (taken, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        self.line += taken.bytes().filter(|&byte| byte == b'\n').count() as u32;
+        if !taken.is_empty() {
+            self.at_line_start = taken.ends_with('\n');
+        }
+        taken
+    }
+
+    fn skip_blanks(&mut self) {
+        let blanks = self.rest.len() - self.rest.trim_start_matches(is_blank).len();
+        self.take(blanks);
+    }
+
+    fn template(&mut self) -> Result<(), JinjaError> {
+        while let Some((at, tag)) = first_tag(self.rest) {
+            self.data_before(at, tag);
+            match tag {
+                Tag::Comment => self.comment()?,
+                Tag::Variable => self.expression(Token::VariableBegin, "}}")?,
+                Tag::Block if self.raw()? => {}
+                Tag::Block => self.expression(Token::BlockBegin, "%}")?,
+            }
+        }
+        let rest = self.take(self.rest.len());
+        self.data(rest);
+        Ok(())
+    }
+
+    fn data(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.push(Token::Data(text.into()));
+        }
+    }
+
+    /// The text before a tag, trimmed as the tag asks; moves behind the tag's opening.
+    fn data_before(&mut self, at: usize, tag: Tag) {
+        let was_line_start = self.at_line_start;
+        let text = self.take(at);
+        let sign = self.rest.as_bytes().get(2).copied();
+        let text = match sign {
+            Some(b'-') => text.trim_end_matches(is_blank),
+            Some(b'+') => text,
+            _ if tag == Tag::Variable => text,
+            _ => without_indent(text, was_line_start),
+        };
+        self.data(text);
+        let len = if matches!(sign, Some(b'-' | b'+')) { 3 } else { 2 };
+        self.take(len);
+    }
+
+    fn comment(&mut self) -> Result<(), JinjaError> {
+        let end = self.rest.find("#}").ok_or_else(|| self.error("a comment is not closed"))?;
+        let text = self.take(end);
+        let sign = text.chars().next_back().filter(|&sign| sign == '-' || sign == '+');
+        self.take(2);
+        self.after_end(sign);
+        Ok(())
+    }
+
+    /// Text after the end of a block or comment: trimmed whole after `-`, else by one line break, unless `+` forbids it.
+    fn after_end(&mut self, sign: Option<char>) {
+        match sign {
+            Some('-') => self.skip_blanks(),
+            Some('+') => {}
+            _ if self.rest.starts_with('\n') => {
+                self.take(1);
+            }
+            _ => {}
+        }
+    }
+
+    /// A raw block, if one begins here (the opening is taken already).
+    fn raw(&mut self) -> Result<bool, JinjaError> {
+        let inner = self.rest.trim_start();
+        let Some(after) = inner.strip_prefix("raw") else { return Ok(false) };
+        let after = after.trim_start();
+        let (end, trims) = match (after.strip_prefix("-%}"), after.strip_prefix("%}")) {
+            (Some(end), _) => (end, true),
+            (None, Some(end)) => (end, false),
+            (None, None) => return Ok(false),
+        };
+        self.take(self.rest.len() - end.len());
+        if trims {
+            self.skip_blanks();
+        }
+        let close = end_of_raw(self.rest).ok_or_else(|| self.error("`raw` is not closed"))?;
+        let was_line_start = self.at_line_start;
+        let text = self.take(close.at);
+        let text = match close.opening {
+            Some('-') => text.trim_end_matches(is_blank),
+            Some(_) => text,
+            None => without_indent(text, was_line_start),
+        };
+        self.data(text);
+        self.take(close.len);
+        self.after_end(close.closing);
+        Ok(true)
+    }
+
+    /// Tokens up to the end of a tag.
+    fn expression(&mut self, begin: Token, end: &'static str) -> Result<(), JinjaError> {
+        let is_block = begin == Token::BlockBegin;
+        self.push(begin);
+        self.open.clear();
+        loop {
+            self.skip_blanks();
+            if self.rest.is_empty() {
+                return Err(self.error("a tag is not closed"));
+            }
+            if self.open.is_empty()
+                && let Some(sign) = self.ends_with_sign(end, is_block)
+            {
+                self.push(if is_block { Token::BlockEnd } else { Token::VariableEnd });
+                self.take(end.len() + usize::from(sign.is_some()));
+                match (is_block, sign) {
+                    (true, _) => self.after_end(sign),
+                    (false, Some(_)) => self.skip_blanks(),
+                    (false, None) => {}
+                }
+                return Ok(());
+            }
+            self.token()?;
+        }
+    }
+
+    /// The sign of a tag's end that begins here: `Some(None)` where it has none.
+    fn ends_with_sign(&self, end: &str, is_block: bool) -> Option<Option<char>> {
+        if self.rest.starts_with(end) {
+            return Some(None);
+        }
+        let sign = self.rest.chars().next().filter(|&c| c == '-' || (c == '+' && is_block))?;
+        self.rest[1..].starts_with(end).then_some(Some(sign))
+    }
+
+    fn token(&mut self) -> Result<(), JinjaError> {
+        let rest = self.rest;
+        let first = rest.chars().next().unwrap_or_default();
+        if first == '\'' || first == '"' {
+            return self.text(first);
+        }
+        if first.is_ascii_digit() {
+            return self.number();
+        }
+        if first.is_alphabetic() || first == '_' {
+            let len = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+            let name = self.take(len);
+            self.push(Token::Name(name.into()));
+            return Ok(());
+        }
+        let Some(op) = OPERATORS.iter().find(|op| rest.starts_with(**op)) else {
+            return Err(self.error(format!("unexpected character `{first}`")));
+        };
+        self.bracket(op)?;
+        self.push(Token::Op(op));
+        self.take(op.len());
+        Ok(())
+    }
+
+    fn bracket(&mut self, op: &str) -> Result<(), JinjaError> {
+        match op {
+            "(" => self.open.push(")"),
+            "[" => self.open.push("]"),
+            "{" => self.open.push("}"),
+            ")" | "]" | "}" => match self.open.pop() {
+                Some(expected) if expected == op => {}
+                Some(expected) => {
+                    return Err(self.error(format!("unexpected `{op}`, expected `{expected}`")));
+                }
+                None => return Err(self.error(format!("unexpected `{op}`"))),
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, quote: char) -> Result<(), JinjaError> {
+        let mut escaped = false;
+        let end = self.rest[1..].find(|c: char| {
+            let closes = c == quote && !escaped;
+            escaped = c == '\\' && !escaped;
+            closes
+        });
+        let end = end.ok_or_else(|| self.error("a string is not closed"))?;
+        let text = unescape(&self.rest[1..1 + end]).map_err(|what| self.error(what))?;
+        self.push(Token::Text(text.into()));
+        self.take(end + 2);
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), JinjaError> {
+        let rest = self.rest;
+        let radix = match rest.get(..2).map(str::to_ascii_lowercase).as_deref() {
+            Some("0b") => 2,
+            Some("0o") => 8,
+            Some("0x") => 16,
+            _ => 10,
+        };
+        if radix != 10 {
+            let digits = &rest[2..];
+            let len = digits.find(|c: char| !c.is_digit(radix) && c != '_');
+            let len = len.unwrap_or(digits.len());
+            return self.int(len + 2, 2, radix);
+        }
+        let whole = digits(rest);
+        // `x.0.1` are two subscripts.
+        if matches!(self.tokens.last(), Some(Lexeme { token: Token::Op("."), .. })) {
+            return self.int(whole, 0, 10);
+        }
+        let mut len = whole;
+        let fraction = rest[len..].strip_prefix('.').map_or(0, digits);
+        if fraction > 0 {
+            len += 1 + fraction;
+        }
+        let exponent = exponent(&rest[len..]);
+        if fraction == 0 && exponent == 0 {
+            return self.int(whole, 0, 10);
+        }
+        let text = rest[..len + exponent].replace('_', "");
+        let value = text.parse().map_err(|_| self.error(format!("`{text}` is no number")))?;
+        self.push(Token::Float(value));
+        self.take(len + exponent);
+        Ok(())
+    }
+
+    fn int(&mut self, len: usize, prefix: usize, radix: u32) -> Result<(), JinjaError> {
+        let text = self.rest[prefix..len].replace('_', "");
+        let value = i128::from_str_radix(&text, radix);
+        let value = value.map_err(|_| self.error(format!("`{text}` is no whole number")))?;
+        self.push(Token::Int(value));
+        self.take(len);
+        Ok(())
+    }
+}
+
+/// The first tag of a text.
+fn first_tag(text: &str) -> Option<(usize, Tag)> {
+    let mut from = 0;
+    while let Some(at) = text[from..].find('{').map(|at| at + from) {
+        match text.as_bytes().get(at + 1) {
+            Some(b'{') => return Some((at, Tag::Variable)),
+            Some(b'%') => return Some((at, Tag::Block)),
+            Some(b'#') => return Some((at, Tag::Comment)),
+            _ => from = at + 1,
+        }
+    }
+    None
+}
+
+/// A text without the blanks after its last line break; the whole text counts where a line begins with it.
+fn without_indent(text: &str, begins_line: bool) -> &str {
+    let line = match text.rfind('\n') {
+        Some(at) => at + 1,
+        None if begins_line => 0,
+        None => return text,
+    };
+    if text[line..].chars().all(is_blank) { &text[..line] } else { text }
+}
+
+/// The end of a raw block.
+struct EndOfRaw {
+    at: usize,
+    len: usize,
+    opening: Option<char>,
+    closing: Option<char>,
+}
+
+fn end_of_raw(text: &str) -> Option<EndOfRaw> {
+    let signed = |text: &str, signs: &[char]| text.chars().next().filter(|c| signs.contains(c));
+    let mut from = 0;
+    while let Some(at) = text[from..].find("{%").map(|at| at + from) {
+        from = at + 2;
+        let opening = signed(&text[from..], &['-', '+']);
+        let inner = text[from + usize::from(opening.is_some())..].trim_start();
+        let Some(after) = inner.strip_prefix("endraw") else { continue };
+        let after = after.trim_start();
+        let closing = signed(after, &['-', '+']);
+        let after = &after[usize::from(closing.is_some())..];
+        let Some(rest) = after.strip_prefix("%}") else { continue };
+        return Some(EndOfRaw { at, len: text.len() - at - rest.len(), opening, closing });
+    }
+    None
+}
+
+/// Bytes of decimal digits, with single `_` between them.
+fn digits(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let mut len = 0;
+    while bytes.get(len).is_some_and(u8::is_ascii_digit)
+        || (len > 0
+            && bytes.get(len) == Some(&b'_')
+            && bytes.get(len + 1).is_some_and(u8::is_ascii_digit))
+    {
+        len += 1;
+    }
+    len
+}
+
+/// Bytes of an exponent.
+fn exponent(text: &str) -> usize {
+    let Some(rest) = text.strip_prefix(['e', 'E']) else { return 0 };
+    let unsigned = rest.strip_prefix(['+', '-']).unwrap_or(rest);
+    match digits(unsigned) {
+        0 => 0,
+        len => text.len() - unsigned.len() + len,
+    }
+}
+
+/// A string literal with Python's escapes replaced.
+fn unescape(text: &str) -> Result<String, String> {
+    let mut out = String::with_capacity(text.len());
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        let Some(escape) = chars.next() else { return Err("a string ends with `\\`".to_owned()) };
+        match escape {
+            '\n' => {}
+            '\\' | '\'' | '"' => out.push(escape),
+            'a' => out.push('\u{7}'),
+            'b' => out.push('\u{8}'),
+            'f' => out.push('\u{c}'),
+            'n' => out.push('\n'),
+            'r' => out.push('\r'),
+            't' => out.push('\t'),
+            'v' => out.push('\u{b}'),
+            '0'..='7' => {
+                let mut code = escape.to_digit(8).unwrap_or(0);
+                for _ in 0..2 {
+                    let Some(digit) = chars.peek().and_then(|c| c.to_digit(8)) else { break };
+                    code = code * 8 + digit;
+                    chars.next();
+                }
+                out.push(char::from_u32(code).unwrap_or('\u{fffd}'));
+            }
+            'x' | 'u' | 'U' => {
+                let len = match escape {
+                    'x' => 2,
+                    'u' => 4,
+                    _ => 8,
+                };
+                out.push(hex(&mut chars, len)?);
+            }
+            other => out.extend(['\\', other]),
+        }
+    }
+    Ok(out)
+}
+
+fn hex(chars: &mut impl Iterator<Item = char>, len: usize) -> Result<char, String> {
+    let digits: String = chars.take(len).collect();
+    let code = u32::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == len);
+    let code = code.ok_or_else(|| format!("`\\` and `{digits}` are no character"))?;
+    // Python keeps halves of surrogate pairs, which no UTF-8 text can hold.
+    Ok(char::from_u32(code).unwrap_or('\u{fffd}'))
+}

@@ -1,0 +1,363 @@
+//! Operators, subscripts and attributes, as Python has them.
+
+use std::cell::Cell;
+use std::cmp::Ordering;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::ast::{BinaryOp, CompareOp};
+use super::error::JinjaError;
+use super::methods;
+use super::python;
+use super::render::{Renderer, VALUE_BYTES};
+use super::value::{Loop, Value};
+
+type Evaluated = Result<Value, JinjaError>;
+
+/// Largest exponent of a power.
+const MAX_POWER: i128 = 4_096;
+
+pub(super) fn compare(op: CompareOp, left: &Value, right: &Value) -> Result<bool, JinjaError> {
+    Ok(match op {
+        CompareOp::Eq => left.equals(right),
+        CompareOp::Ne => !left.equals(right),
+        CompareOp::Lt => left.compare(right, "<")? == Ordering::Less,
+        CompareOp::Le => left.compare(right, "<=")? != Ordering::Greater,
+        CompareOp::Gt => left.compare(right, ">")? == Ordering::Greater,
+        CompareOp::Ge => left.compare(right, ">=")? != Ordering::Less,
+        CompareOp::In => right.contains(left)?,
+        CompareOp::NotIn => !right.contains(left)?,
+    })
+}
+
+pub(super) fn negative(value: &Value) -> Evaluated {
+    value.must_be_defined()?;
+    match (value, value.as_int()) {
+        (_, Some(whole)) => Ok(Value::Int(-whole)),
+        (Value::Float(value), _) => Ok(Value::Float(-value)),
+        _ => bad_operand("unary -", value),
+    }
+}
+
+pub(super) fn positive(value: &Value) -> Evaluated {
+    value.must_be_defined()?;
+    match (value, value.as_int()) {
+        (_, Some(whole)) => Ok(Value::Int(whole)),
+        (Value::Float(_), _) => Ok(value.clone()),
+        _ => bad_operand("unary +", value),
+    }
+}
+
+fn bad_operand(op: &str, value: &Value) -> Evaluated {
+    let kind = value.type_name();
+    Err(JinjaError::of_type(format!("bad operand type for {op}: '{kind}'")))
+}
+
+pub(super) fn binary(run: &Renderer, op: BinaryOp, left: &Value, right: &Value) -> Evaluated {
+    left.must_be_defined()?;
+    right.must_be_defined()?;
+    match (op, left, right) {
+        (BinaryOp::Add, Value::Str(a), Value::Str(b)) => {
+            run.bytes(a.len() + b.len())?;
+            Ok(Value::from([&**a, &**b].concat()))
+        }
+        (BinaryOp::Add, Value::List(a), Value::List(b)) => {
+            run.bytes((a.len() + b.len()) * VALUE_BYTES)?;
+            Ok(Value::list([a.as_slice(), b.as_slice()].concat()))
+        }
+        (BinaryOp::Add, Value::Tuple(a), Value::Tuple(b)) => {
+            run.bytes((a.len() + b.len()) * VALUE_BYTES)?;
+            Ok(Value::tuple([a.as_slice(), b.as_slice()].concat()))
+        }
+        (BinaryOp::Mul, Value::Str(_) | Value::List(_) | Value::Tuple(_), count)
+            if count.as_int().is_some() =>
+        {
+            repeat(run, left, count)
+        }
+        (BinaryOp::Mul, count, Value::Str(_) | Value::List(_) | Value::Tuple(_))
+            if count.as_int().is_some() =>
+        {
+            repeat(run, right, count)
+        }
+        (BinaryOp::Rem, Value::Str(template), values) => {
+            run.bytes(template.len() + super::render::weight(values))?;
+            run.text(python::percent(template, values)?)
+        }
+        _ => match (left.as_int(), right.as_int()) {
+            (Some(a), Some(b)) => whole(op, a, b),
+            _ => match (left.as_f64(), right.as_f64()) {
+                (Some(a), Some(b)) => real(op, a, b),
+                _ => unsupported(op, left, right),
+            },
+        },
+    }
+}
+
+fn repeat(run: &Renderer, value: &Value, count: &Value) -> Evaluated {
+    let count = count.as_int().unwrap_or(0).clamp(0, 1 << 40) as usize;
+    Ok(match value {
+        Value::Str(text) => {
+            run.bytes(text.len().saturating_mul(count))?;
+            Value::from(text.repeat(count))
+        }
+        Value::List(items) | Value::Tuple(items) => {
+            run.bytes(items.len().saturating_mul(count).saturating_mul(VALUE_BYTES))?;
+            let items = std::iter::repeat_n(items.iter().cloned(), count).flatten().collect();
+            if matches!(value, Value::List(_)) { Value::list(items) } else { Value::tuple(items) }
+        }
+        other => other.clone(),
+    })
+}
+
+fn symbol(op: BinaryOp) -> &'static str {
+    match op {
+        BinaryOp::Add => "+",
+        BinaryOp::Sub => "-",
+        BinaryOp::Mul => "*",
+        BinaryOp::Div => "/",
+        BinaryOp::FloorDiv => "//",
+        BinaryOp::Rem => "%",
+        BinaryOp::Pow => "** or pow()",
+    }
+}
+
+fn unsupported(op: BinaryOp, left: &Value, right: &Value) -> Evaluated {
+    let (a, b) = (left.type_name(), right.type_name());
+    if op == BinaryOp::Add && matches!(left, Value::Str(_) | Value::List(_) | Value::Tuple(_)) {
+        return Err(JinjaError::of_type(format!(
+            "can only concatenate {a} (not \"{b}\") to {a}"
+        )));
+    }
+    let op = symbol(op);
+    Err(JinjaError::of_type(format!("unsupported operand type(s) for {op}: '{a}' and '{b}'")))
+}
+
+fn whole(op: BinaryOp, a: i128, b: i128) -> Evaluated {
+    let result = match op {
+        BinaryOp::Add => a.checked_add(b),
+        BinaryOp::Sub => a.checked_sub(b),
+        BinaryOp::Mul => a.checked_mul(b),
+        BinaryOp::Div if b == 0 => return Err(JinjaError::of_value("division by zero")),
+        BinaryOp::Div => return Ok(Value::Float(a as f64 / b as f64)),
+        BinaryOp::FloorDiv | BinaryOp::Rem if b == 0 => {
+            return Err(JinjaError::of_value("integer division or modulo by zero"));
+        }
+        BinaryOp::FloorDiv => {
+            a.checked_div(b).map(|q| if a % b != 0 && (a < 0) != (b < 0) { q - 1 } else { q })
+        }
+        BinaryOp::Rem => a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r }),
+        BinaryOp::Pow if b < 0 => return Ok(Value::Float((a as f64).powf(b as f64))),
+        BinaryOp::Pow => (b <= MAX_POWER).then(|| a.checked_pow(b as u32)).flatten(),
+    };
+    result.map(Value::Int).ok_or_else(|| {
+        let op = symbol(op);
+        JinjaError::of_value(format!("{a} {op} {b} is beyond the whole numbers of a template"))
+    })
+}
+
+fn real(op: BinaryOp, a: f64, b: f64) -> Evaluated {
+    if b == 0.0 && matches!(op, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Rem) {
+        return Err(JinjaError::of_value("float division by zero"));
+    }
+    Ok(Value::Float(match op {
+        BinaryOp::Add => a + b,
+        BinaryOp::Sub => a - b,
+        BinaryOp::Mul => a * b,
+        BinaryOp::Div => a / b,
+        BinaryOp::FloorDiv => (a / b).floor(),
+        BinaryOp::Rem => a - b * (a / b).floor(),
+        BinaryOp::Pow => a.powf(b),
+    }))
+}
+
+/// `value.name`: a method or attribute, else the item of that name.
+pub(super) fn attribute(value: &Value, name: &Arc<str>) -> Evaluated {
+    value.must_be_defined()?;
+    if let Some(found) = python_attribute(value, name) {
+        return Ok(found);
+    }
+    if let Value::Dict(dict) = value
+        && let Some(found) = dict.get_str(name)
+    {
+        return Ok(found.clone());
+    }
+    Ok(no_attribute(value, name))
+}
+
+/// `value[key]`: the item, else the method or attribute of that name.
+pub(super) fn item(value: &Value, key: &Value) -> Evaluated {
+    value.must_be_defined()?;
+    let found = match (value, key) {
+        (Value::Dict(dict), key) => dict.get(key).cloned(),
+        (Value::Str(text), key) if key.as_int().is_some() => {
+            let count = text.chars().count();
+            let at = place(key, count);
+            at.and_then(|at| text.chars().nth(at)).map(|c| Value::from(c.to_string()))
+        }
+        (Value::List(items) | Value::Tuple(items), key) if key.as_int().is_some() => {
+            place(key, items.len()).and_then(|at| items.get(at).cloned())
+        }
+        _ => None,
+    };
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    if let Value::Str(name) = key {
+        return Ok(python_attribute(value, name).unwrap_or_else(|| no_attribute(value, name)));
+    }
+    let kind = value.type_name();
+    let message = format!("{kind} object has no element {}", python::repr(key));
+    Ok(Value::Undefined(message.into()))
+}
+
+/// An index counted from the front; nothing where it lies outside.
+fn place(key: &Value, len: usize) -> Option<usize> {
+    let at = key.as_int()?;
+    let at = if at < 0 { at + len as i128 } else { at };
+    usize::try_from(at).ok().filter(|&at| at < len)
+}
+
+fn no_attribute(value: &Value, name: &str) -> Value {
+    let kind = value.type_name();
+    Value::Undefined(format!("'{kind} object' has no attribute '{name}'").into())
+}
+
+fn python_attribute(value: &Value, name: &Arc<str>) -> Option<Value> {
+    if name.starts_with('_') {
+        return None;
+    }
+    match value {
+        Value::Namespace(names) => names.borrow().get(&**name).cloned(),
+        Value::Loop(state) => loop_attribute(value, state, name),
+        Value::Cycler(cycler) => match &**name {
+            "current" => cycler.items.get(cycler.at.get() % cycler.items.len()).cloned(),
+            "next" | "reset" => Some(Value::Method(Rc::new(value.clone()), Arc::clone(name))),
+            _ => None,
+        },
+        Value::Macro(called) => match &**name {
+            "name" => Some(Value::Str(Arc::clone(&called.def.name))),
+            "arguments" => {
+                let names = called.def.parameters.iter().map(|(name, _)| Value::Str(Arc::clone(name)));
+                Some(Value::tuple(names.collect()))
+            }
+            "catch_kwargs" => Some(Value::Bool(called.def.uses.kwargs)),
+            "catch_varargs" => Some(Value::Bool(called.def.uses.varargs)),
+            "caller" => Some(Value::Bool(called.def.uses.caller)),
+            _ => None,
+        },
+        Value::Int(_) | Value::Bool(_) if matches!(&**name, "real" | "numerator") => {
+            value.as_int().map(Value::Int)
+        }
+        Value::Int(_) | Value::Bool(_) if &**name == "imag" => Some(Value::Int(0)),
+        Value::Int(_) | Value::Bool(_) if &**name == "denominator" => Some(Value::Int(1)),
+        Value::Float(number) if &**name == "real" => Some(Value::Float(*number)),
+        Value::Float(_) if &**name == "imag" => Some(Value::Float(0.0)),
+        // A group of `groupby` is a pair with names.
+        Value::Tuple(pair) if pair.len() == 2 && matches!(&**name, "grouper" | "list") => {
+            pair.get(usize::from(&**name == "list")).cloned()
+        }
+        Value::Function("dict") if &**name == "fromkeys" => {
+            Some(Value::Method(Rc::new(value.clone()), Arc::clone(name)))
+        }
+        value if methods::changes(value, name) => {
+            let kind = value.type_name();
+            let message = format!("access to attribute '{name}' of '{kind}' object is unsafe.");
+            Some(Value::Undefined(message.into()))
+        }
+        value => methods::exists(value, name)
+            .then(|| Value::Method(Rc::new(value.clone()), Arc::clone(name))),
+    }
+}
+
+fn loop_attribute(value: &Value, state: &Rc<Loop>, name: &Arc<str>) -> Option<Value> {
+    let (at, len) = (state.at.get(), state.items.len());
+    let number = |value: usize| Some(Value::Int(value as i128));
+    let neighbour = |at: Option<usize>, which: &str| {
+        let item = at.and_then(|at| state.items.get(at).cloned());
+        Some(item.unwrap_or_else(|| Value::Undefined(format!("there is no {which} item").into())))
+    };
+    match &**name {
+        "index" => number(at + 1),
+        "index0" => number(at),
+        "revindex" => number(len - at),
+        "revindex0" => number(len - at - 1),
+        "first" => Some(Value::Bool(at == 0)),
+        "last" => Some(Value::Bool(at + 1 == len)),
+        "length" => number(len),
+        "depth" => number(state.depth + 1),
+        "depth0" => number(state.depth),
+        "previtem" => neighbour(at.checked_sub(1), "previous"),
+        "nextitem" => neighbour(Some(at + 1), "next"),
+        "cycle" | "changed" => Some(Value::Method(Rc::new(value.clone()), Arc::clone(name))),
+        _ => None,
+    }
+}
+
+/// `value[start:stop:step]`.
+pub(super) fn slice(value: &Value, bounds: [Option<i128>; 3]) -> Evaluated {
+    value.must_be_defined()?;
+    let [start, stop, step] = bounds;
+    let step = step.unwrap_or(1);
+    if step == 0 {
+        return Err(JinjaError::of_value("slice step cannot be zero"));
+    }
+    match value {
+        Value::Str(text) if step == 1 => {
+            let count = text.chars().count();
+            let kept = places_in(count, start, stop);
+            let byte = |at: usize| text.char_indices().nth(at).map_or(text.len(), |(at, _)| at);
+            let from = byte(kept.start);
+            Ok(Value::from(&text[from..byte(kept.end).max(from)]))
+        }
+        Value::Str(text) => {
+            let chars: Vec<char> = text.chars().collect();
+            let kept: String =
+                places(chars.len(), start, stop, step).into_iter().map(|at| chars[at]).collect();
+            Ok(Value::from(kept))
+        }
+        Value::List(items) | Value::Tuple(items) => {
+            let kept = places(items.len(), start, stop, step);
+            let kept = kept.into_iter().map(|at| items[at].clone()).collect();
+            Ok(match value {
+                Value::List(_) => Value::list(kept),
+                _ => Value::tuple(kept),
+            })
+        }
+        // Jinja looks for the slice as for any item.
+        other => Ok(Value::Undefined(format!("'{}' has no slices", other.type_name()).into())),
+    }
+}
+
+/// Places of a slice without a step.
+fn places_in(len: usize, start: Option<i128>, stop: Option<i128>) -> std::ops::Range<usize> {
+    let bound = |bound: i128| {
+        let bound = if bound < 0 { bound + len as i128 } else { bound };
+        bound.clamp(0, len as i128) as usize
+    };
+    start.map_or(0, bound)..stop.map_or(len, bound)
+}
+
+fn places(len: usize, start: Option<i128>, stop: Option<i128>, step: i128) -> Vec<usize> {
+    let count = len as i128;
+    let (low, high) = if step > 0 { (0, count) } else { (-1, count - 1) };
+    let bound = |bound: i128| {
+        let bound = if bound < 0 { bound + count } else { bound };
+        bound.clamp(low, high)
+    };
+    let start = start.map_or(if step > 0 { low } else { high }, bound);
+    let stop = stop.map_or(if step > 0 { high } else { low }, bound);
+    let mut places = Vec::new();
+    let mut at = start;
+    while if step > 0 { at < stop } else { at > stop } {
+        places.push(at as usize);
+        at += step;
+    }
+    places
+}
+
+/// A cycler's next value.
+pub(super) fn cycled(items: &[Value], at: &Cell<usize>) -> Value {
+    let value = items.get(at.get() % items.len().max(1)).cloned();
+    at.set((at.get() + 1) % items.len().max(1));
+    value.unwrap_or(Value::None)
+}

@@ -1,0 +1,662 @@
+//! Running a template: statements, expressions, scopes, and the bounds on all of it.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::ast::{Args, Expr, ForLoop, Literal, MacroDef, Stmt, StmtKind, Target};
+use super::error::{ErrorKind, JinjaError};
+use super::operators;
+use super::value::{Dict, Loop, Macro, Scope, Seq, Value};
+
+type Evaluated = Result<Value, JinjaError>;
+
+/// Bounds of one rendering.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Steps, and bytes that they look at: about a nanosecond each.
+    pub(crate) work: u64,
+    /// Bytes of all values and of all output that are made.
+    pub(crate) bytes: u64,
+    /// Statements, expressions and calls inside each other.
+    pub(crate) depth: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { work: 1 << 30, bytes: 64 << 20, depth: 700 }
+    }
+}
+
+/// Lists and dictionaries inside each other.
+const MAX_NESTING: u32 = 128;
+
+/// Work of one statement or expression.
+const STEP: u64 = 32;
+
+/// Bytes of a value in a list.
+pub(super) const VALUE_BYTES: usize = size_of::<Value>();
+
+pub(super) fn render(
+    body: &[Stmt],
+    names: Vec<(String, Value)>,
+    now: chrono::NaiveDateTime,
+    limits: Limits,
+) -> Result<String, JinjaError> {
+    let scope = Scope::new(None);
+    let root = scope.inner();
+    let renderer = Renderer {
+        root: root.clone(),
+        limits,
+        work: Cell::new(0),
+        bytes: Cell::new(0),
+        depth: Cell::new(0),
+        outputs: RefCell::new(vec![String::new()]),
+        scopes: RefCell::default(),
+        namespaces: RefCell::default(),
+        now,
+    };
+    names.into_iter().for_each(|(name, value)| scope.set(&name.into(), value));
+    let done = renderer.body(body, &renderer.kept(root));
+    renderer.scopes.borrow().iter().for_each(Scope::clear);
+    scope.clear();
+    for namespace in renderer.namespaces.borrow().iter() {
+        if let Value::Namespace(names) = namespace {
+            let names = std::mem::take(&mut *names.borrow_mut());
+            drop(names);
+        }
+    }
+    done?;
+    Ok(renderer.outputs.borrow_mut().pop().unwrap_or_default())
+}
+
+/// A rendering under way.
+pub(super) struct Renderer {
+    limits: Limits,
+    work: Cell<u64>,
+    bytes: Cell<u64>,
+    depth: Cell<usize>,
+    /// The output, and the blocks that are captured inside it.
+    outputs: RefCell<Vec<String>>,
+    /// Scopes that a macro may hold, and that may hold the macro.
+    scopes: RefCell<Vec<Scope>>,
+    /// Namespaces, which may hold themselves.
+    pub(super) namespaces: RefCell<Vec<Value>>,
+    /// The names of the template's outermost level.
+    root: Scope,
+    pub(super) now: chrono::NaiveDateTime,
+}
+
+/// How a body ended.
+enum Flow {
+    Ended,
+    Broke,
+    Continued,
+}
+
+/// Arguments of a call, evaluated.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    pub(super) positional: Vec<Value>,
+    pub(super) named: Vec<(Arc<str>, Value)>,
+}
+
+impl Given {
+    /// An argument by place or name.
+    pub(super) fn get(&self, at: usize, name: &str) -> Option<&Value> {
+        let named = || self.named.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
+        self.positional.get(at).or_else(named)
+    }
+
+    /// Refuses arguments that nothing takes.
+    pub(super) fn allow(&self, function: &str, names: &[&str]) -> Result<(), JinjaError> {
+        if self.positional.len() > names.len() {
+            let (most, found) = (names.len(), self.positional.len());
+            return Err(JinjaError::of_type(format!(
+                "{function}() takes at most {most} arguments, {found} were given"
+            )));
+        }
+        match self.named.iter().find(|(name, _)| !names.contains(&&**name)) {
+            Some((name, _)) => Err(JinjaError::of_type(format!(
+                "{function}() got an unexpected keyword argument '{name}'"
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Renderer {
+    // Bounds
+
+    /// Counts work.
+    pub(super) fn work(&self, amount: u64) -> Result<(), JinjaError> {
+        let work = self.work.get().saturating_add(amount);
+        self.work.set(work);
+        match work > self.limits.work {
+            true => Err(bound("the template takes too many steps")),
+            false => Ok(()),
+        }
+    }
+
+    /// Counts bytes that are about to be made, which is work too.
+    pub(super) fn bytes(&self, amount: usize) -> Result<(), JinjaError> {
+        self.work(amount as u64)?;
+        let bytes = self.bytes.get().saturating_add(amount as u64);
+        self.bytes.set(bytes);
+        match bytes > self.limits.bytes {
+            true => {
+                let most = self.limits.bytes >> 20;
+                Err(bound(format!("the template makes more than {most} MiB of text")))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// A text whose bytes are counted.
+    pub(super) fn text(&self, text: String) -> Evaluated {
+        self.bytes(text.len())?;
+        Ok(Value::from(text))
+    }
+
+    /// A list whose bytes are counted.
+    pub(super) fn list(&self, items: Vec<Value>) -> Evaluated {
+        self.bytes(items.len() * VALUE_BYTES)?;
+        Ok(Value::list(items))
+    }
+
+    /// `str` of a value, with its bytes counted.
+    pub(super) fn shown(&self, value: &Value) -> Result<String, JinjaError> {
+        self.bytes(weight(value))?;
+        Ok(value.to_string())
+    }
+
+    fn deeper<T>(&self, run: impl FnOnce() -> Result<T, JinjaError>) -> Result<T, JinjaError> {
+        self.work(STEP)?;
+        let depth = self.depth.get();
+        if depth >= self.limits.depth {
+            let most = self.limits.depth;
+            return Err(bound(format!("the template calls itself more than {most} levels deep")));
+        }
+        self.depth.set(depth + 1);
+        let result = run();
+        self.depth.set(depth);
+        result
+    }
+
+    fn kept(&self, scope: Scope) -> Scope {
+        self.scopes.borrow_mut().push(scope.clone());
+        scope
+    }
+
+    // Output
+
+    fn write(&self, text: &str) -> Result<(), JinjaError> {
+        self.bytes(text.len())?;
+        if let Some(output) = self.outputs.borrow_mut().last_mut() {
+            output.push_str(text);
+        }
+        Ok(())
+    }
+
+    fn captured(&self, body: &[Stmt], scope: &Scope) -> Evaluated {
+        self.outputs.borrow_mut().push(String::new());
+        let done = self.body(body, scope);
+        let text = self.outputs.borrow_mut().pop().unwrap_or_default();
+        done?;
+        Ok(Value::from(text))
+    }
+
+    // Statements
+
+    fn body(&self, body: &[Stmt], scope: &Scope) -> Result<Flow, JinjaError> {
+        for stmt in body {
+            let flow = self.deeper(|| self.statement(&stmt.kind, scope));
+            match flow.map_err(|error| error.at(stmt.line))? {
+                Flow::Ended => {}
+                flow => return Ok(flow),
+            }
+        }
+        Ok(Flow::Ended)
+    }
+
+    fn statement(&self, stmt: &StmtKind, scope: &Scope) -> Result<Flow, JinjaError> {
+        match stmt {
+            StmtKind::Data(text) => self.write(text)?,
+            StmtKind::Print(expr) => self.print(expr, scope)?,
+            StmtKind::For(def) => {
+                let items = self.items(&self.eval(&def.iter, scope)?)?;
+                self.for_loop(def, &items, scope, 0)?;
+            }
+            StmtKind::If(branches, otherwise) => {
+                for (condition, body) in branches {
+                    if self.eval(condition, scope)?.is_true() {
+                        return self.body(body, scope);
+                    }
+                }
+                return self.body(otherwise, scope);
+            }
+            StmtKind::With(names, body) => {
+                let inner = scope.inner();
+                for (target, expr) in names {
+                    self.assign(target, self.eval(expr, scope)?, &inner)?;
+                }
+                return self.body(body, &inner);
+            }
+            StmtKind::Set(target, expr) => self.assign(target, self.eval(expr, scope)?, scope)?,
+            StmtKind::SetBlock(target, filter, body) => {
+                let mut value = self.captured(body, &scope.inner())?;
+                if let Some(filter) = filter {
+                    value = self.block_filter(filter, value, scope)?;
+                }
+                self.assign(target, value, scope)?;
+            }
+            StmtKind::FilterBlock(filter, body) => {
+                let value = self.captured(body, &scope.inner())?;
+                let value = self.block_filter(filter, value, scope)?;
+                self.write(&self.shown(&value)?)?;
+            }
+            StmtKind::Macro(def) => {
+                let scope_of = self.kept(scope.clone());
+                let value = Macro { def: Arc::clone(def), scope: scope_of };
+                scope.set(&def.name, Value::Macro(Rc::new(value)));
+            }
+            StmtKind::Call(call, def) => self.call_block(call, def, scope)?,
+            StmtKind::Scoped(body) => return self.body(body, &scope.inner()),
+            StmtKind::Block(body) => return self.body(body, &self.root.inner()),
+            StmtKind::Break => return Ok(Flow::Broke),
+            StmtKind::Continue => return Ok(Flow::Continued),
+        }
+        Ok(Flow::Ended)
+    }
+
+    fn print(&self, expr: &Expr, scope: &Scope) -> Result<(), JinjaError> {
+        match self.eval(expr, scope)? {
+            Value::Str(text) => self.write(&text),
+            value => self.write(&self.shown(&value)?),
+        }
+    }
+
+    fn call_block(
+        &self,
+        call: &Expr,
+        def: &Arc<MacroDef>,
+        scope: &Scope,
+    ) -> Result<(), JinjaError> {
+        let Expr::Call(callee, args) = call else { return Ok(()) };
+        let caller = Macro { def: Arc::clone(def), scope: scope.clone() };
+        let mut given = self.given(args, scope)?;
+        given.named.push(("caller".into(), Value::Macro(Rc::new(caller))));
+        let value = self.call(callee, given, scope)?;
+        self.write(&self.shown(&value)?)
+    }
+
+    fn for_loop(
+        &self,
+        def: &Arc<ForLoop>,
+        items: &Rc<Seq>,
+        scope: &Scope,
+        depth: usize,
+    ) -> Result<(), JinjaError> {
+        let items = match &def.filter {
+            None => Rc::clone(items),
+            Some(filter) => {
+                let mut kept = Vec::new();
+                for item in items.iter() {
+                    let inner = scope.inner();
+                    self.assign(&def.target, item.clone(), &inner)?;
+                    if self.eval(filter, &inner)?.is_true() {
+                        kept.push(item.clone());
+                    }
+                }
+                Rc::new(Seq::new(kept))
+            }
+        };
+        self.bytes(items.len() * VALUE_BYTES)?;
+        let state = Rc::new(Loop {
+            items: Rc::clone(&items),
+            at: Cell::new(0),
+            depth,
+            seen: RefCell::default(),
+            again: def.recursive.then(|| (Arc::clone(def), scope.clone())),
+        });
+        let mut completed = false;
+        for (at, item) in items.iter().enumerate() {
+            state.at.set(at);
+            let inner = scope.inner();
+            inner.set(&"loop".into(), Value::Loop(Rc::clone(&state)));
+            self.assign(&def.target, item.clone(), &inner)?;
+            match self.body(&def.body, &inner)? {
+                Flow::Broke => break,
+                Flow::Continued => {}
+                Flow::Ended => completed = true,
+            }
+        }
+        // Jinja runs the rest where no turn came to its end, be it for want of items or by `break`.
+        if !completed {
+            self.body(&def.otherwise, &scope.inner())?;
+        }
+        Ok(())
+    }
+
+    fn assign(&self, target: &Target, value: Value, scope: &Scope) -> Result<(), JinjaError> {
+        match target {
+            Target::Name(name) => scope.set(name, value),
+            Target::Attribute(name, attribute) => match scope.get(name) {
+                Some(Value::Namespace(_)) if attribute.starts_with('_') => {
+                    return Err(super::builtins::private(attribute));
+                }
+                Some(Value::Namespace(names)) => {
+                    names.borrow_mut().insert(attribute.to_string(), value);
+                }
+                _ => {
+                    return Err(JinjaError::new(
+                        ErrorKind::Type,
+                        "cannot assign attribute on non-namespace object",
+                    ));
+                }
+            },
+            Target::Several(targets) => {
+                let items = self.items(&value)?;
+                if items.len() != targets.len() {
+                    let (found, expected) = (items.len(), targets.len());
+                    let message = match found < expected {
+                        true => format!("not enough values to unpack (expected {expected}, got {found})"),
+                        false => format!("too many values to unpack (expected {expected})"),
+                    };
+                    return Err(JinjaError::of_value(message));
+                }
+                for (target, item) in targets.iter().zip(items.iter()) {
+                    self.assign(target, item.clone(), scope)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    // Expressions
+
+    pub(super) fn eval(&self, expr: &Expr, scope: &Scope) -> Evaluated {
+        let value = self.deeper(|| self.expression(expr, scope))?;
+        match value.extent().depth > MAX_NESTING {
+            true => Err(bound(format!("a value nests more than {MAX_NESTING} deep"))),
+            false => Ok(value),
+        }
+    }
+
+    /// The items of a value; those of a text are made here, and their bytes counted.
+    pub(super) fn items(&self, value: &Value) -> Result<Rc<Seq>, JinjaError> {
+        if let Value::Str(text) = value {
+            self.bytes(text.len().saturating_mul(VALUE_BYTES + 24))?;
+        }
+        value.items()
+    }
+
+    fn all(&self, exprs: &[Expr], scope: &Scope) -> Result<Vec<Value>, JinjaError> {
+        self.bytes(exprs.len() * VALUE_BYTES)?;
+        exprs.iter().map(|expr| self.eval(expr, scope)).collect()
+    }
+
+    fn expression(&self, expr: &Expr, scope: &Scope) -> Evaluated {
+        match expr {
+            Expr::Const(literal) => Ok(constant(literal)),
+            Expr::Name(name) => Ok(self.name(name, scope)),
+            Expr::List(items) => Ok(Value::list(self.all(items, scope)?)),
+            Expr::Tuple(items) => Ok(Value::tuple(self.all(items, scope)?)),
+            Expr::Dict(entries) => self.dict(entries, scope),
+            Expr::Attribute(value, name) => {
+                operators::attribute(&self.eval(value, scope)?, name)
+            }
+            Expr::Item(value, key) => {
+                operators::item(&self.eval(value, scope)?, &self.eval(key, scope)?)
+            }
+            Expr::Slice(value, bounds) => self.slice(value, bounds, scope),
+            Expr::Call(callee, args) => {
+                let given = self.given(args, scope)?;
+                self.call(callee, given, scope)
+            }
+            Expr::Filter(value, name, args) => {
+                let value = match value {
+                    Some(value) => self.eval(value, scope)?,
+                    None => return Err(JinjaError::syntax("a filter without a value", 0)),
+                };
+                self.filter(name, &value, &self.given(args, scope)?)
+            }
+            Expr::Test(value, name, args) => {
+                let value = self.eval(value, scope)?;
+                Ok(Value::Bool(self.test(name, &value, &self.given(args, scope)?)?))
+            }
+            Expr::Not(value) => Ok(Value::Bool(!self.eval(value, scope)?.is_true())),
+            Expr::Negative(value) => operators::negative(&self.eval(value, scope)?),
+            Expr::Positive(value) => operators::positive(&self.eval(value, scope)?),
+            Expr::Binary(op, left, right) => {
+                operators::binary(self, *op, &self.eval(left, scope)?, &self.eval(right, scope)?)
+            }
+            Expr::Compare(first, operands) => self.comparison(first, operands, scope),
+            Expr::And(left, right) => match self.eval(left, scope)? {
+                left if left.is_true() => self.eval(right, scope),
+                left => Ok(left),
+            },
+            Expr::Or(left, right) => match self.eval(left, scope)? {
+                left if left.is_true() => Ok(left),
+                _ => self.eval(right, scope),
+            },
+            Expr::If(condition, value, otherwise) => {
+                self.conditional(condition, value, otherwise.as_deref(), scope)
+            }
+            Expr::Concat(operands) => {
+                let mut text = String::new();
+                for operand in operands {
+                    text.push_str(&self.shown(&self.eval(operand, scope)?)?);
+                }
+                self.text(text)
+            }
+        }
+    }
+
+    fn conditional(
+        &self,
+        condition: &Expr,
+        value: &Expr,
+        otherwise: Option<&Expr>,
+        scope: &Scope,
+    ) -> Evaluated {
+        match (self.eval(condition, scope)?.is_true(), otherwise) {
+            (true, _) => self.eval(value, scope),
+            (false, Some(otherwise)) => self.eval(otherwise, scope),
+            (false, None) => Ok(Value::Undefined(
+                "the inline if-expression evaluated to false and no else section was defined."
+                    .into(),
+            )),
+        }
+    }
+
+    fn name(&self, name: &Arc<str>, scope: &Scope) -> Value {
+        let global = || super::builtins::GLOBALS.iter().find(|global| **global == &**name);
+        scope
+            .get(name)
+            .or_else(|| global().map(|global| Value::Function(global)))
+            .unwrap_or_else(|| Value::undefined(name))
+    }
+
+    fn dict(&self, entries: &[(Expr, Expr)], scope: &Scope) -> Evaluated {
+        self.bytes(entries.len() * 4 * VALUE_BYTES)?;
+        let mut dict = Dict::default();
+        for (key, value) in entries {
+            dict.insert(self.eval(key, scope)?, self.eval(value, scope)?)?;
+        }
+        Ok(Value::Dict(Rc::new(dict)))
+    }
+
+    fn slice(&self, value: &Expr, bounds: &[Option<Expr>; 3], scope: &Scope) -> Evaluated {
+        let value = self.eval(value, scope)?;
+        let mut found = [None, None, None];
+        for (found, bound) in found.iter_mut().zip(bounds) {
+            if let Some(bound) = bound {
+                let bound = self.eval(bound, scope)?;
+                *found = match bound {
+                    Value::None => None,
+                    bound => Some(bound.as_int().ok_or_else(|| {
+                        JinjaError::of_type("slice indices must be integers or None")
+                    })?),
+                };
+            }
+        }
+        self.bytes(weight(&value))?;
+        operators::slice(&value, found)
+    }
+
+    fn comparison(
+        &self,
+        first: &Expr,
+        operands: &[(super::ast::CompareOp, Expr)],
+        scope: &Scope,
+    ) -> Evaluated {
+        let mut left = self.eval(first, scope)?;
+        for (op, right) in operands {
+            let right = self.eval(right, scope)?;
+            self.work((weight(&left) + weight(&right)) as u64)?;
+            if !operators::compare(*op, &left, &right)? {
+                return Ok(Value::Bool(false));
+            }
+            left = right;
+        }
+        Ok(Value::Bool(true))
+    }
+
+    fn block_filter(&self, filter: &Expr, value: Value, scope: &Scope) -> Evaluated {
+        let Expr::Filter(inner, name, args) = filter else { return Ok(value) };
+        let value = match inner {
+            Some(inner) => self.block_filter(inner, value, scope)?,
+            None => value,
+        };
+        self.filter(name, &value, &self.given(args, scope)?)
+    }
+
+    // Calls
+
+    fn given(&self, args: &Args, scope: &Scope) -> Result<Given, JinjaError> {
+        let mut given = Given { positional: self.all(&args.positional, scope)?, named: Vec::new() };
+        for (name, expr) in &args.named {
+            given.named.push((Arc::clone(name), self.eval(expr, scope)?));
+        }
+        if let Some(more) = &args.more {
+            given.positional.extend(self.items(&self.eval(more, scope)?)?.iter().cloned());
+        }
+        if let Some(more) = &args.more_named {
+            let Value::Dict(dict) = self.eval(more, scope)? else {
+                return Err(JinjaError::of_type("argument after ** must be a mapping"));
+            };
+            for (key, value) in dict.entries() {
+                given.named.push((self.shown(key)?.into(), value.clone()));
+            }
+        }
+        self.bytes((given.positional.len() + given.named.len()) * VALUE_BYTES)?;
+        Ok(given)
+    }
+
+    fn call(&self, callee: &Expr, given: Given, scope: &Scope) -> Evaluated {
+        let callee = self.eval(callee, scope)?;
+        self.call_value(&callee, given)
+    }
+
+    pub(super) fn call_value(&self, callee: &Value, given: Given) -> Evaluated {
+        match callee {
+            Value::Macro(called) => self.deeper(|| self.call_macro(called, given)),
+            Value::Function(name) => self.function(name, &given),
+            Value::Method(value, name) => self.method(value, name, &given),
+            Value::Loop(state) => {
+                let Some((def, scope)) = &state.again else {
+                    return Err(JinjaError::of_type(
+                        "The loop must have the 'recursive' marker to be called recursively.",
+                    ));
+                };
+                let items = given.get(0, "iterable").map_or_else(|| Ok(Rc::default()), |items| self.items(items))?;
+                self.outputs.borrow_mut().push(String::new());
+                let done = self.deeper(|| self.for_loop(def, &items, scope, state.depth + 1));
+                let text = self.outputs.borrow_mut().pop().unwrap_or_default();
+                done?;
+                Ok(Value::from(text))
+            }
+            Value::Joiner(separator, asked) => Ok(match asked.replace(true) {
+                true => Value::Str(Arc::clone(separator)),
+                false => Value::from(""),
+            }),
+            Value::Undefined(message) => Err(JinjaError::undefined(&**message)),
+            other => {
+                let kind = other.type_name();
+                Err(JinjaError::of_type(format!("'{kind}' object is not callable")))
+            }
+        }
+    }
+
+    fn call_macro(&self, called: &Macro, given: Given) -> Evaluated {
+        let def = &called.def;
+        let scope = self.kept(called.scope.inner());
+        let Given { positional, mut named } = given;
+        let mut positional = positional.into_iter();
+        if let Some(at) = named.iter().position(|(name, _)| &**name == "caller") {
+            let (name, caller) = named.remove(at);
+            if !def.uses.caller {
+                let macro_name = &def.name;
+                return Err(JinjaError::of_type(format!(
+                    "macro '{macro_name}' was invoked with two values for the special caller argument"
+                )));
+            }
+            scope.set(&name, caller);
+        } else if def.uses.caller {
+            scope.set(&"caller".into(), Value::undefined("caller"));
+        }
+        for (name, default) in &def.parameters {
+            let by_name = named.iter().position(|(key, _)| key == name);
+            let value = match (positional.next(), by_name) {
+                (Some(value), _) => value,
+                (None, Some(at)) => named.remove(at).1,
+                (None, None) => match default {
+                    Some(default) => self.eval(default, &scope)?,
+                    None => Value::Undefined(format!("parameter '{name}' was not provided").into()),
+                },
+            };
+            scope.set(name, value);
+        }
+        let left: Vec<Value> = positional.collect();
+        let most = def.parameters.len();
+        if !left.is_empty() && !def.uses.varargs {
+            let name = &def.name;
+            return Err(JinjaError::of_type(format!(
+                "macro '{name}' takes not more than {most} argument(s)"
+            )));
+        }
+        if let Some((key, _)) = named.first().filter(|_| !def.uses.kwargs) {
+            let name = &def.name;
+            return Err(JinjaError::of_type(format!(
+                "macro '{name}' takes no keyword argument '{key}'"
+            )));
+        }
+        let mut rest = Dict::default();
+        for (key, value) in named {
+            rest.insert(Value::Str(key), value)?;
+        }
+        scope.set(&"varargs".into(), Value::tuple(left));
+        scope.set(&"kwargs".into(), Value::Dict(Rc::new(rest)));
+        self.captured(&def.body, &scope)
+    }
+}
+
+fn constant(literal: &Literal) -> Value {
+    match literal {
+        Literal::None => Value::None,
+        Literal::Bool(value) => Value::Bool(*value),
+        Literal::Int(value) => Value::Int(*value),
+        Literal::Float(value) => Value::Float(*value),
+        Literal::Text(text) => Value::Str(Arc::clone(text)),
+    }
+}
+
+/// Bytes that a walk over a value looks at.
+pub(super) fn weight(value: &Value) -> usize {
+    value.extent().weight
+}
+
+fn bound(message: impl Into<String>) -> JinjaError {
+    JinjaError::new(ErrorKind::Bound, message)
+}

@@ -1,0 +1,95 @@
+//! Jinja's tests: `value is name`.
+
+use super::ast::CompareOp;
+use super::error::JinjaError;
+use super::operators::compare;
+use super::render::{Given, Renderer};
+use super::value::Value;
+
+/// Names of all tests.
+const NAMES: [&str; 41] = [
+    "odd", "even", "divisibleby", "defined", "undefined", "filter", "test", "none", "boolean",
+    "false", "true", "integer", "float", "lower", "upper", "string", "mapping", "number",
+    "sequence", "iterable", "callable", "sameas", "escaped", "in", "==", "eq", "equalto", "!=",
+    "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan", "<=", "le", "is_none", "",
+];
+
+impl Renderer {
+    pub(super) fn test(&self, name: &str, value: &Value, given: &Given) -> Result<bool, JinjaError> {
+        self.work(super::render::weight(value) as u64)?;
+        let other = || {
+            let missing = || JinjaError::of_type(format!("test '{name}' needs a value to compare with"));
+            given.positional.first().ok_or_else(missing)
+        };
+        let whole = |value: &Value| {
+            value.must_be_defined()?;
+            let kind = value.type_name();
+            let wrong = || JinjaError::of_type(format!("test '{name}' needs a whole number, found {kind}"));
+            value.as_int().ok_or_else(wrong)
+        };
+        Ok(match name {
+            "odd" | "even" => {
+                let rest = match value {
+                    Value::Float(value) => value.rem_euclid(2.0),
+                    value => whole(value)?.rem_euclid(2) as f64,
+                };
+                rest == if name == "odd" { 1.0 } else { 0.0 }
+            }
+            "divisibleby" => match whole(other()?)? {
+                0 => return Err(JinjaError::of_value("integer modulo by zero")),
+                by => whole(value)? % by == 0,
+            },
+            "defined" => !value.is_undefined(),
+            "undefined" => value.is_undefined(),
+            "filter" => super::filters::exists(&value.to_string()),
+            "test" => NAMES.contains(&&*value.to_string()),
+            "none" => matches!(value, Value::None),
+            "boolean" => matches!(value, Value::Bool(_)),
+            "false" => matches!(value, Value::Bool(false)),
+            "true" => matches!(value, Value::Bool(true)),
+            "integer" => matches!(value, Value::Int(_)),
+            "float" => matches!(value, Value::Float(_)),
+            "number" => matches!(value, Value::Int(_) | Value::Float(_) | Value::Bool(_)),
+            "lower" => value.to_string() == value.to_string().to_lowercase() && has_case(value),
+            "upper" => value.to_string() == value.to_string().to_uppercase() && has_case(value),
+            "string" => matches!(value, Value::Str(_)),
+            "mapping" => matches!(value, Value::Dict(_)),
+            "sequence" => matches!(
+                value,
+                Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_)
+            ),
+            "iterable" => value.items().is_ok() || matches!(value, Value::Loop(_)),
+            "callable" => matches!(
+                value,
+                Value::Macro(_) | Value::Function(_) | Value::Method(..) | Value::Joiner(..) | Value::Undefined(_)
+            ),
+            "sameas" => same(value, other()?),
+            "escaped" => false,
+            "in" => other()?.contains(value)?,
+            "==" | "eq" | "equalto" => compare(CompareOp::Eq, value, other()?)?,
+            "!=" | "ne" => compare(CompareOp::Ne, value, other()?)?,
+            ">" | "gt" | "greaterthan" => compare(CompareOp::Gt, value, other()?)?,
+            ">=" | "ge" => compare(CompareOp::Ge, value, other()?)?,
+            "<" | "lt" | "lessthan" => compare(CompareOp::Lt, value, other()?)?,
+            "<=" | "le" => compare(CompareOp::Le, value, other()?)?,
+            other => return Err(JinjaError::syntax(format!("No test named '{other}'."), 0)),
+        })
+    }
+}
+
+fn has_case(value: &Value) -> bool {
+    value.to_string().chars().any(|c| c.is_lowercase() || c.is_uppercase())
+}
+
+/// `is` of Python, for values of which there is one each.
+fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Bool(a), Value::Bool(b)) => a == b,
+        (Value::None, Value::None) => true,
+        (Value::Int(a), Value::Int(b)) => a == b,
+        (Value::Str(a), Value::Str(b)) => a == b,
+        (Value::List(a), Value::List(b)) => std::rc::Rc::ptr_eq(a, b),
+        (Value::Dict(a), Value::Dict(b)) => std::rc::Rc::ptr_eq(a, b),
+        _ => false,
+    }
+}
