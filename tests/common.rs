@@ -230,7 +230,7 @@ pub(crate) fn submit_until(
         if matches!(event, Event::Token(_)) {
             left = left.saturating_sub(1);
         }
-        sender.send(event).is_ok() && left > 0
+        (sender.send(event).is_ok() && left > 0).into()
     };
     let request = Request {
         prompt: prompt.to_vec(),

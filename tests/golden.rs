@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use polyskill::text::{TextModel, TextStream};
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_adapters::lora::{Elements, LoraSite};
 use polyskill_adapters::weights::LinearPart;
 use polyskill_adapters::{prototypes, transform};
 use polyskill_sdk::gate::{self, Op};
+use polyskill_tokenizer::{Chat, Special, TextStream, Tokenizer};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::Value as Json;
 
@@ -259,15 +259,17 @@ fn phatgoose() {
 #[test]
 fn texts_and_chats_become_the_tokens_of_transformers() {
     let golden = golden("tokenizer");
-    let model = TextModel::load(&fixtures().join("models/llama-tied")).unwrap();
+    let model = Tokenizer::load(&fixtures().join("models/llama-tied")).unwrap();
     for entry in list(&golden["texts"]) {
         let (plain, tokens) = (text(entry, "text"), ids(&entry["ids"]));
         assert_eq!(model.encode(plain).unwrap(), tokens, "{plain}");
-        assert_eq!(model.decode(&tokens), text(entry, "decoded_plain"));
+        assert_eq!(model.decode(&tokens, Special::Hidden), text(entry, "decoded_plain"));
     }
     for entry in list(&golden["chats"]) {
         let add = entry["add_generation_prompt"] == true;
-        let tokens = model.encode_chat(&entry["messages"], add).unwrap();
+        let messages = list(&entry["messages"]);
+        let chat = Chat { messages, add_generation_prompt: add, ..Chat::default() };
+        let tokens = model.encode_chat(&chat).unwrap();
         assert_eq!(tokens, ids(&entry["ids"]), "{}", text(entry, "text"));
     }
 }
@@ -276,13 +278,13 @@ fn texts_and_chats_become_the_tokens_of_transformers() {
 #[test]
 fn a_text_stream_gives_the_text_of_the_whole() {
     let golden = golden("tokenizer");
-    let model = TextModel::load(&fixtures().join("models/llama-tied")).unwrap();
+    let model = Tokenizer::load(&fixtures().join("models/llama-tied")).unwrap();
     for entry in list(&golden["texts"]) {
-        let mut stream = TextStream::new(Vec::new(), false);
+        let mut stream = TextStream::new(Special::Hidden);
         let tokens = ids(&entry["ids"]);
         let mut streamed: String =
-            tokens.iter().map(|&token| stream.push(&model, token).0).collect();
-        streamed.push_str(&stream.finish(&model));
+            tokens.iter().map(|&token| stream.push(&model, token).text).collect();
+        streamed.push_str(&stream.finish());
         assert_eq!(streamed, text(entry, "decoded_plain"));
     }
 }
@@ -294,10 +296,10 @@ fn tokenizers_of_gguf_files_agree_with_transformers() {
     let texts = list(&texts["texts"]);
     assert!(texts.len() >= 20);
     for entry in texts {
-        let model = TextModel::load(&fixtures().join("gguf").join(text(entry, "file"))).unwrap();
+        let model = Tokenizer::load(&fixtures().join("gguf").join(text(entry, "file"))).unwrap();
         let said = text(entry, "text");
         let found = model.encode(said).unwrap();
         assert_eq!(found, ids(&entry["ids"]), "{}: {said:?}", text(entry, "file"));
-        assert_eq!(model.decode_all(&found), text(entry, "decoded"), "{}", text(entry, "file"));
+        assert_eq!(model.decode(&found, Special::Shown), text(entry, "decoded"), "{}", text(entry, "file"));
     }
 }

@@ -5,9 +5,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use polyskill::config::Config;
-use polyskill::text::TextModel;
 use polyskill_adapters::load_module;
 use polyskill_model::{Compute, load};
+use polyskill_tokenizer::{Chat, Special, Tokenizer};
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy};
 use proptest::sample::select;
@@ -30,17 +30,19 @@ fn mutated(bytes: &[u8], edits: &[(usize, u8)]) -> Vec<u8> {
 
 /// Uses the text side of a model as a request would.
 fn use_text(path: &Path) {
-    let text = match TextModel::load(path) {
+    let text = match Tokenizer::load(path) {
         Ok(text) => text,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
-    let messages = json!([{"role": "system", "content": "be kind"},
-                          {"role": "user", "content": "hello \u{1f600} <|im_end|>"}]);
-    let chat = text.encode_chat(&messages, true);
+    let messages = [
+        json!({"role": "system", "content": "be kind"}),
+        json!({"role": "user", "content": "hello \u{1f600} <|im_end|>"}),
+    ];
+    let chat = text.encode_chat(&Chat::to_answer(&messages));
     let plain = text.encode("hello world \u{e4}\u{0}");
     for tokens in chat.into_iter().chain(plain) {
-        let _ = text.decode_all(&tokens);
-        let _ = text.decode(&tokens);
+        let _ = text.decode(&tokens, Special::Shown);
+        let _ = text.decode_part(&tokens);
     }
     let _ = text.token_text(u32::MAX);
 }
@@ -156,7 +158,7 @@ fn a_tokenizer_with_an_unknown_decoder_is_refused() {
         tokenizer["decoder"] = decoder;
         let scratch = tempfile::tempdir().unwrap();
         std::fs::write(scratch.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        let message = TextModel::load(scratch.path()).unwrap_err().to_string();
+        let message = Tokenizer::load(scratch.path()).unwrap_err().to_string();
         assert!(message.contains("tokenizer.json"), "{message}");
     }
 }

@@ -23,6 +23,7 @@ mod merging;
 mod openai_api;
 mod openai_client;
 mod parity;
+mod peft_configs;
 mod plugin;
 mod plugin_command;
 mod pull;

@@ -175,17 +175,16 @@ fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
     let (started, has_started) = channel();
     let (release, released) = channel::<()>();
     let hold = move |_: Event| {
-        started.send(()).is_ok() && {
-            let _ = released.recv();
-            true
-        }
+        let heard = started.send(()).is_ok();
+        let _ = released.recv();
+        heard.into()
     };
     bench.engine.handle().submit(request(Box::new(hold))).unwrap();
     has_started.recv().unwrap();
     let (sender, events) = channel();
-    let waiting = request(Box::new(move |event| sender.send(event).is_ok()));
+    let waiting = request(Box::new(move |event| sender.send(event).is_ok().into()));
     let id = bench.engine.handle().submit(waiting).unwrap();
-    let full = bench.engine.handle().submit(request(Box::new(|_| true))).unwrap_err();
+    let full = bench.engine.handle().submit(request(Box::new(|_| true.into()))).unwrap_err();
     assert_eq!(full, SubmitError::QueueFull { waiting: 1 });
     bench.engine.handle().cancel(id);
     drop(release);

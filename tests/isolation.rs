@@ -131,7 +131,7 @@ impl Ask {
             trace: TraceLevel::None,
             shadow: None,
             cache_salt: ["", "a", "b"][self.salt].to_owned(),
-            sink: Box::new(move |event| sender.send(event).is_ok()),
+            sink: Box::new(move |event| sender.send(event).is_ok().into()),
         };
         bench.engine.handle().submit(request).unwrap();
         Pending::new(events)

@@ -10,6 +10,7 @@ use polyskill::pull;
 use polyskill::service::Service;
 use polyskill_adapters::Kind;
 use polyskill_engine::{RouterRequest, SamplingParams, Selection};
+use polyskill_tokenizer::{Chat, Special};
 use serde_json::{Value as Json, json};
 
 use crate::common::{plugins, root, submit, text};
@@ -30,8 +31,8 @@ fn examples(library: &Path) -> Vec<(String, String)> {
 }
 
 fn answer(service: &Service, selection: &Selection, question: &str) -> String {
-    let messages = json!([{"role": "user", "content": question}]);
-    let prompt = service.text.encode_chat(&messages, true).unwrap();
+    let messages = [json!({"role": "user", "content": question})];
+    let prompt = service.tokenizer.encode_chat(&Chat::to_answer(&messages)).unwrap();
     let sampling = SamplingParams {
         max_tokens: 48,
         temperature: 0.0,
@@ -48,7 +49,7 @@ fn answer(service: &Service, selection: &Selection, question: &str) -> String {
     let composition = service.composer.compose(&selection).unwrap();
     assert_eq!(composition.fallback(), None);
     let output = submit(&service.engine, &Arc::clone(&composition), &prompt, sampling).wait();
-    service.text.decode(&output.ids()).trim().to_owned()
+    service.tokenizer.decode(&output.ids(), Special::Hidden).trim().to_owned()
 }
 
 /// The shipped library, served as the demo serves it; `None` where the base is not in the cache.
@@ -88,11 +89,11 @@ fn a_second_base_makes_sense() {
         ("The three primary colours are red,", "yellow and blue"),
         ("One, two, three, four,", "five, six"),
     ] {
-        let ids = service.text.encode(prompt).unwrap();
+        let ids = service.tokenizer.encode(prompt).unwrap();
         let sampling =
             SamplingParams { max_tokens: 12, temperature: 0.0, ..SamplingParams::default() };
         let output = submit(&service.engine, &base, &ids, sampling).wait();
-        let found = service.text.decode(&output.ids());
+        let found = service.tokenizer.decode(&output.ids(), Special::Hidden);
         assert!(found.contains(expected), "{prompt}{found}");
     }
 }

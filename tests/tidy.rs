@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use crate::common::{list, root, text};
 
 /// Which crate may use which: normal dependencies inside the workspace, exactly.
-const LAYERS: [(&str, &[&str]); 7] = [
+const LAYERS: [(&str, &[&str]); 8] = [
     (
         "polyskill",
         &[
@@ -19,12 +19,14 @@ const LAYERS: [(&str, &[&str]); 7] = [
             "polyskill-model",
             "polyskill-plugin",
             "polyskill-sdk",
+            "polyskill-tokenizer",
         ],
     ),
     ("polyskill-engine", &["polyskill-adapters", "polyskill-model", "polyskill-sdk"]),
     ("polyskill-adapters", &["polyskill-model", "polyskill-sdk"]),
     ("polyskill-plugin", &["polyskill-sdk"]),
     ("polyskill-sdk", &[]),
+    ("polyskill-tokenizer", &["polyskill-model"]),
     ("polyskill-experiment", &[]),
     ("polyskill-model", &[]),
 ];

@@ -9,6 +9,7 @@ mod config;
 mod experts;
 mod ia3;
 mod lora;
+mod pattern;
 mod prompt;
 pub(crate) mod raw;
 mod tokens;
@@ -111,7 +112,7 @@ impl Place {
     }
 
     /// `(output, input)` features; the embedding table is no linear.
-    fn shape(self, base: &ModelConfig) -> Option<(usize, usize)> {
+    pub(crate) fn shape(self, base: &ModelConfig) -> Option<(usize, usize)> {
         match self {
             Self::Site(site) => Some(base.projection_shape(site.projection)),
             Self::Head => Some((base.vocab_size, base.hidden_size)),

@@ -43,7 +43,7 @@ BPE, SPM = "vocab-bpe.gguf", "vocab-spm.gguf"
 BLANK = "\u2581"
 KEY = "tokenizer.ggml."
 
-# Everything that is the same for llama.cpp stands in one line; a test of one is a test of all but for the flags.
+# What cuts texts in the same places stands in one line; the flags may differ there.
 PRES = """
 default
 gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert exaone4 jina-v1-en jina-v2-code roberta-bpe
@@ -250,29 +250,12 @@ def sentence_piece() -> Json:
     file.add(TokenType.CONTROL, ["<s>", "</s>"])
     file.add(TokenType.BYTE, [f"<0x{byte:02X}>" for byte in range(256)])
     # As in Gemma's files: runs of blanks as they are.
-    file.add(
-        TokenType.USER_DEFINED, [" " * count for count in (2, 3, 4, 8)] + ["\n\n", "\t\t\t", "<think>", "</think>"]
-    )
-    file.add(
-        TokenType.USER_DEFINED, ["<thi", "nk>!x", "[[a", "a]]]", "tool call", " leading", "trailing ", f"{BLANK}<user>"]
-    )
+    file.add(TokenType.USER_DEFINED, [" " * count for count in (2, 3, 4, 8)])
+    file.add(TokenType.USER_DEFINED, ["\n\n", "\t\t\t", "<think>", "</think>", "<thi", "nk>!x", "[[a", "a]]]"])
+    file.add(TokenType.USER_DEFINED, ["tool call", " leading", "trailing ", f"{BLANK}<user>"])
     file.scores = [0.0] * len(file.entries)
     # No one can make `xyzzy`; the text of a byte token, of a control token and of an unused one can be made.
-    pieces = [
-        *merged,
-        "xyzzy",
-        "<0",
-        "<0x",
-        "<0x0",
-        "<s",
-        "<u",
-        "<un",
-        "<unu",
-        "<unus",
-        "<unuse",
-        "<unused",
-        "<unused0",
-    ]
+    pieces = [*merged, *"xyzzy <0 <0x <0x0 <s <u <un <unu <unus <unuse <unused <unused0".split()]
     pieces += [token for token in ("<", "0", "x", "s", ">", "/") if token not in letters]
     # Characters that only bytes can spell, so that falling back is tried beside the others.
     rare = set("\u0958\u0178\u2551\u212b\ufa0e\u314b\u10a1\U0001fae8\u2020\ue000\u0149")
@@ -280,15 +263,7 @@ def sentence_piece() -> Json:
     file.add(TokenType.NORMAL, [piece for piece in dict.fromkeys(pieces) if piece not in {t for t, _ in file.entries}])
     normal = len(file.entries) - len(file.scores)
     file.scores += [-float(rank) for rank in range(normal)]
-    controls = [
-        "<|begin_of_text|>",
-        "<|im_start|>",
-        "<|im_end|>",
-        "<|endoftext|>",
-        "<|user|>",
-        "<|assistant|>",
-        "<|end|>",
-    ]
+    controls = "<|begin_of_text|> <|im_start|> <|im_end|> <|endoftext|> <|user|> <|assistant|> <|end|>".split()
     rest = Vocabulary("llama")
     rest.add(TokenType.CONTROL, [*controls, "<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "<pad>"])
     rest.add(TokenType.UNUSED, ["<unused0>", "<mask>"])

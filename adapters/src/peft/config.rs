@@ -4,15 +4,14 @@
 use std::collections::BTreeSet;
 
 use polyskill_model::{ModelConfig, Site};
-use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value as Json};
 
 use super::bundle::MAX_WEIGHT;
+use super::pattern::Pattern;
 
 /// Settings that do not change a forward pass at inference.
-const IGNORED: [&str; 10] = [
+const IGNORED: [&str; 9] = [
     "corda_config",
-    "ensure_weight_tying",
     "eva_config",
     "loftq_config",
     "lora_dropout",
@@ -35,7 +34,7 @@ const ALWAYS_IGNORED: [&str; 8] = [
     "task_type",
 ];
 /// Settings that are read below.
-const READ: [&str; 15] = [
+const READ: [&str; 16] = [
     "r",
     "lora_alpha",
     "lora_bias",
@@ -51,12 +50,15 @@ const READ: [&str; 15] = [
     "bias",
     "init_lora_weights",
     "modules_to_save",
+    "ensure_weight_tying",
 ];
 /// Initialisers that leave the base's weights as they are.
 const PLAIN_INITIALISERS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
 const MAX_RANK: u64 = 1 << 14;
-/// Compiled size of one pattern from outside.
-const MAX_REGEX_BYTES: usize = 1 << 20;
+/// Names of the embedding table and the head, by which PEFT sees that a module changes one of them.
+const ENDS: [&str; 2] = ["embed_tokens", "lm_head"];
+/// From so many names on PEFT shortens a list to what tells its modules apart, and loses exact paths.
+const MAX_EXACT_NAMES: usize = 20;
 
 /// What a LoRA's configuration says about arithmetic.
 #[derive(Debug)]
@@ -64,14 +66,17 @@ pub(super) struct LoraSettings {
     rank: usize,
     alpha: f64,
     use_rslora: bool,
-    rank_pattern: Vec<(Regex, usize)>,
-    alpha_pattern: Vec<(Regex, f64)>,
+    rank_pattern: Vec<(Pattern, usize)>,
+    alpha_pattern: Vec<(Pattern, f64)>,
     target: Matcher,
     /// Fused parameters, as PEFT's `target_parameters` names them.
     parameters: Vec<String>,
     exclude: Option<Matcher>,
-    layers: Option<BTreeSet<u64>>,
-    layer_containers: Vec<String>,
+    layers: Option<Layers>,
+    /// Modules that are saved whole, which PEFT does not target too.
+    saved: Vec<Pattern>,
+    /// Whether both ends of a tied base share one LoRA.
+    ensure_weight_tying: bool,
     /// Whether sites have magnitudes.
     pub(super) use_dora: bool,
     /// Whether B has a bias.
@@ -92,12 +97,39 @@ pub(super) struct TokenIndices {
     pub(super) head: Option<Vec<u32>>,
 }
 
+/// The layers that a list of names is kept to.
+#[derive(Debug)]
+struct Layers {
+    numbers: BTreeSet<i64>,
+    /// Expressions for what stands before a layer's number; without any, whatever does.
+    containers: Vec<Pattern>,
+}
+
+impl Layers {
+    /// Whether the path's first number behind a container is one of the layers'.
+    fn holds(&self, path: &str) -> bool {
+        let number = match self.containers.as_slice() {
+            [] => {
+                let parts: Vec<&str> = path.split('.').collect();
+                let inner = parts.get(2..parts.len().saturating_sub(1)).unwrap_or_default();
+                inner.iter().find_map(|part| part.parse::<u32>().ok()).map(i64::from)
+            }
+            // The first expression that matches decides, also where it finds no number.
+            containers => containers
+                .iter()
+                .find(|container| container.is_match(path))
+                .and_then(|container| container.group(path, "idx")?.parse().ok()),
+        };
+        number.is_some_and(|number| self.numbers.contains(&number))
+    }
+}
+
 /// What `target_modules` and its like say.
 #[derive(Debug)]
 pub(super) enum Matcher {
     AllLinear,
     Names(Vec<String>),
-    Pattern(Regex),
+    Pattern(Pattern),
 }
 
 impl Matcher {
@@ -110,6 +142,21 @@ impl Matcher {
                 path == name
                     || path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
             }),
+        }
+    }
+
+    /// Why its answers are not to be used, if there is a reason.
+    pub(super) fn problem(&self) -> Option<String> {
+        match self {
+            Self::Pattern(pattern) => pattern.problem(),
+            _ => None,
+        }
+    }
+
+    fn names(&self) -> &[String] {
+        match self {
+            Self::Names(names) => names,
+            _ => &[],
         }
     }
 }
@@ -136,13 +183,13 @@ impl LoraSettings {
         });
         let alpha_pattern =
             pattern_map(&object, "alpha_pattern", |value, name| number(Some(value), name));
-        let target = matcher(object.get("target_modules"), "target_modules");
+        let target = target(&object);
         let exclude = match object.get("exclude_modules") {
             None | Some(Json::Null) => Ok(None),
             Some(value) => matcher(Some(value), "exclude_modules").map(Some),
         };
-        let layers = layers(object.get("layers_to_transform"));
-        let layer_containers = strings(object.get("layers_pattern"));
+        let layers = layers(&object, target.as_ref().ok());
+        let saved = saved(&object);
         let tokens = match tokens(object.get("trainable_token_indices"), "trainable_token_indices")
         {
             Ok(tokens) => tokens,
@@ -153,8 +200,8 @@ impl LoraSettings {
         };
         let flag = |name: &str| object.get(name).and_then(Json::as_bool).unwrap_or(false);
         let own_head = !strings(object.get("modules_to_save")).is_empty();
-        match (rank_pattern, alpha_pattern, target, exclude, layers) {
-            (Ok(rank_pattern), Ok(alpha_pattern), Ok(target), Ok(exclude), Ok(layers))
+        match (rank_pattern, alpha_pattern, target, exclude, layers, saved) {
+            (Ok(rank_pattern), Ok(alpha_pattern), Ok(target), Ok(exclude), Ok(layers), Ok(saved))
                 if problems.is_empty() =>
             {
                 let use_rslora = flag("use_rslora");
@@ -168,7 +215,8 @@ impl LoraSettings {
                     parameters: strings(object.get("target_parameters")),
                     exclude,
                     layers,
-                    layer_containers,
+                    saved,
+                    ensure_weight_tying: is_truth(object.get("ensure_weight_tying")),
                     use_dora: flag("use_dora"),
                     lora_bias: flag("lora_bias"),
                     trains_biases: trains_biases(&object),
@@ -176,12 +224,13 @@ impl LoraSettings {
                     tokens,
                 })
             }
-            (rank_pattern, alpha_pattern, target, exclude, layers) => {
+            (rank_pattern, alpha_pattern, target, exclude, layers, saved) => {
                 problems.extend(rank_pattern.err());
                 problems.extend(alpha_pattern.err());
                 problems.extend(target.err());
                 problems.extend(exclude.err());
                 problems.extend(layers.err());
+                problems.extend(saved.err());
                 Err(problems)
             }
         }
@@ -205,8 +254,56 @@ impl LoraSettings {
     }
 
     pub(super) fn is_target(&self, path: &str) -> bool {
-        let excluded = self.exclude.as_ref().is_some_and(|exclude| exclude.matches(path));
-        !excluded && self.target.matches(path) && self.is_in_layers(path)
+        let excluded =
+            self.is_excluded(path) || self.saved.iter().any(|saved| saved.is_match(path));
+        // A path that is named whole is meant, whatever its layer.
+        let is_exact = self.target.names().iter().any(|name| name == path);
+        !excluded && (is_exact || self.target.matches(path) && self.is_in_layers(path))
+    }
+
+    pub(super) fn is_excluded(&self, path: &str) -> bool {
+        self.exclude.as_ref().is_some_and(|exclude| exclude.matches(path))
+    }
+
+    /// Whether the embedding table and the head of a tied base share one LoRA.
+    pub(super) fn ties_ends(&self, base: &ModelConfig) -> bool {
+        let names_an_end = match &self.target {
+            Matcher::Pattern(pattern) => ENDS.iter().any(|end| pattern.is_match(end)),
+            names => names.names().iter().any(|name| {
+                ENDS.contains(&name.rsplit('.').next().unwrap_or_default())
+            }),
+        };
+        self.ensure_weight_tying && base.tied_embeddings && names_an_end
+    }
+
+    /// What PEFT ties on this base and is not read.
+    pub(super) fn tying_problem(&self, base: &ModelConfig) -> Option<String> {
+        if !self.ensure_weight_tying || !base.tied_embeddings {
+            return None;
+        }
+        let of = |what: &str| Some(format!("setting `ensure_weight_tying` with {what} is not supported"));
+        if self.own_head {
+            return of("`modules_to_save`");
+        }
+        if self.ties_ends(base) && self.tokens.is_some() {
+            return of("`trainable_token_indices` at a tied end");
+        }
+        match &self.tokens {
+            Some(tokens) if tokens.head.as_ref().is_some_and(|head| *head != tokens.embedding) => {
+                of("`trainable_token_indices` that differ between both ends")
+            }
+            _ => None,
+        }
+    }
+
+    /// Why matches of its expressions are not to be used, if there is a reason.
+    pub(super) fn pattern_problems(&self) -> Vec<String> {
+        let matchers = [Some(&self.target), self.exclude.as_ref()].into_iter().flatten();
+        let containers = self.layers.iter().flat_map(|layers| &layers.containers);
+        let ranks = self.rank_pattern.iter().map(|(pattern, _)| pattern);
+        let alphas = self.alpha_pattern.iter().map(|(pattern, _)| pattern);
+        let patterns = ranks.chain(alphas).chain(containers).chain(&self.saved);
+        matchers.filter_map(Matcher::problem).chain(patterns.filter_map(Pattern::problem)).collect()
     }
 
     /// Whether `target_parameters` names a fused parameter.
@@ -214,16 +311,11 @@ impl LoraSettings {
         let names = |name: &String| {
             path == name || path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
         };
-        self.parameters.iter().any(names) && self.is_in_layers(path)
+        self.parameters.iter().any(names)
     }
 
     fn is_in_layers(&self, path: &str) -> bool {
-        let Some(layers) = &self.layers else { return true };
-        let Some(rest) = path.strip_prefix("model.layers.") else { return false };
-        let container = self.layer_containers.is_empty()
-            || self.layer_containers.iter().any(|container| container == "layers");
-        let layer = rest.split('.').next().and_then(|layer| layer.parse().ok());
-        container && layer.is_some_and(|layer: u64| layers.contains(&layer))
+        self.layers.as_ref().is_none_or(|layers| layers.holds(path))
     }
 
     /// α, which patterns override per module.
@@ -241,7 +333,7 @@ impl LoraSettings {
 }
 
 /// PEFT's `get_pattern_key`: the first key, in file order, that matches a suffix at a dot.
-fn first_match<T: Copy>(patterns: &[(Regex, T)], path: &str) -> Option<T> {
+fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
 }
 
@@ -353,24 +445,17 @@ fn positive_rank(value: Option<&Json>, name: &str) -> Result<f64, String> {
     }
 }
 
-fn regex(pattern: &str, name: &str) -> Result<Regex, String> {
-    RegexBuilder::new(pattern)
-        .size_limit(MAX_REGEX_BYTES)
-        .build()
-        .map_err(|error| format!("`{name}`: {}", error.to_string().replace('\n', " ")))
-}
-
 fn pattern_map<T>(
     object: &Map<String, Json>,
     name: &str,
     read: impl Fn(&Json, &str) -> Result<T, String>,
-) -> Result<Vec<(Regex, T)>, String> {
+) -> Result<Vec<(Pattern, T)>, String> {
     match object.get(name) {
         None | Some(Json::Null) => Ok(Vec::new()),
         Some(Json::Object(patterns)) => patterns
             .iter()
             .map(|(key, value)| {
-                let pattern = regex(&format!(r"\A(?:.*\.)?(?:{key})\z"), name)?;
+                let pattern = Pattern::of_key(key, name)?;
                 Ok((pattern, read(value, &format!("{name}.{key}"))?))
             })
             .collect(),
@@ -380,8 +465,10 @@ fn pattern_map<T>(
 
 pub(super) fn matcher(value: Option<&Json>, name: &str) -> Result<Matcher, String> {
     match value {
-        Some(Json::String(text)) if text == "all-linear" => Ok(Matcher::AllLinear),
-        Some(Json::String(text)) => Ok(Matcher::Pattern(regex(&format!(r"\A(?:{text})\z"), name)?)),
+        Some(Json::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
+            Ok(Matcher::AllLinear)
+        }
+        Some(Json::String(text)) => Ok(Matcher::Pattern(Pattern::of_whole(text, name)?)),
         Some(Json::Array(values)) if values.iter().all(Json::is_string) => {
             Ok(Matcher::Names(strings(value)))
         }
@@ -392,16 +479,79 @@ pub(super) fn matcher(value: Option<&Json>, name: &str) -> Result<Matcher, Strin
     }
 }
 
-fn layers(value: Option<&Json>) -> Result<Option<BTreeSet<u64>>, String> {
-    let numbers = match value {
+/// The linears that PEFT takes for the families here where a configuration names none.
+const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
+
+fn target(object: &Map<String, Json>) -> Result<Matcher, String> {
+    match object.get("target_modules") {
+        None | Some(Json::Null) => Ok(Matcher::Names(match object.get("target_parameters") {
+            None | Some(Json::Null) => DEFAULT_TARGETS.map(str::to_owned).to_vec(),
+            Some(_) => Vec::new(),
+        })),
+        value => matcher(value, "target_modules"),
+    }
+}
+
+fn layers(object: &Map<String, Json>, target: Option<&Matcher>) -> Result<Option<Layers>, String> {
+    let wrong = || "`layers_to_transform` is not a list of layer numbers".to_owned();
+    let value = match object.get("layers_to_transform") {
         None | Some(Json::Null) => return Ok(None),
-        Some(Json::Array(values)) => values.iter().map(Json::as_u64).collect(),
-        Some(value) => value.as_u64().map(|layer| BTreeSet::from([layer])),
+        Some(value) => value,
     };
-    let numbers: Option<BTreeSet<u64>> = numbers;
-    numbers
-        .map(Some)
-        .ok_or_else(|| "`layers_to_transform` is not a list of layer numbers".to_owned())
+    let names = match target {
+        Some(Matcher::Names(names)) => names,
+        Some(_) => {
+            let reason = "`layers_to_transform` needs `target_modules` to be a list of names";
+            return Err(reason.to_owned());
+        }
+        None => return Ok(None),
+    };
+    let number = |value: &Json| value.as_i64().or_else(|| value.as_bool().map(i64::from));
+    let numbers: BTreeSet<i64> = match value {
+        // None of them means all.
+        Json::Array(values) if values.is_empty() => return Ok(None),
+        Json::Array(values) => {
+            values.iter().map(number).collect::<Option<_>>().ok_or_else(wrong)?
+        }
+        value => BTreeSet::from([number(value).ok_or_else(wrong)?]),
+    };
+    if names.len() >= MAX_EXACT_NAMES {
+        return Err(format!(
+            "`layers_to_transform` with {MAX_EXACT_NAMES} names or more in `target_modules` is not supported"
+        ));
+    }
+    let containers = strings(object.get("layers_pattern"));
+    let container = |pattern: &String| {
+        let pattern = format!(r"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.");
+        Pattern::of_beginning(&pattern, "layers_pattern")
+    };
+    let is_any = object.get("layers_pattern").and_then(Json::as_str) == Some("");
+    let containers = match is_any {
+        true => Vec::new(),
+        false => containers.iter().map(container).collect::<Result<_, String>>()?,
+    };
+    Ok(Some(Layers { numbers, containers }))
+}
+
+/// Modules that are saved whole, as expressions for paths that they exclude.
+fn saved(object: &Map<String, Json>) -> Result<Vec<Pattern>, String> {
+    let names = strings(object.get("modules_to_save"));
+    let pattern = |name: &String| {
+        Pattern::of_beginning(&format!(r"(^|.*\.){name}($|\..*)"), "modules_to_save")
+    };
+    names.iter().map(pattern).collect()
+}
+
+/// A value as Python's condition.
+fn is_truth(value: Option<&Json>) -> bool {
+    match value {
+        None | Some(Json::Null) => false,
+        Some(Json::Bool(value)) => *value,
+        Some(Json::Number(number)) => number.as_f64() != Some(0.0),
+        Some(Json::String(text)) => !text.is_empty(),
+        Some(Json::Array(items)) => !items.is_empty(),
+        Some(Json::Object(items)) => !items.is_empty(),
+    }
 }
 
 /// A string or a list of strings.

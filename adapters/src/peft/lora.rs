@@ -30,7 +30,7 @@ const EMBEDDING_A: &str = "lora_embedding_A";
 const EMBEDDING_B: &str = "lora_embedding_B";
 const TOKENS: &str = "token_adapter.trainable_tokens_delta";
 /// What may follow a linear's path, and what it is called here. PEFT has written some in two ways.
-const SUFFIXES: [(&str, &str); 12] = [
+const SUFFIXES: [(&str, &str); 18] = [
     (".lora_A.weight", A),
     (".lora_B.weight", B),
     (".lora_B.bias", B_BIAS),
@@ -42,6 +42,13 @@ const SUFFIXES: [(&str, &str); 12] = [
     (".lora_embedding_A", EMBEDDING_A),
     (".lora_embedding_B", EMBEDDING_B),
     (".token_adapter.trainable_tokens_delta", TOKENS),
+    // As in memory, where the module's name stands in the key.
+    (".lora_A.default.weight", A),
+    (".lora_B.default.weight", B),
+    (".lora_B.default.bias", B_BIAS),
+    (".lora_magnitude_vector.default.weight", MAGNITUDE),
+    (".lora_embedding_A.default", EMBEDDING_A),
+    (".lora_embedding_B.default", EMBEDDING_B),
     (".weight", HEAD),
 ];
 
@@ -60,7 +67,9 @@ pub(super) fn assemble(
         let expert = parsed.and_then(|(path, _)| experts::place_of(path, base.config));
         match (parsed, place, expert) {
             (Some((_, what)), Some(place), _) => {
-                found.entry(place).or_default().insert(what, view);
+                if found.entry(place).or_default().insert(what, view).is_some() {
+                    problems.add(format!("tensor `{name}` is there under another name too"));
+                }
             }
             (Some((path, what)), None, Some(expert)) => {
                 of_experts.entry((expert, path.to_owned())).or_default().insert(what, view);
@@ -70,6 +79,12 @@ pub(super) fn assemble(
     }
     let mut reader =
         Reader { settings, base, weights: Weights::new(base.config.num_sites()), problems };
+    let tying = settings.tying_problem(base.config);
+    tying.into_iter().for_each(|problem| reader.problems.add(problem));
+    if settings.ties_ends(base.config) {
+        let ends = [Place::Embedding, Place::Head].map(|end| found.remove(&end).unwrap_or_default());
+        reader.tied_ends(ends);
+    }
     let targets = reader.targets();
     for place in &targets {
         let tensors = found.remove(place).unwrap_or_default();
@@ -84,8 +99,9 @@ pub(super) fn assemble(
         reader.keep(read);
     }
     reader.require_promised();
+    settings.pattern_problems().into_iter().for_each(|problem| reader.problems.add(problem));
     let Reader { mut problems, weights, .. } = reader;
-    if targets.is_empty() && weights.expert_loras.is_empty() {
+    if targets.is_empty() && weights.expert_loras.is_empty() && weights.embedding.is_none() {
         problems.add("no linear of the base model is a target module".to_owned());
     }
     problems.into_result(weights)
@@ -109,8 +125,56 @@ impl Reader<'_> {
     fn targets(&self) -> BTreeSet<Place> {
         let sites = self.settings.targets(self.base.config).into_iter().map(Place::Site);
         let rest = [Place::Head, Place::Embedding].into_iter();
-        let rest = rest.filter(|place| self.settings.is_target(&place.path()));
+        let ties = self.settings.ties_ends(self.base.config);
+        let rest = rest.filter(|place| !ties && self.settings.is_target(&place.path()));
         sites.chain(rest).collect()
+    }
+
+    /// One LoRA at both ends of a tied base, as `ensure_weight_tying` asks for it: the head's matrices are the embedding
+    /// table's, transposed and in turn. Where a file has both, PEFT takes the head's.
+    fn tied_ends(&mut self, [mut embedding, mut head]: [Tensors<'_>; 2]) {
+        let ModelConfig { vocab_size, hidden_size, .. } = *self.base.config;
+        if self.settings.use_dora || self.settings.lora_bias {
+            self.problems.add(format!("{}: only plain LoRA is supported at embeddings", Place::Embedding));
+        }
+        if self.settings.is_excluded(&Place::Embedding.path()) {
+            self.problems.add("`exclude_modules` names embed_tokens, which `ensure_weight_tying` targets".to_owned());
+        }
+        let (rank, scale) = self.settings.rank_and_scale(&Place::Embedding.path());
+        let (_, head_scale) = self.settings.rank_and_scale(&Place::Head.path());
+        let [a, b] = [A, B].map(|what| head.remove(what));
+        let [of_a, of_b] = [EMBEDDING_A, EMBEDDING_B].map(|what| embedding.remove(what));
+        let [rank_hidden, rank_vocab] = match (a, b, of_a, of_b) {
+            // Both are checked, though one is used.
+            (Some(a), Some(b), of_a, of_b) => {
+                let checks = [(of_a, [rank, vocab_size]), (of_b, [hidden_size, rank])];
+                for (view, shape) in checks.iter().filter_map(|(view, shape)| Some((view.as_ref()?, shape))) {
+                    let checked = shaped("a tensor of embed_tokens", view, shape);
+                    self.keep(checked);
+                }
+                let a = self.keep(shaped("`lora_A` of lm_head", &a, &[rank, hidden_size]));
+                let b = self.keep(shaped("`lora_B` of lm_head", &b, &[vocab_size, rank]));
+                [a, b.map(|b| b.transposed(vocab_size, rank))]
+            }
+            (None, None, Some(of_a), Some(of_b)) => {
+                let of_a = self.keep(shaped("`lora_embedding_A`", &of_a, &[rank, vocab_size]));
+                let of_b = self.keep(shaped("`lora_embedding_B`", &of_b, &[hidden_size, rank]));
+                [of_b.map(|b| b.transposed(hidden_size, rank)), of_a]
+            }
+            _ => {
+                let problem = "embed_tokens and lm_head share a LoRA, but neither has both of its tensors";
+                return self.problems.add(problem.to_owned());
+            }
+        };
+        if let (Some(rank_hidden), Some(rank_vocab)) = (rank_hidden, rank_vocab) {
+            let a_transposed = rank_vocab.clone().transposed(rank, vocab_size);
+            let b_transposed = rank_hidden.clone();
+            self.weights.embedding = Some(EmbeddingLora { rank, scale, a_transposed, b_transposed });
+            let lora = LoraSite { rank, scale: head_scale, a: rank_hidden, b_transposed: rank_vocab, magnitude: None };
+            self.weights.head = Some(LinearPart { lora: Some(lora), ..LinearPart::default() });
+        }
+        self.beside(Place::Embedding, embedding);
+        self.beside(Place::Head, head);
     }
 
     /// A linear that the configuration targets.

@@ -194,7 +194,6 @@ impl Composer {
                             let planned = (plan, candidates.as_slice(), beside.as_slice());
                             match self.compile(snapshot, slot, (planned, experts), &identity) {
                                 Ok(parts) => return self.ready(parts, None),
-                                Err(Unusable::Request(error)) => return Err(error),
                                 Err(Unusable::Alone(reason)) => {
                                     slot.count_unusable(&reason);
                                     Some(reason)
@@ -300,8 +299,9 @@ impl Composer {
                 let picks: Vec<(u32, f32)> = (0..).zip(picks).map(|(at, (_, w))| (at, w)).collect();
                 let weights = picks.iter().map(|(_, weight)| *weight);
                 let partial = |(lease, weight)| partial_start(lease, weight);
+                // What a router picks is the router's: the request has named no weight.
                 if let Some(error) = modules.iter().zip(weights).find_map(partial) {
-                    return Err(Unusable::Request(error));
+                    return Err(Unusable::Plan(error.to_string()));
                 }
                 (modules, Plan::Fixed { picks, combine: combine_rule(combine) })
             }
@@ -504,8 +504,6 @@ impl Parts {
 enum Unusable {
     /// The router's answer is at fault.
     Plan(String),
-    /// The request asks for what cannot be.
-    Request(ComposeError),
     /// The router was asked for what it does not do: no fault of its own.
     Alone(String),
 }

@@ -16,7 +16,7 @@ use crate::beyond_linears::store_prefix;
 use crate::blocks::{BlockKeys, Blocks};
 use crate::composition::Composition;
 use crate::request::{
-    Event, EventSink, FinishReason, Finished, PromptLogprob, Request, RequestId, TokenEvent,
+    Event, EventSink, FinishReason, Finished, PromptLogprob, Reaction, Request, RequestId, TokenEvent,
 };
 use crate::routing::{Routing, RowSpan};
 use crate::sampling::{Logprobs, Sampler};
@@ -152,7 +152,7 @@ impl Handle {
 
     /// Ends a request with [`FinishReason::Cancelled`]; a request that has ended is left alone.
     pub fn cancel(&self, id: RequestId) {
-        // A full queue means that the engine is busy; the sink's `false` cancels as well.
+        // A full queue means that the engine is busy; the sink's answer cancels as well.
         let _ = self.commands.try_send(Command::Cancel(id));
     }
 
@@ -682,8 +682,10 @@ impl Running {
     }
 
     fn send(&mut self, event: Event) {
-        if !(self.sink)(event) {
-            self.ended = Some(FinishReason::Cancelled);
+        match (self.sink)(event) {
+            Reaction::Continue => {}
+            Reaction::Stop => self.ended = Some(FinishReason::Stop),
+            Reaction::Cancel => self.ended = Some(FinishReason::Cancelled),
         }
     }
 

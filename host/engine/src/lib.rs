@@ -35,7 +35,7 @@ pub use document::read_document;
 pub use engine::{Engine, EngineConfig, Handle, SubmitError};
 pub use health::{FaultPolicy, OnFault, Standing};
 pub use request::{
-    Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Request, RequestId,
+    Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Reaction, Request, RequestId,
     SamplingParams, TokenEvent,
 };
 pub use router_slot::{Offered, ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};

@@ -26,12 +26,30 @@ pub struct Request {
     pub shadow: Option<Arc<Shadow>>,
     /// Keeps cached beginnings of one tenant apart from those of others; empty shares them.
     pub cache_salt: String,
-    /// Receives the events; `false` means that nobody listens any more, which cancels the request.
+    /// Receives the events, and says after each whether the request goes on.
     pub sink: EventSink,
 }
 
 /// Receives a request's events on the engine thread; must not block.
-pub type EventSink = Box<dyn FnMut(Event) -> bool + Send>;
+pub type EventSink = Box<dyn FnMut(Event) -> Reaction + Send>;
+
+/// The answer of a sink to an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reaction {
+    /// The request goes on.
+    Continue,
+    /// The text is complete: the request ends here with [`FinishReason::Stop`], and no further token is made.
+    Stop,
+    /// Nobody listens any more: the request ends with [`FinishReason::Cancelled`].
+    Cancel,
+}
+
+impl From<bool> for Reaction {
+    /// The reaction of a sink that only passes events on, by whether that succeeded.
+    fn from(delivered: bool) -> Self {
+        if delivered { Self::Continue } else { Self::Cancel }
+    }
+}
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -63,6 +81,10 @@ pub struct SamplingParams {
     pub frequency_penalty: f32,
     /// Added to the logits of tokens.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens that may be chosen; empty allows all.
+    pub allowed_tokens: Vec<u32>,
+    /// Token sequences that the output never holds: the last token of one is not chosen after the others.
+    pub bad_words: Vec<Vec<u32>>,
     /// Tokens that end the request.
     pub stop_tokens: Vec<u32>,
     /// Stop tokens count only after this many tokens.
@@ -90,6 +112,8 @@ impl Default for SamplingParams {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            allowed_tokens: Vec::new(),
+            bad_words: Vec::new(),
             stop_tokens: Vec::new(),
             min_tokens: 0,
             seed: 0,
@@ -129,6 +153,8 @@ pub struct TokenEvent {
 pub struct Logprob {
     /// Of the token itself.
     pub value: f32,
+    /// The token's place among all, from 1; tokens that are as likely count as before it.
+    pub rank: usize,
     /// The most likely tokens, best first.
     pub top: Vec<(u32, f32)>,
 }
@@ -168,7 +194,7 @@ pub struct Finished {
 /// Why a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A stop token.
+    /// A stop token, or the sink's [`Reaction::Stop`].
     Stop,
     /// The token limit or the context's end.
     Length,

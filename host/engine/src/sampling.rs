@@ -18,6 +18,8 @@ pub(crate) struct Sampler {
     /// Tokens of the prompt, for the repetition penalty.
     prompt: BTreeMap<u32, u32>,
     output: BTreeMap<u32, u32>,
+    /// The output in its order, where bad words are to be found in it.
+    history: Vec<u32>,
 }
 
 impl Sampler {
@@ -27,7 +29,7 @@ impl Sampler {
             prompt.iter().for_each(|&token| *counts.entry(token).or_default() += 1);
         }
         let random = ChaCha8Rng::seed_from_u64(params.seed);
-        Self { params, random, prompt: counts, output: BTreeMap::new() }
+        Self { params, random, prompt: counts, output: BTreeMap::new(), history: Vec::new() }
     }
 
     /// Chooses a token; changes `logits`.
@@ -36,12 +38,23 @@ impl Sampler {
         self.adjust(logits);
         let token = if self.params.temperature <= 0.0 { argmax(logits) } else { self.draw(logits) };
         *self.output.entry(token).or_default() += 1;
+        if !self.params.bad_words.is_empty() {
+            self.history.push(token);
+        }
         (token, logprobs.map(|logprobs| logprobs.of(token)))
     }
 
-    /// Bias, penalties, and stop tokens that may not come yet.
+    /// Bias, penalties, and tokens that may not come.
     fn adjust(&self, logits: &mut [f32]) {
         let params = &self.params;
+        if !params.allowed_tokens.is_empty() {
+            let allowed = params.allowed_tokens.iter();
+            let kept: Vec<(u32, f32)> = allowed
+                .filter_map(|&token| Some((token, *logits.get(token as usize)?)))
+                .collect();
+            logits.fill(f32::NEG_INFINITY);
+            kept.into_iter().for_each(|(token, logit)| logits[token as usize] = logit);
+        }
         let mut at = |token: u32, change: &dyn Fn(f32) -> f32| {
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit = change(*logit);
@@ -58,6 +71,13 @@ impl Sampler {
         for (&token, &count) in &self.output {
             let penalty = params.presence_penalty + params.frequency_penalty * count as f32;
             at(token, &|logit| logit - penalty);
+        }
+        for word in &params.bad_words {
+            if let Some((&last, before)) = word.split_last()
+                && self.history.ends_with(before)
+            {
+                at(last, &|_| f32::NEG_INFINITY);
+            }
         }
         let generated: u32 = self.output.values().sum();
         if (generated as usize) < params.min_tokens {
@@ -172,7 +192,9 @@ impl Logprobs<'static> {
     }
 
     pub(crate) fn of(self, token: u32) -> Logprob {
-        Logprob { value: self.logits[token as usize] - self.normaliser, top: self.top }
+        let logit = self.logits[token as usize];
+        let rank = self.logits.iter().filter(|&&other| other >= logit).count();
+        Logprob { value: logit - self.normaliser, rank, top: self.top }
     }
 }
 
@@ -203,6 +225,19 @@ mod tests {
         assert_eq!(draw(SamplingParams { top_k: 3, top_p: 0.6, ..plain.clone() }, &logits), [0, 1]);
         let biased = SamplingParams { logit_bias: vec![(4, 100.0)], ..plain };
         assert_eq!(draw(biased, &logits), [4]);
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_chosen_and_bad_words_are_not_completed() {
+        let logits = [3.0, 2.0, 1.0, 0.0];
+        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        let allowed = SamplingParams { allowed_tokens: vec![2, 3, 900], ..greedy.clone() };
+        assert_eq!(Sampler::new(allowed, &[]).sample(&mut logits.clone()).0, 2);
+        let bad = SamplingParams { bad_words: vec![vec![0, 0], vec![1]], ..greedy };
+        let mut sampler = Sampler::new(bad, &[]);
+        let tokens = [0, 0, 0].map(|_| sampler.sample(&mut logits.clone()).0);
+        // Never 1; 0 not after 0.
+        assert_eq!(tokens, [0, 2, 0]);
     }
 
     #[test]

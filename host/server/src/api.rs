@@ -7,13 +7,17 @@ mod chat;
 mod completions;
 mod error;
 mod experiment;
+pub mod fields;
 mod generation;
+mod logprobs;
+mod messages;
 mod models;
 mod modules;
 mod params;
 mod shadow_run;
 mod tokenize;
 mod ui;
+mod usage;
 
 use std::sync::Arc;
 

@@ -119,7 +119,7 @@ fn submit(
         trace: TraceLevel::None,
         shadow: None,
         cache_salt: String::new(),
-        sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok()),
+        sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into()),
     };
     service.engine.handle().submit(request).map_err(|error| error.to_string())?;
     Ok(events)

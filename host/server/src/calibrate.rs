@@ -18,9 +18,9 @@ use polyskill_adapters::weights::Expert;
 use polyskill_adapters::{Generation, load_module};
 use polyskill_model::{Compute, Decoder, load};
 use polyskill_sdk::experts::LayerPolicy;
+use polyskill_tokenizer::Tokenizer;
 
 use crate::pull;
-use crate::text::TextModel;
 use passes::Calibration;
 
 /// What a policy is made from, and how.
@@ -120,8 +120,8 @@ pub fn run(args: &CalibrateArgs, out: &mut dyn Write) -> Result<(), String> {
     let compute = Arc::new(Compute::for_this_machine());
     let model = load::load(&path, compute, &mut |_, _| {}).map_err(message)?;
     check(args, &model)?;
-    let text = TextModel::load(&path).map_err(message)?;
-    let sequences = texts::read(args, &model, &text)?;
+    let tokenizer = Tokenizer::load(&path).map_err(message)?;
+    let sequences = texts::read(args, &model, &tokenizer)?;
     let num_tokens: usize = sequences.iter().map(Vec::len).sum();
     let mut calibration = Calibration::new(args, &model, sequences)?;
     let (policy, experts) = policy(args, &model, &mut calibration)?;

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use polyskill_engine::{
     Composition, Event, FinishReason, Request, SamplingParams, Selection, TraceLevel,
 };
+use polyskill_tokenizer::{Chat, Special, Stops, TextStream};
 use serde_json::json;
 
 use crate::service::Service;
-use crate::text::TextStream;
 
 /// What to generate.
 #[derive(Clone, Debug)]
@@ -38,15 +38,18 @@ const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 /// # Errors
 /// A message for the user.
 pub fn run(service: &Service, options: &Options) -> Result<(), String> {
-    let prompt = match service.text.has_template() {
+    let tokenizer = &service.tokenizer;
+    let prompt = match tokenizer.has_template() {
         true => {
-            let messages = json!([{"role": "user", "content": options.prompt}]);
-            service.text.encode_chat(&messages, true)
+            let messages = [json!({"role": "user", "content": options.prompt})];
+            tokenizer.encode_chat(&Chat::to_answer(&messages))
         }
         // A base that was never taught to chat goes on with the text.
-        false => service.text.encode(&options.prompt),
+        false => tokenizer.encode(&options.prompt),
     };
     let prompt = prompt.map_err(|error| error.to_string())?;
+    let mut text = TextStream::after(tokenizer, &prompt, Special::Hidden, Stops::default());
+    let ends = service.end_tokens();
     let composition =
         service.composer.compose(&options.selection).map_err(|error| error.to_string())?;
     let (sender, events) = std::sync::mpsc::channel();
@@ -54,7 +57,7 @@ pub fn run(service: &Service, options: &Options) -> Result<(), String> {
         max_tokens: options.max_tokens,
         temperature: options.temperature,
         seed: options.seed,
-        stop_tokens: service.model.config().eos_tokens.clone(),
+        stop_tokens: ends.clone(),
         ..SamplingParams::default()
     };
     let request = Request {
@@ -64,21 +67,20 @@ pub fn run(service: &Service, options: &Options) -> Result<(), String> {
         cache_salt: String::new(),
         trace: if options.trace { TraceLevel::Full } else { TraceLevel::None },
         shadow: None,
-        sink: Box::new(move |event| sender.send(event).is_ok()),
+        sink: Box::new(move |event| sender.send(event).is_ok().into()),
     };
     service.engine.handle().submit(request).map_err(|error| error.to_string())?;
-    let mut text = TextStream::new(Vec::new(), false);
     for event in events {
         match event {
             Event::Prompt(_) => {}
-            Event::Token(token) if service.model.config().eos_tokens.contains(&token.token) => {}
+            Event::Token(token) if ends.contains(&token.token) => {}
             Event::Token(token) => {
-                let (piece, _) = text.push(&service.text, token.token);
+                let piece = text.push(tokenizer, token.token).text;
                 print!("{}", paint(&piece, strongest(&token.routing)));
                 let _ = std::io::stdout().flush();
             }
             Event::Finished(finished) => {
-                println!("{}", text.finish(&service.text));
+                println!("{}", text.finish());
                 if options.trace {
                     legend(&composition, &finished.module_share);
                 }

@@ -1,6 +1,6 @@
 //! The polyskill server: one frozen base model, many modules, routed per token and per site by plugins.
 //!
-//! A request goes [`api`] → [`service::Service`] (names → composition) → engine → [`text`] → client.
+//! A request goes [`api`] → [`service::Service`] (names → composition) → engine → tokenizer → client.
 
 pub mod adapters_command;
 pub mod api;
@@ -21,5 +21,4 @@ pub mod record;
 pub mod routers;
 pub mod service;
 pub mod sources;
-pub mod text;
 pub mod traces;

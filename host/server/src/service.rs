@@ -8,6 +8,7 @@ use polyskill_adapters::own::kept_experts;
 use polyskill_adapters::{Generation, Library};
 use polyskill_engine::{Composer, Engine, RouterRequest, Selection};
 use polyskill_model::{Compute, Decoder, load};
+use polyskill_tokenizer::Tokenizer;
 
 use crate::audit::Audit;
 use crate::config::{Config, SkillSet, parameters};
@@ -16,7 +17,6 @@ use crate::metrics::Metrics;
 use crate::modules::Modules;
 use crate::pull;
 use crate::routers::Routers;
-use crate::text::TextModel;
 use crate::traces::Traces;
 
 /// Why the server does not start.
@@ -33,8 +33,8 @@ fn start_error(what: impl std::fmt::Display) -> StartError {
 pub struct Service {
     /// Name of the base model.
     pub base_name: String,
-    /// Tokenizer and chat template.
-    pub text: TextModel,
+    /// Tokenizer and chat templates.
+    pub tokenizer: Arc<Tokenizer>,
     /// Makes compositions.
     pub composer: Composer,
     /// Loads modules into its library.
@@ -93,7 +93,7 @@ impl Service {
                 format!("`keep_experts` was made for the base {other}, this one is {digest}");
             return Err(start_error(reason));
         }
-        let text = TextModel::load(&path).map_err(start_error)?;
+        let tokenizer = Arc::new(Tokenizer::load(&path).map_err(start_error)?);
         let library = Arc::new(Library::default());
         let audit = Arc::new(Audit::open(config.audit_log.as_deref()).map_err(start_error)?);
         let base_name = config.served_model_name.clone().unwrap_or_else(|| base_name(&name, &path));
@@ -119,7 +119,7 @@ impl Service {
         Ok(Self {
             metrics: Metrics::new(&base_name),
             base_name,
-            text,
+            tokenizer,
             composer,
             modules,
             routers,
@@ -161,6 +161,24 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Tokens that end an answer: those of the model's configuration and those of its tokenizer.
+    pub fn end_tokens(&self) -> Vec<u32> {
+        let mut ends = self.model.config().eos_tokens.clone();
+        ends.extend(self.tokenizer.end_tokens());
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
+    /// Whether two names stand for one module, be it through an alias.
+    pub(crate) fn is_one_module(&self, a: &str, b: &str) -> bool {
+        let snapshot = self.composer.library().snapshot();
+        let name = |name: &str| snapshot.resolve(name).map(|(name, _)| name.to_owned());
+        a == b || name(a).is_some_and(|a| name(b) == Some(a))
+    }
+}
+
 /// The model's name, or what its path is called.
 fn base_name(name: &str, path: &Path) -> String {
     if !Path::new(name).exists() {
@@ -173,7 +191,7 @@ fn base_name(name: &str, path: &Path) -> String {
 /// The skill set that there is without any in the configuration.
 const DEFAULT_SET: &str = "skills";
 
-/// Names that requests mean something else by than a module.
+/// Names that no module may take.
 fn reserved_names(config: &Config, base_name: &str) -> Vec<String> {
     let sets = config.skill_set.iter().map(|set| set.id.clone());
     let default = config.skill_set.is_empty().then(|| DEFAULT_SET.to_owned());

@@ -32,6 +32,13 @@ pub struct Chat<'a> {
     pub continue_final_message: Option<&'a str>,
 }
 
+impl<'a> Chat<'a> {
+    /// Messages that the assistant is to answer.
+    pub fn to_answer(messages: &'a [Json]) -> Self {
+        Self { messages, add_generation_prompt: true, ..Self::default() }
+    }
+}
+
 /// Why a chat has no text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -60,9 +67,6 @@ pub enum ChatError {
     /// The last message cannot be gone on with.
     #[error("`continue_final_message`: {0}")]
     NotContinued(String),
-    /// The template has no place for tools.
-    #[error("this model's chat template has no place for `{0}`")]
-    NoPlace(&'static str),
 }
 
 impl From<JinjaError> for ChatError {

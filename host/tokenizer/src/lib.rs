@@ -244,6 +244,14 @@ impl Tokenizer {
         text
     }
 
+    /// The text that tokens add behind a prompt, without special tokens.
+    pub fn decode_after(&self, prompt: &[u32], tokens: &[u32]) -> String {
+        let mut stream = TextStream::after(self, prompt, Special::Hidden, Stops::default());
+        let mut text: String = tokens.iter().map(|&token| stream.push(self, token).text).collect();
+        text.push_str(&stream.finish());
+        text
+    }
+
     /// The text of tokens from anywhere in a sequence: their bytes in a row, special ones too.
     pub fn decode_part(&self, tokens: &[u32]) -> String {
         let bytes: Vec<u8> =

@@ -150,7 +150,7 @@ fn ask(
         trace: TraceLevel::None,
         shadow: None,
         cache_salt: String::new(),
-        sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok()),
+        sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into()),
     };
     let submitted = engine.handle().submit(request);
     let mut times = Vec::new();

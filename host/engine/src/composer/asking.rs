@@ -5,7 +5,7 @@ use std::sync::Arc;
 use polyskill_adapters::{Generation, Kind, Snapshot};
 use polyskill_sdk::{ParameterError, Parameters, Pick, Request};
 
-use super::selection::{ComposeError, RouterRequest};
+use super::selection::{ComposeError, MAX_WEIGHT, RouterRequest};
 use super::versions::Link;
 use crate::composition::RouterIdentity;
 use crate::health::OnFault;
@@ -104,8 +104,11 @@ pub(super) fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32
         let Ok(index) = candidates.binary_search(&pick.module) else {
             return Err(format!("pick {at} names module {}, which is no candidate", pick.module));
         };
-        if !pick.weight.is_finite() {
-            return Err(format!("pick {at} has the weight {}", pick.weight));
+        if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(&pick.weight) {
+            return Err(format!(
+                "pick {at} has the weight {}, expected -{MAX_WEIGHT} to {MAX_WEIGHT}",
+                pick.weight
+            ));
         }
         if checked.iter().any(|(known, _)| *known == index as u32) {
             return Err(format!("pick {at} names module {} a second time", pick.module));
@@ -144,7 +147,7 @@ mod tests {
     fn picks_are_untrusted() {
         let pick = |module, weight| Pick { module, weight };
         assert_eq!(check_picks(&[pick(5, 0.5)], &[2, 5]), Ok(vec![(1, 0.5)]));
-        for bad in [vec![pick(3, 1.0)], vec![pick(5, f32::NAN)], vec![pick(5, 1.0), pick(5, 1.0)]] {
+        for bad in [vec![pick(3, 1.0)], vec![pick(5, f32::NAN)], vec![pick(5, 3e38)], vec![pick(5, 1.0), pick(5, 1.0)]] {
             assert!(check_picks(&bad, &[2, 5]).is_err());
         }
     }

@@ -10,11 +10,11 @@ use polyskill_adapters::own::write_document;
 use polyskill_adapters::{Generation, load_module};
 use polyskill_engine::read_document;
 use polyskill_model::{Compute, load};
+use polyskill_tokenizer::Tokenizer;
 
 use super::table::bytes;
 use super::{message, say};
 use crate::pull;
-use crate::text::TextModel;
 
 /// Longest text that is read.
 const MAX_BYTES: u64 = 16 << 20;
@@ -49,7 +49,7 @@ pub(super) fn run(args: &EncodeArgs, out: &mut dyn Write) -> Result<(), String> 
     let path = pull::resolve(&args.model, &mut |_| {}).map_err(message)?;
     let compute = Arc::new(Compute::for_this_machine());
     let model = load::load(&path, compute, &mut |_, _| {}).map_err(message)?;
-    let tokens = TextModel::load(&path).map_err(message)?.encode(&content).map_err(message)?;
+    let tokens = Tokenizer::load(&path).map_err(message)?.encode(&content).map_err(message)?;
     let bar = ProgressBar::new(tokens.len() as u64);
     let document = read_document(&model, &tokens, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();

@@ -34,6 +34,12 @@ impl Body {
         }
     }
 
+    /// Fields with their values.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Json)> {
+        let fields = self.0.as_object().into_iter().flatten();
+        fields.map(|(name, value)| (name.as_str(), value))
+    }
+
     /// Reads a group of fields; those that it does not know belong to others.
     pub(super) fn fields<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(&self.0).map_err(|error| {

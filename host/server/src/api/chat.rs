@@ -9,26 +9,31 @@ use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, StreamExt, select_all, unfold};
-use polyskill_engine::{Finished, Logprob, TraceLevel};
+use polyskill_engine::TraceLevel;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::body::Body;
 use super::error::ApiError;
 use super::experiment::{Asking, Served};
-use super::generation::{Delta, Generation, Wanted, start_choices};
-use super::params::{CommonParams, routing_report};
+use super::fields;
+use super::generation::{Delta, Generation, PromptInput, TextToken, Wanted, start_choices};
+use super::logprobs::{self, TokenNames};
+use super::messages::{ChatFields, ChatInput, Rendered};
+use super::params::{CommonParams, StreamUsage, routing_report};
+use super::usage;
 use crate::service::Service;
 use crate::traces::TracedToken;
 
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
+    #[expect(dead_code, reason = "required here, and read with the other fields of a chat")]
     messages: Vec<Json>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
     logprobs: Option<bool>,
     top_logprobs: Option<usize>,
-    add_generation_prompt: Option<bool>,
+    return_prompt_text: Option<bool>,
     #[serde(skip)]
     common: CommonParams,
 }
@@ -45,6 +50,24 @@ impl ChatRequest {
         };
         Err(ApiError::bad_request(message, Some("top_logprobs")))
     }
+
+    /// What all parts of the reply share.
+    fn reply(&self, service: &Service, id: String, rendered: Rendered) -> Result<Reply, ApiError> {
+        let common = &self.common;
+        Ok(Reply {
+            id,
+            created: now(),
+            model: common.model_name(service).to_owned(),
+            trace: common.trace_level()?,
+            logprobs: self.logprobs.unwrap_or(false),
+            names_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
+            prompt_logprobs: common.prompt_logprobs()?,
+            usage: common.stream_usage()?,
+            prompt_text: self.return_prompt_text.unwrap_or(false).then_some(rendered.text),
+            with_ids: common.return_token_ids.unwrap_or(false),
+            prompt: rendered.tokens,
+        })
+    }
 }
 
 pub(super) fn now() -> u64 {
@@ -58,90 +81,45 @@ pub(super) fn new_id(prefix: &str) -> String {
     format!("{prefix}-{:016x}{:016x}", random.hash_one(1), random.hash_one(2))
 }
 
-pub(super) fn usage(finished: &[Finished]) -> Json {
-    let prompt = finished.first().map_or(0, |finished| finished.prompt_tokens);
-    let completion: usize = finished.iter().map(|finished| finished.completion_tokens).sum();
-    let cached = finished.first().map_or(0, |finished| finished.cached_tokens);
-    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
-           "prompt_tokens_details": {"cached_tokens": cached}})
-}
-
 pub(super) async fn chat(
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
+    fields::check(&body, &[fields::COMMON, fields::CHAT, fields::OTHERS])?;
     let mut request: ChatRequest = body.fields()?;
     request.common = body.fields()?;
-    let name = request.common.model_name(&service).to_owned();
-    if service.selection(&name).is_none() {
-        return Err(ApiError::unknown_model(&name));
+    let name = request.common.model_name(&service);
+    if service.selection(name).is_none() {
+        return Err(ApiError::unknown_model(name));
     }
-    let asking = Asking::new(new_id("chatcmpl"), &headers, &request.common);
-    let (id, generations) = start(&service, &request, asking).await?;
-    let reply = Reply {
-        id,
-        created: now(),
-        model: name,
-        trace: request.common.trace_level()?,
-        logprobs: request.logprobs.unwrap_or(false),
-    };
+    let chat = body.fields::<ChatFields>()?.read(&service.tokenizer)?;
+    let mut asking = Asking::new(new_id("chatcmpl"), &headers, &request.common);
+    asking.begins(&chat.messages);
+    let rendered = chat.render(&service.tokenizer)?;
+    let mut reply = request.reply(&service, asking.id.clone(), rendered)?;
+    let generations = start(&service, &request, &chat, &asking, &mut reply).await?;
     if request.common.streams() {
-        let usage = request.common.includes_usage();
-        return Ok(Sse::new(stream(service, reply, generations, usage)).into_response());
+        return Ok(Sse::new(stream(service, reply, generations)).into_response());
     }
     whole(&service, &reply, generations).await
-}
-
-/// Messages as the template wants them: content parts joined to text, `developer` as `system`.
-pub(super) fn normalise(messages: &[Json]) -> Result<Json, ApiError> {
-    let fail = |at: usize, reason: &str| {
-        ApiError::bad_request(format!("message {at}: {reason}"), Some("messages"))
-    };
-    let one = |(at, message): (usize, &Json)| {
-        let role = match message.get("role").and_then(Json::as_str) {
-            Some("developer") => "system",
-            Some(role @ ("system" | "user" | "assistant" | "tool")) => role,
-            _ => return Err(fail(at, "`role` must be system, developer, user, assistant or tool")),
-        };
-        let content = match message.get("content") {
-            None | Some(Json::Null) => String::new(),
-            Some(Json::String(text)) => text.clone(),
-            Some(Json::Array(parts)) => {
-                let texts = parts.iter().map(|part| part.get("text").and_then(Json::as_str));
-                let texts: Option<Vec<&str>> = texts.collect();
-                texts.ok_or_else(|| fail(at, "only text parts are supported"))?.concat()
-            }
-            Some(_) => return Err(fail(at, "`content` must be text or a list of text parts")),
-        };
-        Ok(json!({"role": role, "content": content}))
-    };
-    if messages.is_empty() {
-        return Err(ApiError::bad_request("`messages` is empty", Some("messages")));
-    }
-    messages.iter().enumerate().map(one).collect::<Result<Vec<_>, _>>().map(Json::from)
 }
 
 async fn start(
     service: &Arc<Service>,
     request: &ChatRequest,
-    mut asking: Asking,
-) -> Result<(String, Vec<Generation>), ApiError> {
-    let messages = normalise(&request.messages)?;
-    let add = request.add_generation_prompt.unwrap_or(true);
-    let prompt = service
-        .text
-        .encode_chat(&messages, add)
-        .map_err(|error| ApiError::bad_request(error.to_string(), Some("messages")))?;
-    let all = messages.as_array().map_or(&[][..], Vec::as_slice);
-    let last = all.iter().rfind(|message| message["role"] == "user");
-    let last = last.and_then(|message| message.get("content")?.as_str());
-    let room = service.engine.handle().max_tokens().saturating_sub(prompt.len());
+    chat: &ChatInput,
+    asking: &Asking,
+    reply: &mut Reply,
+) -> Result<Vec<Generation>, ApiError> {
+    let limit = service.engine.handle().max_tokens();
     let asked = request.max_completion_tokens.or(request.max_tokens);
+    request.common.truncate(&mut reply.prompt, limit.saturating_sub(asked.unwrap_or(1)))?;
+    let room = limit.saturating_sub(reply.prompt.len());
     let wanted = Wanted {
         max_tokens: asked.unwrap_or_else(|| room.clamp(1, 1_024)),
         logprobs: request.alternatives()?,
-        prompt_logprobs: None,
+        prompt_logprobs: reply.prompt_logprobs,
     };
     if wanted.max_tokens == 0 {
         return Err(ApiError::bad_request(
@@ -149,10 +127,8 @@ async fn start(
             Some("max_tokens"),
         ));
     }
-    asking.begins(&messages);
-    let prompt = (prompt.as_slice(), last.map(str::to_owned));
-    let started = start_choices(service, (&request.common, &asking), prompt, wanted).await?;
-    Ok((asking.id, started))
+    let prompt = PromptInput { tokens: reply.prompt.clone(), text: chat.last_user_text() };
+    start_choices(service, &request.common, asking, &prompt, wanted).await
 }
 
 /// What all parts of a reply share.
@@ -162,6 +138,32 @@ struct Reply {
     model: String,
     trace: TraceLevel,
     logprobs: bool,
+    names_as_ids: bool,
+    /// Alternatives per token of the prompt.
+    prompt_logprobs: Option<usize>,
+    usage: StreamUsage,
+    /// The rendered chat, where the reply has it.
+    prompt_text: Option<String>,
+    /// Whether the reply has the ids of its tokens.
+    with_ids: bool,
+    prompt: Vec<u32>,
+}
+
+impl Reply {
+    fn logprobs(&self, service: &Service, tokens: &[TextToken]) -> Option<Json> {
+        let names = TokenNames { tokenizer: &service.tokenizer, as_ids: self.names_as_ids };
+        self.logprobs.then(|| logprobs::of_chat(names, tokens))
+    }
+
+    /// Adds what belongs to the prompt.
+    fn add_prompt(&self, body: &mut Json) {
+        if self.with_ids {
+            body["prompt_token_ids"] = json!(self.prompt);
+        }
+        if let Some(text) = &self.prompt_text {
+            body["prompt_text"] = json!(text);
+        }
+    }
 }
 
 async fn whole(
@@ -170,45 +172,44 @@ async fn whole(
     generations: Vec<Generation>,
 ) -> Result<Response, ApiError> {
     let (mut choices, mut finished, mut report) = (Vec::new(), Vec::new(), Json::Null);
+    let mut prompt_logprobs = None;
+    let count = generations.len();
     for (index, generation) in generations.into_iter().enumerate() {
         let served = generation.served().clone();
         let collected = generation.collect().await?;
-        let logprobs = reply.logprobs.then(|| logprobs(service, &collected.tokens));
-        choices.push(json!({
+        let ended = collected.ended;
+        let mut choice = json!({
             "index": index,
             "message": {"role": "assistant", "content": collected.text, "refusal": null},
-            "logprobs": logprobs,
-            "finish_reason": collected.reason,
-        }));
-        if index == 0 {
-            report =
-                routing_report(&served, Some(&collected.finished), reply.trace, &collected.trace);
+            "logprobs": reply.logprobs(service, &collected.tokens),
+            "finish_reason": ended.reason,
+            "stop_reason": ended.stop_reason,
+        });
+        if reply.with_ids {
+            choice["token_ids"] = collected.tokens.iter().map(|token| token.token).collect();
         }
-        finished.push(collected.finished);
+        let own = routing_report(&served, Some(&ended.finished), reply.trace, &collected.trace);
+        if count > 1 {
+            choice["polyskill"] = own.clone();
+        }
+        if index == 0 {
+            report = own;
+            prompt_logprobs = reply.prompt_logprobs.map(|top| {
+                logprobs::of_prompt(&service.tokenizer, &collected.prompt, top)
+            });
+        }
+        choices.push(choice);
+        finished.push(ended.finished);
     }
-    let body = json!({
+    let mut body = json!({
         "id": reply.id, "object": "chat.completion", "created": reply.created, "model": reply.model,
-        "choices": choices, "usage": usage(&finished), "system_fingerprint": null, "polyskill": report,
+        "choices": choices, "usage": usage::of(finished.iter().enumerate(), count), "polyskill": report,
     });
+    if let Some(prompt) = prompt_logprobs {
+        body["prompt_logprobs"] = prompt;
+    }
+    reply.add_prompt(&mut body);
     Ok(JsonReply(body).into_response())
-}
-
-fn logprobs(service: &Service, tokens: &[(u32, Option<Logprob>)]) -> Json {
-    let entry = |token: u32, value: f32| {
-        let text = service.text.token_text(token);
-        json!({"token": text, "logprob": value.max(-9999.0), "bytes": text.as_bytes()})
-    };
-    let content: Vec<Json> = tokens
-        .iter()
-        .filter_map(|(token, logprob)| {
-            let logprob = logprob.as_ref()?;
-            let mut one = entry(*token, logprob.value);
-            one["top_logprobs"] =
-                logprob.top.iter().map(|&(token, value)| entry(token, value)).collect();
-            Some(one)
-        })
-        .collect();
-    json!({"content": content})
 }
 
 /// A generation as numbered deltas.
@@ -218,7 +219,7 @@ pub(super) fn deltas(
     select_all(generations.into_iter().enumerate().map(|(index, generation)| {
         Box::pin(unfold(generation, move |mut generation| async move {
             let delta = generation.next().await?;
-            let trace = if delta.finished.is_some() { generation.take_trace() } else { Vec::new() };
+            let trace = if delta.ended.is_some() { generation.take_trace() } else { Vec::new() };
             let served = generation.served().clone();
             Some(((index, delta, trace, served), generation))
         }))
@@ -233,15 +234,18 @@ fn stream(
     service: Arc<Service>,
     reply: Reply,
     generations: Vec<Generation>,
-    include_usage: bool,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let count = generations.len();
     let reply = Arc::new(reply);
-    let chunk = move |reply: &Reply, choices: Json| {
+    let chunk = move |reply: &Reply, choices: Json, completion: usize| {
         let mut body = json!({"id": reply.id, "object": "chat.completion.chunk", "created": reply.created,
                               "model": reply.model, "choices": choices});
-        if include_usage {
-            body["usage"] = Json::Null;
+        match reply.usage {
+            StreamUsage::None => {}
+            StreamUsage::AtEnd => body["usage"] = Json::Null,
+            StreamUsage::Continuous => {
+                body["usage"] = usage::so_far(reply.prompt.len(), completion);
+            }
         }
         body
     };
@@ -250,27 +254,36 @@ fn stream(
             let delta = json!({"role": "assistant", "content": ""});
             let choice =
                 json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
-            event(&chunk(&reply, json!([choice])))
+            let mut body = chunk(&reply, json!([choice]), 0);
+            reply.add_prompt(&mut body);
+            event(&body)
         })
         .collect();
-    let mut finished = Vec::new();
+    let (mut finished, mut completions) = (Vec::new(), vec![0; count]);
     let body = deltas(generations).flat_map(move |(index, delta, trace, served)| {
         let mut events = Vec::new();
-        if !delta.text.is_empty() || (reply.logprobs && !delta.tokens.is_empty()) {
-            let logprobs = reply.logprobs.then(|| logprobs(&service, &delta.tokens));
-            let choice = json!({"index": index, "delta": {"content": delta.text}, "logprobs": logprobs,
-                                "finish_reason": null});
-            events.push(event(&chunk(&reply, json!([choice]))));
+        completions[index] += delta.tokens.len();
+        let shows_tokens = (reply.logprobs || reply.with_ids) && !delta.tokens.is_empty();
+        if !delta.text.is_empty() || shows_tokens {
+            let logprobs = reply.logprobs(&service, &delta.tokens);
+            let mut choice = json!({"index": index, "delta": {"content": delta.text}, "logprobs": logprobs,
+                                    "finish_reason": null});
+            if reply.with_ids {
+                choice["token_ids"] = delta.tokens.iter().map(|token| token.token).collect();
+            }
+            events.push(event(&chunk(&reply, json!([choice]), completions[index])));
         }
-        if let Some((reason, done)) = delta.finished {
-            let choice = json!({"index": index, "delta": {}, "logprobs": null, "finish_reason": reason});
-            let mut body = chunk(&reply, json!([choice]));
-            body["polyskill"] = routing_report(&served, Some(&done), reply.trace, &trace);
+        if let Some(ended) = delta.ended {
+            let choice = json!({"index": index, "delta": {}, "logprobs": null,
+                                "finish_reason": ended.reason, "stop_reason": ended.stop_reason});
+            let mut body = chunk(&reply, json!([choice]), completions[index]);
+            body["polyskill"] = routing_report(&served, Some(&ended.finished), reply.trace, &trace);
             events.push(event(&body));
-            finished.push(done);
-            if finished.len() == count && include_usage {
-                let mut body = chunk(&reply, json!([]));
-                body["usage"] = usage(&finished);
+            finished.push((index, ended.finished));
+            if finished.len() == count && reply.usage != StreamUsage::None {
+                let mut body = chunk(&reply, json!([]), 0);
+                let finished = finished.iter().map(|(index, finished)| (*index, finished));
+                body["usage"] = usage::of(finished, count);
                 events.push(event(&body));
             }
         }

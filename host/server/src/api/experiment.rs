@@ -81,7 +81,7 @@ impl Asking {
     }
 
     /// A chat's beginning stands for the conversation, where it has no name.
-    pub(crate) fn begins(&mut self, messages: &Json) {
+    pub(crate) fn begins(&mut self, messages: &[Json]) {
         self.names.beginning = beginning(messages);
     }
 

@@ -7,6 +7,7 @@ use polyskill_engine::{
     Composition, Finished, RouterRequest, SamplingParams, Selection, TraceLevel,
 };
 use polyskill_sdk::{Parameters, Value};
+use polyskill_tokenizer::{Special, Stops};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
@@ -20,6 +21,10 @@ use crate::traces::TracedToken;
 
 /// Stop strings of one request, as OpenAI bounds them.
 const MAX_STOPS: usize = 4;
+/// Words that may not come, in one request.
+const MAX_BAD_WORDS: usize = 64;
+/// Bytes of one of them.
+const MAX_BAD_WORD_BYTES: usize = 256;
 /// Longest salt, as vLLM bounds it.
 const MAX_SALT_BYTES: usize = 1_024;
 
@@ -54,9 +59,15 @@ pub(crate) struct CommonParams {
     pub(crate) reference: Option<String>,
     pub(crate) trace: Option<String>,
     pub(crate) cache_salt: Option<String>,
-    // Recognised and not supported: refused rather than ignored.
-    pub(crate) tools: Option<Vec<Json>>,
-    pub(crate) response_format: Option<Json>,
+    pub(crate) skip_special_tokens: Option<bool>,
+    pub(crate) add_special_tokens: Option<bool>,
+    pub(crate) truncate_prompt_tokens: Option<i64>,
+    pub(crate) truncation_side: Option<String>,
+    pub(crate) allowed_token_ids: Option<Vec<u32>>,
+    pub(crate) bad_words: Option<Vec<String>>,
+    pub(crate) prompt_logprobs: Option<i64>,
+    pub(crate) return_token_ids: Option<bool>,
+    pub(crate) return_tokens_as_token_ids: Option<bool>,
 }
 
 /// One string or several.
@@ -76,6 +87,8 @@ impl<'de> Deserialize<'de> for Stop {
 #[serde(default)]
 pub(crate) struct StreamOptions {
     pub(crate) include_usage: Option<bool>,
+    pub(crate) continuous_usage_stats: Option<bool>,
+    pub(crate) include_obfuscation: Option<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -145,18 +158,92 @@ impl CommonParams {
         self.stream.unwrap_or(false)
     }
 
-    pub(crate) fn includes_usage(&self) -> bool {
-        self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
+    /// Checks the options of a stream.
+    pub(crate) fn stream_usage(&self) -> Result<StreamUsage, ApiError> {
+        let Some(options) = &self.stream_options else { return Ok(StreamUsage::None) };
+        let refused = |message: &str| Err(ApiError::bad_request(message, Some("stream_options")));
+        if !self.streams() {
+            return refused("`stream_options` needs `stream`: true");
+        }
+        if options.include_obfuscation == Some(true) {
+            return refused("`stream_options.include_obfuscation` is not supported");
+        }
+        let continuous = options.continuous_usage_stats.unwrap_or(false);
+        match (options.include_usage.unwrap_or(false), continuous) {
+            (true, true) => Ok(StreamUsage::Continuous),
+            (true, false) => Ok(StreamUsage::AtEnd),
+            (false, true) => refused(
+                "`stream_options.continuous_usage_stats` needs `stream_options.include_usage`",
+            ),
+            (false, false) => Ok(StreamUsage::None),
+        }
     }
 
-    pub(crate) fn stops(&self) -> Result<Vec<String>, ApiError> {
-        let stops = self.stop.as_ref().map_or(&[][..], |stop| &stop.0);
-        if stops.len() > MAX_STOPS {
+    /// Whether special tokens are a part of the text.
+    pub(crate) fn special(&self) -> Special {
+        match self.skip_special_tokens {
+            Some(false) => Special::Shown,
+            _ => Special::Hidden,
+        }
+    }
+
+    pub(crate) fn stops(&self) -> Result<Stops, ApiError> {
+        let strings = self.stop.as_ref().map_or(&[][..], |stop| &stop.0);
+        if strings.len() > MAX_STOPS {
             let message =
-                format!("`stop` holds {} strings, expected at most {MAX_STOPS}", stops.len());
+                format!("`stop` holds {} strings, expected at most {MAX_STOPS}", strings.len());
             return Err(ApiError::bad_request(message, Some("stop")));
         }
-        Ok(stops.to_vec())
+        if strings.iter().any(String::is_empty) {
+            let message = "`stop` holds an empty string, which every text begins with";
+            return Err(ApiError::bad_request(message, Some("stop")));
+        }
+        Ok(Stops {
+            strings: strings.to_vec(),
+            include: self.include_stop_str_in_output.unwrap_or(false),
+            min_tokens: self.min_tokens.unwrap_or(0),
+        })
+    }
+
+    /// Alternatives per token of the prompt that the request asks for by itself.
+    pub(crate) fn prompt_logprobs(&self) -> Result<Option<usize>, ApiError> {
+        let refused = |message: String| Err(ApiError::bad_request(message, Some("prompt_logprobs")));
+        match self.prompt_logprobs {
+            None => Ok(None),
+            Some(_) if self.streams() => {
+                refused("`prompt_logprobs` with `stream` is not supported".to_owned())
+            }
+            Some(top @ 0..=20) => Ok(Some(top as usize)),
+            Some(top) => refused(format!("`prompt_logprobs` is {top}, expected 0 to 20")),
+        }
+    }
+
+    /// Cuts a prompt as `truncate_prompt_tokens` asks; `room` tokens are left for it.
+    pub(crate) fn truncate(&self, tokens: &mut Vec<u32>, room: usize) -> Result<(), ApiError> {
+        let refused = |name, message: String| Err(ApiError::bad_request(message, Some(name)));
+        let Some(keep) = self.truncate_prompt_tokens else { return Ok(()) };
+        let keep = match keep {
+            -1 => room,
+            keep => match usize::try_from(keep) {
+                Ok(keep) if keep <= room => keep,
+                _ => {
+                    let message =
+                        format!("`truncate_prompt_tokens` is {keep}, expected -1 to {room}");
+                    return refused("truncate_prompt_tokens", message);
+                }
+            },
+        };
+        match self.truncation_side.as_deref() {
+            None | Some("left") => {
+                tokens.drain(..tokens.len().saturating_sub(keep));
+            }
+            Some("right") => tokens.truncate(keep),
+            Some(other) => {
+                let message = format!("`truncation_side` is `{other}`, expected left or right");
+                return refused("truncation_side", message);
+            }
+        }
+        Ok(())
     }
 
     /// What keeps this caller's cached beginnings apart from others'.
@@ -185,8 +272,10 @@ impl CommonParams {
         }
     }
 
-    /// What answers: the model name, then `router`, then `adapters`, which act beside a router if there is one
-    /// and instead of a module otherwise.
+    /// What answers: the module that the model name stands for, then `adapters`, then `router`.
+    ///
+    /// A module that is named acts: beside a router where there is one. Of a skill set `router` and `adapters` replace
+    /// what they name, and the rest stays.
     pub(crate) fn selection(
         &self,
         service: &Service,
@@ -196,23 +285,23 @@ impl CommonParams {
         let name = self.model_name(service);
         let named = service.selection(name).ok_or_else(|| ApiError::unknown_model(name))?;
         let adapters = self.adapters.as_deref().map(weights).transpose()?;
-        let mut selection = match (self.router.as_ref(), adapters) {
-            (Some(RouterChoice::Name(name)), None) if name == "none" => Selection::Base,
-            (Some(RouterChoice::Name(name)), Some(adapters)) if name == "none" => {
-                Selection::Weighted(adapters)
+        let acting = match (&named, adapters) {
+            (Selection::Base, adapters) => adapters.unwrap_or_default(),
+            (Selection::Weighted(module), adapters) => {
+                let same = |a: &str, b: &str| service.is_one_module(a, b);
+                with_named(module.clone(), adapters.unwrap_or_default(), same)
             }
-            (Some(choice), adapters) => {
-                let asked = over(named, routed(choice)?);
-                let beside = adapters.unwrap_or_else(|| asked.beside.clone());
-                Selection::Routed(RouterRequest { beside, ..asked })
+            (Selection::Routed(set), adapters) => adapters.unwrap_or_else(|| set.beside.clone()),
+        };
+        let mut selection = match (&self.router, named) {
+            (Some(RouterChoice::Name(name)), _) if name == "none" => weighted(acting),
+            (Some(choice), named) => {
+                Selection::Routed(RouterRequest { beside: acting, ..over(named, routed(choice)?) })
             }
-            (None, Some(adapters)) => match named {
-                Selection::Routed(set) => {
-                    Selection::Routed(RouterRequest { beside: adapters, ..set })
-                }
-                _ => Selection::Weighted(adapters),
-            },
-            (None, None) => named,
+            (None, Selection::Routed(set)) => {
+                Selection::Routed(RouterRequest { beside: acting, ..set })
+            }
+            (None, _) => weighted(acting),
         };
         self.complete(&mut selection, prompt_tokens, text);
         Ok(selection)
@@ -273,7 +362,6 @@ impl CommonParams {
         max_tokens: usize,
         choice: usize,
     ) -> Result<SamplingParams, ApiError> {
-        self.refuse_unsupported()?;
         let range = |name: &str, value: Option<f32>, default: f32, low: f32, high: f32| match value
         {
             None => Ok(default),
@@ -291,13 +379,14 @@ impl CommonParams {
         };
         let mut stop_tokens = self.stop_token_ids.clone().unwrap_or_default();
         if !self.ignore_eos.unwrap_or(false) {
-            stop_tokens.extend(&service.model.config().eos_tokens);
+            stop_tokens.extend(service.end_tokens());
         }
+        let vocab_size = service.model.config().vocab_size;
         let seed = self.seed.map_or_else(random_seed, |seed| seed as u64);
         Ok(SamplingParams {
             max_tokens,
             temperature: range("temperature", self.temperature, 1.0, 0.0, 100.0)?,
-            top_p: range("top_p", self.top_p, 1.0, f32::MIN_POSITIVE, 1.0)?,
+            top_p: range("top_p", self.top_p, 1.0, 0.0, 1.0)?,
             top_k,
             min_p: range("min_p", self.min_p, 0.0, 0.0, 1.0)?,
             repetition_penalty: range(
@@ -309,7 +398,9 @@ impl CommonParams {
             )?,
             presence_penalty: range("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)?,
             frequency_penalty: range("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
-            logit_bias: self.biases(service.model.config().vocab_size)?,
+            logit_bias: self.biases(vocab_size)?,
+            allowed_tokens: self.allowed_tokens(vocab_size)?,
+            bad_words: self.bad_words(service)?,
             stop_tokens,
             min_tokens: self.min_tokens.unwrap_or(0),
             seed: seed.wrapping_add(choice as u64),
@@ -332,18 +423,52 @@ impl CommonParams {
         self.logit_bias.iter().flatten().map(parse).collect()
     }
 
-    fn refuse_unsupported(&self) -> Result<(), ApiError> {
-        if self.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-            return Err(ApiError::bad_request("`tools` is not supported", Some("tools")));
+    fn allowed_tokens(&self, vocab_size: usize) -> Result<Vec<u32>, ApiError> {
+        let Some(tokens) = &self.allowed_token_ids else { return Ok(Vec::new()) };
+        let refused = |message: String| Err(ApiError::bad_request(message, Some("allowed_token_ids")));
+        if tokens.is_empty() {
+            return refused("`allowed_token_ids` is empty, which allows no answer".to_owned());
         }
-        let format = self.response_format.as_ref().and_then(|format| format.get("type")?.as_str());
-        match format {
-            None | Some("text") => Ok(()),
-            Some(other) => {
-                let message = format!("`response_format` `{other}` is not supported");
-                Err(ApiError::bad_request(message, Some("response_format")))
+        match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(token) => refused(format!(
+                "`allowed_token_ids` holds {token}, expected ids of the vocabulary of {vocab_size}"
+            )),
+            None => Ok(tokens.clone()),
+        }
+    }
+
+    /// The token sequences of words that may not come, at the beginning of a text and behind a blank.
+    fn bad_words(&self, service: &Service) -> Result<Vec<Vec<u32>>, ApiError> {
+        let refused = |message: String| ApiError::bad_request(message, Some("bad_words"));
+        let words = self.bad_words.as_deref().unwrap_or_default();
+        if words.len() > MAX_BAD_WORDS {
+            let found = words.len();
+            return Err(refused(format!(
+                "`bad_words` holds {found} words, expected at most {MAX_BAD_WORDS}"
+            )));
+        }
+        let mut sequences: Vec<Vec<u32>> = Vec::new();
+        for word in words {
+            let word = word.trim_start();
+            if word.is_empty() || word.len() > MAX_BAD_WORD_BYTES {
+                return Err(refused(format!(
+                    "`bad_words` holds a word of {} bytes, expected 1 to {MAX_BAD_WORD_BYTES}",
+                    word.len()
+                )));
             }
+            let encode = |text: &str| service.tokenizer.encode_more(text);
+            let plain = encode(word).map_err(|error| refused(error.to_string()))?;
+            let behind_blank =
+                encode(&format!(" {word}")).map_err(|error| refused(error.to_string()))?;
+            // As vLLM: the form behind a blank counts where the blank is a part of its first token.
+            let differs = behind_blank.first() != plain.first();
+            if differs && behind_blank.len() == plain.len() {
+                sequences.push(behind_blank);
+            }
+            sequences.push(plain);
         }
+        sequences.retain(|sequence| !sequence.is_empty());
+        Ok(sequences)
     }
 
     /// Number of choices.
@@ -356,6 +481,36 @@ impl CommonParams {
             }
         }
     }
+}
+
+/// The usage that a stream reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StreamUsage {
+    None,
+    /// In a chunk of its own at the end; null in the others.
+    AtEnd,
+    /// In every chunk.
+    Continuous,
+}
+
+/// Modules by weight, or the base where there are none.
+fn weighted(modules: Vec<(String, f32)>) -> Selection {
+    if modules.is_empty() { Selection::Base } else { Selection::Weighted(modules) }
+}
+
+/// The module that the model name stands for, then those of `adapters`, which may give it another weight.
+fn with_named(
+    mut named: Vec<(String, f32)>,
+    adapters: Vec<(String, f32)>,
+    same: impl Fn(&str, &str) -> bool,
+) -> Vec<(String, f32)> {
+    for (name, weight) in adapters {
+        match named.iter_mut().find(|(known, _)| same(known, &name)) {
+            Some((_, known)) => *known = weight,
+            None => named.push((name, weight)),
+        }
+    }
+    named
 }
 
 fn weights(adapters: &[AdapterWeight]) -> Result<Vec<(String, f32)>, ApiError> {

@@ -53,7 +53,7 @@ async fn run(service: &Arc<Service>, selection: Selection, again: Again) -> Opti
         trace: TraceLevel::Summary,
         shadow: None,
         cache_salt,
-        sink: Box::new(move |event| sender.send(event).is_ok()),
+        sink: Box::new(move |event| sender.send(event).is_ok().into()),
     };
     // A queue that is full has no room for shadows.
     if service.engine.handle().submit(request).is_err() {
@@ -75,7 +75,7 @@ pub(super) fn score_reference(
     (enrolled, composition): (&Arc<Enrolled>, &Arc<Composition>),
     (mut prompt, reference): (Vec<u32>, String),
 ) {
-    let Ok(tokens) = service.text.encode_more(&reference) else { return };
+    let Ok(tokens) = service.tokenizer.encode_more(&reference) else { return };
     let asked = prompt.len();
     prompt.extend(tokens);
     let (sender, mut events) = unbounded_channel();
@@ -91,7 +91,7 @@ pub(super) fn score_reference(
         trace: TraceLevel::None,
         shadow: None,
         cache_salt: String::new(),
-        sink: Box::new(move |event| sender.send(event).is_ok()),
+        sink: Box::new(move |event| sender.send(event).is_ok().into()),
     };
     if service.engine.handle().submit(request).is_err() {
         return;

@@ -5,10 +5,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 
 use polyskill_model::Decoder;
+use polyskill_tokenizer::Tokenizer;
 use serde::Deserialize;
 
 use super::CalibrateArgs;
-use crate::text::TextModel;
 
 /// Bytes of a plain text that are read at a time; a line may be longer.
 const CHUNK: u64 = 1 << 20;
@@ -24,7 +24,7 @@ struct Document {
 pub(super) fn read(
     args: &CalibrateArgs,
     model: &Decoder,
-    text: &TextModel,
+    tokenizer: &Tokenizer,
 ) -> Result<Vec<Vec<u32>>, String> {
     let longest = args.sequence_length.min(model.config().max_positions);
     let mut sequences = Vec::new();
@@ -40,7 +40,7 @@ pub(super) fn read(
                 false => chunk(&mut reader),
             };
             let Some(piece) = piece.map_err(|error| fail(&error))? else { break };
-            let tokens = text.encode(&piece).map_err(|error| fail(&error))?;
+            let tokens = tokenizer.encode(&piece).map_err(|error| fail(&error))?;
             // A token alone has nothing before it; a last piece of one is left out.
             let pieces = tokens.chunks(longest).filter(|tokens| tokens.len() > 1);
             sequences.extend(pieces.map(<[u32]>::to_vec));

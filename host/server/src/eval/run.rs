@@ -10,6 +10,7 @@ use polyskill_adapters::Generation;
 use polyskill_engine::{
     Composition, Event, FinishReason, Request, SamplingParams, SitePicks, SubmitError, TraceLevel,
 };
+use polyskill_tokenizer::{Chat, Special};
 use serde_json::json;
 
 use super::EvalArgs;
@@ -125,10 +126,11 @@ impl<'a> Asked<'a> {
         let most_picked = source.and_then(|outcome| outcome.routing.as_ref()?.most_picked());
         let selection = column.selection(item, most_picked).map_err(|error| fail(&error))?;
         let composition = service.composer.compose(&selection).map_err(|error| fail(&error))?;
-        let messages = json!(item.conversation());
-        let prompt = service.text.encode_chat(&messages, true).map_err(|error| fail(&error))?;
+        let messages: Vec<serde_json::Value> = item.conversation().iter().map(|message| json!(message)).collect();
+        let prompt = service.tokenizer.encode_chat(&Chat::to_answer(&messages));
+        let prompt = prompt.map_err(|error| fail(&error))?;
         let reference = item.references.first().map_or("", String::as_str);
-        let ids = service.text.encode_more(reference).map_err(|error| fail(&error))?;
+        let ids = service.tokenizer.encode_more(reference).map_err(|error| fail(&error))?;
         let end = service.model.config().eos_tokens.first();
         let digest = composition.digest();
         let parts = [json!(item).to_string(), json!(column).to_string()];
@@ -181,7 +183,7 @@ struct Answer {
 }
 
 fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, String> {
-    let stop_tokens = &service.model.config().eos_tokens;
+    let stop_tokens = service.end_tokens();
     let pending = asked.iter().map(|asked| {
         if asked.item.metric == Metric::LogProb {
             return Ok(None);
@@ -213,7 +215,7 @@ fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, Stri
                 Event::Finished(finished) => ended(finished.reason)?,
             }
         }
-        Ok(Answer { tokens: ids.len(), text: service.text.decode(&ids), picks })
+        Ok(Answer { tokens: ids.len(), text: service.tokenizer.decode(&ids, Special::Hidden), picks })
     };
     pending.into_iter().map(collect).collect()
 }
@@ -272,7 +274,7 @@ fn submit(
             trace,
             shadow: None,
             cache_salt: String::new(),
-            sink: Box::new(move |event| sender.send(event).is_ok()),
+            sink: Box::new(move |event| sender.send(event).is_ok().into()),
         };
         match service.engine.handle().submit(request) {
             Ok(_) => return Ok(events),

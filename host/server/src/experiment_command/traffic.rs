@@ -11,6 +11,7 @@ use polyskill_engine::{
 };
 use polyskill_experiment::Declaration;
 use polyskill_experiment::declaration::Mode;
+use polyskill_tokenizer::{Chat, Special};
 use rand::SeedableRng as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
@@ -142,12 +143,12 @@ fn is_traces(path: &Path) -> bool {
 }
 
 fn of_item(service: &Service, unit: String, item: Item) -> Result<Conversation, String> {
-    let messages = json!(item.conversation());
-    let prompt = service.text.encode_chat(&messages, true);
+    let messages: Vec<Json> = item.conversation().iter().map(|message| json!(message)).collect();
+    let prompt = service.tokenizer.encode_chat(&Chat::to_answer(&messages));
     let sampling = SamplingParams {
         max_tokens: item.max_tokens,
         temperature: 0.0,
-        stop_tokens: service.model.config().eos_tokens.clone(),
+        stop_tokens: service.end_tokens(),
         ..SamplingParams::default()
     };
     Ok(Conversation {
@@ -204,7 +205,7 @@ fn answer(service: &Service, asked: &[Asked<'_>]) -> Result<(), String> {
         let seconds = started.elapsed().as_secs_f64();
         let mut measured = Measured::of(&asked.composition, &finished, seconds);
         let item = asked.conversation.item.as_ref();
-        let grade = item.map(|item| score(item, &service.text.decode(&ids)));
+        let grade = item.map(|item| score(item, &service.tokenizer.decode(&ids, Special::Hidden)));
         count(&service.experiments, asked, &mut measured, grade)?;
     }
     Ok(())
@@ -243,7 +244,7 @@ fn submit(service: &Service, asked: &Asked<'_>) -> Result<(Instant, Receiver<Eve
             trace: TraceLevel::Summary,
             shadow: None,
             cache_salt: String::new(),
-            sink: Box::new(move |event| sender.send(event).is_ok()),
+            sink: Box::new(move |event| sender.send(event).is_ok().into()),
         };
         match service.engine.handle().submit(request) {
             Ok(_) => return Ok((Instant::now(), events)),

@@ -45,8 +45,7 @@ fn hashed(text: &str) -> String {
 }
 
 /// The beginning of a conversation, up to its first user's message.
-pub(crate) fn beginning(messages: &Json) -> Option<String> {
-    let messages = messages.as_array()?;
+pub(crate) fn beginning(messages: &[Json]) -> Option<String> {
     let first = messages.iter().position(|message| message["role"] == "user")?;
     Some(Json::from(messages[..=first].to_vec()).to_string())
 }
@@ -64,12 +63,12 @@ mod tests {
         let more =
             [json!({"role": "assistant", "content": "b"}), json!({"role": "user", "content": "c"})];
         later.as_array_mut().unwrap().extend(more);
-        let names = |messages: &Json| Names { beginning: beginning(messages), ..Names::default() };
+        let names = |messages: &Json| Names { beginning: beginning(messages.as_array().unwrap()), ..Names::default() };
         let unit = names(&first).unit(Unit::Conversation);
         assert!(unit.is_some() && unit == names(&later).unit(Unit::Conversation));
         let other = json!([{"role": "user", "content": "a"}]);
         assert_ne!(unit, names(&other).unit(Unit::Conversation));
-        assert_eq!(beginning(&json!([{"role": "system", "content": "s"}])), None);
+        assert_eq!(beginning(&[json!({"role": "system", "content": "s"})]), None);
     }
 
     #[test]

@@ -8,10 +8,9 @@ use polyskill_engine::{
 };
 use polyskill_model::Site;
 use polyskill_sdk::{Parameters, Value};
+use polyskill_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
-
-use crate::text::TextModel;
 
 /// A request from its arrival to its end.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -86,7 +85,7 @@ pub(crate) struct TracedExperts {
 
 impl TracedToken {
     /// Of an event whose routing was recorded; nothing where none was.
-    pub(crate) fn of(event: TokenEvent, text: &TextModel) -> Option<Self> {
+    pub(crate) fn of(event: TokenEvent, tokenizer: &Tokenizer) -> Option<Self> {
         let TokenEvent { token, routing, experts, .. } = event;
         if routing.is_empty() && experts.is_empty() {
             return None;
@@ -105,7 +104,7 @@ impl TracedToken {
         };
         Some(Self {
             token,
-            text: text.token_text(token),
+            text: tokenizer.token_text(token),
             sites: routing.into_iter().map(site).collect(),
             experts: experts.into_iter().map(layer).collect(),
         })
@@ -134,6 +133,10 @@ struct Sampling {
     presence_penalty: f32,
     frequency_penalty: f32,
     logit_bias: Vec<(u32, f32)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    allowed_tokens: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    bad_words: Vec<Vec<u32>>,
     stop_tokens: Vec<u32>,
     min_tokens: usize,
     seed: u64,

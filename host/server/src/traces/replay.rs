@@ -117,13 +117,13 @@ fn again(service: &Service, trace: Trace) -> Result<Outcome, String> {
         trace: TraceLevel::Full,
         shadow: None,
         cache_salt: String::new(),
-        sink: Box::new(move |event| sender.send(event).is_ok()),
+        sink: Box::new(move |event| sender.send(event).is_ok().into()),
     };
     service.engine.handle().submit(request).map_err(|error| format!("{}: {error}", trace.id))?;
     let mut tokens = Vec::new();
     for event in events {
         if let Event::Token(token) = event {
-            tokens.extend(TracedToken::of(token, &service.text));
+            tokens.extend(TracedToken::of(token, &service.tokenizer));
         }
     }
     Ok(compared(&trace.tokens, &tokens))
