@@ -3,13 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where a fixture is not as expected")]
 
+mod api_fields;
 mod common;
 mod conformance;
 mod eval;
 mod experiments;
 mod experts;
-
 mod feed_forwards;
+mod field;
+mod field_modules;
 mod golden;
 mod hostile;
 mod hostile_plugins;
@@ -27,6 +29,7 @@ mod peft_configs;
 mod plugin;
 mod plugin_command;
 mod pull;
+mod resaved;
 mod routers;
 mod skills;
 mod sources;

@@ -453,7 +453,7 @@ fn wrong_requests_name_what_is_wrong() {
     for (fields, status, param) in [
         (json!({"adapters": [{"name": "nobody"}]}), 404, "adapters"),
         (json!({"temperature": -1}), 400, "temperature"),
-        (json!({"top_p": 0}), 400, "top_p"),
+        (json!({"top_p": -0.1}), 400, "top_p"),
         (json!({"top_k": -2}), 400, "top_k"),
         (json!({"n": 0}), 400, "n"),
         (json!({"n": 17}), 400, "n"),
@@ -587,7 +587,7 @@ fn modules_load_and_unload_at_run_time() {
     );
     for (body, param) in [
         (json!({"lora_name": "llama-tied", "lora_path": path}), "lora_name"),
-        (json!({"lora_name": "a/b", "lora_path": path}), "lora_name"),
+        (json!({"lora_name": "a/../b", "lora_path": path}), "lora_name"),
     ] {
         server.admin(load, &body).error(400, "BadRequestError", Some(param));
     }

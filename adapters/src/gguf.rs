@@ -1,11 +1,12 @@
 //! Modules in GGUF files, in llama.cpp's layout: LoRA adapters and control vectors.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 
 use polyskill_model::gguf::{Header, TensorInfo, TensorType, parse};
 use polyskill_model::load::{gguf_architecture, gguf_stored_row, gguf_tensor_name};
-use polyskill_model::{Projection, Site};
+use polyskill_model::{ModelConfig, Projection, Site};
 
 use crate::edits::{ActivationEdit, Point, Positions};
 use crate::error::Error;
@@ -15,7 +16,7 @@ use crate::library::Kind;
 use crate::load::{Base, Content};
 use crate::lora::{Elements, LoraSite};
 use crate::peft::MAX_WEIGHT;
-use crate::weights::{LinearPart, Weights};
+use crate::weights::{EmbeddingLora, LinearPart, Weights};
 
 const EXTENSION: &str = "gguf";
 const MAX_BYTES: u64 = 4 << 30;
@@ -56,6 +57,24 @@ pub(crate) fn read(files: Files<'_>, file: &str, base: Base<'_>) -> Result<Conte
     };
     let generation = generation(&bytes);
     Ok(Content { generation, kind, weights: weights.map_err(refused)? })
+}
+
+/// What a pair of matrices changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Target {
+    Site(Site),
+    Embedding,
+    Head,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Site(site) => site.fmt(f),
+            Self::Embedding => f.write_str("token_embd"),
+            Self::Head => f.write_str("output"),
+        }
+    }
 }
 
 struct Reader<'a> {
@@ -101,29 +120,52 @@ impl Reader<'_> {
             ));
                 1.0
             });
-        let mut sites: BTreeMap<Site, [Option<&str>; 2]> = BTreeMap::new();
-        let names = self.site_names();
+        let mut pairs: BTreeMap<Target, [Option<&str>; 2]> = BTreeMap::new();
+        let names = self.target_names();
         for name in self.header.tensors.keys() {
             let split = name.rsplit_once('.').and_then(|(tensor, part)| {
                 Some((names.get(tensor)?, ["lora_a", "lora_b"].iter().position(|p| *p == part)?))
             });
             match split {
-                Some((site, part)) => sites.entry(*site).or_default()[part] = Some(name),
+                Some((target, part)) => pairs.entry(*target).or_default()[part] = Some(name),
                 None => problems
                     .add(format!("tensor `{name}` belongs to no projection of the base model")),
             }
         }
         let mut weights = Weights::new(self.base.config.num_sites());
-        for (site, pair) in &sites {
-            match self.low_rank(*site, *pair, alpha) {
-                Ok(lora) => *weights.at_mut(*site) = LinearPart::lora(lora),
-                Err(problem) => problems.add(problem),
+        for (target, pair) in &pairs {
+            if let Err(problem) = self.put(*target, *pair, alpha, &mut weights) {
+                problems.add(problem);
             }
         }
-        if sites.is_empty() {
+        if pairs.is_empty() {
             problems.add("it has no tensors `lora_a` and `lora_b`".to_owned());
         }
         problems.into_result(weights)
+    }
+
+    fn put(
+        &self,
+        target: Target,
+        pair: [Option<&str>; 2],
+        alpha: f64,
+        weights: &mut Weights,
+    ) -> Result<(), String> {
+        let [Some(a), Some(b)] = pair else {
+            let missing = if pair[0].is_none() { "lora_a" } else { "lora_b" };
+            return Err(format!("{target} has no `{missing}`"));
+        };
+        match target {
+            Target::Embedding => weights.embedding = Some(self.embedding([a, b], alpha)?),
+            Target::Site(site) => {
+                let lora = self.low_rank(target, [a, b], alpha)?;
+                *weights.at_mut(site) = LinearPart::lora(lora);
+            }
+            Target::Head => {
+                weights.head = Some(LinearPart::lora(self.low_rank(target, [a, b], alpha)?));
+            }
+        }
+        Ok(())
     }
 
     fn check_adapter(&self, problems: &mut Problems) {
@@ -143,48 +185,66 @@ impl Reader<'_> {
         }
     }
 
-    /// llama.cpp's names of the projections' weights.
-    fn site_names(&self) -> BTreeMap<String, Site> {
+    /// llama.cpp's names of the weights that a pair can change.
+    fn target_names(&self) -> BTreeMap<String, Target> {
+        let name = |key: &str| gguf_tensor_name(self.base.config, key);
         let sites = self.base.config.sites();
-        let name = |site: Site| gguf_tensor_name(self.base.config, &format!("model.{site}.weight"));
-        sites.map(|site| (name(site), site)).collect()
+        let sites = sites.map(|site| (name(&format!("model.{site}.weight")), Target::Site(site)));
+        let ends = [
+            (name("model.embed_tokens.weight"), Target::Embedding),
+            (name("lm_head.weight"), Target::Head),
+        ];
+        sites.chain(ends).collect()
     }
 
-    /// A and B of a site. llama.cpp scales by α/r, and by 1 where α is 0.
+    /// A and B of a linear.
     fn low_rank(
         &self,
-        site: Site,
-        pair: [Option<&str>; 2],
+        target: Target,
+        [a_name, b_name]: [&str; 2],
         alpha: f64,
     ) -> Result<LoraSite, String> {
-        let [Some(a_name), Some(b_name)] = pair else {
-            let missing = if pair[0].is_none() { "lora_a" } else { "lora_b" };
-            return Err(format!("{site} has no `{missing}`"));
+        let (outputs, inputs) = match target {
+            Target::Site(site) => self.base.config.projection_shape(site.projection),
+            Target::Head | Target::Embedding => {
+                (self.base.config.vocab_size, self.base.config.hidden_size)
+            }
         };
-        let (outputs, inputs) = self.base.config.projection_shape(site.projection);
         let (a, b) = (&self.header.tensors[a_name], &self.header.tensors[b_name]);
         let rank = a.shape.first().copied().filter(|rank| (1..=inputs).contains(rank));
         let rank = rank.ok_or_else(|| format!("`{a_name}` has shape {:?}", a.shape))?;
         let a_values = self.floats(a_name, a, &[rank, inputs])?;
         let b_values = self.floats(b_name, b, &[outputs, rank])?;
-        let rotated = matches!(site.projection, Projection::Q | Projection::K);
-        let mut b_transposed = vec![0.0; b_values.len()];
-        for row in 0..outputs {
-            let stored = if rotated { gguf_stored_row(self.base.config, row) } else { row };
-            for column in 0..rank {
-                b_transposed[column * outputs + row] = b_values[stored * rank + column];
-            }
-        }
-        let scale = if alpha == 0.0 { 1.0 } else { (alpha / rank as f64) as f32 };
+        let rotated = matches!(target, Target::Site(Site { projection: Projection::Q | Projection::K, .. }));
+        let stored = |row| if rotated { gguf_stored_row(self.base.config, row) } else { row };
+        let b_transposed = transposed(&b_values, outputs, rank, stored);
         let (a, b_transposed) = (as_stored(a.dtype, a_values), as_stored(b.dtype, b_transposed));
-        Ok(LoraSite { rank, scale, a, b_transposed, magnitude: None })
+        Ok(LoraSite { rank, scale: scale(alpha, rank), a, b_transposed, magnitude: None })
+    }
+
+    /// A and B of the embedding table. llama.cpp's converter writes A as `[vocab_size, rank]`, since it looks rows up in
+    /// it; as `[rank, vocab_size]`, PEFT's own layout, it is taken too.
+    fn embedding(&self, [a_name, b_name]: [&str; 2], alpha: f64) -> Result<EmbeddingLora, String> {
+        let (vocab, hidden) = (self.base.config.vocab_size, self.base.config.hidden_size);
+        let (a, b) = (&self.header.tensors[a_name], &self.header.tensors[b_name]);
+        let rank = b.shape.get(1).copied().filter(|rank| (1..=hidden).contains(rank));
+        let rank = rank.ok_or_else(|| format!("`{b_name}` has shape {:?}", b.shape))?;
+        let a_transposed = match a.shape[..] == [rank, vocab] && rank != vocab {
+            true => transposed(&self.floats(a_name, a, &[rank, vocab])?, rank, vocab, |row| row),
+            false => self.floats(a_name, a, &[vocab, rank])?,
+        };
+        let b_values = self.floats(b_name, b, &[hidden, rank])?;
+        let b_transposed = transposed(&b_values, hidden, rank, |row| row);
+        let a_transposed = as_stored(a.dtype, a_transposed);
+        let b_transposed = as_stored(b.dtype, b_transposed);
+        Ok(EmbeddingLora { rank, scale: scale(alpha, rank), a_transposed, b_transposed })
     }
 
     /// `direction.N`, added to the residual stream after layer N.
     fn control_vector(&self) -> Result<Weights, Vec<String>> {
         let mut problems = Problems::default();
         let hint = self.text("controlvector.model_hint");
-        if let Some(hint) = hint.filter(|hint| *hint != self.base.config.family) {
+        if let Some(hint) = hint.filter(|hint| !names_architecture(hint, self.base.config)) {
             let expected = self.base.config.family;
             problems.add(format!("`controlvector.model_hint` is {hint}, expected {expected}"));
         }
@@ -221,6 +281,43 @@ impl Reader<'_> {
         weights.edits = edits.into_values().collect();
         problems.into_result(weights)
     }
+}
+
+/// Rows `[rows, columns]`, where row r is stored as row `stored(r)`, to `[columns, rows]`.
+fn transposed(
+    values: &[f32],
+    rows: usize,
+    columns: usize,
+    stored: impl Fn(usize) -> usize,
+) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for row in 0..rows {
+        let from = stored(row) * columns;
+        for column in 0..columns {
+            out[column * rows + row] = values[from + column];
+        }
+    }
+    out
+}
+
+/// llama.cpp scales by α/r, and by 1 where α is 0.
+fn scale(alpha: f64, rank: usize) -> f32 {
+    if alpha == 0.0 { 1.0 } else { (alpha / rank as f64) as f32 }
+}
+
+/// Whether a control vector's hint means the base's architecture. Tools write llama.cpp's name of it, transformers' type of
+/// the model or of its text part, or the class; Mistral and Mixtral are llama to llama.cpp.
+fn names_architecture(hint: &str, config: &ModelConfig) -> bool {
+    let plain = |name: &str| {
+        let name = name.to_lowercase().replace(['_', '-'], "");
+        let class = ["forcausallm", "forconditionalgeneration"];
+        let name = class.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+        match name.strip_suffix("text").unwrap_or(name) {
+            "mistral" | "mixtral" => "llama".to_owned(),
+            other => other.to_owned(),
+        }
+    };
+    plain(hint) == plain(gguf_architecture(config))
 }
 
 /// Values in 16 bits where they came so.

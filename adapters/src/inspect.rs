@@ -18,7 +18,7 @@ use crate::peft::{CONFIG_FILE, MAX_CONFIG_BYTES};
 use crate::transform::factors::Factors;
 use crate::transform::prompt::Prompt;
 use crate::transform::source::{Source, leaf};
-use crate::{own, peft};
+use crate::{mlx, own, peft};
 
 pub use diff::{Difference, Setting, SiteDifference, diff};
 
@@ -123,6 +123,10 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
     }
     if directory.join(own::CONFIG_FILE).is_file() {
         return other::own(directory);
+    }
+    let name = leaf(directory);
+    if mlx::is_mlx(Files { name: &name, directory, root: directory }) {
+        return other::mlx(directory);
     }
     let settings = settings(directory)?;
     let text = |key: &str| settings.get(key).and_then(Json::as_str).map(str::to_owned);

@@ -20,6 +20,7 @@ pub mod inspect;
 pub mod library;
 pub mod load;
 pub mod lora;
+mod mlx;
 pub mod own;
 pub mod peft;
 pub mod prototypes;

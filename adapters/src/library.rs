@@ -464,17 +464,20 @@ fn check_expected(
     }
 }
 
-/// Names travel in URLs, metrics labels and paths, so they are plain.
+/// Names travel in URLs, metrics labels and paths, so they are plain: parts with `/` between them, as hubs have them.
 pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     let bad = |reason| Err(Error::BadName { name: name.chars().take(64).collect(), reason });
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return bad("must have 1 to 128 characters");
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if !name.chars().all(plain) || name.starts_with('.') {
-        return bad("may hold letters, digits, `-`, `_` and `.`, and must not begin with a dot");
+    let is_part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(plain);
+    match name.split('/').all(is_part) {
+        true => Ok(()),
+        false => bad(
+            "may hold letters, digits, `-`, `_` and `.` in parts with `/` between them, of which none is empty or begins with a dot",
+        ),
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -483,6 +486,17 @@ mod tests {
 
     fn module(content: u8) -> Module {
         Module::in_memory(Generation::of(&[&[content]]), Kind::Lora, Weights::default(), Vec::new())
+    }
+
+    #[test]
+    fn names_are_safe_in_paths_and_addresses() {
+        for name in ["a", "org/name", "a/b/c-1_2.3", "A.b"] {
+            assert!(check_name(name).is_ok(), "{name}");
+        }
+        for name in ["", "/a", "a/", "a//b", "../a", "a/../b", "a/.b", ".", "a b", "a\\b", "a:b", "a?b", "ä"] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+        assert!(check_name(&"a/".repeat(64)).is_err());
     }
 
     #[test]

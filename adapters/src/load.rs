@@ -12,7 +12,7 @@ use crate::generation::Generation;
 use crate::library::{Kind, Module};
 use crate::peft::bundle;
 use crate::weights::Weights;
-use crate::{gguf, own, peft};
+use crate::{gguf, mlx, own, peft};
 
 /// The base model that modules are read for.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +127,7 @@ pub fn generation_of(path: &Path) -> Result<Generation, Error> {
     let files = Files { name: &name, directory: path, root: path };
     match files.has(own::CONFIG_FILE) {
         true => own::generation_of(files),
+        false if mlx::is_mlx(files) => mlx::generation_of(files),
         false => peft::generation_of(files),
     }
 }
@@ -142,6 +143,7 @@ fn read(name: &str, path: &Path, root: &Path, base: Base<'_>) -> Result<Content,
     let files = Files { name, directory: path, root };
     match files.has(own::CONFIG_FILE) {
         true => own::read(files, base),
+        false if mlx::is_mlx(files) => mlx::read(files, base),
         false => peft::read(files, base),
     }
 }

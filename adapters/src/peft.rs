@@ -18,6 +18,7 @@ use std::fmt;
 use std::path::Path;
 
 use polyskill_model::{ModelConfig, Projection, Site};
+use safetensors::tensor::SafeTensors;
 use serde_json::{Map, Value as Json};
 
 use crate::error::Error;
@@ -25,10 +26,12 @@ use crate::files::Files;
 use crate::generation::Generation;
 use crate::library::Kind;
 use crate::load::{Base, Content};
+use crate::weights::Weights;
 pub(crate) use bundle::{CARD_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT, elements};
 
 use bundle::Bundle;
 use config::LoraSettings;
+pub(crate) use config::{object as config_object, strings};
 
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -49,9 +52,8 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let peft_type = object.get("peft_type").and_then(Json::as_str);
     let (kind, weights) = match peft_type {
         Some("LORA") => {
-            let settings = LoraSettings::parse(&bundle.config).map_err(refused)?;
-            let kind = if settings.use_dora { Kind::Dora } else { Kind::Lora };
-            (kind, lora::assemble(&settings, &tensors, base))
+            let (kind, weights) = lora(&bundle.config, &tensors, base).map_err(refused)?;
+            (kind, Ok(weights))
         }
         Some("IA3") => (Kind::Ia3, ia3::load(&object, &tensors, base)),
         Some("PROMPT_TUNING" | "P_TUNING") => {
@@ -68,6 +70,17 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let weights = weights.map_err(refused)?;
     let generation = generation(&bundle, peft_type.unwrap_or_default());
     Ok(Content { generation, kind, weights })
+}
+
+/// Reads a LoRA or DoRA that another tool wrote, in PEFT's terms.
+pub(crate) fn lora(
+    config: &[u8],
+    tensors: &SafeTensors<'_>,
+    base: Base<'_>,
+) -> Result<(Kind, Weights), Vec<String>> {
+    let settings = LoraSettings::parse(config)?;
+    let kind = if settings.use_dora { Kind::Dora } else { Kind::Lora };
+    Ok((kind, lora::assemble(settings, tensors, base)?))
 }
 
 /// The generation of a directory, whatever its tensors are.

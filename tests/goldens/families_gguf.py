@@ -111,7 +111,7 @@ def add_byte_level(writer: gguf.GGUFWriter) -> None:
 
 
 def add_sentence_piece(writer: gguf.GGUFWriter) -> None:
-    """As the convert script writes Gemma's: runs of blanks as they are, scores that order nothing."""
+    """As the convert script writes Gemma's: runs of blanks as they are, scores that fall with the rank."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     added = ["\n", "\n\n", "<start_of_turn>", "<end_of_turn>"]
     data = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -120,7 +120,7 @@ def add_sentence_piece(writer: gguf.GGUFWriter) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(special + added + data + stored)
-    writer.add_token_scores([0.0] * (len(special) + len(added) + len(data)) + [-1.0] * len(stored))
+    writer.add_token_scores([0.0] * (len(special) + len(added) + len(data)) + [-float(rank) for rank in range(len(stored))])
     writer.add_token_types(
         [TokenType.CONTROL] * 3
         + [TokenType.UNKNOWN]

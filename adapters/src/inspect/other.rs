@@ -13,7 +13,7 @@ use crate::files::Files;
 use crate::generation::Generation;
 use crate::peft::bundle::{Bundle, card};
 use crate::transform::source::leaf;
-use crate::{own, peft};
+use crate::{mlx, own, peft};
 
 const MAX_BYTES: u64 = 4 << 30;
 
@@ -26,6 +26,12 @@ pub(super) fn peft(directory: &Path, settings: &Map<String, Json>) -> Result<Ins
         base_model: base_model.filter(|name| !name.is_empty()).map(str::to_owned),
         ..read(directory, kind, files)?
     })
+}
+
+/// A directory of MLX's.
+pub(super) fn mlx(directory: &Path) -> Result<Inspection, Error> {
+    let files = (peft::CONFIG_FILE, mlx::WEIGHTS_FILE, mlx::TAG.to_owned());
+    read(directory, "LORA of MLX".to_owned(), files)
 }
 
 /// A directory of our own format.

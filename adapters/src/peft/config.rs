@@ -1,6 +1,7 @@
 //! `adapter_config.json`: which settings change arithmetic, and how. PEFT's rules for targets and patterns are
 //! shared by its kinds; the settings of a LoRA are here, those of other kinds beside their weights.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use polyskill_model::{ModelConfig, Site};
@@ -10,13 +11,12 @@ use super::bundle::MAX_WEIGHT;
 use super::pattern::Pattern;
 
 /// Settings that do not change a forward pass at inference.
-const IGNORED: [&str; 9] = [
+const IGNORED: [&str; 8] = [
     "corda_config",
     "eva_config",
     "loftq_config",
     "lora_dropout",
     "lora_ga_config",
-    "megatron_config",
     "megatron_core",
     "qalora_group_size",
     "runtime_config",
@@ -32,6 +32,21 @@ const ALWAYS_IGNORED: [&str; 8] = [
     "peft_version",
     "revision",
     "task_type",
+];
+/// Settings that change a forward pass, or make PEFT raise, with any value but null.
+const ONLY_NULL: [&str; 5] =
+    ["arrow_config", "kasa_config", "megatron_config", "use_bdlora", "velora_config"];
+/// Settings that PEFT cannot do without: null is no default.
+const NEVER_NULL: [&str; 6] =
+    ["alpha_pattern", "bias", "lora_alpha", "lora_dropout", "r", "rank_pattern"];
+/// Tasks that PEFT knows.
+const TASKS: [&str; 6] = [
+    "CAUSAL_LM",
+    "FEATURE_EXTRACTION",
+    "QUESTION_ANS",
+    "SEQ_2_SEQ_LM",
+    "SEQ_CLS",
+    "TOKEN_CLS",
 ];
 /// Settings that are read below.
 const READ: [&str; 16] = [
@@ -77,6 +92,8 @@ pub(super) struct LoraSettings {
     saved: Vec<Pattern>,
     /// Whether both ends of a tied base share one LoRA.
     ensure_weight_tying: bool,
+    /// What its paths are written in, beyond those of a model for text.
+    pub(super) wrapper: Wrapper,
     /// Whether sites have magnitudes.
     pub(super) use_dora: bool,
     /// Whether B has a bias.
@@ -87,6 +104,54 @@ pub(super) struct LoraSettings {
     pub(super) own_head: bool,
     /// Tokens with rows of their own.
     pub(super) tokens: Option<TokenIndices>,
+}
+
+/// Where the text's part lies in the model that a module was trained on: models for pictures or sound too have it inside.
+/// The settings speak of the paths that PEFT saw.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Wrapper {
+    /// A model for text: `model.layers`, `lm_head`.
+    #[default]
+    None,
+    /// `model.language_model.layers`, `lm_head`.
+    Inside,
+    /// `language_model.model.layers`, `language_model.lm_head`.
+    Around,
+}
+
+impl Wrapper {
+    const INSIDE: &str = "model.language_model.";
+    const AROUND: &str = "language_model.";
+
+    /// The wrapper of a module's paths, by the first that has one.
+    pub(super) fn of<'a>(mut paths: impl Iterator<Item = &'a str>) -> Self {
+        let wrapper = paths.find_map(|path| {
+            let is_inside = path.starts_with(Self::INSIDE).then_some(Self::Inside);
+            is_inside.or_else(|| path.starts_with(Self::AROUND).then_some(Self::Around))
+        });
+        wrapper.unwrap_or_default()
+    }
+
+    /// A path of the file as in a model for text, if it is one of the text's part.
+    pub(super) fn inner(self, path: &str) -> Option<Cow<'_, str>> {
+        match self {
+            Self::None => Some(Cow::Borrowed(path)),
+            Self::Around => path.strip_prefix(Self::AROUND).map(Cow::Borrowed),
+            Self::Inside => match path.strip_prefix(Self::INSIDE) {
+                Some(rest) => Some(Cow::Owned(format!("model.{rest}"))),
+                None => (path == "lm_head").then_some(Cow::Borrowed(path)),
+            },
+        }
+    }
+
+    /// The other way round.
+    fn outer(self, path: &str) -> Cow<'_, str> {
+        match (self, path.strip_prefix("model.")) {
+            (Self::Inside, Some(rest)) => Cow::Owned(format!("{}{rest}", Self::INSIDE)),
+            (Self::Around, _) => Cow::Owned(format!("{}{path}", Self::AROUND)),
+            _ => Cow::Borrowed(path),
+        }
+    }
 }
 
 /// Tokens with rows of their own in the embedding table and the head.
@@ -168,6 +233,7 @@ impl LoraSettings {
         let mut problems = Vec::new();
         let mut keep = |result: Result<(), String>| problems.extend(result.err());
         keep(check_kind(&object));
+        unloadable(&object).into_iter().for_each(|problem| keep(Err(problem)));
         refused_lora_settings(&object).into_iter().for_each(|problem| keep(Err(problem)));
         let mut value = |result: Result<f64, String>, default: f64| match result {
             Ok(value) => value,
@@ -217,6 +283,7 @@ impl LoraSettings {
                     layers,
                     saved,
                     ensure_weight_tying: is_truth(object.get("ensure_weight_tying")),
+                    wrapper: Wrapper::default(),
                     use_dora: flag("use_dora"),
                     lora_bias: flag("lora_bias"),
                     trains_biases: trains_biases(&object),
@@ -254,14 +321,19 @@ impl LoraSettings {
     }
 
     pub(super) fn is_target(&self, path: &str) -> bool {
+        let path = &*self.wrapper.outer(path);
         let excluded =
-            self.is_excluded(path) || self.saved.iter().any(|saved| saved.is_match(path));
+            self.excludes(path) || self.saved.iter().any(|saved| saved.is_match(path));
         // A path that is named whole is meant, whatever its layer.
         let is_exact = self.target.names().iter().any(|name| name == path);
         !excluded && (is_exact || self.target.matches(path) && self.is_in_layers(path))
     }
 
     pub(super) fn is_excluded(&self, path: &str) -> bool {
+        self.excludes(&self.wrapper.outer(path))
+    }
+
+    fn excludes(&self, path: &str) -> bool {
         self.exclude.as_ref().is_some_and(|exclude| exclude.matches(path))
     }
 
@@ -308,6 +380,7 @@ impl LoraSettings {
 
     /// Whether `target_parameters` names a fused parameter.
     pub(super) fn is_target_parameter(&self, path: &str) -> bool {
+        let path = &*self.wrapper.outer(path);
         let names = |name: &String| {
             path == name || path.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
         };
@@ -320,12 +393,12 @@ impl LoraSettings {
 
     /// α, which patterns override per module.
     pub(super) fn alpha(&self, path: &str) -> f64 {
-        first_match(&self.alpha_pattern, path).unwrap_or(self.alpha)
+        first_match(&self.alpha_pattern, &self.wrapper.outer(path)).unwrap_or(self.alpha)
     }
 
     /// r, and the factor on B·A: α/r, or α/√r with rsLoRA; patterns override per module.
     pub(super) fn rank_and_scale(&self, path: &str) -> (usize, f32) {
-        let rank = first_match(&self.rank_pattern, path).unwrap_or(self.rank);
+        let rank = first_match(&self.rank_pattern, &self.wrapper.outer(path)).unwrap_or(self.rank);
         let alpha = self.alpha(path);
         let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         (rank, (alpha / divisor) as f32)
@@ -338,7 +411,7 @@ fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
 }
 
 /// The configuration as an object.
-pub(super) fn object(bytes: &[u8]) -> Result<Map<String, Json>, Vec<String>> {
+pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Json>, Vec<String>> {
     match serde_json::from_slice(bytes) {
         Ok(Json::Object(object)) => Ok(object),
         Ok(_) => Err(vec!["adapter_config.json is not an object".to_owned()]),
@@ -356,6 +429,56 @@ fn check_kind(object: &Map<String, Json>) -> Result<(), String> {
         Some(other) => Err(format!("peft_type is `{other}`, expected LORA")),
         None => Err("`peft_type` is missing, expected LORA".to_owned()),
     }
+}
+
+/// Values that PEFT does not load.
+fn unloadable(object: &Map<String, Json>) -> Vec<String> {
+    let problem = |name: &str, value: &Json, expected: &str| {
+        let shown: String = value.to_string().chars().take(60).collect();
+        format!("setting `{name}` = {shown}: expected {expected}")
+    };
+    let mut problems = Vec::new();
+    for name in ONLY_NULL {
+        let value = object.get(name).filter(|value| !value.is_null());
+        // PEFT passes over an empty configuration of this one alone.
+        let value = value.filter(|value| name != "megatron_config" || !is_empty(value));
+        problems.extend(value.map(|value| problem(name, value, "null")));
+    }
+    let nulls = NEVER_NULL.iter().filter(|name| object.get(**name).is_some_and(Json::is_null));
+    problems.extend(nulls.map(|name| problem(name, &Json::Null, "a value")));
+    if let Some(dropout) = object.get("lora_dropout").filter(|value| !value.is_null()) {
+        let is_share = dropout.as_f64().is_some_and(|share| (0.0..=1.0).contains(&share));
+        if !is_share && !dropout.is_boolean() {
+            problems.push(problem("lora_dropout", dropout, "a number from 0 to 1"));
+        }
+    }
+    if let Some(bias) = object.get("bias").filter(|bias| !bias.is_null() && !bias.is_string()) {
+        problems.push(problem("bias", bias, "none, all or lora_only"));
+    }
+    if let Some(eva) = object.get("eva_config").filter(|eva| !eva.is_null()) {
+        let rho = eva.get("rho").map_or(Some(2.0), Json::as_f64);
+        if !eva.is_object() || rho.is_none_or(|rho| rho < 1.0) {
+            problems.push(problem("eva_config", eva, "an object with `rho` of at least 1"));
+        }
+    }
+    if object.get("layers_to_transform").is_none_or(Json::is_null)
+        && let Some(pattern) = object.get("layers_pattern").filter(|value| is_set(value))
+    {
+        problems.push(problem("layers_pattern", pattern, "`layers_to_transform` beside it"));
+    }
+    problems
+}
+
+/// Whether a value is one that Python's conditions take for true, or an empty list.
+fn is_set(value: &Json) -> bool {
+    value.is_array() || is_truth(Some(value))
+}
+
+/// A task that PEFT does not know makes it raise.
+pub(super) fn check_task(object: &Map<String, Json>) -> Option<String> {
+    let task = object.get("task_type").filter(|task| !task.is_null())?;
+    let is_known = task.as_str().is_some_and(|task| TASKS.contains(&task));
+    (!is_known).then(|| format!("setting `task_type` = {task}: expected {}", TASKS.join(", ")))
 }
 
 /// Whether a setting is at the value that does nothing.
@@ -381,7 +504,7 @@ pub(super) fn refused_settings(
         let shown: String = value.to_string().chars().take(60).collect();
         format!("setting `{key}` = {shown} is not supported")
     };
-    refused.map(problem).collect()
+    refused.map(problem).chain(check_task(object)).collect()
 }
 
 fn refused_lora_settings(object: &Map<String, Json>) -> Vec<String> {
@@ -555,7 +678,7 @@ fn is_truth(value: Option<&Json>) -> bool {
 }
 
 /// A string or a list of strings.
-pub(super) fn strings(value: Option<&Json>) -> Vec<String> {
+pub(crate) fn strings(value: Option<&Json>) -> Vec<String> {
     match value {
         Some(Json::String(text)) => vec![text.clone()],
         Some(Json::Array(values)) => {

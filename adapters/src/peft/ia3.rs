@@ -37,7 +37,9 @@ pub(super) fn load(
     let mut weights = Weights::new(base.config.num_sites());
     for (name, view) in tensors.iter() {
         let path =
-            name.strip_prefix("base_model.model.").and_then(|rest| rest.strip_suffix(".ia3_l"));
+            name.strip_prefix("base_model.model.").and_then(|rest| {
+                rest.strip_suffix(".ia3_l").or_else(|| rest.strip_suffix(".ia3_l.default"))
+            });
         let place = path.filter(|path| is_target(path));
         let place = place.and_then(|path| place_of(path, base.config));
         let shape = place.and_then(|place| Some((place, place.shape(base.config)?)));
@@ -61,6 +63,9 @@ pub(super) fn load(
         if !has(&weights, place) {
             problems.add(format!("{place} is a target module but has no `ia3_l`"));
         }
+    }
+    for matcher in [&target, &exclude, &feed_forward].into_iter().flatten() {
+        matcher.problem().into_iter().for_each(|problem| problems.add(problem));
     }
     if weights.is_empty() {
         problems.add("no linear of the base model is a target module".to_owned());

@@ -6,7 +6,7 @@ use polyskill_model::{ModelConfig, Site};
 use safetensors::tensor::{SafeTensors, TensorView};
 
 use super::bundle::{floats, shaped};
-use super::config::LoraSettings;
+use super::config::{LoraSettings, Wrapper};
 use super::experts::{self, ExpertPlace};
 use super::{Base, Place, place_of, tokens};
 use crate::files::Problems;
@@ -21,6 +21,7 @@ pub(super) const B: &str = "lora_B.weight";
 const B_BIAS: &str = "lora_B.bias";
 const MAGNITUDE: &str = "lora_magnitude_vector";
 const BIAS: &str = "bias";
+const OWN_BIAS: &str = "bias without `base_layer`";
 const BASE: &str = "base_layer.weight";
 /// How far the base's own matrix, stored beside a module, may lie from the base that serves: a quantised base is
 /// not bit for bit what the module was trained on.
@@ -38,7 +39,7 @@ const SUFFIXES: [(&str, &str); 18] = [
     (".lora_magnitude_vector", MAGNITUDE),
     (".base_layer.bias", BIAS),
     (".base_layer.weight", BASE),
-    (".bias", BIAS),
+    (".bias", OWN_BIAS),
     (".lora_embedding_A", EMBEDDING_A),
     (".lora_embedding_B", EMBEDDING_B),
     (".token_adapter.trainable_tokens_delta", TOKENS),
@@ -54,17 +55,21 @@ const SUFFIXES: [(&str, &str); 18] = [
 
 /// Maps every tensor to a place in the base, and every targeted place to its tensors.
 pub(super) fn assemble(
-    settings: &LoraSettings,
+    mut settings: LoraSettings,
     tensors: &SafeTensors<'_>,
     base: Base<'_>,
 ) -> Result<Weights, Vec<String>> {
     let mut problems = Problems::default();
+    let paths = tensors.names().into_iter().filter_map(|name| parse_key(name));
+    settings.wrapper = Wrapper::of(paths.map(|(path, _)| path));
+    let settings = &settings;
     let mut found: BTreeMap<Place, Tensors<'_>> = BTreeMap::new();
     let mut of_experts: BTreeMap<(ExpertPlace, String), Tensors<'_>> = BTreeMap::new();
     for (name, view) in tensors.iter() {
         let parsed = parse_key(name);
-        let place = parsed.and_then(|(path, _)| place_of(path, base.config));
-        let expert = parsed.and_then(|(path, _)| experts::place_of(path, base.config));
+        let parsed = parsed.and_then(|(path, what)| Some((settings.wrapper.inner(path)?, what)));
+        let place = parsed.as_ref().and_then(|(path, _)| place_of(path, base.config));
+        let expert = parsed.as_ref().and_then(|(path, _)| experts::place_of(path, base.config));
         match (parsed, place, expert) {
             (Some((_, what)), Some(place), _) => {
                 if found.entry(place).or_default().insert(what, view).is_some() {
@@ -72,9 +77,9 @@ pub(super) fn assemble(
                 }
             }
             (Some((path, what)), None, Some(expert)) => {
-                of_experts.entry((expert, path.to_owned())).or_default().insert(what, view);
+                of_experts.entry((expert, path.into_owned())).or_default().insert(what, view);
             }
-            _ => problems.add(format!("tensor `{name}` belongs to no linear of the base model")),
+            _ => problems.add(format!("tensor `{name}` belongs to no linear of the base model{}", beyond_text(name))),
         }
     }
     let mut reader =
@@ -105,6 +110,15 @@ pub(super) fn assemble(
         problems.add("no linear of the base model is a target module".to_owned());
     }
     problems.into_result(weights)
+}
+
+/// What a tensor that has no place here is to a model for more than text.
+fn beyond_text(name: &str) -> &'static str {
+    const PARTS: [&str; 5] = ["vision", "visual", "image", "audio", "multi_modal_projector"];
+    match PARTS.iter().any(|part| name.contains(part)) {
+        true => ": it changes what sees or hears, and only text is served",
+        false => "",
+    }
 }
 
 /// `base_model.model.<path><suffix>` → the path, and which tensor it is.
@@ -217,7 +231,11 @@ impl Reader<'_> {
     fn beside(&mut self, place: Place, tensors: Tensors<'_>) {
         for (what, view) in tensors {
             match (place, what) {
-                (Place::Site(site), BIAS) if self.settings.trains_biases => {
+                // PEFT wraps the linears that it targets, and reads their biases inside alone.
+                (Place::Site(site), BIAS | OWN_BIAS)
+                    if self.settings.trains_biases
+                        && self.settings.is_target(&place.path()) == (what == BIAS) =>
+                {
                     self.base_bias(site, &view);
                 }
                 (Place::Head, HEAD) if self.settings.own_head => {

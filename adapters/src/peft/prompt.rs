@@ -39,7 +39,12 @@ pub(super) fn load_embeddings(
     tensors: &SafeTensors<'_>,
     base: Base<'_>,
 ) -> Result<Weights, Vec<String>> {
-    let (num_tokens, embeddings) = read(object, tensors, base.config.hidden_size)?;
+    let width = base.config.hidden_size;
+    let token_dim = object.get("token_dim").filter(|value| !value.is_null());
+    if let Some(found) = token_dim.filter(|found| found.as_u64() != Some(width as u64)) {
+        return Err(vec![format!("`token_dim` is {found}, expected {width} for this base")]);
+    }
+    let (num_tokens, embeddings) = read(object, tensors, width)?;
     let mut weights = Weights::new(base.config.num_sites());
     weights.prompt = Some(SoftPrompt { num_tokens, embeddings });
     Ok(weights)
@@ -83,6 +88,26 @@ pub(super) fn load_prefix(
     Ok(weights)
 }
 
+/// Settings with which PEFT leaves a prompt out, or does not load it.
+fn unloadable(object: &Map<String, Json>) -> Vec<String> {
+    let get = |name: &str| object.get(name).filter(|value| !value.is_null());
+    let mut problems = Vec::new();
+    if get("task_type").is_none() {
+        let problem = "setting `task_type` is null: PEFT leaves such a prompt out of every request";
+        problems.push(problem.to_owned());
+    }
+    let from_text = get("prompt_tuning_init").is_some_and(|how| how == "TEXT");
+    for name in ["prompt_tuning_init_text", "tokenizer_name_or_path"] {
+        if from_text && get(name).is_none() {
+            problems.push(format!("setting `{name}` is null, and `prompt_tuning_init` is TEXT"));
+        }
+    }
+    if !from_text && get("tokenizer_kwargs").is_some() {
+        problems.push("setting `tokenizer_kwargs` needs `prompt_tuning_init` to be TEXT".to_owned());
+    }
+    problems
+}
+
 /// `num_virtual_tokens` and the one tensor, `[num_virtual_tokens, width]`.
 fn read(
     object: &Map<String, Json>,
@@ -90,6 +115,7 @@ fn read(
     width: usize,
 ) -> Result<(usize, Elements), Vec<String>> {
     let mut problems = config::refused_settings(object, |key, _| KNOWN.contains(&key));
+    problems.extend(unloadable(object));
     match object.get("num_transformer_submodules") {
         None | Some(Json::Null) => {}
         Some(value) if value.as_u64() == Some(1) => {}

@@ -26,17 +26,27 @@ pub(super) fn load(
     let refused = config::refused_settings(object, |key, _| READ.contains(&key));
     refused.into_iter().for_each(|problem| problems.add(problem));
     let targets = object.get("target_modules").filter(|value| !value.is_null());
-    let strings = config::strings(targets);
+    // A text is an expression for the whole path.
+    let strings = match targets {
+        Some(Json::String(text)) if text == "embed_tokens" => Vec::new(),
+        targets => config::strings(targets),
+    };
+    if object.get("token_indices").is_some_and(Json::is_object) {
+        problems.add("`token_indices` is an object, expected a list of token ids".to_owned());
+    }
     let is_embedding = |name: &String| name == "embed_tokens" || name == "model.embed_tokens";
     if targets.is_some() && !(strings.len() == 1 && strings.iter().all(is_embedding)) {
         problems.add("`target_modules` names something else than embed_tokens".to_owned());
     }
-    let known = |name: &str| name == EMBEDDING || name == HEAD && base.config.tied_embeddings;
+    let in_memory = [EMBEDDING, ".default"].concat();
+    let embedding =
+        if tensors.tensor(EMBEDDING).is_err() { in_memory.as_str() } else { EMBEDDING };
+    let known = |name: &str| name == embedding || name == HEAD && base.config.tied_embeddings;
     for name in tensors.names().into_iter().filter(|name| !known(name)) {
         problems.add(format!("tensor `{name}` is not expected beside `{EMBEDDING}`"));
     }
     let mut weights = Weights::new(base.config.num_sites());
-    match (config::tokens(object.get("token_indices"), "token_indices"), tensors.tensor(EMBEDDING))
+    match (config::tokens(object.get("token_indices"), "token_indices"), tensors.tensor(embedding))
     {
         (Ok(Some(indices)), Ok(view)) => {
             set(&mut weights, &indices, Place::Embedding, &view, base)

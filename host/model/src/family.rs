@@ -19,7 +19,7 @@ const SUPPORTED: &str =
 /// Larger sizes are a lie or a machine that does not exist yet; they also keep products in range.
 const MAX_SIZE: u64 = 1 << 24;
 /// Settings that change what some model computes and that nothing here computes.
-const NOT_IMPLEMENTED: [&str; 14] = [
+const NOT_IMPLEMENTED: [&str; 16] = [
     "quantization_config",
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -34,6 +34,8 @@ const NOT_IMPLEMENTED: [&str; 14] = [
     "logit_scale",
     "rope_interleaved",
     "use_mrope",
+    "per_layer_config",
+    "text_config",
 ];
 
 /// Reads a Hugging Face `config.json`, with `generation_config.json` for the end tokens where it exists.
@@ -79,7 +81,8 @@ fn llama(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 }
 
 fn mistral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let config = plain(keys, "mistral", &Defaults { max_positions: 131_072, ..LLAMA })?;
+    let defaults = Defaults { max_positions: 131_072, num_kv_heads: Some(8), ..LLAMA };
+    let config = plain(keys, "mistral", &defaults)?;
     let window = keys.window(Some(4096))?;
     Ok(ModelConfig { windows: keys.windows(config.num_layers, window, &|_| true)?, ..config })
 }
@@ -117,7 +120,7 @@ fn qwen3_like(
     })
 }
 
-const QWEN: Defaults = Defaults { max_positions: 32_768, ..LLAMA };
+const QWEN: Defaults = Defaults { max_positions: 32_768, num_kv_heads: Some(32), ..LLAMA };
 
 /// Layers from `max_window_layers` on have a window, if any has.
 fn qwen_windows(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<Option<usize>>, Error> {
@@ -137,10 +140,12 @@ fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let defaults = Defaults {
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
         head_dim: Some(256),
+        num_kv_heads: Some(4),
         max_positions: 131_072,
         norm_epsilon: 1e-6,
         theta: 1e6,
         tied: true,
+        ropes_by_layer: true,
     };
     let config = plain(keys, "gemma3", &defaults)?;
     let attention = keys.flag("attention_bias");
@@ -169,11 +174,17 @@ fn mixtral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config = plain(
         keys,
         "mixtral",
-        &Defaults { max_positions: 131_072, norm_epsilon: 1e-5, theta: 1e6, ..LLAMA },
+        &Defaults {
+            max_positions: 131_072,
+            num_kv_heads: Some(8),
+            norm_epsilon: 1e-5,
+            theta: 1e6,
+            ..LLAMA
+        },
     )?;
     let window = keys.window(None)?;
     let experts = Experts {
-        number: keys.size("num_local_experts", Some(8))?,
+        number: keys.size_of(&["num_experts", "num_local_experts"], 8)?,
         top_k: 2,
         expert_size: config.intermediate_size,
         renormalise: true,
@@ -188,7 +199,7 @@ fn mixtral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 }
 
 fn qwen2_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let config = plain(keys, "qwen2_moe", &QWEN)?;
+    let config = plain(keys, "qwen2_moe", &Defaults { num_kv_heads: Some(16), ..QWEN })?;
     let experts = Experts {
         number: keys.size("num_experts", Some(60))?,
         top_k: 4,
@@ -210,9 +221,10 @@ fn qwen2_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
 }
 
 fn qwen3_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
-    let config = qwen3_like(keys, "qwen3_moe", &QWEN)?;
+    let defaults = Defaults { num_kv_heads: Some(4), ..QWEN };
+    let config = qwen3_like(keys, "qwen3_moe", &defaults)?;
     let experts = Experts {
-        number: keys.size("num_experts", Some(128))?,
+        number: keys.size_of(&["num_local_experts", "num_experts"], 128)?,
         top_k: 8,
         expert_size: keys.size("moe_intermediate_size", Some(768))?,
         renormalise: keys.flag("norm_topk_prob"),
@@ -231,7 +243,7 @@ fn olmoe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
         plain(keys, "olmoe", &Defaults { max_positions: 4096, norm_epsilon: 1e-5, ..LLAMA })?;
     let attention = keys.flag("attention_bias");
     let experts = Experts {
-        number: keys.size("num_experts", Some(64))?,
+        number: keys.size_of(&["num_local_experts", "num_experts"], 64)?,
         top_k: 8,
         expert_size: config.intermediate_size,
         renormalise: keys.flag("norm_topk_prob"),
@@ -277,26 +289,37 @@ struct Defaults {
     /// The name of the setting, and the only value that the family has.
     activation: (&'static str, &'static str),
     head_dim: Option<usize>,
+    /// Without a number, as many as there are heads of queries.
+    num_kv_heads: Option<usize>,
     max_positions: usize,
     norm_epsilon: f64,
     theta: f64,
     tied: bool,
+    /// Whether kinds of layers have ropes of their own.
+    ropes_by_layer: bool,
 }
 
 const LLAMA: Defaults = Defaults {
     activation: ("hidden_act", "silu"),
     head_dim: None,
+    num_kv_heads: None,
     max_positions: 2048,
     norm_epsilon: 1e-6,
     theta: 1e4,
     tied: false,
+    ropes_by_layer: false,
 };
 
 /// A decoder without anything special; families say what differs.
 fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<ModelConfig, Error> {
     keys.check_types()?;
     let (setting, activation) = defaults.activation;
-    keys.require(setting, &[activation], activation)?;
+    // Two names of one function.
+    let accepted = if activation == "silu" { &["silu", "swish"][..] } else { &[activation] };
+    keys.require(setting, accepted, activation)?;
+    if !defaults.ropes_by_layer {
+        keys.one_rope()?;
+    }
     let hidden_size = keys.size("hidden_size", None)?;
     let num_heads = keys.size("num_attention_heads", None)?;
     let num_layers = keys.size("num_hidden_layers", None)?;
@@ -308,7 +331,8 @@ fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<M
         intermediate_size: keys.size("intermediate_size", None)?,
         num_layers,
         num_heads,
-        num_kv_heads: keys.size("num_key_value_heads", Some(num_heads))?,
+        num_kv_heads: keys
+            .size("num_key_value_heads", Some(defaults.num_kv_heads.unwrap_or(num_heads)))?,
         head_dim,
         max_positions: keys.size("max_position_embeddings", Some(defaults.max_positions))?,
         norm_epsilon: keys.number("rms_norm_eps").unwrap_or(defaults.norm_epsilon) as f32,

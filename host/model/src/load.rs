@@ -101,12 +101,11 @@ fn check_kept(kept: &KeptExperts, config: &ModelConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses tensors that nothing reads: what they do would be missing without a word. A tied head, tables of positions and
-/// experts that are dropped are no such tensors.
+/// Refuses tensors that nothing reads: what they do would be missing without a word. Tables of positions and experts that
+/// are dropped are no such tensors.
 fn check_unread(unread: &[String], kept: &KeptExperts) -> Result<(), Error> {
     let is_known = |name: &&String| {
-        name.as_str() == "lm_head.weight"
-            || name.ends_with("rotary_emb.inv_freq")
+        name.ends_with("rotary_emb.inv_freq")
             || !kept.is_empty() && name.contains(".experts.")
     };
     match unread.iter().find(|name| !is_known(name)) {
@@ -133,19 +132,13 @@ fn build(
     compute: Arc<Compute>,
     kept: &KeptExperts,
 ) -> Result<Decoder, Error> {
-    let config = source.config().clone();
+    let mut config = source.config().clone();
     check_kept(kept, &config)?;
-    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-    let embeddings = source.matrix("model.embed_tokens.weight", vocab, hidden)?;
+    let hidden = config.hidden_size;
+    let (embeddings, head) = ends(&mut source, &mut config)?;
     let layers = (0..config.num_layers)
         .map(|layer| build_layer(&mut source, &config, (layer, kept)))
         .collect::<Result<_, _>>()?;
-    let head = match config.tied_embeddings {
-        true => None,
-        false => {
-            Some(Linear { matrix: source.matrix("lm_head.weight", vocab, hidden)?, bias: None })
-        }
-    };
     let final_norm = norm(&mut source, "model.norm.weight", hidden)?;
     check_unread(&source.unread(), kept)?;
     Ok(Decoder {
@@ -159,6 +152,44 @@ fn build(
         digest: identity(source.digest(), kept),
         weights_digest: source.digest(),
         config,
+    })
+}
+
+/// The embedding table, and the head where it is another matrix.
+///
+/// A configuration may say that both are one while the file holds a head of its own, as merging a module with one leaves
+/// it: as in transformers 5, a head that differs serves, and then nothing is tied. A file with the head alone has the
+/// embedding table in it.
+fn ends(
+    source: &mut impl WeightSource,
+    config: &mut ModelConfig,
+) -> Result<(Matrix, Option<Linear>), Error> {
+    const EMBEDDINGS: &str = "model.embed_tokens.weight";
+    const HEAD: &str = "lm_head.weight";
+    let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+    let names = source.unread();
+    let holds = |wanted: &str| names.iter().any(|name| name == wanted);
+    if config.tied_embeddings && holds(HEAD) && !holds(EMBEDDINGS) {
+        return Ok((source.matrix(HEAD, vocab, hidden)?, None));
+    }
+    let embeddings = source.matrix(EMBEDDINGS, vocab, hidden)?;
+    if config.tied_embeddings && !holds(HEAD) {
+        return Ok((embeddings, None));
+    }
+    let head = source.matrix(HEAD, vocab, hidden)?;
+    if config.tied_embeddings && are_equal(&embeddings, &head, vocab, hidden) {
+        return Ok((embeddings, None));
+    }
+    config.tied_embeddings = false;
+    Ok((embeddings, Some(Linear { matrix: head, bias: None })))
+}
+
+fn are_equal(a: &Matrix, b: &Matrix, rows: usize, width: usize) -> bool {
+    let [mut of_a, mut of_b] = [vec![0.0; width], vec![0.0; width]];
+    (0..rows).all(|row| {
+        a.read_row(row, &mut of_a);
+        b.read_row(row, &mut of_b);
+        of_a == of_b
     })
 }
 

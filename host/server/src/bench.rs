@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "the terminal is this command's output")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -70,7 +71,7 @@ fn print_table(
 ) {
     let modules = service.composer.library().snapshot().len();
     println!(
-        "base {}, {modules} modules in the library, {} threads; medians of {ROUNDS} rounds in turns",
+        "base {}, {modules} modules in the library, {} threads; medians of {ROUNDS} rounds in turns; every prompt is new, so that none comes out of the prefix cache",
         service.base_name,
         service.model.compute().num_threads()
     );
@@ -110,15 +111,19 @@ fn submit(
     prompt_tokens: u32,
     max_tokens: usize,
 ) -> Result<Receiver<(Instant, Event)>, String> {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
     let (sender, events) = channel();
     let vocab = service.model.config().vocab_size as u32;
+    // No two requests have a beginning in common: a prompt that was read before is not read, but looked up.
+    let asked = ASKED.fetch_add(1, Relaxed);
+    let first = asked.wrapping_mul(7_919).wrapping_add(100) % vocab;
     let request = Request {
-        prompt: (0..prompt_tokens).map(|at| (at * 7 + 100) % vocab).collect(),
+        prompt: (0..prompt_tokens).map(|at| (first + at * 7) % vocab).collect(),
         sampling: SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() },
         composition: Arc::clone(composition),
         trace: TraceLevel::None,
         shadow: None,
-        cache_salt: String::new(),
+        cache_salt: format!("bench {asked}"),
         sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into()),
     };
     service.engine.handle().submit(request).map_err(|error| error.to_string())?;

@@ -88,7 +88,7 @@ impl Fetched {
     pub fn path(&self) -> PathBuf {
         match &self.format {
             Format::Gguf(file) => self.directory.join(file),
-            Format::Peft | Format::Polyskill => self.directory.clone(),
+            Format::Peft | Format::Mlx | Format::Polyskill => self.directory.clone(),
         }
     }
 

@@ -296,3 +296,32 @@ fn chats_are_rendered_as_transformers_renders_them() {
     }
     assert!(wrong.is_empty(), "{} cases differ:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+/// Files of Llama 3 say neither that a text begins with `<|begin_of_text|>` nor that a word of the vocabulary is not cut:
+/// both follow from `pre`.
+#[test]
+fn files_of_llama_3_begin_and_keep_words() {
+    let file = "tiny-f32.gguf";
+    let bytes = std::fs::read(fixtures().join("gguf").join(file)).unwrap();
+    let entries = entries(&bytes);
+    let raw = &entries.iter().find(|(key, _)| key == "tokenizer.ggml.tokens").unwrap().1;
+    let mut tokens: Vec<String> = Vec::new();
+    let mut at = 16;
+    while at < raw.len() {
+        let len = u64::from_le_bytes(raw[at..at + 8].try_into().unwrap()) as usize;
+        tokens.push(String::from_utf8(raw[at + 8..at + 8 + len].to_vec()).unwrap());
+        at += 8 + len;
+    }
+    tokens[310] = "usit".to_owned();
+    let types: Vec<i32> = (0..tokens.len()).map(|id| if id < 3 { 3 } else { 1 }).collect();
+    let keys = serde_json::json!({
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.add_bos_token": null,
+        "tokenizer.ggml.add_space_prefix": null,
+    });
+    let scratch = changed(file, keys.as_object().unwrap());
+    let tokenizer = Tokenizer::load(scratch.path()).unwrap();
+    assert_eq!(tokenizer.encode("usit").unwrap(), [1, 310]);
+    assert_eq!(tokenizer.encode("hello").unwrap(), [1, 293]);
+    assert_eq!(tokenizer.encode_with("usit", false).unwrap(), [310]);
+}

@@ -41,8 +41,12 @@ impl Router for Mixture {
         let weights = weights(&request.parameters)?;
         let candidates = &request.candidates;
         if weights.is_empty() {
-            let weight = 1.0 / candidates.len() as f32;
-            return Ok(Plan::output_sum(candidates.iter().map(|&m| Pick { module: m, weight })));
+            // What acts as a whole does so beside the shares of the others.
+            let acts_whole = |m: u32| host.module(m).is_some_and(|info| info.acts_whole());
+            let shares = candidates.iter().filter(|&&m| !acts_whole(m)).count();
+            let weight = |m: u32| if acts_whole(m) { 1.0 } else { 1.0 / shares as f32 };
+            let pick = |&m: &u32| Pick { module: m, weight: weight(m) };
+            return Ok(Plan::output_sum(candidates.iter().map(pick).collect::<Vec<_>>()));
         }
         let names = self
             .names

@@ -8,6 +8,9 @@
 //! | `k` | 16 | modules that are left, at most |
 //! | `mode` | `narrow` | `narrow`: the next router of the chain chooses; `mixture`: a softmax over their scores |
 //! | `temperature` | 1 | of the softmax, above 0 |
+//!
+//! A module that acts as a whole, such as a prefix, has no part of a mixture: it answers alone where it is the best, and
+//! is left out where it is not.
 
 mod bm25;
 
@@ -55,6 +58,13 @@ impl Router for Retrieval {
         // Stable: of equal scores, the lower index.
         best.sort_by(|a, b| b.1.total_cmp(&a.1));
         best.truncate(settings.k);
+        if settings.mixture {
+            let acts_whole = |module: u32| host.module(module).is_some_and(|info| info.acts_whole());
+            match acts_whole(best[0].0) {
+                true => best.truncate(1),
+                false => best.retain(|(module, _)| !acts_whole(*module)),
+            }
+        }
         best.sort_by_key(|(module, _)| *module);
         Ok(match settings.mixture {
             false => Plan::Narrowed(best.into_iter().map(|(module, _)| module).collect()),
@@ -134,6 +144,27 @@ mod tests {
             parameters.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
         );
         router.plan(&mut host, &request)
+    }
+
+    #[test]
+    fn what_acts_as_a_whole_is_no_part_of_a_mixture() {
+        let mixture = [("mode".to_owned(), Value::Text("mixture".to_owned()))];
+        let picks = |whole: u32, text: &str| {
+            let mut host = host();
+            host.module_mut(whole).unwrap().kind = "kv-prefix".to_owned();
+            let mut router = Retrieval::init(&mut host, &Parameters::default()).unwrap();
+            let mut request = Request::for_candidates(&[0, 1, 2, 3]);
+            request.text = Some(text.to_owned());
+            request.parameters = Parameters(mixture.to_vec());
+            match router.plan(&mut host, &request).unwrap() {
+                Plan::Fixed { picks, .. } => picks,
+                other => panic!("{other:?}"),
+            }
+        };
+        // The best alone, or nothing.
+        assert_eq!(picks(1, "dates as ISO and JSON"), [Pick { module: 1, weight: 1.0 }]);
+        let without = picks(3, "dates as ISO and JSON");
+        assert!(without.iter().all(|pick| pick.module != 3) && !without.is_empty(), "{without:?}");
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! | `keywords` | true | without `task`: tasks and tags that the text names |
 //! | `weights` | `uniform` | `uniform`, or `metadata`: in proportion to each module's metadata `weight` (1 without) |
 //! | `mode` | `mixture` | `mixture`, or `narrow`: the next router of the chain chooses among them |
+//!
+//! Modules that act as a whole, such as prefixes, do so beside the mixture of the others.
 
 use std::collections::BTreeSet;
 
@@ -32,6 +34,7 @@ pub struct TaskTable {
 struct Skills {
     tags: Vec<String>,
     weight: f32,
+    acts_whole: bool,
 }
 
 polyskill_sdk::export!(TaskTable);
@@ -60,21 +63,32 @@ impl Router for TaskTable {
         let known = |&m: &u32| Some((m, modules.get(m as usize)?));
         let candidates: Vec<(u32, &Skills)> = request.candidates.iter().filter_map(known).collect();
         let tags = settings.tags(request.text.as_deref(), &candidates);
-        let active: Vec<(u32, f32)> = candidates
-            .iter()
-            .filter(|(_, skills)| skills.tags.iter().any(|tag| tags.contains(tag)))
-            .map(|(module, skills)| (*module, if settings.uniform { 1.0 } else { skills.weight }))
-            .collect();
+        let mut active = candidates;
+        active.retain(|(_, skills)| skills.tags.iter().any(|tag| tags.contains(tag)));
         if settings.narrow && !active.is_empty() {
             return Ok(Plan::Narrowed(active.into_iter().map(|(module, _)| module).collect()));
         }
-        let sum: f32 = active.iter().map(|(_, weight)| weight).sum();
-        if sum <= 0.0 {
+        let picks = mixture(&active, settings.uniform);
+        if picks.is_empty() {
             return Err(RouteError::Abstain);
         }
-        let pick = |(module, weight): (u32, f32)| Pick { module, weight: weight / sum };
-        Ok(Plan::output_sum(active.into_iter().map(pick)))
+        Ok(Plan::output_sum(picks))
     }
+}
+
+/// The modules in their shares; those that act as a whole at the weight 1.
+fn mixture(active: &[(u32, &Skills)], uniform: bool) -> Vec<Pick> {
+    let share = |skills: &Skills| if uniform { 1.0 } else { skills.weight };
+    let shares = active.iter().filter(|(_, skills)| !skills.acts_whole);
+    let sum: f32 = shares.map(|(_, skills)| share(skills)).sum();
+    let pick = |(module, skills): &(u32, &Skills)| {
+        let weight = match skills.acts_whole {
+            true => f32::from(u8::from(share(skills) > 0.0)),
+            false => share(skills) / sum,
+        };
+        Pick { module: *module, weight }
+    };
+    active.iter().map(pick).filter(|pick| pick.weight > 0.0).collect()
 }
 
 impl Skills {
@@ -84,6 +98,7 @@ impl Skills {
         Self {
             tags: module.tags.iter().map(|tag| normalised(tag)).collect(),
             weight: if weight.is_finite() { weight.max(0.0) } else { 1.0 },
+            acts_whole: module.acts_whole(),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Typed look-ups in a `config.json`.
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::{MAX_SIZE, checked_size};
 use crate::config::{Rope, RopeScaling};
@@ -60,6 +60,13 @@ impl Keys<'_> {
                 checked_size(key, value.and_then(Json::as_u64).or(default.map(|size| size as u64)))
             }
         }
+    }
+
+    /// A size under the first of its names that is there, as transformers' attribute maps have them.
+    pub(super) fn size_of(&self, names: &[&str], default: usize) -> Result<usize, Error> {
+        let is_there = |name: &&&str| self.0.get(**name).is_some_and(|value| !value.is_null());
+        let name = names.iter().find(is_there).or(names.last()).copied().unwrap_or_default();
+        self.size(name, Some(default))
     }
 
     pub(super) fn number(&self, key: &str) -> Option<f64> {
@@ -127,7 +134,7 @@ impl Keys<'_> {
         types
             .iter()
             .map(|kind| match kind.as_str() {
-                Some("full_attention") => Ok(None),
+                Some("full_attention" | "attention") => Ok(None),
                 Some("sliding_attention") if window.is_some() => Ok(window),
                 Some("sliding_attention") => Err(Error::unsupported(
                     "sliding_window",
@@ -174,10 +181,25 @@ impl Keys<'_> {
         Err(Error::unsupported(key, found, accepted.join(", ")))
     }
 
-    /// `rope_parameters` (newer) or `rope_theta` with `rope_scaling` (older).
+    /// Refuses ropes by kind of layer, for a family whose layers have one.
+    pub(super) fn one_rope(&self) -> Result<(), Error> {
+        let parameters = self.0.get("rope_parameters").and_then(Json::as_object);
+        match parameters.into_iter().flatten().find(|(_, value)| value.is_object()) {
+            Some((kind, _)) => Err(Error::unsupported(
+                "rope_parameters",
+                format!("parameters for `{kind}`"),
+                "parameters for all layers",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// `rope_scaling` (older), which goes before `rope_parameters` (newer) unless it is empty; `rope_theta` inside goes
+    /// before the one outside.
     pub(super) fn rope(&self, default_theta: f64) -> Result<Rope, Error> {
         let object = |key: &str| self.0.get(key).filter(|value| value.is_object());
-        let parameters = object("rope_parameters").or_else(|| object("rope_scaling"));
+        let older = object("rope_scaling").filter(|value| *value != &Json::Object(Map::new()));
+        let parameters = older.or_else(|| object("rope_parameters"));
         self.rope_from(parameters, "rope_theta", default_theta)
     }
 
@@ -189,10 +211,21 @@ impl Keys<'_> {
         theta_key: &str,
         default_theta: f64,
     ) -> Result<Rope, Error> {
-        let own = self.0.get("rope_parameters").and_then(|kinds| kinds.get(kind));
-        let older = || self.0.get("rope_scaling").filter(|_| kind == "full_attention");
-        let parameters = own.or_else(older).filter(|value| value.is_object());
-        self.rope_from(parameters, theta_key, default_theta)
+        let own = self.0.get("rope_parameters").and_then(|kinds| kinds.get(kind)?.as_object());
+        let older = self.0.get("rope_scaling").and_then(Json::as_object);
+        let older = older.filter(|older| kind == "full_attention" && !older.is_empty());
+        if let Some(older) = older.filter(|older| !older.contains_key("rope_type")) {
+            // transformers passes over these, and the base's own makers did not.
+            let found = Json::Object(older.clone()).to_string();
+            return Err(Error::unsupported("rope_scaling", found, "one with `rope_type`"));
+        }
+        let mut parameters = own.cloned();
+        if let Some(older) = older {
+            let all = parameters.get_or_insert_default();
+            all.extend(older.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        let parameters = parameters.map(Json::Object);
+        self.rope_from(parameters.as_ref(), theta_key, default_theta)
     }
 
     fn rope_from(
@@ -205,8 +238,15 @@ impl Keys<'_> {
         let theta =
             number("rope_theta").or_else(|| self.number(theta_key)).unwrap_or(default_theta);
         let kind = parameters.and_then(|parameters| {
-            parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Json::as_str)
+            parameters.get("rope_type").or_else(|| parameters.get("type"))
         });
+        let kind = match kind.map(|kind| kind.as_str().ok_or(kind)) {
+            None => None,
+            Some(Ok(kind)) => Some(kind),
+            Some(Err(other)) => {
+                return Err(Error::unsupported("rope_type", other.to_string(), "a text"));
+            }
+        };
         let partial =
             number("partial_rotary_factor").or_else(|| self.number("partial_rotary_factor"));
         if let Some(partial) = partial.filter(|&partial| partial != 1.0) {
@@ -226,7 +266,11 @@ impl Keys<'_> {
                 factor: need("factor")?,
                 low_freq_factor: need("low_freq_factor")?,
                 high_freq_factor: need("high_freq_factor")?,
-                original_max_positions: need("original_max_position_embeddings")?,
+                // As transformers, which does not look outside of the object for it.
+                original_max_positions: match number("original_max_position_embeddings") {
+                    None => self.size("max_position_embeddings", None)? as f64,
+                    Some(_) => need("original_max_position_embeddings")?,
+                },
             },
             other => {
                 return Err(Error::unsupported("rope_type", other, "default, linear, llama3"));

@@ -9,9 +9,10 @@ const CARD: &str = "README.md";
 /// The detached signature of a module in a directory or archive.
 pub const SIGNATURE_FILE: &str = "module.sig";
 /// The pairs of files that make a module, in the order in which the loader looks for them.
-const PAIRS: [(Format, [&str; 2]); 2] = [
+const PAIRS: [(Format, [&str; 2]); 3] = [
     (Format::Polyskill, ["polyskill_config.json", "polyskill_module.safetensors"]),
     (Format::Peft, ["adapter_config.json", "adapter_model.safetensors"]),
+    (Format::Mlx, ["adapter_config.json", "adapters.safetensors"]),
 ];
 /// Where artefacts lie, and how their names end.
 const ARTEFACTS: &str = "artefacts";
@@ -26,6 +27,8 @@ const MAX_NAME_BYTES: usize = 128;
 pub enum Format {
     /// `adapter_config.json` and `adapter_model.safetensors`.
     Peft,
+    /// `adapter_config.json` and `adapters.safetensors`.
+    Mlx,
     /// `polyskill_config.json` and `polyskill_module.safetensors`.
     Polyskill,
     /// One GGUF file; its name in the module's directory.
@@ -113,8 +116,12 @@ pub(super) fn shorten(name: &str) -> String {
 /// The format of the module that parts make, or why they make none.
 pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<Format, Reason> {
     // As the loader does it: the first configuration that is there says what the module is.
-    let configured = PAIRS.into_iter().find(|(_, [config, _])| parts.contains(*config));
-    if let Some((format, _)) = configured.filter(|(_, [_, weights])| parts.contains(*weights)) {
+    let configured = PAIRS.iter().find(|(_, [config, _])| parts.contains(*config));
+    let complete = configured.and_then(|(_, [first, _])| {
+        let same = PAIRS.into_iter().filter(|(_, [config, _])| config == first);
+        same.into_iter().find(|(_, [_, weights])| parts.contains(*weights))
+    });
+    if let Some((format, _)) = complete {
         return Ok(format);
     }
     let ggufs: Vec<&String> = parts.iter().filter(|name| is_gguf(name)).collect();
@@ -132,15 +139,15 @@ pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<
             problems.push(format!("found `{first}` and `{second}`, expected one GGUF file"));
         }
     }
-    for (_, [config, weights]) in PAIRS {
+    for (format, [config, weights]) in PAIRS {
         match (parts.contains(config), parts.contains(weights)) {
-            (true, false) => problems.push(format!("found `{config}` without `{weights}`")),
+            (true, false) if format != Format::Mlx => problems.push(format!("found `{config}` without `{weights}`")),
             (false, true) => problems.push(format!("found `{weights}` without `{config}`")),
             _ => {}
         }
     }
     if problems.is_empty() {
-        let [(_, own), (_, peft)] = &PAIRS;
+        let [(_, own), (_, peft), ..] = &PAIRS;
         problems.push(format!(
             "found no module, expected {} and {}, {} and {}, or one GGUF file",
             peft[0], peft[1], own[0], own[1]
@@ -153,7 +160,7 @@ pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<
 pub(super) fn belongs(format: &Format, part: &str) -> bool {
     match format {
         Format::Gguf(file) => part == file || part == CARD || part == SIGNATURE_FILE,
-        Format::Peft | Format::Polyskill => !is_gguf(part),
+        Format::Peft | Format::Mlx | Format::Polyskill => !is_gguf(part),
     }
 }
 

@@ -1,3 +1,5 @@
+//! Values, white space, scopes, errors and bounds of templates.
+
 use super::*;
 
 fn now() -> chrono::NaiveDateTime {
