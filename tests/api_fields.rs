@@ -35,6 +35,36 @@ fn every_field_of_the_peers_has_a_treatment() {
     }
 }
 
+/// A field that is served is read: a value of a wrong type is refused by the field's name.
+#[test]
+fn served_fields_are_read() {
+    let server = Server::shared();
+    let send = |path: &str, body: &Json| server.send("POST", path, None, body.to_string());
+    let chat = json!({"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1});
+    let completion = json!({"prompt": "hello", "max_tokens": 1});
+    let wrong = [json!({"a": {"b": 1}}), json!([[0.5]]), json!(-1.5), json!("\u{0}")];
+    let mut checked = 0;
+    for (path, body, own) in
+        [("/v1/chat/completions", &chat, CHAT), ("/v1/completions", &completion, COMPLETIONS)]
+    {
+        for (name, _) in
+            [COMMON, own].into_iter().flatten().filter(|(_, t)| *t == Treatment::Served)
+        {
+            let names_it = |value: &Json| {
+                let mut body = body.clone();
+                body[*name] = value.clone();
+                let reply = send(path, &body);
+                let error = reply.json()["error"].clone();
+                let named = |key: &str| error[key].as_str().is_some_and(|text| text.contains(name));
+                [400, 404].contains(&reply.status) && (named("param") || named("message"))
+            };
+            assert!(wrong.iter().any(names_it), "{path}: `{name}` takes anything");
+            checked += 1;
+        }
+    }
+    assert!(checked > 60, "{checked}");
+}
+
 /// A value that asks for something, whatever the field.
 const ASKS: &str = "ask for something";
 

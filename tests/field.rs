@@ -4,10 +4,12 @@
 use std::path::Path;
 
 use polyskill::config::Config;
+use polyskill_engine::Selection;
+use polyskill_sdk::{Parameters, Value};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Map, Value as Json, json};
 
-use crate::common::{fixtures, floats, list, text};
+use crate::common::{Bench, fixtures, floats, greedy, list, routed, submit, text};
 use crate::openai_api::Server;
 
 /// The character that SentencePiece writes for a blank.
@@ -55,9 +57,7 @@ impl Automaton {
             json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                    "rstrip": false, "normalized": false, "special": true})
         };
-        let replace = |from: &str, to: &str| {
-            json!({"type": "Replace", "pattern": {"String": from}, "content": to})
-        };
+        let replace = |from: &str, to: &str| json!({"type": "Replace", "pattern": {"String": from}, "content": to});
         json!({
             "version": "1.0", "truncation": null, "padding": null,
             "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
@@ -114,8 +114,7 @@ impl Automaton {
             "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": 2,
             "tie_word_embeddings": false, "rope_theta": 10000.0, "torch_dtype": "float32"});
         let template = "{% for m in messages %}{{ m['content'] }}{% endfor %}";
-        let texts =
-            json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
+        let texts = json!({"bos_token": "<s>", "eos_token": "</s>", "chat_template": template});
         for (file, content) in [
             ("config.json", config),
             ("tokenizer.json", self.tokenizer()),
@@ -223,7 +222,10 @@ fn a_sentence_piece_base_keeps_the_blank_before_its_answer() {
     let said = post(&server, "/detokenize", &json!({"tokens": [time]}));
     assert_eq!(said["prompt"], " time");
     // Nothing was said before: the text begins with its first word.
-    let reply = complete(&server, json!({"prompt": [1], "max_tokens": 1, "logit_bias": {time.to_string(): 100}}));
+    let reply = complete(
+        &server,
+        json!({"prompt": [1], "max_tokens": 1, "logit_bias": {time.to_string(): 100}}),
+    );
     assert_eq!(reply["choices"][0]["text"], "time");
 }
 
@@ -306,7 +308,8 @@ fn offsets_go_on_over_chunks_and_fit_an_echoed_text() {
     let echoed = complete(&server, ask);
     let choice = &echoed["choices"][0];
     assert_eq!(choice["text"], prompt);
-    let tokens: Vec<&str> = list(&choice["logprobs"]["tokens"]).iter().filter_map(Json::as_str).collect();
+    let tokens: Vec<&str> =
+        list(&choice["logprobs"]["tokens"]).iter().filter_map(Json::as_str).collect();
     assert_eq!(tokens.concat(), prompt);
     let offsets = floats(&choice["logprobs"]["text_offset"]);
     let mut expected = 0;
@@ -315,7 +318,10 @@ fn offsets_go_on_over_chunks_and_fit_an_echoed_text() {
         expected += token.chars().count();
     }
     // Tokens that are no characters of their own have the place of the one that they are a part of.
-    let crab = complete(&server, json!({"prompt": "a\u{1f980}b", "max_tokens": 0, "echo": true, "logprobs": 0}));
+    let crab = complete(
+        &server,
+        json!({"prompt": "a\u{1f980}b", "max_tokens": 0, "echo": true, "logprobs": 0}),
+    );
     let offsets = floats(&crab["choices"][0]["logprobs"]["text_offset"]);
     assert_eq!((offsets[0], offsets.last()), (0.0, Some(&2.0)));
     assert!(offsets[1..offsets.len() - 1].iter().all(|&offset| offset == 1.0), "{offsets:?}");
@@ -330,7 +336,11 @@ fn usage_counts_every_prompt_and_chunks_have_none() {
         reply["usage"]["prompt_tokens"].as_u64().unwrap()
     };
     let both = count("hello") + count("the user is in the world and on");
-    for (prompts, n) in [(prompts.clone(), 1), (json!(["the user is in the world and on", "hello"]), 1), (prompts.clone(), 2)] {
+    for (prompts, n) in [
+        (prompts.clone(), 1),
+        (json!(["the user is in the world and on", "hello"]), 1),
+        (prompts.clone(), 2),
+    ] {
         let ask = json!({"prompt": prompts, "max_tokens": 3, "ignore_eos": true, "n": n});
         let usage = complete(&server, ask)["usage"].clone();
         assert_eq!(usage["prompt_tokens"], both);
@@ -341,7 +351,10 @@ fn usage_counts_every_prompt_and_chunks_have_none() {
                       "stream_options": {"include_usage": true}});
     let events = streamed(&server, "/v1/completions", &body);
     let (last, others) = events.split_last().unwrap();
-    assert_eq!((&last["usage"]["prompt_tokens"], &last["usage"]["completion_tokens"]), (&json!(both), &json!(6)));
+    assert_eq!(
+        (&last["usage"]["prompt_tokens"], &last["usage"]["completion_tokens"]),
+        (&json!(both), &json!(6))
+    );
     assert!(others.iter().all(|event| event.get("usage") == Some(&Json::Null)), "{others:?}");
     let mut continuous = body;
     continuous["stream_options"]["continuous_usage_stats"] = json!(true);
@@ -395,7 +408,8 @@ fn words_tokens_and_probabilities_that_may_not_come_do_not() {
     let choice = &reply["choices"][0];
     assert!(list(&choice["token_ids"]).iter().all(|id| *id == 293 || *id == 296), "{choice}");
     assert!(!list(&choice["prompt_token_ids"]).is_empty());
-    let ask = json!({"prompt": "x", "max_tokens": 4, "logit_bias": {"293": 100}, "bad_words": ["hello"]});
+    let ask =
+        json!({"prompt": "x", "max_tokens": 4, "logit_bias": {"293": 100}, "bad_words": ["hello"]});
     assert!(!text(&complete(&server, ask)["choices"][0], "text").contains("hello"));
     // Nothing but the likeliest token is left.
     let first = |fields: Json| {
@@ -407,7 +421,10 @@ fn words_tokens_and_probabilities_that_may_not_come_do_not() {
     let ask = json!({"prompt": "hello", "max_tokens": 2, "logprobs": 2, "return_tokens_as_token_ids": true});
     let reply = complete(&server, ask);
     let tokens = list(&reply["choices"][0]["logprobs"]["tokens"]);
-    assert!(tokens.iter().all(|token| token.as_str().unwrap().starts_with("token_id:")), "{tokens:?}");
+    assert!(
+        tokens.iter().all(|token| token.as_str().unwrap().starts_with("token_id:")),
+        "{tokens:?}"
+    );
     let ask = json!({"prompt": "hello the world", "max_tokens": 1, "prompt_logprobs": 1});
     let reply = complete(&server, ask);
     let prompt = list(&reply["choices"][0]["prompt_logprobs"]);
@@ -415,7 +432,11 @@ fn words_tokens_and_probabilities_that_may_not_come_do_not() {
     for entry in &prompt[1..] {
         let entries = entry.as_object().unwrap();
         assert!((1..=2).contains(&entries.len()), "{entry}");
-        assert!(entries.values().all(|e| e["rank"].as_u64() >= Some(1) && e["decoded_token"].is_string()));
+        assert!(
+            entries
+                .values()
+                .all(|e| e["rank"].as_u64() >= Some(1) && e["decoded_token"].is_string())
+        );
     }
 }
 
@@ -426,14 +447,20 @@ fn names_of_modules_compose() {
         config.adapters = vec![fixtures().join("adapters")];
     });
     let ask = |fields: Json| {
-        let mut body = json!({"prompt": "hello the world", "max_tokens": 0, "echo": true, "logprobs": 0});
+        let mut body =
+            json!({"prompt": "hello the world", "max_tokens": 0, "echo": true, "logprobs": 0});
         fields.as_object().unwrap().iter().for_each(|(name, value)| body[name] = value.clone());
         let reply = complete(&server, body);
         let modules: Vec<String> = list(&reply["polyskill"]["modules"])
             .iter()
             .map(|module| text(module, "name").to_owned())
             .collect();
-        (floats(&Json::from(list(&reply["choices"][0]["logprobs"]["token_logprobs"])[1..].to_vec())), modules)
+        (
+            floats(&Json::from(
+                list(&reply["choices"][0]["logprobs"]["token_logprobs"])[1..].to_vec(),
+            )),
+            modules,
+        )
     };
     let (base, none) = ask(json!({}));
     assert!(none.is_empty());
@@ -449,11 +476,15 @@ fn names_of_modules_compose() {
         assert_eq!(ask(fields.clone()), (alone.clone(), names.clone()), "{fields}");
     }
     let both = ask(json!({"adapters": [{"name": "lora-all"}, {"name": "task-a", "weight": 0.5}]}));
-    let composed = ask(json!({"model": "lora-all", "adapters": [{"name": "task-a", "weight": 0.5}]}));
+    let composed =
+        ask(json!({"model": "lora-all", "adapters": [{"name": "task-a", "weight": 0.5}]}));
     assert_eq!(composed, both);
     assert_eq!(composed.1, ["lora-all", "task-a"]);
     let half = ask(json!({"adapters": [{"name": "lora-all", "weight": 0.5}]}));
-    assert_eq!(ask(json!({"model": "lora-all", "adapters": [{"name": "lora-all", "weight": 0.5}]})), half);
+    assert_eq!(
+        ask(json!({"model": "lora-all", "adapters": [{"name": "lora-all", "weight": 0.5}]})),
+        half
+    );
     // Beside a router too.
     let router = json!({"name": "arrow", "modules": ["task-*"]});
     let routed = ask(json!({"model": "lora-all", "router": router}));
@@ -514,27 +545,37 @@ fn a_head_of_its_own_serves_where_the_configuration_says_tied() {
         std::fs::write(scratch.path().join("config.json"), config.to_string()).unwrap();
         write_tensors(&scratch.path().join("model.safetensors"), &all);
         let server = serve(scratch.path(), |_| {});
-        let ask = json!({"prompt": "hello the world", "max_tokens": 0, "echo": true, "logprobs": 0});
+        let ask =
+            json!({"prompt": "hello the world", "max_tokens": 0, "echo": true, "logprobs": 0});
         complete(&server, ask)["choices"][0]["logprobs"]["token_logprobs"].clone()
     };
     assert_eq!(score(true), score(false));
 }
 
-/// A router that gives a part of a module that acts as a whole has made a mistake, and the request has not.
+/// A router that gives a part of a module that acts as a whole has made a mistake, and the request has not: the base
+/// answers, the report says why, and the fault is the router's.
 #[test]
 fn a_routers_mistake_falls_back_and_is_counted_for_it() {
-    let server = serve(&fixtures().join("models/llama-tied"), |config| {
-        config.adapters = vec![fixtures().join("adapters")];
-    });
-    // Weights of the request's own making for a router that mixes: half a prompt is none.
-    let weights = "prompt-5=0.5,lora-all=0.5";
-    let router = json!({"name": "mixture", "params": {"weights": weights}});
-    let reply = complete(&server, json!({"prompt": "hello", "max_tokens": 2, "router": router}));
-    let report = &reply["polyskill"];
-    assert_eq!(report["served"], "fallback", "{report}");
-    let reason = text(report, "fallback_reason");
-    assert!(reason.contains("prompt-5") && reason.contains("whole"), "{reason}");
-    let key = Some(crate::openai_api::ADMIN_KEY);
-    let routers = server.send("GET", "/admin/routers", key, "").ok();
-    assert!(list(&routers["routers"]).iter().all(|router| router["standing"] == "serving"));
+    let bench = Bench::new("models/llama-tied", &["prompt-5", "prefix-7", "lora-all"]);
+    bench.add_mixture();
+    let plan = |weights: &str| {
+        let weights = ("weights".to_owned(), Value::Text(weights.to_owned()));
+        bench.compose(&routed("mixture", Parameters(vec![weights])))
+    };
+    let prompt = [293, 263, 296];
+    let base = bench.run(&Selection::Base, &prompt, greedy(4));
+    for (picks, named) in [
+        ("prompt-5=0.5,lora-all=0.5", "prompt-5"),
+        ("lora-all=1,prefix-7=0.25", "prefix-7"),
+        ("lora-all=1e30", "1e30"),
+    ] {
+        let before = bench.composer.routers()[0].faults;
+        let composition = plan(picks);
+        let reason = composition.fallback().unwrap();
+        assert!(reason.contains(named) || reason.contains("weight"), "{picks}: {reason}");
+        let output = submit(&bench.engine, &composition, &prompt, greedy(4)).wait();
+        assert_eq!(output.bits(), base.bits(), "{picks}");
+        assert_eq!(bench.composer.routers()[0].faults, before + 1, "{picks}");
+    }
+    assert!(plan("prompt-5=1,lora-all=0.5").fallback().is_none());
 }

@@ -108,7 +108,10 @@ fn text_parts_of_larger_models_are_served() {
     let case = list(&golden["cases"]).iter().find(|case| case["module"] == "lookahead").unwrap();
     for (prefix, target) in [
         ("base_model.model.model.language_model.", r"^model\.language_model\.layers\..*q_proj$"),
-        ("base_model.model.language_model.model.", r"^(?!.*vision).*language_model\.model.*q_proj$"),
+        (
+            "base_model.model.language_model.model.",
+            r"^(?!.*vision).*language_model\.model.*q_proj$",
+        ),
     ] {
         let module = load(prefix, target, None).unwrap();
         bench.library.publish("m", module, Expected::Any).unwrap();
@@ -163,7 +166,8 @@ fn read_hidden_size(base: &str) -> usize {
 /// A control vector for layer 1, as a GGUF file.
 fn control_vector(hint: &str, hidden: usize) -> Vec<u8> {
     let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
-    let entry = |key: &str, value: &str| [text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat();
+    let entry =
+        |key: &str, value: &str| [text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat();
     let mut bytes = b"GGUF\x03\0\0\0".to_vec();
     bytes.extend(1_u64.to_le_bytes());
     bytes.extend(2_u64.to_le_bytes());
@@ -210,7 +214,8 @@ fn chats_are_rendered_as_their_templates_say() {
     let messages = json!([{"role": "user", "content": "hello <a> & 'b'"}]);
     let asked = "<|im_start|>user\nhello <a> & 'b'<|im_end|>\n<|im_start|>assistant\n";
     let ask = json!({"messages": messages});
-    let named = json!([{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "T"}]);
+    let named =
+        json!([{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "T"}]);
     assert_eq!(prompt(&named, &ask), asked);
     let marked = format!("{{% generation %}}{CHATML}{{% endgeneration %}}");
     assert_eq!(prompt(&json!(marked), &ask), asked);
@@ -238,6 +243,7 @@ fn chats_are_rendered_as_their_templates_say() {
         "messages": messages,
         "tools": [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}],
     });
-    let listed = format!("{{% for tool in tools %}}{{{{ tool.function.name }}}};{{% endfor %}}{CHATML}");
+    let listed =
+        format!("{{% for tool in tools %}}{{{{ tool.function.name }}}};{{% endfor %}}{CHATML}");
     assert_eq!(prompt(&json!(listed), &tools), format!("look_up;{asked}"));
 }

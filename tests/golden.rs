@@ -300,6 +300,11 @@ fn tokenizers_of_gguf_files_agree_with_transformers() {
         let said = text(entry, "text");
         let found = model.encode(said).unwrap();
         assert_eq!(found, ids(&entry["ids"]), "{}: {said:?}", text(entry, "file"));
-        assert_eq!(model.decode(&found, Special::Shown), text(entry, "decoded"), "{}", text(entry, "file"));
+        assert_eq!(
+            model.decode(&found, Special::Shown),
+            text(entry, "decoded"),
+            "{}",
+            text(entry, "file")
+        );
     }
 }

@@ -295,7 +295,8 @@ proptest::proptest! {
     fn mutated_modules_of_every_kind_never_panic(
         content in proptest::sample::select(vec![
             "dora-all", "ia3-default", "prompt-5", "prefix-7", "tokens-lora-tied", "tokens-alone-tied",
-            "lora-embedding-saved", "steering", "soft-injection", "graft",
+            "lora-embedding-saved", "steering", "soft-injection", "graft", "../mlx/lora",
+            "../mlx/lora-tied-table",
         ]),
         gguf in proptest::sample::select(vec!["lora-task-b-q8_0.gguf", "control-vector.gguf"]),
         edits in proptest::collection::vec((0..2_000_usize, 0..=255_u8), 0..6),
@@ -306,7 +307,9 @@ proptest::proptest! {
         let scratch = tempfile::tempdir().unwrap();
         let source = fixtures().join("adapters").join(content);
         let is_own = source.join("polyskill_config.json").exists();
+        let is_mlx = source.join("adapters.safetensors").exists();
         let file = match (is_own, of_config) {
+            (false, false) if is_mlx => "adapters.safetensors",
             (false, true) => "adapter_config.json",
             (false, false) => "adapter_model.safetensors",
             (true, true) => "polyskill_config.json",

@@ -12,7 +12,9 @@ use polyskill_engine::EngineConfig;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Map, Value as Json};
 
-use crate::common::{Bench, fixtures, floats, golden, greedy, ids, list, model, text, weighted, worst};
+use crate::common::{
+    Bench, fixtures, floats, golden, greedy, ids, list, model, text, weighted, worst,
+};
 
 /// FNV-1a.
 fn hash(name: &str) -> u64 {
@@ -38,9 +40,9 @@ fn expanded(name: &str) -> Vec<String> {
     let Some((before, rest)) = name.split_once('{') else { return vec![name.to_owned()] };
     let (choices, after) = rest.split_once('}').unwrap();
     let after = expanded(after);
-    let all = choices.split(',').flat_map(|choice| {
-        after.iter().map(move |after| format!("{before}{choice}{after}"))
-    });
+    let all = choices
+        .split(',')
+        .flat_map(|choice| after.iter().map(move |after| format!("{before}{choice}{after}")));
     all.collect()
 }
 
@@ -51,10 +53,15 @@ struct Tensor {
 }
 
 fn tensor(spec: &Json, name: &str, seed: u64, base: &SafeTensors<'_>) -> Tensor {
-    let shape: Vec<usize> = list(&spec["shape"]).iter().map(|n| n.as_u64().unwrap() as usize).collect();
+    let shape: Vec<usize> =
+        list(&spec["shape"]).iter().map(|n| n.as_u64().unwrap() as usize).collect();
     if let Some(copied) = spec["base"].as_str() {
         let view = base.tensor(copied).unwrap();
-        return Tensor { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: view.data().to_vec() };
+        return Tensor {
+            dtype: view.dtype(),
+            shape: view.shape().to_vec(),
+            bytes: view.data().to_vec(),
+        };
     }
     let number = |key: &str, default: f64| spec[key].as_f64().unwrap_or(default);
     let (scale, offset) = (number("scale", 0.6), number("offset", 0.0));
@@ -72,9 +79,17 @@ fn tensor(spec: &Json, name: &str, seed: u64, base: &SafeTensors<'_>) -> Tensor 
     let dtype = spec["dtype"].as_str().unwrap_or("F32");
     let (dtype, bytes) = match dtype {
         "F32" => (Dtype::F32, values.iter().flat_map(|u| float(u).to_le_bytes()).collect()),
-        "F16" => (Dtype::F16, values.iter().flat_map(|u| f16::from_f32(float(u)).to_le_bytes()).collect()),
-        "BF16" => (Dtype::BF16, values.iter().flat_map(|u| bf16::from_f32(float(u)).to_le_bytes()).collect()),
-        "F64" => (Dtype::F64, values.iter().flat_map(|u| f64::from(float(u)).to_le_bytes()).collect()),
+        "F16" => (
+            Dtype::F16,
+            values.iter().flat_map(|u| f16::from_f32(float(u)).to_le_bytes()).collect(),
+        ),
+        "BF16" => (
+            Dtype::BF16,
+            values.iter().flat_map(|u| bf16::from_f32(float(u)).to_le_bytes()).collect(),
+        ),
+        "F64" => {
+            (Dtype::F64, values.iter().flat_map(|u| f64::from(float(u)).to_le_bytes()).collect())
+        }
         // No module of whole numbers is read; their values do not matter.
         "I64" => (Dtype::I64, vec![0; 8 * count]),
         "I32" => (Dtype::I32, vec![0; 4 * count]),
@@ -141,7 +156,8 @@ fn configurations_give_pefts_logits_or_are_refused() {
             let weights = std::fs::read(fixtures().join(&path).join("model.safetensors")).unwrap();
             (Bench::over(model(&path), &[], EngineConfig::default()), weights)
         });
-        let template = list(&golden["templates"]).iter().find(|t| t["kind"] == case["kind"]).unwrap();
+        let template =
+            list(&golden["templates"]).iter().find(|t| t["kind"] == case["kind"]).unwrap();
         let root = tempfile::tempdir().unwrap();
         write(case, template, &SafeTensors::deserialize(weights).unwrap(), root.path());
         let loaded = load_module("m", root.path(), root.path(), bench.model.as_ref());
@@ -149,8 +165,12 @@ fn configurations_give_pefts_logits_or_are_refused() {
             let rows = [(position("middle"), &case["middle"]), (position("last"), &case["last"])];
             rows.map(|(at, row)| (at, floats(row)))
         });
-        let warns = list(&case["warned"]).iter().any(|w| REFUSED_WARNINGS.contains(&w.as_str().unwrap_or("")))
-            || case["warned"].as_object().is_some_and(|warned| warned.keys().any(|w| REFUSED_WARNINGS.contains(&w.as_str())));
+        let warns = list(&case["warned"])
+            .iter()
+            .any(|w| REFUSED_WARNINGS.contains(&w.as_str().unwrap_or("")))
+            || case["warned"].as_object().is_some_and(|warned| {
+                warned.keys().any(|w| REFUSED_WARNINGS.contains(&w.as_str()))
+            });
         let module = match loaded {
             Ok(module) => module,
             Err(error) => {
@@ -178,5 +198,10 @@ fn configurations_give_pefts_logits_or_are_refused() {
             }
         }
     }
-    assert!(wrong.is_empty(), "{} wrong of {served} served, {refused} refused:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "{} wrong of {served} served, {refused} refused:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }

@@ -35,7 +35,11 @@ fn tensors_of(model: &str) -> Tensors {
         for (name, view) in SafeTensors::deserialize(&bytes).unwrap().iter() {
             let halves = || view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
             let values = match view.dtype() {
-                Dtype::F32 => view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+                Dtype::F32 => view
+                    .data()
+                    .chunks_exact(4)
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                    .collect(),
                 Dtype::BF16 => halves().map(|bits| bf16::from_bits(bits).to_f32()).collect(),
                 Dtype::F16 => halves().map(|bits| f16::from_bits(bits).to_f32()).collect(),
                 other => panic!("{other:?}"),
@@ -61,7 +65,8 @@ fn write_tensors(path: &Path, tensors: &Tensors) {
 /// The log-probabilities that the goldens list, of the model in a directory; the reason where it is refused.
 fn logprobs(directory: &Path, prompt: &[u32], tokens: &[u32]) -> Result<Vec<f32>, String> {
     let compute = Arc::new(Compute::new(2));
-    let model = load::load(directory, compute, &mut |_, _| {}).map_err(|error| error.to_string())?;
+    let model =
+        load::load(directory, compute, &mut |_, _| {}).map_err(|error| error.to_string())?;
     let bench = Bench::over(Arc::new(model), &[], EngineConfig::default());
     let output = bench.run(&Selection::Base, prompt, greedy(1));
     let row = output.row(prompt.len() - 1);
@@ -85,7 +90,10 @@ fn what_transformers_saves_again_is_the_same_model() {
                 stored[range[0].as_str().unwrap()].values[first..first + count].to_vec()
             });
             let shape = list(&tensor["shape"]).iter().map(number).collect();
-            saved.insert(text(tensor, "name").to_owned(), Tensor { shape, values: values.collect() });
+            saved.insert(
+                text(tensor, "name").to_owned(),
+                Tensor { shape, values: values.collect() },
+            );
         }
         let scratch = tempfile::tempdir().unwrap();
         for file in ["config.json", "generation_config.json"] {
@@ -105,7 +113,9 @@ fn what_transformers_saves_again_is_the_same_model() {
                 let map: Map<String, Json> = files
                     .iter()
                     .flat_map(|(file, names)| {
-                        list(names).iter().map(|name| (name.as_str().unwrap().to_owned(), file.clone().into()))
+                        list(names)
+                            .iter()
+                            .map(|name| (name.as_str().unwrap().to_owned(), file.clone().into()))
                     })
                     .collect();
                 let index = serde_json::json!({"metadata": {}, "weight_map": map});
@@ -173,7 +183,9 @@ fn configurations_mean_what_they_mean_in_transformers() {
         let found = logprobs(scratch.path(), &prompt(base), &tokens);
         let loads = variant["outcome"] == "loads";
         match found {
-            Err(reason) if loads && std::env::var_os("RESAVED_REFUSALS").is_some() => wrong.push(format!("REFUSED {name}: {reason}")),
+            Err(reason) if loads && std::env::var_os("RESAVED_REFUSALS").is_some() => {
+                wrong.push(format!("REFUSED {name}: {reason}"))
+            }
             Err(_) => refused += 1,
             Ok(found) if loads => {
                 let distance = worst(&found, &floats(&variant["logprobs"]));

@@ -10,6 +10,7 @@ use polyskill::pull;
 use polyskill::service::Service;
 use polyskill_adapters::Kind;
 use polyskill_engine::{RouterRequest, SamplingParams, Selection};
+use polyskill_sdk::{Parameters, Value};
 use polyskill_tokenizer::{Chat, Special};
 use serde_json::{Value as Json, json};
 
@@ -152,6 +153,32 @@ fn a_slice_of_the_evaluation_comes_out_as_written_down() {
     }
     // A greedy answer may turn where two tokens are as likely as each other.
     assert!(other_scores.len() * 50 <= expected.len(), "{other_scores:?}");
+}
+
+/// Questions that name several modules, one of which acts as a whole: their router has no mistake to make.
+#[test]
+fn questions_that_name_several_modules_are_answered() {
+    let Some(service) = shipped() else { return };
+    let skills = service.selection("skills").unwrap();
+    let retrieval = Selection::Routed(RouterRequest {
+        router: "retrieval".to_owned(),
+        parameters: Parameters(vec![
+            ("mode".to_owned(), Value::Text("mixture".to_owned())),
+            ("k".to_owned(), Value::Number(4.0)),
+        ]),
+        ..RouterRequest::default()
+    });
+    for question in [
+        "What is the plural of this German word?",
+        "Which continent has the plural of a Spanish number?",
+        "Tell me the sentiment of this ISO date.",
+        "On which continent is German the plural of sentiment?",
+    ] {
+        for selection in [&skills, &retrieval] {
+            // No fallback is among what this asserts.
+            answer(&service, selection, question);
+        }
+    }
 }
 
 #[test]

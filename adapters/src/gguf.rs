@@ -215,7 +215,8 @@ impl Reader<'_> {
         let rank = rank.ok_or_else(|| format!("`{a_name}` has shape {:?}", a.shape))?;
         let a_values = self.floats(a_name, a, &[rank, inputs])?;
         let b_values = self.floats(b_name, b, &[outputs, rank])?;
-        let rotated = matches!(target, Target::Site(Site { projection: Projection::Q | Projection::K, .. }));
+        let rotated =
+            matches!(target, Target::Site(Site { projection: Projection::Q | Projection::K, .. }));
         let stored = |row| if rotated { gguf_stored_row(self.base.config, row) } else { row };
         let b_transposed = transposed(&b_values, outputs, rank, stored);
         let (a, b_transposed) = (as_stored(a.dtype, a_values), as_stored(b.dtype, b_transposed));

@@ -471,7 +471,8 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
         return bad("must have 1 to 128 characters");
     }
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let is_part = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(plain);
+    let is_part =
+        |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(plain);
     match name.split('/').all(is_part) {
         true => Ok(()),
         false => bad(
@@ -493,7 +494,9 @@ mod tests {
         for name in ["a", "org/name", "a/b/c-1_2.3", "A.b"] {
             assert!(check_name(name).is_ok(), "{name}");
         }
-        for name in ["", "/a", "a/", "a//b", "../a", "a/../b", "a/.b", ".", "a b", "a\\b", "a:b", "a?b", "ä"] {
+        for name in [
+            "", "/a", "a/", "a//b", "../a", "a/../b", "a/.b", ".", "a b", "a\\b", "a:b", "a?b", "ä",
+        ] {
             assert!(check_name(name).is_err(), "{name}");
         }
         assert!(check_name(&"a/".repeat(64)).is_err());

@@ -45,7 +45,8 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
         .map_err(|error| refused(vec![format!("{WEIGHTS_FILE}: {error}")]))?;
     let tensors = SafeTensors::deserialize(&weights)
         .map_err(|error| refused(vec![format!("{WEIGHTS_FILE}: {error}")]))?;
-    let (kind, weights) = peft::lora(config.to_string().as_bytes(), &tensors, base).map_err(refused)?;
+    let (kind, weights) =
+        peft::lora(config.to_string().as_bytes(), &tensors, base).map_err(refused)?;
     Ok(Content { generation: bundle.generation(TAG), kind, weights })
 }
 
@@ -94,7 +95,10 @@ impl Settings {
                 rank,
                 scale,
                 is_dora: tunes == "dora" || object.get("use_dora") == Some(&Json::Bool(true)),
-                keys: parameters.get("keys").filter(|keys| !keys.is_null()).map(|keys| peft::strings(Some(keys))),
+                keys: parameters
+                    .get("keys")
+                    .filter(|keys| !keys.is_null())
+                    .map(|keys| peft::strings(Some(keys))),
                 layers: object
                     .get("num_layers")
                     .and_then(Json::as_u64)
@@ -111,11 +115,14 @@ impl Settings {
         let within = inside.map_or(path, |(_, within)| within);
         let is_key = |keys: &Vec<String>| keys.iter().any(|key| key == within || key == path);
         if !self.keys.as_ref().is_none_or(is_key) {
-            return Some(format!("{path} has tensors, but `lora_parameters.keys` does not name it"));
+            return Some(format!(
+                "{path} has tensors, but `lora_parameters.keys` does not name it"
+            ));
         }
         let layer: usize = inside?.0.parse().ok()?;
         let first = num_layers.saturating_sub(self.layers?);
-        (layer < first).then(|| format!("{path} has tensors, but `num_layers` begins at layer {first}"))
+        (layer < first)
+            .then(|| format!("{path} has tensors, but `num_layers` begins at layer {first}"))
     }
 
     /// The same as a configuration of PEFT's, for the linears that have tensors.

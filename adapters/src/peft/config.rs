@@ -40,14 +40,8 @@ const ONLY_NULL: [&str; 5] =
 const NEVER_NULL: [&str; 6] =
     ["alpha_pattern", "bias", "lora_alpha", "lora_dropout", "r", "rank_pattern"];
 /// Tasks that PEFT knows.
-const TASKS: [&str; 6] = [
-    "CAUSAL_LM",
-    "FEATURE_EXTRACTION",
-    "QUESTION_ANS",
-    "SEQ_2_SEQ_LM",
-    "SEQ_CLS",
-    "TOKEN_CLS",
-];
+const TASKS: [&str; 6] =
+    ["CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"];
 /// Settings that are read below.
 const READ: [&str; 16] = [
     "r",
@@ -231,76 +225,52 @@ impl LoraSettings {
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Vec<String>> {
         let object = object(bytes)?;
         let mut problems = Vec::new();
-        let mut keep = |result: Result<(), String>| problems.extend(result.err());
-        keep(check_kind(&object));
-        unloadable(&object).into_iter().for_each(|problem| keep(Err(problem)));
-        refused_lora_settings(&object).into_iter().for_each(|problem| keep(Err(problem)));
-        let mut value = |result: Result<f64, String>, default: f64| match result {
-            Ok(value) => value,
-            Err(problem) => {
-                keep(Err(problem));
-                default
-            }
-        };
-        let rank = value(positive_rank(object.get("r"), "r"), 1.0) as usize;
-        let alpha = value(number(object.get("lora_alpha"), "lora_alpha"), 1.0);
+        problems.extend(check_kind(&object).err());
+        problems.extend(unloadable(&object));
+        problems.extend(refused_lora_settings(&object));
+        let rank = kept(&mut problems, positive_rank(object.get("r"), "r"));
+        let alpha = kept(&mut problems, number(object.get("lora_alpha"), "lora_alpha"));
         let rank_pattern = pattern_map(&object, "rank_pattern", |value, name| {
             positive_rank(Some(value), name).map(|rank| rank as usize)
         });
         let alpha_pattern =
             pattern_map(&object, "alpha_pattern", |value, name| number(Some(value), name));
-        let target = target(&object);
-        let exclude = match object.get("exclude_modules") {
-            None | Some(Json::Null) => Ok(None),
-            Some(value) => matcher(Some(value), "exclude_modules").map(Some),
-        };
-        let layers = layers(&object, target.as_ref().ok());
-        let saved = saved(&object);
-        let tokens = match tokens(object.get("trainable_token_indices"), "trainable_token_indices")
-        {
-            Ok(tokens) => tokens,
-            Err(problem) => {
-                problems.push(problem);
-                None
-            }
-        };
+        let rank_pattern = kept(&mut problems, rank_pattern);
+        let alpha_pattern = kept(&mut problems, alpha_pattern);
+        let target = kept(&mut problems, target(&object));
+        let exclude = object.get("exclude_modules").filter(|value| !value.is_null());
+        let exclude = exclude.map(|value| matcher(Some(value), "exclude_modules")).transpose();
+        let exclude = kept(&mut problems, exclude);
+        let layers = kept(&mut problems, layers(&object, target.as_ref()));
+        let saved = kept(&mut problems, saved(&object));
+        const TOKENS: &str = "trainable_token_indices";
+        let tokens = kept(&mut problems, tokens(object.get(TOKENS), TOKENS));
         let flag = |name: &str| object.get(name).and_then(Json::as_bool).unwrap_or(false);
-        let own_head = !strings(object.get("modules_to_save")).is_empty();
-        match (rank_pattern, alpha_pattern, target, exclude, layers, saved) {
-            (Ok(rank_pattern), Ok(alpha_pattern), Ok(target), Ok(exclude), Ok(layers), Ok(saved))
-                if problems.is_empty() =>
-            {
-                let use_rslora = flag("use_rslora");
-                Ok(Self {
-                    rank,
-                    alpha,
-                    use_rslora,
-                    rank_pattern,
-                    alpha_pattern,
-                    target,
-                    parameters: strings(object.get("target_parameters")),
-                    exclude,
-                    layers,
-                    saved,
-                    ensure_weight_tying: is_truth(object.get("ensure_weight_tying")),
-                    wrapper: Wrapper::default(),
-                    use_dora: flag("use_dora"),
-                    lora_bias: flag("lora_bias"),
-                    trains_biases: trains_biases(&object),
-                    own_head,
-                    tokens,
-                })
-            }
-            (rank_pattern, alpha_pattern, target, exclude, layers, saved) => {
-                problems.extend(rank_pattern.err());
-                problems.extend(alpha_pattern.err());
-                problems.extend(target.err());
-                problems.extend(exclude.err());
-                problems.extend(layers.err());
-                problems.extend(saved.err());
-                Err(problems)
-            }
+        if !problems.is_empty() {
+            return Err(problems);
         }
+        let parts = || {
+            Some(Self {
+                rank: rank? as usize,
+                alpha: alpha?,
+                use_rslora: flag("use_rslora"),
+                rank_pattern: rank_pattern?,
+                alpha_pattern: alpha_pattern?,
+                target: target?,
+                parameters: strings(object.get("target_parameters")),
+                exclude: exclude?,
+                layers: layers?,
+                saved: saved?,
+                ensure_weight_tying: is_truth(object.get("ensure_weight_tying")),
+                wrapper: Wrapper::default(),
+                use_dora: flag("use_dora"),
+                lora_bias: flag("lora_bias"),
+                trains_biases: trains_biases(&object),
+                own_head: !strings(object.get("modules_to_save")).is_empty(),
+                tokens: tokens?,
+            })
+        };
+        parts().ok_or(problems)
     }
 
     /// The sites that the configuration targets.
@@ -322,8 +292,7 @@ impl LoraSettings {
 
     pub(super) fn is_target(&self, path: &str) -> bool {
         let path = &*self.wrapper.outer(path);
-        let excluded =
-            self.excludes(path) || self.saved.iter().any(|saved| saved.is_match(path));
+        let excluded = self.excludes(path) || self.saved.iter().any(|saved| saved.is_match(path));
         // A path that is named whole is meant, whatever its layer.
         let is_exact = self.target.names().iter().any(|name| name == path);
         !excluded && (is_exact || self.target.matches(path) && self.is_in_layers(path))
@@ -341,9 +310,10 @@ impl LoraSettings {
     pub(super) fn ties_ends(&self, base: &ModelConfig) -> bool {
         let names_an_end = match &self.target {
             Matcher::Pattern(pattern) => ENDS.iter().any(|end| pattern.is_match(end)),
-            names => names.names().iter().any(|name| {
-                ENDS.contains(&name.rsplit('.').next().unwrap_or_default())
-            }),
+            names => names
+                .names()
+                .iter()
+                .any(|name| ENDS.contains(&name.rsplit('.').next().unwrap_or_default())),
         };
         self.ensure_weight_tying && base.tied_embeddings && names_an_end
     }
@@ -353,7 +323,9 @@ impl LoraSettings {
         if !self.ensure_weight_tying || !base.tied_embeddings {
             return None;
         }
-        let of = |what: &str| Some(format!("setting `ensure_weight_tying` with {what} is not supported"));
+        let of = |what: &str| {
+            Some(format!("setting `ensure_weight_tying` with {what} is not supported"))
+        };
         if self.own_head {
             return of("`modules_to_save`");
         }
@@ -408,6 +380,11 @@ impl LoraSettings {
 /// PEFT's `get_pattern_key`: the first key, in file order, that matches a suffix at a dot.
 fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
+}
+
+/// A value, or its problem among the others.
+fn kept<T>(problems: &mut Vec<String>, result: Result<T, String>) -> Option<T> {
+    result.map_err(|problem| problems.push(problem)).ok()
 }
 
 /// The configuration as an object.

@@ -28,18 +28,31 @@ pub(super) fn load(
             None
         })
     };
-    let (target, exclude) = (read("target_modules"), read("exclude_modules"));
-    let feed_forward = read("feedforward_modules");
+    let defaults = defaults(base.config.family);
+    let names =
+        |names: &[&str]| Matcher::Names(names.iter().map(|&name| name.to_owned()).collect());
+    let exclude = read("exclude_modules");
+    let target = read("target_modules").or(defaults.map(|(target, _)| names(&target)));
+    let feed_forward = read("feedforward_modules").or(defaults.map(|(_, inputs)| names(&inputs)));
+    if feed_forward.is_none() {
+        problems
+            .add("`feedforward_modules` is missing, and PEFT knows none for this base".to_owned());
+    }
+    if let (Some(Matcher::Names(inputs)), Some(Matcher::Names(all))) = (&feed_forward, &target)
+        && let Some(name) = inputs.iter().find(|name| !all.contains(name))
+    {
+        problems
+            .add(format!("`feedforward_modules` names {name}, which `target_modules` does not"));
+    }
     let is_in = |matcher: &Option<Matcher>, path: &str| {
         matcher.as_ref().is_some_and(|matcher| matcher.matches(path))
     };
     let is_target = |path: &str| is_in(&target, path) && !is_in(&exclude, path);
     let mut weights = Weights::new(base.config.num_sites());
     for (name, view) in tensors.iter() {
-        let path =
-            name.strip_prefix("base_model.model.").and_then(|rest| {
-                rest.strip_suffix(".ia3_l").or_else(|| rest.strip_suffix(".ia3_l.default"))
-            });
+        let path = name.strip_prefix("base_model.model.").and_then(|rest| {
+            rest.strip_suffix(".ia3_l").or_else(|| rest.strip_suffix(".ia3_l.default"))
+        });
         let place = path.filter(|path| is_target(path));
         let place = place.and_then(|path| place_of(path, base.config));
         let shape = place.and_then(|place| Some((place, place.shape(base.config)?)));
@@ -71,6 +84,16 @@ pub(super) fn load(
         problems.add("no linear of the base model is a target module".to_owned());
     }
     problems.into_result(weights)
+}
+
+/// Target and feed-forward modules that PEFT takes where a configuration names none, by family.
+fn defaults(family: &str) -> Option<([&'static str; 3], [&'static str; 1])> {
+    match family {
+        "llama" | "mistral" => Some((["k_proj", "v_proj", "down_proj"], ["down_proj"])),
+        "gemma3" | "qwen2" | "qwen3" => Some((["q_proj", "v_proj", "down_proj"], ["down_proj"])),
+        "mixtral" => Some((["k_proj", "v_proj", "w2"], ["w2"])),
+        _ => None,
+    }
 }
 
 fn has(weights: &Weights, place: Place) -> bool {

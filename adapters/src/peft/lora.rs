@@ -79,7 +79,10 @@ pub(super) fn assemble(
             (Some((path, what)), None, Some(expert)) => {
                 of_experts.entry((expert, path.into_owned())).or_default().insert(what, view);
             }
-            _ => problems.add(format!("tensor `{name}` belongs to no linear of the base model{}", beyond_text(name))),
+            _ => problems.add(format!(
+                "tensor `{name}` belongs to no linear of the base model{}",
+                beyond_text(name)
+            )),
         }
     }
     let mut reader =
@@ -87,7 +90,8 @@ pub(super) fn assemble(
     let tying = settings.tying_problem(base.config);
     tying.into_iter().for_each(|problem| reader.problems.add(problem));
     if settings.ties_ends(base.config) {
-        let ends = [Place::Embedding, Place::Head].map(|end| found.remove(&end).unwrap_or_default());
+        let ends =
+            [Place::Embedding, Place::Head].map(|end| found.remove(&end).unwrap_or_default());
         reader.tied_ends(ends);
     }
     let targets = reader.targets();
@@ -149,10 +153,14 @@ impl Reader<'_> {
     fn tied_ends(&mut self, [mut embedding, mut head]: [Tensors<'_>; 2]) {
         let ModelConfig { vocab_size, hidden_size, .. } = *self.base.config;
         if self.settings.use_dora || self.settings.lora_bias {
-            self.problems.add(format!("{}: only plain LoRA is supported at embeddings", Place::Embedding));
+            self.problems
+                .add(format!("{}: only plain LoRA is supported at embeddings", Place::Embedding));
         }
         if self.settings.is_excluded(&Place::Embedding.path()) {
-            self.problems.add("`exclude_modules` names embed_tokens, which `ensure_weight_tying` targets".to_owned());
+            self.problems.add(
+                "`exclude_modules` names embed_tokens, which `ensure_weight_tying` targets"
+                    .to_owned(),
+            );
         }
         let (rank, scale) = self.settings.rank_and_scale(&Place::Embedding.path());
         let (_, head_scale) = self.settings.rank_and_scale(&Place::Head.path());
@@ -162,7 +170,9 @@ impl Reader<'_> {
             // Both are checked, though one is used.
             (Some(a), Some(b), of_a, of_b) => {
                 let checks = [(of_a, [rank, vocab_size]), (of_b, [hidden_size, rank])];
-                for (view, shape) in checks.iter().filter_map(|(view, shape)| Some((view.as_ref()?, shape))) {
+                for (view, shape) in
+                    checks.iter().filter_map(|(view, shape)| Some((view.as_ref()?, shape)))
+                {
                     let checked = shaped("a tensor of embed_tokens", view, shape);
                     self.keep(checked);
                 }
@@ -176,15 +186,23 @@ impl Reader<'_> {
                 [of_b.map(|b| b.transposed(hidden_size, rank)), of_a]
             }
             _ => {
-                let problem = "embed_tokens and lm_head share a LoRA, but neither has both of its tensors";
+                let problem =
+                    "embed_tokens and lm_head share a LoRA, but neither has both of its tensors";
                 return self.problems.add(problem.to_owned());
             }
         };
         if let (Some(rank_hidden), Some(rank_vocab)) = (rank_hidden, rank_vocab) {
             let a_transposed = rank_vocab.clone().transposed(rank, vocab_size);
             let b_transposed = rank_hidden.clone();
-            self.weights.embedding = Some(EmbeddingLora { rank, scale, a_transposed, b_transposed });
-            let lora = LoraSite { rank, scale: head_scale, a: rank_hidden, b_transposed: rank_vocab, magnitude: None };
+            self.weights.embedding =
+                Some(EmbeddingLora { rank, scale, a_transposed, b_transposed });
+            let lora = LoraSite {
+                rank,
+                scale: head_scale,
+                a: rank_hidden,
+                b_transposed: rank_vocab,
+                magnitude: None,
+            };
             self.weights.head = Some(LinearPart { lora: Some(lora), ..LinearPart::default() });
         }
         self.beside(Place::Embedding, embedding);

@@ -77,7 +77,8 @@ impl Pattern {
 
     /// Why its answers are not to be used, if a match took too many steps.
     pub(super) fn problem(&self) -> Option<String> {
-        let reason = format!("the expression takes more than {MAX_STEPS} steps on a path of the base");
+        let reason =
+            format!("the expression takes more than {MAX_STEPS} steps on a path of the base");
         self.gave_up.load(Relaxed).then(|| named(&self.setting, &reason))
     }
 }
@@ -104,7 +105,10 @@ fn leading_flags(pattern: &str) -> (&str, &str) {
 /// An expression of Python in the syntax of the engine.
 fn translated(pattern: &str) -> Result<String, String> {
     if pattern.len() > MAX_LENGTH {
-        return Err(format!("the expression has {} bytes, expected at most {MAX_LENGTH}", pattern.len()));
+        return Err(format!(
+            "the expression has {} bytes, expected at most {MAX_LENGTH}",
+            pattern.len()
+        ));
     }
     let mut translator = Translator { rest: pattern, out: String::new(), depth: 0, repeats: true };
     while !translator.rest.is_empty() {
@@ -301,8 +305,10 @@ impl<'p> Translator<'p> {
                     'u' => 4,
                     _ => 8,
                 };
-                let digits = self.rest.get(2..2 + len).filter(|d| d.chars().all(|c| c.is_ascii_hexdigit()));
-                let digits = digits.ok_or_else(|| format!("`\\{c}` is followed by no {len} digits"))?;
+                let digits =
+                    self.rest.get(2..2 + len).filter(|d| d.chars().all(|c| c.is_ascii_hexdigit()));
+                let digits =
+                    digits.ok_or_else(|| format!("`\\{c}` is followed by no {len} digits"))?;
                 self.out.push_str(&format!(r"\x{{{digits}}}"));
                 self.take(2 + len);
             }
@@ -381,7 +387,8 @@ mod tests {
     #[test]
     fn what_python_refuses_is_refused() {
         for pattern in [
-            r"\p{L}+", r"\z", "a**", "*a", "(?<n>a)", r"\x{41}", "a(?i)b", "[a", "(", r"\", "[0-2--2]", "(?x)a",
+            r"\p{L}+", r"\z", "a**", "*a", "(?<n>a)", r"\x{41}", "a(?i)b", "[a", "(", r"\",
+            "[0-2--2]", "(?x)a",
         ] {
             assert!(whole(pattern, "a").is_err(), "{pattern}");
         }

@@ -103,7 +103,8 @@ fn unloadable(object: &Map<String, Json>) -> Vec<String> {
         }
     }
     if !from_text && get("tokenizer_kwargs").is_some() {
-        problems.push("setting `tokenizer_kwargs` needs `prompt_tuning_init` to be TEXT".to_owned());
+        problems
+            .push("setting `tokenizer_kwargs` needs `prompt_tuning_init` to be TEXT".to_owned());
     }
     problems
 }

@@ -39,8 +39,7 @@ pub(super) fn load(
         problems.add("`target_modules` names something else than embed_tokens".to_owned());
     }
     let in_memory = [EMBEDDING, ".default"].concat();
-    let embedding =
-        if tensors.tensor(EMBEDDING).is_err() { in_memory.as_str() } else { EMBEDDING };
+    let embedding = if tensors.tensor(EMBEDDING).is_err() { in_memory.as_str() } else { EMBEDDING };
     let known = |name: &str| name == embedding || name == HEAD && base.config.tied_embeddings;
     for name in tensors.names().into_iter().filter(|name| !known(name)) {
         problems.add(format!("tensor `{name}` is not expected beside `{EMBEDDING}`"));

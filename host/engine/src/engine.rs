@@ -16,7 +16,8 @@ use crate::beyond_linears::store_prefix;
 use crate::blocks::{BlockKeys, Blocks};
 use crate::composition::Composition;
 use crate::request::{
-    Event, EventSink, FinishReason, Finished, PromptLogprob, Reaction, Request, RequestId, TokenEvent,
+    Event, EventSink, FinishReason, Finished, PromptLogprob, Reaction, Request, RequestId,
+    TokenEvent,
 };
 use crate::routing::{Routing, RowSpan};
 use crate::sampling::{Logprobs, Sampler};

@@ -49,9 +49,8 @@ impl Sampler {
         let params = &self.params;
         if !params.allowed_tokens.is_empty() {
             let allowed = params.allowed_tokens.iter();
-            let kept: Vec<(u32, f32)> = allowed
-                .filter_map(|&token| Some((token, *logits.get(token as usize)?)))
-                .collect();
+            let kept: Vec<(u32, f32)> =
+                allowed.filter_map(|&token| Some((token, *logits.get(token as usize)?))).collect();
             logits.fill(f32::NEG_INFINITY);
             kept.into_iter().for_each(|(token, logit)| logits[token as usize] = logit);
         }

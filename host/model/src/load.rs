@@ -105,8 +105,7 @@ fn check_kept(kept: &KeptExperts, config: &ModelConfig) -> Result<(), Error> {
 /// are dropped are no such tensors.
 fn check_unread(unread: &[String], kept: &KeptExperts) -> Result<(), Error> {
     let is_known = |name: &&String| {
-        name.ends_with("rotary_emb.inv_freq")
-            || !kept.is_empty() && name.contains(".experts.")
+        name.ends_with("rotary_emb.inv_freq") || !kept.is_empty() && name.contains(".experts.")
     };
     match unread.iter().find(|name| !is_known(name)) {
         None => Ok(()),

@@ -114,7 +114,8 @@ impl ChatTemplates {
             return self.insert("default", source.to_owned());
         }
         for entry in value.as_array().into_iter().flatten() {
-            if let (Some(name), Some(source)) = (entry["name"].as_str(), entry["template"].as_str()) {
+            if let (Some(name), Some(source)) = (entry["name"].as_str(), entry["template"].as_str())
+            {
                 self.insert(name, source.to_owned());
             }
         }
@@ -177,7 +178,8 @@ impl ChatTemplates {
         let last = chat.continue_final_message;
         let last = last.map(|field| mark_last(&mut messages, field, &chosen.source)).transpose()?;
         let messages: Vec<Json> = messages.into_iter().map(Json::Object).collect();
-        let rendered = template.render(self.names(chat, &messages.into()), now, Limits::default())?;
+        let rendered =
+            template.render(self.names(chat, &messages.into()), now, Limits::default())?;
         match last {
             Some(last) => cut_at_mark(rendered, &last),
             None => Ok(rendered),
@@ -187,7 +189,8 @@ impl ChatTemplates {
     /// The names that a template sees; those of the request go before special tokens.
     fn names(&self, chat: &Chat<'_>, messages: &Json) -> Vec<(String, Value)> {
         let list = |items: Option<&[Json]>| items.map_or(Json::Null, |items| json!(items));
-        let special = self.special.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str())));
+        let special =
+            self.special.iter().map(|(name, text)| (name.clone(), Value::from(text.as_str())));
         let mut names: Vec<(String, Value)> = special.collect();
         let kwargs = chat.kwargs.into_iter().flatten();
         names.extend(kwargs.map(|(name, value)| (name.clone(), Value::from(value))));
@@ -229,7 +232,9 @@ fn mark_last(
     };
     // What an assistant thought stands under several names; the template reads one of them.
     let names: Vec<&str> = match REASONING_FIELDS.contains(&field) {
-        true => REASONING_FIELDS.into_iter().filter(|name| last.get(*name) == Some(&found)).collect(),
+        true => {
+            REASONING_FIELDS.into_iter().filter(|name| last.get(*name) == Some(&found)).collect()
+        }
         false => vec![field],
     };
     if !names.iter().any(|name| source.contains(name)) {

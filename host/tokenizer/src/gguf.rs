@@ -20,18 +20,53 @@ use sentence_piece::SentencePiece;
 
 /// Names of tokens that end a generation, whatever the metadata says.
 const END_NAMES: [&str; 22] = [
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>",
-    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
-    "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>",
-    "<｜end▁of▁sentence｜>", "[e~[",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
 
 /// Names of tokens for filling in the middle: none of them is text.
 const FILL_NAMES: [&str; 21] = [
-    "<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>",
-    "<|code_prefix|>", "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>",
-    "▁<SUF>", "<|code_suffix|>", "<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>",
-    "<MID>", "▁<MID>", "<|code_middle|>",
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<｜fim▁begin｜>",
+    "<PRE>",
+    "▁<PRE>",
+    "<|code_prefix|>",
+    "<|fim_suffix|>",
+    "<fim-suffix>",
+    "<fim_suffix>",
+    "<｜fim▁hole｜>",
+    "<SUF>",
+    "▁<SUF>",
+    "<|code_suffix|>",
+    "<|fim_middle|>",
+    "<fim-middle>",
+    "<fim_middle>",
+    "<｜fim▁end｜>",
+    "<MID>",
+    "▁<MID>",
+    "<|code_middle|>",
 ];
 
 /// Names of tokens that end a piece of a file that is filled in, and so a generation, where the key does not say which
@@ -159,7 +194,8 @@ pub(crate) fn read(header: &Header) -> Result<GgufText, TokenizerError> {
         ("sep_token", id("seperator_token_id", None)),
         ("mask_token", id("mask_token_id", None)),
     ];
-    let spelled = |(name, id): (&'static str, Option<u32>)| Some((name, tokens[id? as usize].to_owned()));
+    let spelled =
+        |(name, id): (&'static str, Option<u32>)| Some((name, tokens[id? as usize].to_owned()));
     let tokenizer = GgufTokenizer {
         partition: Partition::new(&tokens, &types, blanks(header)),
         model,
@@ -178,7 +214,11 @@ pub(crate) fn read(header: &Header) -> Result<GgufText, TokenizerError> {
 
 impl GgufTokenizer {
     /// Token ids of a text.
-    pub(crate) fn encode(&self, text: &str, with_special: bool) -> Result<Vec<u32>, TokenizerError> {
+    pub(crate) fn encode(
+        &self,
+        text: &str,
+        with_special: bool,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::new();
         ids.extend(self.bos.filter(|_| with_special && self.adds_bos));
         let mut behind_special = true;
@@ -328,7 +368,9 @@ fn byte_level(
         .filter(|(left, right)| {
             // The library refuses a file with merges of what is no token.
             let product = [left.as_str(), right.as_str()].concat();
-            known.contains(left.as_str()) && known.contains(right.as_str()) && known.contains(product.as_str())
+            known.contains(left.as_str())
+                && known.contains(right.as_str())
+                && known.contains(product.as_str())
         })
         .collect();
     let vocab: serde_json::Map<String, Json> =

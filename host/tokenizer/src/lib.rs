@@ -54,7 +54,10 @@ pub struct Tokenizer {
 enum Encoder {
     /// A `tokenizer.json`.
     HuggingFace(Box<Inner>),
-    Gguf { tokenizer: Box<GgufTokenizer>, pieces: Vec<String> },
+    Gguf {
+        tokenizer: Box<GgufTokenizer>,
+        pieces: Vec<String>,
+    },
 }
 
 impl Tokenizer {
@@ -211,9 +214,7 @@ impl Tokenizer {
     pub fn token_piece(&self, token: u32) -> String {
         match &self.encoder {
             Encoder::HuggingFace(inner) => inner.id_to_token(token).unwrap_or_default(),
-            Encoder::Gguf { pieces, .. } => {
-                pieces.get(token as usize).cloned().unwrap_or_default()
-            }
+            Encoder::Gguf { pieces, .. } => pieces.get(token as usize).cloned().unwrap_or_default(),
         }
     }
 
@@ -286,7 +287,8 @@ impl Tokenizer {
             let rest = &text.as_bytes()[at..];
             // SentencePiece puts a blank before a text that the text does not have.
             let shorter = bytes.strip_prefix(b" ").filter(|_| self.strips_first_blank());
-            let spelled = [Some(bytes), shorter].into_iter().flatten().find(|b| rest.starts_with(b));
+            let spelled =
+                [Some(bytes), shorter].into_iter().flatten().find(|b| rest.starts_with(b));
             match spelled {
                 Some(spelled) => {
                     let end = at + spelled.len();

@@ -118,8 +118,7 @@ impl TextStream {
 
     /// A stream of the tokens after a prompt, which ends at stop strings.
     pub fn after(tokenizer: &Tokenizer, prompt: &[u32], special: Special, stops: Stops) -> Self {
-        let is_visible =
-            |&token: &u32| special == Special::Shown || !tokenizer.is_special(token);
+        let is_visible = |&token: &u32| special == Special::Shown || !tokenizer.is_special(token);
         let names_special = |stop: &String| {
             tokenizer.special_texts().iter().any(|special| stop.contains(special.as_str()))
         };
@@ -222,12 +221,16 @@ impl TextStream {
             let exempt = if with_hidden { self.exempt } else { self.visible(0..self.exempt).len() };
             for (which, stop) in self.stops.strings.iter().enumerate() {
                 let Some(at) = first_after(&text, stop, exempt) else { continue };
-                let (start, end) = (self.place(at, with_hidden, false), self.place(at + stop.len(), with_hidden, true));
-                if with_hidden && !self.is_border(start) || with_hidden && !self.is_border(end) {
+                let (start, end) = (
+                    self.place(at, with_hidden, false),
+                    self.place(at + stop.len(), with_hidden, true),
+                );
+                if with_hidden && !(self.is_border(start) && self.is_border(end)) {
                     continue;
                 }
                 let cut = if self.stops.include { end } else { start };
-                let better = found.as_ref().is_none_or(|found| (end, which) < (found.end, found.which));
+                let better =
+                    found.as_ref().is_none_or(|found| (end, which) < (found.end, found.which));
                 if better {
                     found = Some(FoundStop { which, cut, end });
                 }

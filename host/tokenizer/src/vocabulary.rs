@@ -133,9 +133,16 @@ enum Step {
     ByteFallback,
     Replace(String, String),
     /// Characters that are taken off both ends of each piece.
-    Strip { content: char, start: usize, stop: usize },
+    Strip {
+        content: char,
+        start: usize,
+        stop: usize,
+    },
     Prepend,
-    WordPiece { prefix: String, cleanup: bool },
+    WordPiece {
+        prefix: String,
+        cleanup: bool,
+    },
 }
 
 impl Decoder {
@@ -217,7 +224,9 @@ impl Decoder {
                     }
                 }
                 Step::Replace(from, to) => text = text.replace(from.as_str(), to),
-                Step::Strip { content, start, stop } => text = stripped(&text, *content, *start, *stop),
+                Step::Strip { content, start, stop } => {
+                    text = stripped(&text, *content, *start, *stop)
+                }
                 Step::Prepend => text.insert(0, ' '),
                 Step::WordPiece { prefix, cleanup } => {
                     text = match text.strip_prefix(prefix.as_str()) {
@@ -263,8 +272,17 @@ fn stripped(text: &str, content: char, start: usize, stop: usize) -> String {
 /// WordPiece's clean-up of blanks before punctuation.
 fn cleaned(text: &str) -> String {
     let pairs = [
-        (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
-        (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" do not", " don't"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
     ];
     pairs.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }

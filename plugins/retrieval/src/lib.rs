@@ -59,7 +59,8 @@ impl Router for Retrieval {
         best.sort_by(|a, b| b.1.total_cmp(&a.1));
         best.truncate(settings.k);
         if settings.mixture {
-            let acts_whole = |module: u32| host.module(module).is_some_and(|info| info.acts_whole());
+            let acts_whole =
+                |module: u32| host.module(module).is_some_and(|info| info.acts_whole());
             match acts_whole(best[0].0) {
                 true => best.truncate(1),
                 false => best.retain(|(module, _)| !acts_whole(*module)),

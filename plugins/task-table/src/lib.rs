@@ -185,7 +185,14 @@ mod tests {
     use polyskill_sdk::testing::StubHost;
 
     fn plan(text: Option<&str>, parameters: &[(&str, Value)]) -> Result<Plan, RouteError> {
-        let mut host = StubHost::with_modules(3);
+        plan_with(StubHost::with_modules(3), text, parameters)
+    }
+
+    fn plan_with(
+        mut host: StubHost,
+        text: Option<&str>,
+        parameters: &[(&str, Value)],
+    ) -> Result<Plan, RouteError> {
         for (index, tags) in (0..).zip([vec!["German"], vec!["iso-date", "format"], vec!["format"]])
         {
             let module = host.module_mut(index).unwrap();
@@ -220,6 +227,17 @@ mod tests {
         let narrow = [task("x"), table, ("mode", Value::Text("narrow".to_owned()))];
         assert_eq!(plan(None, &narrow), Ok(Plan::Narrowed(vec![1, 2])));
         assert_eq!(plan(None, &[task("poetry")]), Err(RouteError::Abstain));
+    }
+
+    /// A prefix has no half: it acts whole, beside the shares of the others.
+    #[test]
+    fn what_acts_as_a_whole_has_no_share() {
+        for kind in ["kv-prefix", "soft-prompt", "expert-policy"] {
+            let mut host = StubHost::with_modules(3);
+            host.module_mut(0).unwrap().kind = kind.to_owned();
+            let both = [task("iso-date, german")];
+            assert_eq!(plan_with(host, None, &both), fixed(&[(0, 1.0), (1, 1.0)]), "{kind}");
+        }
     }
 
     #[test]

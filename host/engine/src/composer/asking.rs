@@ -147,7 +147,12 @@ mod tests {
     fn picks_are_untrusted() {
         let pick = |module, weight| Pick { module, weight };
         assert_eq!(check_picks(&[pick(5, 0.5)], &[2, 5]), Ok(vec![(1, 0.5)]));
-        for bad in [vec![pick(3, 1.0)], vec![pick(5, f32::NAN)], vec![pick(5, 3e38)], vec![pick(5, 1.0), pick(5, 1.0)]] {
+        for bad in [
+            vec![pick(3, 1.0)],
+            vec![pick(5, f32::NAN)],
+            vec![pick(5, 3e38)],
+            vec![pick(5, 1.0), pick(5, 1.0)],
+        ] {
             assert!(check_picks(&bad, &[2, 5]).is_err());
         }
     }

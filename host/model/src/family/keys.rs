@@ -6,6 +6,8 @@ use super::{MAX_SIZE, checked_size};
 use crate::config::{Rope, RopeScaling};
 use crate::error::Error;
 
+/// The context that a scaled rotation was trained for first.
+const ORIGINAL: &str = "original_max_position_embeddings";
 /// Settings that are numbers.
 const NUMBERS: [&str; 6] = [
     "rope_theta",
@@ -237,9 +239,8 @@ impl Keys<'_> {
         let number = |key: &str| parameters.and_then(|parameters| parameters.get(key)?.as_f64());
         let theta =
             number("rope_theta").or_else(|| self.number(theta_key)).unwrap_or(default_theta);
-        let kind = parameters.and_then(|parameters| {
-            parameters.get("rope_type").or_else(|| parameters.get("type"))
-        });
+        let kind = parameters
+            .and_then(|parameters| parameters.get("rope_type").or_else(|| parameters.get("type")));
         let kind = match kind.map(|kind| kind.as_str().ok_or(kind)) {
             None => None,
             Some(Ok(kind)) => Some(kind),
@@ -266,10 +267,11 @@ impl Keys<'_> {
                 factor: need("factor")?,
                 low_freq_factor: need("low_freq_factor")?,
                 high_freq_factor: need("high_freq_factor")?,
-                // As transformers, which does not look outside of the object for it.
-                original_max_positions: match number("original_max_position_embeddings") {
+                // As transformers: outside of the object goes before inside.
+                original_max_positions: match number(ORIGINAL) {
+                    _ if self.0.get(ORIGINAL).is_some() => self.size(ORIGINAL, None)? as f64,
+                    Some(_) => need(ORIGINAL)?,
                     None => self.size("max_position_embeddings", None)? as f64,
-                    Some(_) => need("original_max_position_embeddings")?,
                 },
             },
             other => {

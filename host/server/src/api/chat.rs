@@ -194,9 +194,9 @@ async fn whole(
         }
         if index == 0 {
             report = own;
-            prompt_logprobs = reply.prompt_logprobs.map(|top| {
-                logprobs::of_prompt(&service.tokenizer, &collected.prompt, top)
-            });
+            prompt_logprobs = reply
+                .prompt_logprobs
+                .map(|top| logprobs::of_prompt(&service.tokenizer, &collected.prompt, top));
         }
         choices.push(choice);
         finished.push(ended.finished);

@@ -84,7 +84,9 @@ impl Prompt {
             Ok(PromptInput { tokens, text: Some(text) })
         };
         let mut prompts: Vec<PromptInput> = match self {
-            Self::Texts(prompts) => prompts.into_iter().map(text).collect::<Result<_, ApiError>>()?,
+            Self::Texts(prompts) => {
+                prompts.into_iter().map(text).collect::<Result<_, ApiError>>()?
+            }
             Self::TokenLists(lists) => {
                 lists.into_iter().map(|tokens| PromptInput { tokens, text: None }).collect()
             }
@@ -129,7 +131,12 @@ impl CompletionRequest {
         })
     }
 
-    fn reply(&self, service: &Service, id: String, prompts: &[PromptInput]) -> Result<Reply, ApiError> {
+    fn reply(
+        &self,
+        service: &Service,
+        id: String,
+        prompts: &[PromptInput],
+    ) -> Result<Reply, ApiError> {
         let common = &self.common;
         Ok(Reply {
             id,
@@ -214,7 +221,7 @@ impl Reply {
         TokenNames { tokenizer: &service.tokenizer, as_ids: self.names_as_ids }
     }
 
-    fn head(&self, choices: Json) -> Json {
+    fn head(&self, choices: &Json) -> Json {
         json!({"id": self.id, "object": "text_completion", "created": self.created,
                "model": self.model, "choices": choices})
     }
@@ -280,7 +287,7 @@ async fn whole(
         choices.push(choice);
         finished.push(ended);
     }
-    let mut body = reply.head(json!(choices));
+    let mut body = reply.head(&json!(choices));
     body["usage"] = usage::of(finished.iter().enumerate(), reply.per_prompt);
     body["polyskill"] = report;
     Ok(JsonReply(body).into_response())
@@ -294,7 +301,7 @@ fn stream(
     let count = generations.len();
     let (mut finished, mut completions) = (Vec::new(), vec![0; count]);
     let chunk = |reply: &Reply, choice: Json, index: usize, completion: usize| {
-        let mut body = reply.head(json!([choice]));
+        let mut body = reply.head(&json!([choice]));
         match reply.usage {
             StreamUsage::None => {}
             StreamUsage::AtEnd => body["usage"] = Json::Null,
@@ -328,11 +335,12 @@ fn stream(
             let choice = json!({"index": index, "text": "", "logprobs": null,
                                 "finish_reason": ended.reason, "stop_reason": ended.stop_reason});
             let mut body = chunk(&reply, choice, index, completions[index]);
-            body["polyskill"] = routing_report(&served, Some(&ended.finished), reply.trace, &tokens);
+            body["polyskill"] =
+                routing_report(&served, Some(&ended.finished), reply.trace, &tokens);
             events.push(event(&body));
             finished.push((index, ended.finished));
             if finished.len() == count && reply.usage != StreamUsage::None {
-                let mut body = reply.head(json!([]));
+                let mut body = reply.head(&json!([]));
                 let finished = finished.iter().map(|(index, finished)| (*index, finished));
                 body["usage"] = usage::of(finished, reply.per_prompt);
                 events.push(event(&body));

@@ -68,7 +68,10 @@ pub const COMMON: &[Field] = &[
     ("guided_choice", Refused(&["[]"])),
     ("guided_grammar", Refused(&[])),
     ("guided_whitespace_pattern", Refused(&[])),
-    ("guided_decoding_backend", NoEffect("it names the engine of a constraint, and constraints are refused")),
+    (
+        "guided_decoding_backend",
+        NoEffect("it names the engine of a constraint, and constraints are refused"),
+    ),
     ("thinking_token_budget", Refused(&["-1"])),
     ("repetition_detection", Refused(&[])),
     ("watermarking", Refused(&["false"])),
@@ -112,7 +115,10 @@ pub const CHAT: &[Field] = &[
     ("web_search_options", Refused(&[])),
     ("moderation", Refused(&[])),
     ("verbosity", Refused(&["\"medium\""])),
-    ("parallel_tool_calls", NoEffect("it bounds calls that are parsed, and calls stand in the text here")),
+    (
+        "parallel_tool_calls",
+        NoEffect("it bounds calls that are parsed, and calls stand in the text here"),
+    ),
     ("include_reasoning", NoEffect("no reasoning is split from the text")),
     ("prediction", NoEffect("it makes an answer faster, not another one")),
     ("store", NoEffect("nothing is stored")),
@@ -297,7 +303,8 @@ mod tests {
 
     #[test]
     fn neutral_values_are_json() {
-        for (name, treatment) in [COMMON, CHAT, COMPLETIONS, TOKENIZE, OTHERS].into_iter().flatten() {
+        for (name, treatment) in [COMMON, CHAT, COMPLETIONS, TOKENIZE, OTHERS].into_iter().flatten()
+        {
             let Refused(values) = treatment else { continue };
             for value in *values {
                 assert!(serde_json::from_str::<Json>(value).is_ok(), "{name}: {value}");

@@ -55,9 +55,12 @@ impl ChatFields {
             }
         }
         let mut kwargs = self.chat_template_kwargs.unwrap_or_default();
-        for own in ["messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize"] {
+        for own in
+            ["messages", "tools", "documents", "add_generation_prompt", "chat_template", "tokenize"]
+        {
             if kwargs.contains_key(own) {
-                let message = format!("`chat_template_kwargs` holds `{own}`, which has a field of its own");
+                let message =
+                    format!("`chat_template_kwargs` holds `{own}`, which has a field of its own");
                 return Err(ApiError::bad_request(message, Some("chat_template_kwargs")));
             }
         }
@@ -130,11 +133,8 @@ fn read_messages(
     if messages.is_empty() {
         return Err(ApiError::bad_request("`messages` is empty", Some("messages")));
     }
-    let reader = Reader {
-        tokenizer,
-        with_tools,
-        takes_parts: tokenizer.template_takes_parts(with_tools),
-    };
+    let reader =
+        Reader { tokenizer, with_tools, takes_parts: tokenizer.template_takes_parts(with_tools) };
     let read = messages.iter().enumerate().map(|(at, message)| {
         let message = reader.message(message);
         message.map_err(|reason| {
@@ -214,7 +214,8 @@ fn read_calls(calls: &mut Json) -> Result<(), String> {
         let Some(function) = call.get_mut("function") else { continue };
         let Some(arguments) = function.get_mut("arguments") else { continue };
         let Some(text) = arguments.as_str() else { continue };
-        let parsed = if text.trim().is_empty() { Ok(json!({})) } else { serde_json::from_str(text) };
+        let parsed =
+            if text.trim().is_empty() { Ok(json!({})) } else { serde_json::from_str(text) };
         match parsed {
             Ok(object @ Json::Object(_)) => *arguments = object,
             _ => return Err(format!("`tool_calls[{at}].function.arguments` is no JSON object")),

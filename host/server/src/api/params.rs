@@ -207,7 +207,8 @@ impl CommonParams {
 
     /// Alternatives per token of the prompt that the request asks for by itself.
     pub(crate) fn prompt_logprobs(&self) -> Result<Option<usize>, ApiError> {
-        let refused = |message: String| Err(ApiError::bad_request(message, Some("prompt_logprobs")));
+        let refused =
+            |message: String| Err(ApiError::bad_request(message, Some("prompt_logprobs")));
         match self.prompt_logprobs {
             None => Ok(None),
             Some(_) if self.streams() => {
@@ -425,7 +426,8 @@ impl CommonParams {
 
     fn allowed_tokens(&self, vocab_size: usize) -> Result<Vec<u32>, ApiError> {
         let Some(tokens) = &self.allowed_token_ids else { return Ok(Vec::new()) };
-        let refused = |message: String| Err(ApiError::bad_request(message, Some("allowed_token_ids")));
+        let refused =
+            |message: String| Err(ApiError::bad_request(message, Some("allowed_token_ids")));
         if tokens.is_empty() {
             return refused("`allowed_token_ids` is empty, which allows no answer".to_owned());
         }

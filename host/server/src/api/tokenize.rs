@@ -37,17 +37,16 @@ pub(super) async fn tokenize(
         (Some(prompt), None) => tokenizer
             .encode_with(prompt, request.add_special_tokens.unwrap_or(true))
             .map_err(|error| ApiError::bad_request(error.to_string(), Some("prompt")))?,
-        (None, Some(_)) => {
-            body.fields::<ChatFields>()?.read(tokenizer)?.render(tokenizer)?.tokens
-        }
+        (None, Some(_)) => body.fields::<ChatFields>()?.read(tokenizer)?.render(tokenizer)?.tokens,
         _ => {
             let message = "expected either `prompt` or `messages`";
             return Err(ApiError::bad_request(message, Some("prompt")));
         }
     };
-    let pieces = request.return_token_strs.unwrap_or(false).then(|| {
-        tokens.iter().map(|&token| tokenizer.token_piece(token)).collect::<Vec<String>>()
-    });
+    let pieces = request
+        .return_token_strs
+        .unwrap_or(false)
+        .then(|| tokens.iter().map(|&token| tokenizer.token_piece(token)).collect::<Vec<String>>());
     let max_model_len = service.engine.handle().max_tokens();
     Ok(JsonReply(json!({"count": tokens.len(), "max_model_len": max_model_len, "tokens": tokens,
                         "token_strs": pieces})))

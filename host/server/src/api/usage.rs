@@ -6,7 +6,10 @@ use serde_json::{Value as Json, json};
 /// The `usage` of a reply with `per_prompt` choices for each of its prompts, whose choices ended as given, in order.
 ///
 /// Each prompt counts once, however many choices answer it.
-pub(super) fn of<'a>(finished: impl IntoIterator<Item = (usize, &'a Finished)>, per_prompt: usize) -> Json {
+pub(super) fn of<'a>(
+    finished: impl IntoIterator<Item = (usize, &'a Finished)>,
+    per_prompt: usize,
+) -> Json {
     let (mut prompt, mut cached, mut completion) = (0, 0, 0);
     for (choice, finished) in finished {
         if choice.is_multiple_of(per_prompt) {

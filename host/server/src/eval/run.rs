@@ -126,7 +126,8 @@ impl<'a> Asked<'a> {
         let most_picked = source.and_then(|outcome| outcome.routing.as_ref()?.most_picked());
         let selection = column.selection(item, most_picked).map_err(|error| fail(&error))?;
         let composition = service.composer.compose(&selection).map_err(|error| fail(&error))?;
-        let messages: Vec<serde_json::Value> = item.conversation().iter().map(|message| json!(message)).collect();
+        let messages: Vec<serde_json::Value> =
+            item.conversation().iter().map(|message| json!(message)).collect();
         let prompt = service.tokenizer.encode_chat(&Chat::to_answer(&messages));
         let prompt = prompt.map_err(|error| fail(&error))?;
         let reference = item.references.first().map_or("", String::as_str);
@@ -215,7 +216,11 @@ fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, Stri
                 Event::Finished(finished) => ended(finished.reason)?,
             }
         }
-        Ok(Answer { tokens: ids.len(), text: service.tokenizer.decode(&ids, Special::Hidden), picks })
+        Ok(Answer {
+            tokens: ids.len(),
+            text: service.tokenizer.decode(&ids, Special::Hidden),
+            picks,
+        })
     };
     pending.into_iter().map(collect).collect()
 }

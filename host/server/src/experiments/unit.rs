@@ -63,7 +63,10 @@ mod tests {
         let more =
             [json!({"role": "assistant", "content": "b"}), json!({"role": "user", "content": "c"})];
         later.as_array_mut().unwrap().extend(more);
-        let names = |messages: &Json| Names { beginning: beginning(messages.as_array().unwrap()), ..Names::default() };
+        let names = |messages: &Json| Names {
+            beginning: beginning(messages.as_array().unwrap()),
+            ..Names::default()
+        };
         let unit = names(&first).unit(Unit::Conversation);
         assert!(unit.is_some() && unit == names(&later).unit(Unit::Conversation));
         let other = json!([{"role": "user", "content": "a"}]);

@@ -141,7 +141,9 @@ pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<
     }
     for (format, [config, weights]) in PAIRS {
         match (parts.contains(config), parts.contains(weights)) {
-            (true, false) if format != Format::Mlx => problems.push(format!("found `{config}` without `{weights}`")),
+            (true, false) if format != Format::Mlx => {
+                problems.push(format!("found `{config}` without `{weights}`"))
+            }
             (false, true) => problems.push(format!("found `{weights}` without `{config}`")),
             _ => {}
         }

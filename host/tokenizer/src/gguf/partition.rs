@@ -67,7 +67,11 @@ impl Partition {
         while let Some(at) = rest.find(token) {
             let before = &rest[..at];
             let strips = self.blanks.before_mask && token == "<mask>";
-            cut.push(Fragment::Text(if strips { before.trim_end_matches(is_blank) } else { before }));
+            cut.push(Fragment::Text(if strips {
+                before.trim_end_matches(is_blank)
+            } else {
+                before
+            }));
             cut.push(Fragment::Token(id));
             rest = &rest[at + token.len()..];
             if self.blanks.behind && !matches!(token, "<unk>" | "<s>" | "<|endoftext|>") {
@@ -87,7 +91,10 @@ mod tests {
         let tokens = ["<ab", "b>x!", "zz"];
         let types = [TokenType::Control, TokenType::UserDefined, TokenType::Normal];
         let partition = Partition::new(&tokens, &types, Blanks::default());
-        assert_eq!(partition.cut("<ab>x!zz"), [Fragment::Text("<a"), Fragment::Token(1), Fragment::Text("zz")]);
+        assert_eq!(
+            partition.cut("<ab>x!zz"),
+            [Fragment::Text("<a"), Fragment::Token(1), Fragment::Text("zz")]
+        );
         assert_eq!(partition.cut("<ab<ab"), [Fragment::Token(0), Fragment::Token(0)]);
         assert_eq!(partition.cut(""), []);
     }

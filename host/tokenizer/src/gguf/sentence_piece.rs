@@ -80,7 +80,8 @@ impl SentencePiece {
         let text = [prefix, text].concat().replace(' ', BLANK);
         let mut symbols = symbols(&text);
         let mut pairs = BinaryHeap::new();
-        (1..symbols.len()).for_each(|right| self.propose(&text, &symbols, right - 1, right, &mut pairs));
+        (1..symbols.len())
+            .for_each(|right| self.propose(&text, &symbols, right - 1, right, &mut pairs));
         while let Some(pair) = pairs.pop() {
             let (left, right) = (symbols[pair.left], symbols[pair.right]);
             if left.len == 0 || right.len == 0 || left.len + right.len != pair.len {
@@ -125,7 +126,8 @@ impl SentencePiece {
 /// The characters of a text.
 fn symbols(text: &str) -> Vec<Symbol> {
     let count = text.chars().count();
-    let neighbours = |at: usize| (at.checked_sub(1).unwrap_or(NONE), if at + 1 < count { at + 1 } else { NONE });
+    let neighbours =
+        |at: usize| (at.checked_sub(1).unwrap_or(NONE), if at + 1 < count { at + 1 } else { NONE });
     text.char_indices()
         .enumerate()
         .map(|(at, (start, c))| {

@@ -72,7 +72,7 @@ pub(super) enum Target {
     Name(Arc<str>),
     /// `namespace.attribute`
     Attribute(Arc<str>, Arc<str>),
-    Several(Vec<Target>),
+    Several(Vec<Self>),
 }
 
 /// Constants.
@@ -90,28 +90,28 @@ pub(super) enum Literal {
 pub(super) enum Expr {
     Const(Literal),
     Name(Arc<str>),
-    List(Vec<Expr>),
-    Tuple(Vec<Expr>),
-    Dict(Vec<(Expr, Expr)>),
-    Attribute(Box<Expr>, Arc<str>),
-    Item(Box<Expr>, Box<Expr>),
+    List(Vec<Self>),
+    Tuple(Vec<Self>),
+    Dict(Vec<(Self, Self)>),
+    Attribute(Box<Self>, Arc<str>),
+    Item(Box<Self>, Box<Self>),
     /// Start, stop and step.
-    Slice(Box<Expr>, Box<[Option<Expr>; 3]>),
-    Call(Box<Expr>, Args),
+    Slice(Box<Self>, Box<[Option<Self>; 3]>),
+    Call(Box<Self>, Args),
     /// Without a value where the filter is that of a block.
-    Filter(Option<Box<Expr>>, Arc<str>, Args),
-    Test(Box<Expr>, Arc<str>, Args),
-    Not(Box<Expr>),
-    Negative(Box<Expr>),
-    Positive(Box<Expr>),
-    Binary(BinaryOp, Box<Expr>, Box<Expr>),
-    Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
-    And(Box<Expr>, Box<Expr>),
-    Or(Box<Expr>, Box<Expr>),
+    Filter(Option<Box<Self>>, Arc<str>, Args),
+    Test(Box<Self>, Arc<str>, Args),
+    Not(Box<Self>),
+    Negative(Box<Self>),
+    Positive(Box<Self>),
+    Binary(BinaryOp, Box<Self>, Box<Self>),
+    Compare(Box<Self>, Vec<(CompareOp, Self)>),
+    And(Box<Self>, Box<Self>),
+    Or(Box<Self>, Box<Self>),
     /// Condition, value, and the value otherwise.
-    If(Box<Expr>, Box<Expr>, Option<Box<Expr>>),
+    If(Box<Self>, Box<Self>, Option<Box<Self>>),
     /// Operands of `~`.
-    Concat(Vec<Expr>),
+    Concat(Vec<Self>),
 }
 
 /// Arithmetic.
@@ -154,7 +154,9 @@ pub(super) struct Args {
 pub(super) fn loops_over(body: &[Stmt], name: &str) -> bool {
     body.iter().any(|stmt| match &stmt.kind {
         StmtKind::For(def) => {
-            reads(&def.iter, name) || loops_over(&def.body, name) || loops_over(&def.otherwise, name)
+            reads(&def.iter, name)
+                || loops_over(&def.body, name)
+                || loops_over(&def.otherwise, name)
         }
         StmtKind::If(branches, otherwise) => {
             branches.iter().any(|(_, body)| loops_over(body, name)) || loops_over(otherwise, name)

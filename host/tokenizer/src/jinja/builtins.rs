@@ -9,9 +9,8 @@ use super::render::{Given, Renderer, VALUE_BYTES};
 use super::value::{Cycler, Dict, Value};
 
 /// Their names.
-pub(super) const GLOBALS: [&str; 8] = [
-    "range", "dict", "namespace", "cycler", "joiner", "lipsum", "raise_exception", "strftime_now",
-];
+pub(super) const GLOBALS: [&str; 8] =
+    ["range", "dict", "namespace", "cycler", "joiner", "lipsum", "raise_exception", "strftime_now"];
 
 /// Longest range, as in Jinja's sandbox.
 const MAX_RANGE: i128 = 100_000;
@@ -65,7 +64,8 @@ impl Renderer {
                 Ok(Value::Cycler(Rc::new(Cycler { items, at: Cell::new(0) })))
             }
             "joiner" => {
-                let separator = given.get(0, "sep").map_or_else(|| ", ".to_owned(), Value::to_string);
+                let separator =
+                    given.get(0, "sep").map_or_else(|| ", ".to_owned(), Value::to_string);
                 Ok(Value::Joiner(separator.into(), Rc::new(Cell::new(false))))
             }
             "raise_exception" => {
@@ -92,8 +92,7 @@ impl Renderer {
                 JinjaError::of_type(format!("'{kind}' object cannot be interpreted as an integer"))
             })
         };
-        let numbers: Vec<i128> =
-            given.positional.iter().map(whole).collect::<Result<_, _>>()?;
+        let numbers: Vec<i128> = given.positional.iter().map(whole).collect::<Result<_, _>>()?;
         let (start, stop, step) = match numbers[..] {
             [stop] => (0, stop, 1),
             [start, stop] => (start, stop, 1),
@@ -108,7 +107,9 @@ impl Renderer {
         if count > MAX_RANGE {
             return Err(JinjaError::new(
                 ErrorKind::Bound,
-                format!("Range too big. The sandbox blocks ranges larger than MAX_RANGE ({MAX_RANGE})."),
+                format!(
+                    "Range too big. The sandbox blocks ranges larger than MAX_RANGE ({MAX_RANGE})."
+                ),
             ));
         }
         self.list((0..count).map(|at| Value::Int(start + at * step)).collect())

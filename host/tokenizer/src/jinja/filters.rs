@@ -14,16 +14,59 @@ use super::value::{Dict, Value};
 type Evaluated = Result<Value, JinjaError>;
 
 const NAMES: [&str; 47] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e",
-    "escape", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items",
-    "join", "last", "length", "list", "lower", "map", "max", "min", "pprint", "reject",
-    "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "slice", "sort",
-    "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper", "wordcount",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "wordcount",
 ];
 
 /// Whether there is a filter of this name.
 pub(super) fn exists(name: &str) -> bool {
-    NAMES.contains(&name) || matches!(name, "wordwrap" | "urlencode" | "striptags" | "filesizeformat")
+    NAMES.contains(&name)
+        || matches!(name, "wordwrap" | "urlencode" | "striptags" | "filesizeformat")
 }
 
 impl Renderer {
@@ -53,7 +96,11 @@ impl Renderer {
                     false => value.is_undefined(),
                 };
                 let default = || given.get(0, "default_value").cloned();
-                Ok(if replaces { default().unwrap_or_else(|| Value::from("")) } else { value.clone() })
+                Ok(if replaces {
+                    default().unwrap_or_else(|| Value::from(""))
+                } else {
+                    value.clone()
+                })
             }
             "first" | "last" => {
                 let items = self.items(value)?;
@@ -237,7 +284,8 @@ impl Renderer {
     }
 
     fn truncate(&self, text: &str, given: &Given) -> Evaluated {
-        let number = |at, name, default| given.get(at, name).and_then(Value::as_int).unwrap_or(default);
+        let number =
+            |at, name, default| given.get(at, name).and_then(Value::as_int).unwrap_or(default);
         let length = number(0, "length", 255).clamp(0, 1 << 40) as usize;
         let kills = given.get(1, "killwords").is_some_and(Value::is_true);
         let end = given.get(2, "end").map_or_else(|| "...".to_owned(), Value::to_string);
@@ -256,7 +304,7 @@ impl Renderer {
             return Err(JinjaError::of_value(format!("invalid width {width} (must be > 0)")));
         }
         let width = width.min(1 << 40) as usize;
-        let breaks = !given.get(1, "break_long_words").is_some_and(|value| !value.is_true());
+        let breaks = given.get(1, "break_long_words").is_none_or(|value| value.is_true());
         let newline = match given.get(2, "wrapstring") {
             Some(Value::Str(newline)) => newline.to_string(),
             _ => "\n".to_owned(),
@@ -435,7 +483,9 @@ impl Renderer {
         let items = self.items(value)?;
         self.work(weight(value).saturating_mul(1 + items.len().max(1).ilog2() as usize) as u64)?;
         let (attribute, sensitive, reverse) = match name {
-            "sort" => (given.get(2, "attribute"), given.get(1, "case_sensitive"), given.get(0, "reverse")),
+            "sort" => {
+                (given.get(2, "attribute"), given.get(1, "case_sensitive"), given.get(0, "reverse"))
+            }
             "groupby" => (given.get(0, "attribute"), given.get(2, "case_sensitive"), None),
             "sum" => (given.get(0, "attribute"), None, None),
             _ => (given.get(1, "attribute"), given.get(0, "case_sensitive"), None),
@@ -451,7 +501,9 @@ impl Renderer {
                     });
                     Value::tuple(parts.collect::<Result<_, _>>()?)
                 }
-                Some(path) => self.path_or(item, path, given.get(1, "default").filter(|_| name == "groupby"))?,
+                Some(path) => {
+                    self.path_or(item, path, given.get(1, "default").filter(|_| name == "groupby"))?
+                }
             };
             keyed.push((by, item.clone()));
         }
@@ -498,9 +550,9 @@ impl Renderer {
     }
 
     fn grouped(&self, keyed: Vec<(Value, Value)>, sensitive: bool) -> Evaluated {
-        let pairs = keyed.into_iter().map(|(by, item)| {
-            (folded(&by, sensitive), Value::tuple(vec![by, item]))
-        });
+        let pairs = keyed
+            .into_iter()
+            .map(|(by, item)| (folded(&by, sensitive), Value::tuple(vec![by, item])));
         let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
         for pair in sorted(pairs.collect(), false)? {
             let pair = self.items(&pair)?;

@@ -12,11 +12,46 @@ use super::value::Value;
 type Evaluated = Result<Value, JinjaError>;
 
 const OF_STR: [&str; 40] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find",
-    "format", "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier",
-    "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip",
-    "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust",
-    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
 ];
 const OF_STR_TOO: [&str; 4] = ["isprintable", "title", "upper", "zfill"];
 const OF_DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
@@ -47,60 +82,42 @@ pub(super) fn changes(value: &Value, name: &str) -> bool {
     }
 }
 
+fn list_method(items: &[Value], value: &Value, name: &str, given: &Given) -> Evaluated {
+    let wanted = given.get(0, "value").unwrap_or(&Value::None);
+    match name {
+        "count" => {
+            let count = items.iter().filter(|item| item.equals(wanted)).count();
+            Ok(Value::Int(count as i128))
+        }
+        "index" => {
+            let len = items.len() as i128;
+            let start = given.get(1, "start").and_then(Value::as_int).unwrap_or(0);
+            let start = if start < 0 { start + len } else { start }.clamp(0, len) as usize;
+            match items[start..].iter().position(|item| item.equals(wanted)) {
+                Some(at) => Ok(Value::Int((start + at) as i128)),
+                None => {
+                    let wanted = python::repr(wanted);
+                    Err(JinjaError::of_value(format!("{wanted} is not in list")))
+                }
+            }
+        }
+        _ => Ok(value.clone()),
+    }
+}
+
 impl Renderer {
     pub(super) fn method(&self, value: &Value, name: &str, given: &Given) -> Evaluated {
         self.work(weight(value) as u64)?;
         match value {
             Value::Str(text) => self.str_method(text, name, given),
-            Value::Function(_) => {
-                let keys = given.get(0, "iterable").map_or_else(|| Ok(Rc::default()), |keys| self.items(keys))?;
-                let each = given.get(1, "value").cloned().unwrap_or(Value::None);
-                let mut dict = super::value::Dict::default();
-                for key in keys.iter() {
-                    dict.insert(key.clone(), each.clone())?;
-                }
-                self.bytes(dict.len() * 4 * VALUE_BYTES)?;
-                Ok(Value::Dict(Rc::new(dict)))
-            }
-            Value::Dict(dict) => match name {
-                "get" => {
-                    let key = given.get(0, "key");
-                    let key = key.ok_or_else(|| JinjaError::of_type("get expected at least 1 argument, got 0"))?;
-                    let default = || given.get(1, "default").cloned().unwrap_or(Value::None);
-                    Ok(dict.get(key).cloned().unwrap_or_else(default))
-                }
-                "keys" => self.list(dict.entries().iter().map(|(key, _)| key.clone()).collect()),
-                "values" => self.list(dict.entries().iter().map(|(_, value)| value.clone()).collect()),
-                "items" => self.pairs(dict.entries()),
-                _ => Ok(value.clone()),
-            },
-            Value::List(items) | Value::Tuple(items) => {
-                let wanted = given.get(0, "value").unwrap_or(&Value::None);
-                match name {
-                    "count" => {
-                        let count = items.iter().filter(|item| item.equals(wanted)).count();
-                        Ok(Value::Int(count as i128))
-                    }
-                    "index" => match items
-                        .iter()
-                        .enumerate()
-                        .skip(given.get(1, "start").and_then(Value::as_int).unwrap_or(0).clamp(0, 1 << 40) as usize)
-                        .position(|(_, item)| item.equals(wanted))
-                        .map(|at| at + given.get(1, "start").and_then(Value::as_int).unwrap_or(0).max(0) as usize)
-                    {
-                        Some(at) => Ok(Value::Int(at as i128)),
-                        None => {
-                            let wanted = python::repr(wanted);
-                            Err(JinjaError::of_value(format!("{wanted} is not in list")))
-                        }
-                    },
-                    _ => Ok(value.clone()),
-                }
-            }
+            Value::Function(_) => self.dict_from_keys(given),
+            Value::Dict(dict) => self.dict_method(dict, value, name, given),
+            Value::List(items) | Value::Tuple(items) => list_method(items, value, name, given),
             Value::Loop(state) if name == "cycle" => {
                 let items = &given.positional;
                 let at = state.at.get() % items.len().max(1);
-                items.get(at).cloned().ok_or_else(|| JinjaError::of_type("no items for cycling given"))
+                let item = items.get(at).cloned();
+                item.ok_or_else(|| JinjaError::of_type("no items for cycling given"))
             }
             Value::Loop(state) => {
                 let mut seen = state.seen.borrow_mut();
@@ -121,6 +138,41 @@ impl Renderer {
                 let bits = other.as_int().unwrap_or(0).unsigned_abs();
                 Ok(Value::Int(i128::from(u128::BITS - bits.leading_zeros())))
             }
+        }
+    }
+
+    /// `dict.fromkeys`.
+    fn dict_from_keys(&self, given: &Given) -> Evaluated {
+        let keys =
+            given.get(0, "iterable").map_or_else(|| Ok(Rc::default()), |keys| self.items(keys))?;
+        let each = given.get(1, "value").cloned().unwrap_or(Value::None);
+        let mut dict = super::value::Dict::default();
+        for key in keys.iter() {
+            dict.insert(key.clone(), each.clone())?;
+        }
+        self.bytes(dict.len() * 4 * VALUE_BYTES)?;
+        Ok(Value::Dict(Rc::new(dict)))
+    }
+
+    fn dict_method(
+        &self,
+        dict: &super::value::Dict,
+        value: &Value,
+        name: &str,
+        given: &Given,
+    ) -> Evaluated {
+        match name {
+            "get" => {
+                let key = given.get(0, "key").ok_or_else(|| {
+                    JinjaError::of_type("get expected at least 1 argument, got 0")
+                })?;
+                let default = || given.get(1, "default").cloned().unwrap_or(Value::None);
+                Ok(dict.get(key).cloned().unwrap_or_else(default))
+            }
+            "keys" => self.list(dict.entries().iter().map(|(key, _)| key.clone()).collect()),
+            "values" => self.list(dict.entries().iter().map(|(_, value)| value.clone()).collect()),
+            "items" => self.pairs(dict.entries()),
+            _ => Ok(value.clone()),
         }
     }
 
@@ -163,12 +215,8 @@ impl Renderer {
             "split" | "rsplit" => self.split(text, given, name == "rsplit"),
             "splitlines" => self.lines(text, given),
             "partition" | "rpartition" => self.partition(text, argument(0)?, name),
-            "removeprefix" => {
-                self.text(text.strip_prefix(argument(0)?).unwrap_or(text).to_owned())
-            }
-            "removesuffix" => {
-                self.text(text.strip_suffix(argument(0)?).unwrap_or(text).to_owned())
-            }
+            "removeprefix" => self.text(text.strip_prefix(argument(0)?).unwrap_or(text).to_owned()),
+            "removesuffix" => self.text(text.strip_suffix(argument(0)?).unwrap_or(text).to_owned()),
             "find" => Ok(found(text.find(argument(0)?))),
             "rfind" => Ok(found(text.rfind(argument(0)?))),
             "index" | "rindex" => {
@@ -189,7 +237,9 @@ impl Renderer {
             }
             "strip" | "lstrip" | "rstrip" => self.stripped(text, name, given),
             "center" | "ljust" | "rjust" | "zfill" => self.filled(text, name, given),
-            "encode" => Err(JinjaError::new(ErrorKind::Security, "texts of templates have no bytes")),
+            "encode" => {
+                Err(JinjaError::new(ErrorKind::Security, "texts of templates have no bytes"))
+            }
             "expandtabs" => {
                 let size = given.get(0, "tabsize").and_then(Value::as_int).unwrap_or(8);
                 let size = size.clamp(0, 64) as usize;
@@ -300,12 +350,13 @@ impl Renderer {
 
     /// `strip`, `lstrip` and `rstrip`.
     pub(super) fn stripped(&self, text: &str, name: &str, given: &Given) -> Evaluated {
-        let set = match given.get(0, "chars") {
-            None | Some(Value::None) => None,
-            Some(value) => Some(value.as_str().ok_or_else(|| {
-                JinjaError::of_type(format!("{name} arg must be None or str"))
-            })?),
-        };
+        let set =
+            match given.get(0, "chars") {
+                None | Some(Value::None) => None,
+                Some(value) => Some(value.as_str().ok_or_else(|| {
+                    JinjaError::of_type(format!("{name} arg must be None or str"))
+                })?),
+            };
         let is_cut = |c: char| set.map_or_else(|| is_blank(c), |set| set.contains(c));
         let text = if name == "rstrip" { text } else { text.trim_start_matches(is_cut) };
         let text = if name == "lstrip" { text } else { text.trim_end_matches(is_cut) };
@@ -373,7 +424,8 @@ fn between<'t>(text: &'t str, start: Option<&Value>, end: Option<&Value>) -> (&'
         return (text, 0);
     }
     let count = text.chars().count();
-    let place = |at: i128| if at < 0 { at + count as i128 } else { at }.clamp(0, count as i128) as usize;
+    let place =
+        |at: i128| if at < 0 { at + count as i128 } else { at }.clamp(0, count as i128) as usize;
     let byte = |at: usize| text.char_indices().nth(at).map_or(text.len(), |(at, _)| at);
     let from = start.map_or(0, place);
     let to = end.map_or(count, place).max(from);
@@ -447,7 +499,10 @@ fn is_kind(text: &str, name: &str) -> bool {
         "isalnum" => all(char::is_alphanumeric),
         "isalpha" => all(char::is_alphabetic),
         "isascii" => text.is_ascii(),
-        "isdecimal" | "isdigit" => all(|c| c.is_ascii_digit() || (c.is_numeric() && !c.is_ascii() && c.to_string().chars().all(is_decimal))),
+        "isdecimal" | "isdigit" => all(|c| {
+            c.is_ascii_digit()
+                || (c.is_numeric() && !c.is_ascii() && c.to_string().chars().all(is_decimal))
+        }),
         "isnumeric" => all(char::is_numeric),
         "isspace" => all(is_blank),
         "isprintable" => text.chars().all(python::is_printable),

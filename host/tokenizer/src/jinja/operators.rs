@@ -124,9 +124,7 @@ fn symbol(op: BinaryOp) -> &'static str {
 fn unsupported(op: BinaryOp, left: &Value, right: &Value) -> Evaluated {
     let (a, b) = (left.type_name(), right.type_name());
     if op == BinaryOp::Add && matches!(left, Value::Str(_) | Value::List(_) | Value::Tuple(_)) {
-        return Err(JinjaError::of_type(format!(
-            "can only concatenate {a} (not \"{b}\") to {a}"
-        )));
+        return Err(JinjaError::of_type(format!("can only concatenate {a} (not \"{b}\") to {a}")));
     }
     let op = symbol(op);
     Err(JinjaError::of_type(format!("unsupported operand type(s) for {op}: '{a}' and '{b}'")))
@@ -145,7 +143,9 @@ fn whole(op: BinaryOp, a: i128, b: i128) -> Evaluated {
         BinaryOp::FloorDiv => {
             a.checked_div(b).map(|q| if a % b != 0 && (a < 0) != (b < 0) { q - 1 } else { q })
         }
-        BinaryOp::Rem => a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r }),
+        BinaryOp::Rem => {
+            a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r })
+        }
         BinaryOp::Pow if b < 0 => return Ok(Value::Float((a as f64).powf(b as f64))),
         BinaryOp::Pow => (b <= MAX_POWER).then(|| a.checked_pow(b as u32)).flatten(),
     };
@@ -237,7 +237,8 @@ fn python_attribute(value: &Value, name: &Arc<str>) -> Option<Value> {
         Value::Macro(called) => match &**name {
             "name" => Some(Value::Str(Arc::clone(&called.def.name))),
             "arguments" => {
-                let names = called.def.parameters.iter().map(|(name, _)| Value::Str(Arc::clone(name)));
+                let names =
+                    called.def.parameters.iter().map(|(name, _)| Value::Str(Arc::clone(name)));
                 Some(Value::tuple(names.collect()))
             }
             "catch_kwargs" => Some(Value::Bool(called.def.uses.kwargs)),

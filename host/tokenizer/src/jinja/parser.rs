@@ -19,7 +19,8 @@ type Parsed<T> = Result<T, JinjaError>;
 /// If it is no Jinja, or uses what chat templates cannot: other templates.
 pub(super) fn parse(source: &str) -> Parsed<Vec<Stmt>> {
     let tokens = tokenize(source)?;
-    let mut parser = Parser { tokens, at: 0, depth: 0, uses: Uses::default(), loops: 0, blocks: Vec::new() };
+    let mut parser =
+        Parser { tokens, at: 0, depth: 0, uses: Uses::default(), loops: 0, blocks: Vec::new() };
     let body = parser.body(&[])?;
     parser.ends()?;
     Ok(body)
@@ -357,7 +358,8 @@ impl Parser {
             }
             let name = self.name()?;
             let default = if self.skip_op("=") { Some(self.expression()?) } else { None };
-            if default.is_none() && parameters.last().is_some_and(|(_, default)| default.is_some()) {
+            if default.is_none() && parameters.last().is_some_and(|(_, default)| default.is_some())
+            {
                 return self.error("non-default argument follows default argument");
             }
             parameters.push((name, default));
@@ -737,8 +739,7 @@ impl Parser {
             return Ok(Expr::Item(Box::new(value), Box::new(key)));
         }
         self.next();
-        let stop =
-            if self.is_op(":") || self.is_op("]") { None } else { Some(self.expression()?) };
+        let stop = if self.is_op(":") || self.is_op("]") { None } else { Some(self.expression()?) };
         let step = match self.skip_op(":") && !self.is_op("]") {
             true => Some(self.expression()?),
             false => None,
@@ -816,7 +817,8 @@ impl Parser {
                 args.more_named = Some(Box::new(self.expression()?));
             } else if self.skip_op("*") {
                 args.more = Some(Box::new(self.expression()?));
-            } else if let (Token::Name(name), Token::Op("=")) = (self.peek().clone(), self.look(1)) {
+            } else if let (Token::Name(name), Token::Op("=")) = (self.peek().clone(), self.look(1))
+            {
                 self.at += 2;
                 args.named.push((name, self.expression()?));
             } else if args.named.is_empty() && args.more_named.is_none() {

@@ -359,7 +359,8 @@ fn converted(value: &Value, flags: &str, conversion: char) -> Result<String, Jin
             let value = value.as_f64().ok_or_else(wrong)?;
             // Six digits, as many as `%g` has where none are named.
             let scientific = format!("{value:.5e}");
-            let exponent = scientific.split_once('e').map_or(0, |(_, e)| e.parse::<i32>().unwrap_or(0));
+            let exponent =
+                scientific.split_once('e').map_or(0, |(_, e)| e.parse::<i32>().unwrap_or(0));
             signed(match exponent {
                 -4..6 => {
                     let text = format!("{value:.*}", (5 - exponent).max(0) as usize);
@@ -440,7 +441,8 @@ pub(super) fn format(
             rest = after;
             continue;
         }
-        let single = || JinjaError::of_value(format!("Single '{brace}' encountered in format string"));
+        let single =
+            || JinjaError::of_value(format!("Single '{brace}' encountered in format string"));
         if brace == "}" {
             return Err(single());
         }
@@ -519,7 +521,11 @@ fn formatted(value: &Value, spec: &str) -> Result<String, JinjaError> {
         let left = if is_number { String::new() } else { "-".to_owned() };
         return padded(&text, &(left + &flags), is_number);
     };
-    let width: String = flags.trim_start_matches(['+', '-', ' ', '0']).chars().take_while(char::is_ascii_digit).collect();
+    let width: String = flags
+        .trim_start_matches(['+', '-', ' ', '0'])
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
     let width = width.parse::<usize>().unwrap_or(0).min(MAX_WIDTH);
     let missing = width.saturating_sub(text.chars().count());
     let before = match align {

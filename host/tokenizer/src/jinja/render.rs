@@ -360,7 +360,9 @@ impl Renderer {
                 if items.len() != targets.len() {
                     let (found, expected) = (items.len(), targets.len());
                     let message = match found < expected {
-                        true => format!("not enough values to unpack (expected {expected}, got {found})"),
+                        true => format!(
+                            "not enough values to unpack (expected {expected}, got {found})"
+                        ),
                         false => format!("too many values to unpack (expected {expected})"),
                     };
                     return Err(JinjaError::of_value(message));
@@ -403,9 +405,7 @@ impl Renderer {
             Expr::List(items) => Ok(Value::list(self.all(items, scope)?)),
             Expr::Tuple(items) => Ok(Value::tuple(self.all(items, scope)?)),
             Expr::Dict(entries) => self.dict(entries, scope),
-            Expr::Attribute(value, name) => {
-                operators::attribute(&self.eval(value, scope)?, name)
-            }
+            Expr::Attribute(value, name) => operators::attribute(&self.eval(value, scope)?, name),
             Expr::Item(value, key) => {
                 operators::item(&self.eval(value, scope)?, &self.eval(key, scope)?)
             }
@@ -570,7 +570,9 @@ impl Renderer {
                         "The loop must have the 'recursive' marker to be called recursively.",
                     ));
                 };
-                let items = given.get(0, "iterable").map_or_else(|| Ok(Rc::default()), |items| self.items(items))?;
+                let items = given
+                    .get(0, "iterable")
+                    .map_or_else(|| Ok(Rc::default()), |items| self.items(items))?;
                 self.outputs.borrow_mut().push(String::new());
                 let done = self.deeper(|| self.for_loop(def, &items, scope, state.depth + 1));
                 let text = self.outputs.borrow_mut().pop().unwrap_or_default();

@@ -24,8 +24,10 @@ fn values_print_as_in_python() {
         ("{{ [text, \"q\\\"\", '\\n'] }}", "[\"a'b\", 'q\"', '\\n']"),
         ("{{ dict.items() | list }}", "[('items', 3), ('b', {'c': []})]"),
         ("{{ dict['items'] }}{{ missing }}", "3"),
-        ("{{ 1e16 }} {{ 0.1 + 0.2 }} {{ 7 // 2 }} {{ -7 % 3 }} {{ 6 / 3 }} {{ 2 ** 10 }}",
-         "1e+16 0.30000000000000004 3 2 2.0 1024"),
+        (
+            "{{ 1e16 }} {{ 0.1 + 0.2 }} {{ 7 // 2 }} {{ -7 % 3 }} {{ 6 / 3 }} {{ 2 ** 10 }}",
+            "1e+16 0.30000000000000004 3 2 2.0 1024",
+        ),
         ("{{ 'a' ~ none ~ 1.0 ~ [true] }}", "aNone1.0[True]"),
         ("{{ {'a': [1], 'ü': none} | tojson }}", r#"{"a": [1], "ü": null}"#),
         ("{{ {'a': [1, 2]} | tojson(indent=2) }}", "{\n  \"a\": [\n    1,\n    2\n  ]\n}"),
@@ -54,11 +56,17 @@ fn white_space_is_trimmed_as_transformers_asks() {
 fn names_live_in_their_scopes() {
     for (source, expected) in [
         ("{% set x = 1 %}{% for i in [1] %}{% set x = 2 %}{% endfor %}{{ x }}", "1"),
-        ("{% set ns = namespace(x=1) %}{% for i in [1] %}{% set ns.x = 2 %}{% endfor %}{{ ns.x }}", "2"),
+        (
+            "{% set ns = namespace(x=1) %}{% for i in [1] %}{% set ns.x = 2 %}{% endfor %}{{ ns.x }}",
+            "2",
+        ),
         ("{% macro f(a, b='d') %}{{ a }}{{ b }}{% endmacro %}{{ f(1) }}{{ f(1, b=2) }}", "1d12"),
         ("{% macro f() %}<{{ caller() }}>{% endmacro %}{% call f() %}x{% endcall %}", "<x>"),
         ("{% generation %}{% set y = 1 %}a{% endgeneration %}{{ y is defined }}", "aFalse"),
-        ("{% for i in [1, [2, [3]]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}", "123"),
+        (
+            "{% for i in [1, [2, [3]]] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}",
+            "123",
+        ),
         ("{% for i in range(5) if i % 2 %}{{ loop.index }}{{ i }}{% else %}-{% endfor %}", "1123"),
         ("{% for i in range(9) %}{% if i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
     ] {
@@ -92,16 +100,32 @@ fn no_template_takes_more_than_its_bounds() {
     let depth = "{% macro f(x) %}{{ f(x + 1) }}{% endmacro %}{{ f(0) }}";
     let spinning = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}";
     for source in [
-        doubling, replacing, blocks, lists, nested, depth, spinning,
-        "{{ 'a' * 10 ** 12 }}", "{{ [0] * 10 ** 12 }}", "{{ range(10 ** 9) | list }}",
-        "{{ 'a'.center(10 ** 12) }}", "{{ 'a' | center(10 ** 12) }}", "{{ '%999999999d' % 1 }}",
-        "{{ 'a\\n' * 1000000 | indent(9999) }}", "{{ '{:>99999999999}'.format(1) }}{{ 10 ** 9999 }}",
+        doubling,
+        replacing,
+        blocks,
+        lists,
+        nested,
+        depth,
+        spinning,
+        "{{ 'a' * 10 ** 12 }}",
+        "{{ [0] * 10 ** 12 }}",
+        "{{ range(10 ** 9) | list }}",
+        "{{ 'a'.center(10 ** 12) }}",
+        "{{ 'a' | center(10 ** 12) }}",
+        "{{ '%999999999d' % 1 }}",
+        "{{ 'a\\n' * 1000000 | indent(9999) }}",
+        "{{ '{:>99999999999}'.format(1) }}{{ 10 ** 9999 }}",
     ] {
         let started = std::time::Instant::now();
         assert!(render(source).is_err(), "{source}");
         assert!(started.elapsed().as_secs() < 20, "{source}");
     }
-    for source in ["(".repeat(100_000), "{{ ".to_owned() + &"not ".repeat(100_000), "{{ 1".to_owned() + &" + 1".repeat(100_000), "{% if 1 %}".repeat(100_000)] {
+    for source in [
+        "(".repeat(100_000),
+        "{{ ".to_owned() + &"not ".repeat(100_000),
+        "{{ 1".to_owned() + &" + 1".repeat(100_000),
+        "{% if 1 %}".repeat(100_000),
+    ] {
         assert!(render(&("{{ ".to_owned() + &source)).is_err());
     }
 }

@@ -8,23 +8,67 @@ use super::value::Value;
 
 /// Names of all tests.
 const NAMES: [&str; 41] = [
-    "odd", "even", "divisibleby", "defined", "undefined", "filter", "test", "none", "boolean",
-    "false", "true", "integer", "float", "lower", "upper", "string", "mapping", "number",
-    "sequence", "iterable", "callable", "sameas", "escaped", "in", "==", "eq", "equalto", "!=",
-    "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan", "<=", "le", "is_none", "",
+    "odd",
+    "even",
+    "divisibleby",
+    "defined",
+    "undefined",
+    "filter",
+    "test",
+    "none",
+    "boolean",
+    "false",
+    "true",
+    "integer",
+    "float",
+    "lower",
+    "upper",
+    "string",
+    "mapping",
+    "number",
+    "sequence",
+    "iterable",
+    "callable",
+    "sameas",
+    "escaped",
+    "in",
+    "==",
+    "eq",
+    "equalto",
+    "!=",
+    "ne",
+    ">",
+    "gt",
+    "greaterthan",
+    "ge",
+    ">=",
+    "<",
+    "lt",
+    "lessthan",
+    "<=",
+    "le",
+    "is_none",
+    "",
 ];
 
 impl Renderer {
-    pub(super) fn test(&self, name: &str, value: &Value, given: &Given) -> Result<bool, JinjaError> {
+    pub(super) fn test(
+        &self,
+        name: &str,
+        value: &Value,
+        given: &Given,
+    ) -> Result<bool, JinjaError> {
         self.work(super::render::weight(value) as u64)?;
         let other = || {
-            let missing = || JinjaError::of_type(format!("test '{name}' needs a value to compare with"));
+            let missing =
+                || JinjaError::of_type(format!("test '{name}' needs a value to compare with"));
             given.positional.first().ok_or_else(missing)
         };
         let whole = |value: &Value| {
             value.must_be_defined()?;
             let kind = value.type_name();
-            let wrong = || JinjaError::of_type(format!("test '{name}' needs a whole number, found {kind}"));
+            let wrong =
+                || JinjaError::of_type(format!("test '{name}' needs a whole number, found {kind}"));
             value.as_int().ok_or_else(wrong)
         };
         Ok(match name {
@@ -56,12 +100,20 @@ impl Renderer {
             "mapping" => matches!(value, Value::Dict(_)),
             "sequence" => matches!(
                 value,
-                Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Dict(_) | Value::Undefined(_)
+                Value::Str(_)
+                    | Value::List(_)
+                    | Value::Tuple(_)
+                    | Value::Dict(_)
+                    | Value::Undefined(_)
             ),
             "iterable" => value.items().is_ok() || matches!(value, Value::Loop(_)),
             "callable" => matches!(
                 value,
-                Value::Macro(_) | Value::Function(_) | Value::Method(..) | Value::Joiner(..) | Value::Undefined(_)
+                Value::Macro(_)
+                    | Value::Function(_)
+                    | Value::Method(..)
+                    | Value::Joiner(..)
+                    | Value::Undefined(_)
             ),
             "sameas" => same(value, other()?),
             "escaped" => false,

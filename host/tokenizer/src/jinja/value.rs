@@ -25,13 +25,13 @@ pub(crate) enum Value {
     List(Rc<Seq>),
     Tuple(Rc<Seq>),
     Dict(Rc<Dict>),
-    Namespace(Rc<RefCell<BTreeMap<String, Value>>>),
+    Namespace(Rc<RefCell<BTreeMap<String, Self>>>),
     Loop(Rc<Loop>),
     Macro(Rc<Macro>),
     /// A function of the environment.
     Function(&'static str),
     /// A method of a value, not called yet.
-    Method(Rc<Value>, Arc<str>),
+    Method(Rc<Self>, Arc<str>),
     Cycler(Rc<Cycler>),
     /// The separator, and whether it has been asked before.
     Joiner(Arc<str>, Rc<Cell<bool>>),
@@ -158,7 +158,7 @@ enum Key {
     Int(i128),
     Float(u64),
     Str(Arc<str>),
-    Tuple(Vec<Key>),
+    Tuple(Vec<Self>),
 }
 
 impl Key {
@@ -172,7 +172,9 @@ impl Key {
             }
             Value::Float(value) => Self::Float(value.to_bits()),
             Value::Str(value) => Self::Str(Arc::clone(value)),
-            Value::Tuple(items) => Self::Tuple(items.iter().map(Self::of).collect::<Result<_, _>>()?),
+            Value::Tuple(items) => {
+                Self::Tuple(items.iter().map(Self::of).collect::<Result<_, _>>()?)
+            }
             other => {
                 let kind = other.type_name();
                 return Err(JinjaError::of_type(format!("unhashable type: '{kind}'")));

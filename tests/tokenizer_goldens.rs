@@ -2,19 +2,10 @@
 //!
 //! `tests/goldens` has the scripts that made the numbers.
 
-use std::path::{Path, PathBuf};
-
 use polyskill_tokenizer::{Chat, Tokenizer};
 use serde_json::{Map, Value as Json};
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures")
-}
-
-fn golden(name: &str) -> Json {
-    let path = fixtures().join("goldens").join(name).with_extension("json");
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
+use crate::common::{fixtures, golden};
 
 fn list<'j>(value: &'j Json, key: &str) -> Option<&'j [Json]> {
     value.get(key).and_then(Json::as_array).map(Vec::as_slice)
@@ -47,11 +38,17 @@ fn gguf_value(value: &Json) -> Vec<u8> {
                 }
                 Some(Json::Number(number)) if number.is_f64() => (
                     6,
-                    items.iter().flat_map(|item| (item.as_f64().unwrap() as f32).to_le_bytes()).collect(),
+                    items
+                        .iter()
+                        .flat_map(|item| (item.as_f64().unwrap() as f32).to_le_bytes())
+                        .collect(),
                 ),
                 _ => (
                     5,
-                    items.iter().flat_map(|item| (item.as_i64().unwrap() as i32).to_le_bytes()).collect(),
+                    items
+                        .iter()
+                        .flat_map(|item| (item.as_i64().unwrap() as i32).to_le_bytes())
+                        .collect(),
                 ),
             };
             let count = value.as_array().unwrap().len() as u64;
@@ -149,7 +146,9 @@ fn tokens_of_gguf_files_have_llama_cpps_bytes() {
             let bytes = model.token_bytes(token).iter();
             let hex: String = bytes.map(|byte| format!("{byte:02x}")).collect();
             // A letter that stands for no byte is written as it is, not as an error in the text.
-            if hex != pieces[token as usize] && !pieces[token as usize].contains("5b554e4b5f425954455f") {
+            if hex != pieces[token as usize]
+                && !pieces[token as usize].contains("5b554e4b5f425954455f")
+            {
                 panic!("{name}: token {token} is {hex}, expected {}", pieces[token as usize]);
             }
         }
@@ -161,14 +160,21 @@ fn tokens_of_gguf_files_have_llama_cpps_bytes() {
         let mut ends = model.end_tokens().to_vec();
         ends.sort_unstable();
         // Token 11 ends answers of a file that names no end, in llama.cpp alone.
-        let expected: Vec<u32> = of("ends").into_iter().filter(|&end| name != "default ids" || end != 11).collect();
+        let expected: Vec<u32> =
+            of("ends").into_iter().filter(|&end| name != "default ids" || end != 11).collect();
         assert_eq!(ends, expected, "{name}");
     }
 }
 
 /// Splits that are not here, by what begins their names in the goldens.
 const UNSUPPORTED: [&str; 8] = [
-    "gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace", "tiny_aya", "cohere2moe", "afmoe",
+    "gemma4",
+    "granite-embed-multi-311m",
+    "sarvam-moe",
+    "whitespace",
+    "tiny_aya",
+    "cohere2moe",
+    "afmoe",
     "gpt2 ",
 ];
 
@@ -176,7 +182,8 @@ const UNSUPPORTED: [&str; 8] = [
 #[test]
 fn tokenizers_of_gguf_files_give_llama_cpps_ids() {
     let golden = golden("gguf_tokenizers");
-    let texts: Vec<&str> = list(&golden, "texts").unwrap().iter().map(|t| t["text"].as_str().unwrap()).collect();
+    let texts: Vec<&str> =
+        list(&golden, "texts").unwrap().iter().map(|t| t["text"].as_str().unwrap()).collect();
     let mut known: std::collections::BTreeMap<&str, Vec<Vec<u32>>> = Default::default();
     let (mut wrong, mut checked) = (Vec::new(), 0);
     for variant in list(&golden, "variants").unwrap() {
@@ -196,7 +203,9 @@ fn tokenizers_of_gguf_files_give_llama_cpps_ids() {
             };
         }
         known.insert(name, expected.clone());
-        if variant["parse_special"] == false || UNSUPPORTED.iter().any(|start| name.starts_with(start)) {
+        if variant["parse_special"] == false
+            || UNSUPPORTED.iter().any(|start| name.starts_with(start))
+        {
             continue;
         }
         let mut keys = variant["keys"].as_object().unwrap().clone();
@@ -212,7 +221,9 @@ fn tokenizers_of_gguf_files_give_llama_cpps_ids() {
             if found != *expected {
                 differ += 1;
                 if differ == 1 {
-                    wrong.push(format!("{name}: {text:?}\n  expected {expected:?}\n  found    {found:?}"));
+                    wrong.push(format!(
+                        "{name}: {text:?}\n  expected {expected:?}\n  found    {found:?}"
+                    ));
                 }
             }
         }
@@ -263,7 +274,8 @@ fn chats_are_rendered_as_transformers_renders_them() {
     for case in list(&golden, "cases").unwrap() {
         let tokens = case["tokenizer"].as_str().unwrap_or("");
         let template = case["template"].as_str().unwrap();
-        let model = tokenizer(&golden["templates"][template], &golden["tokenizers"][tokens]["config"]);
+        let model =
+            tokenizer(&golden["templates"][template], &golden["tokenizers"][tokens]["config"]);
         let flag = |key: &str| case[key].as_bool().unwrap_or(false);
         let chat = Chat {
             messages: list(case, "messages").unwrap(),
