@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::load_module;
-use polyskill_engine::EngineConfig;
+use polyskill_engine::{EngineConfig, Selection};
 use safetensors::tensor::{SafeTensors, serialize};
 use serde_json::{Value as Json, json};
 
@@ -74,9 +74,13 @@ fn modules_of_mlx_give_mlxs_numbers() {
         let module = load_module("m", &root.join(name), &root, bench.model.as_ref()).unwrap();
         bench.library.publish("m", module, Expected::Any).unwrap();
         let prompt = ids(&case["prompt_ids"]);
-        let output = bench.run(&weighted(&[("m", 1.0)]), &prompt, greedy(1));
-        let distance = worst(&output.row(prompt.len() - 1), &floats(&case["logprobs"]));
-        assert!(distance < 2e-4, "{name}: off by {distance} nats");
+        for (selection, expected) in
+            [(Selection::Base, "base_logprobs"), (weighted(&[("m", 1.0)]), "logprobs")]
+        {
+            let output = bench.run(&selection, &prompt, greedy(1));
+            let distance = worst(&output.row(prompt.len() - 1), &floats(&case[expected]));
+            assert!(distance < 2e-4, "{name}, {expected}: off by {distance} nats");
+        }
     }
 }
 

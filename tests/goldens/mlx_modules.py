@@ -4,7 +4,7 @@ On its own, not part of `make.py`: it needs mlx-lm 0.32.2 and mlx[cpu] instead o
 bytes.
 
 - `fixtures/mlx/NAME`: what `mlx_lm.lora` saves, with B that is not zero.
-- `goldens/mlx.json`, `cases`: `module`, `base`, `prompt_ids`, and `logprobs` of the last position over the vocabulary.
+- `goldens/mlx.json`, `cases`: `module`, `base`, `prompt_ids`, and `logprobs` of the last position over the vocabulary; `base_logprobs` are those without the module.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MODULES: dict[str, tuple[str, int, str, dict[str, Any]]] = {
     "lora-tied-table": ("llama-tied", -1, "lora", {"rank": 2, "scale": 4.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "model.embed_tokens"]}),
     "lora-table-and-head": ("llama-untied", -1, "lora", {"rank": 2, "scale": 4.0, "dropout": 0.0, "keys": ["model.embed_tokens", "lm_head"]}),
     "dora": ("llama-untied", -1, "dora", {"rank": 2, "scale": 1.5, "dropout": 0.0, "keys": ["mlp.down_proj", *ATTENTION]}),
-    "lora-gemma3": ("gemma3", -1, "lora", {"rank": 2, "scale": 1.0, "dropout": 0.0}),
+    "lora-qwen3": ("qwen3", -1, "lora", {"rank": 2, "scale": 1.0, "dropout": 0.0}),
 }
 
 
@@ -78,10 +78,11 @@ def make(name: str) -> dict[str, Any]:
     again = load_adapters(load(), str(made))
     values = logprobs(again)
     assert max(abs(a - b) for a, b in zip(values, logprobs(model))) < 1e-4, name
-    moved = max(abs(a - b) for a, b in zip(values, logprobs(load())))
+    alone = logprobs(load())
+    moved = max(abs(a - b) for a, b in zip(values, alone))
     assert moved > 0.05, f"{name} does nothing: {moved}"
     print(name, len(weights), "tensors, moves log-probabilities by", round(moved, 3))
-    return {"module": name, "base": base, "prompt_ids": PROMPT, "logprobs": values}
+    return {"module": name, "base": base, "prompt_ids": PROMPT, "logprobs": values, "base_logprobs": alone}
 
 
 def main() -> None:

@@ -377,7 +377,8 @@ mod tests {
             (r".*_{1}proj", true),
             (r".*_{,2}proj", true),
             (r"q_proj", false),
-            (r".*(?P<x>l)ayers.*(?P=x).*", false),
+            (r".*(?P<x>l)ayers.*(?P=x).*", true),
+            (r".*(?P<x>y)ers.*(?P=x).*", false),
             (r".*(a)(t)\2n.*", true),
         ] {
             assert_eq!(whole(pattern, path), Ok(expected), "{pattern}");
