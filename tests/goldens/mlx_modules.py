@@ -61,7 +61,12 @@ def make(name: str) -> dict[str, Any]:
     # This release of MLX looks for the rotation's base outside of `rope_parameters` alone.
     rope = json.loads((directory / "config.json").read_text()).get("rope_parameters", {})
     flat = {key: value for key, value in rope.items() if key == "rope_theta"}
-    load = lambda: load_model(directory, model_config=flat)[0]
+
+    def load() -> nn.Module:
+        model = load_model(directory, model_config=flat)[0]
+        model.set_dtype(mx.float32)
+        return model
+
     mx.random.seed(len(name))
     model = load()
     model.freeze()
