@@ -552,6 +552,30 @@ fn a_head_of_its_own_serves_where_the_configuration_says_tied() {
     assert_eq!(score(true), score(false));
 }
 
+/// What a prompt was cut to is what is echoed, and what cannot come to pass is refused.
+#[test]
+fn cut_prompts_are_echoed_as_they_were_read() {
+    let server = serve(&fixtures().join("models/llama-tied"), |_| {});
+    let whole = complete(&server, json!({"prompt": "hello the world", "max_tokens": 1}));
+    let cut = json!({"prompt": "hello the world", "truncate_prompt_tokens": 1, "echo": true,
+                     "max_tokens": 1, "logprobs": 0});
+    let reply = complete(&server, cut);
+    assert_eq!(reply["usage"]["prompt_tokens"], 1);
+    assert!(whole["usage"]["prompt_tokens"].as_u64().unwrap() > 1);
+    let (said, logprobs) = (text(&reply["choices"][0], "text"), &reply["choices"][0]["logprobs"]);
+    let tokens: Vec<&str> = list(&logprobs["tokens"]).iter().filter_map(Json::as_str).collect();
+    assert_eq!(tokens.concat(), said);
+    assert!(!said.starts_with("hello"), "{said}");
+    for (name, value) in [("stop_token_ids", json!([99_999])), ("min_tokens", json!(9))] {
+        let mut body = json!({"prompt": "hello", "max_tokens": 2});
+        body[name] = value;
+        let reply = server.send("POST", "/v1/completions", None, body.to_string());
+        assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!(name)));
+    }
+    let stops: Vec<String> = (0..9).map(|number| format!("no {number}")).collect();
+    complete(&server, json!({"prompt": "hello", "max_tokens": 2, "stop": stops}));
+}
+
 /// A router that gives a part of a module that acts as a whole has made a mistake, and the request has not: the base
 /// answers, the report says why, and the fault is the router's.
 #[test]

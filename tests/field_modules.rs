@@ -250,4 +250,31 @@ fn chats_are_rendered_as_their_templates_say() {
     let listed =
         format!("{{% for tool in tools %}}{{{{ tool.function.name }}}};{{% endfor %}}{CHATML}");
     assert_eq!(prompt(&json!(listed), &tools), format!("look_up;{asked}"));
+    // Contents in parts reach templates that read such, however they do; others get one text.
+    let parts = json!({"messages": [{"role": "user", "content": [
+        {"type": "text", "text": "hello "}, {"type": "text", "text": "world"}]}]});
+    for (template, expected) in [
+        (
+            "{% set c = messages[0]['content'] %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{{ p['text'] }}{% endfor %}{% endif %}",
+            "hello world",
+        ),
+        (
+            "{% macro show(c) %}{% for item in c %}{{ item.text }}{% endfor %}{% endmacro %}{{ show(messages[0].content) }}",
+            "hello world",
+        ),
+        ("{{ messages[0].content | map(attribute='text') | join('') }}", "hello world"),
+        ("{{ messages[0]['content'][0]['text'] }}", "hello "),
+        ("{{ messages[0].content }}", "hello \nworld"),
+    ] {
+        assert_eq!(prompt(&json!(template), &parts), expected, "{template}");
+    }
+    // A message without a content has none, unless the template cannot do without.
+    let calls = json!({"messages": [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": null, "tool_calls": [
+            {"type": "function", "function": {"name": "look_up", "arguments": "{}"}}]}]});
+    let asks = "{% for m in messages %}{{ 'content' in m }};{% endfor %}";
+    assert_eq!(prompt(&json!(asks), &calls), "True;False;");
+    let needs = "{% for m in messages %}{{ m['role'] + ':' + m['content'] }};{% endfor %}";
+    assert_eq!(prompt(&json!(needs), &calls), "user:hello;assistant:;");
 }

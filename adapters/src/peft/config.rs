@@ -438,17 +438,16 @@ fn unloadable(object: &Map<String, Json>) -> Vec<String> {
             problems.push(problem("eva_config", eva, "an object with `rho` of at least 1"));
         }
     }
-    if object.get("layers_to_transform").is_none_or(Json::is_null)
-        && let Some(pattern) = object.get("layers_pattern").filter(|value| is_set(value))
-    {
-        problems.push(problem("layers_pattern", pattern, "`layers_to_transform` beside it"));
+    if let Some(pattern) = object.get("layers_pattern").filter(|value| !value.is_null()) {
+        if object.get("target_modules").is_some_and(Json::is_string) {
+            problems.push(problem("layers_pattern", pattern, "null beside an expression"));
+        }
+        let is_any = object.get("layers_to_transform").is_none_or(Json::is_null);
+        if is_any && is_truth(Some(pattern)) {
+            problems.push(problem("layers_pattern", pattern, "`layers_to_transform` beside it"));
+        }
     }
     problems
-}
-
-/// Whether a value is one that Python's conditions take for true, or an empty list.
-fn is_set(value: &Json) -> bool {
-    value.is_array() || is_truth(Some(value))
 }
 
 /// A task that PEFT does not know makes it raise.

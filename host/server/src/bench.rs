@@ -51,7 +51,7 @@ pub fn run(service: &Service, cases: &[Case]) -> Result<(), String> {
             let eight = measure_decode(service, composition, 8)?;
             // The first round warms caches and clocks.
             if round > 0 {
-                figures.prefill.push(f64::from(PROMPT_TOKENS) / prefill);
+                figures.prefill.push(f64::from(prompt_tokens(service)) / prefill);
                 for (slot, steps) in [one, eight].into_iter().enumerate() {
                     figures.steps[slot].push(quantile(&steps, 0.5));
                     figures.p99[slot].push(quantile(&steps, 0.99));
@@ -69,14 +69,14 @@ fn print_table(
     compositions: &[Arc<Composition>],
     figures: &[Figures],
 ) {
-    let modules = service.composer.library().snapshot().len();
+    let (modules, prompt) = (service.composer.library().snapshot().len(), prompt_tokens(service));
     println!(
         "base {}, {modules} modules in the library, {} threads; medians of {ROUNDS} rounds in turns; every prompt is new, so that none comes out of the prefix cache",
         service.base_name,
         service.model.compute().num_threads()
     );
     println!(
-        "| case | candidates | prefill {PROMPT_TOKENS} tok/s | decode 1 row tok/s | p99 ms | tax | decode 8 rows tok/s | p99 ms | tax |"
+        "| case | candidates | prefill {prompt} tok/s | decode 1 row tok/s | p99 ms | tax | decode 8 rows tok/s | p99 ms | tax |"
     );
     println!("|---|---|---|---|---|---|---|---|---|");
     let base: Vec<f64> = (0..2).map(|slot| quantile(&figures[0].steps[slot], 0.5)).collect();
@@ -96,6 +96,12 @@ fn print_table(
             cell(1, 8.0)
         );
     }
+}
+
+/// Tokens of a prompt: fewer where the base's context holds no more with what is generated.
+fn prompt_tokens(service: &Service) -> u32 {
+    let room = service.engine.handle().max_tokens().saturating_sub(DECODE_TOKENS).max(1);
+    u32::try_from(room).map_or(PROMPT_TOKENS, |room| room.min(PROMPT_TOKENS))
 }
 
 fn quantile(values: &[f64], q: f64) -> f64 {
@@ -132,7 +138,7 @@ fn submit(
 
 fn measure_prefill(service: &Service, composition: &Arc<Composition>) -> Result<f64, String> {
     let started = Instant::now();
-    let events = submit(service, composition, PROMPT_TOKENS, 1)?;
+    let events = submit(service, composition, prompt_tokens(service), 1)?;
     let first = events.iter().find(|(_, event)| matches!(event, Event::Token(_)));
     let (at, _) = first.ok_or("the engine gave no token")?;
     let seconds = (at - started).as_secs_f64();

@@ -1,6 +1,7 @@
 //! Chat templates as transformers renders them (`transformers.utils.chat_template_utils`, version 5).
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -93,6 +94,8 @@ pub(crate) struct ChatTemplates {
 struct Parsed {
     source: String,
     template: Result<Template, JinjaError>,
+    /// Whether it reads contents in parts, once that was asked.
+    takes_parts: OnceLock<bool>,
 }
 
 impl ChatTemplates {
@@ -105,7 +108,8 @@ impl ChatTemplates {
             }),
             false => Template::parse(&source),
         };
-        self.templates.insert(name.to_owned(), Parsed { source, template });
+        self.templates
+            .insert(name.to_owned(), Parsed { source, template, takes_parts: OnceLock::new() });
     }
 
     /// Reads `chat_template` of a configuration: a text, or a list of named ones.
@@ -142,10 +146,23 @@ impl ChatTemplates {
         }
     }
 
-    /// Whether the template of a chat loops over the parts of a message's content.
+    /// Whether the template of a chat reads the parts of a message's content. It is tried: a part's text comes out, and
+    /// not as Python prints a list of parts.
     pub(crate) fn takes_parts(&self, with_tools: bool) -> bool {
-        self.choose(with_tools).is_ok_and(|chosen| {
-            chosen.template.as_ref().is_ok_and(|template| template.loops_over("content"))
+        const PROBE: &str = "What-a-part-says";
+        const PRINTED: [&str; 2] = ["'type'", "\"type\""];
+        let Ok(chosen) = self.choose(with_tools) else { return false };
+        let Ok(template) = &chosen.template else { return false };
+        let tried = |content: Json| {
+            let message = json!([{"role": "user", "content": content}]);
+            let chat = Chat { add_generation_prompt: true, ..Chat::default() };
+            let names = self.names(&chat, &message);
+            let text = template.render(names, chrono::NaiveDateTime::default(), Limits::default());
+            text.ok().filter(|text| text.contains(PROBE))
+        };
+        *chosen.takes_parts.get_or_init(|| match tried(json!([{"type": "text", "text": PROBE}])) {
+            Some(text) => !PRINTED.iter().any(|printed| text.contains(printed)),
+            None => tried(json!(PROBE)).is_none() && template.loops_over("content"),
         })
     }
 

@@ -20,6 +20,7 @@ use super::fields;
 use super::generation::{Delta, Generation, PromptInput, TextToken, Wanted, start_choices};
 use super::logprobs::{self, TokenNames};
 use super::messages::{ChatFields, ChatInput, Rendered};
+use super::modules::blocking;
 use super::params::{CommonParams, StreamUsage, routing_report};
 use super::usage;
 use crate::service::Service;
@@ -93,10 +94,16 @@ pub(super) async fn chat(
     if service.selection(name).is_none() {
         return Err(ApiError::unknown_model(name));
     }
-    let chat = body.fields::<ChatFields>()?.read(&service.tokenizer)?;
+    let fields: ChatFields = body.fields()?;
     let mut asking = Asking::new(new_id("chatcmpl"), &headers, &request.common);
+    // A template may take its time.
+    let (chat, rendered) = blocking(Arc::clone(&service), move |service| {
+        let chat = fields.read(&service.tokenizer)?;
+        let rendered = chat.render(&service.tokenizer)?;
+        Ok((chat, rendered))
+    })
+    .await?;
     asking.begins(&chat.messages);
-    let rendered = chat.render(&service.tokenizer)?;
     let mut reply = request.reply(&service, asking.id.clone(), rendered)?;
     let generations = start(&service, &request, &chat, &asking, &mut reply).await?;
     if request.common.streams() {

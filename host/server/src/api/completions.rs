@@ -93,7 +93,10 @@ impl Prompt {
         };
         let room = service.engine.handle().max_tokens().saturating_sub(most);
         for prompt in &mut prompts {
+            let whole = prompt.tokens.len();
             common.truncate(&mut prompt.tokens, room)?;
+            // What was cut off is not echoed either.
+            prompt.text = prompt.text.take().filter(|_| prompt.tokens.len() == whole);
         }
         Ok(prompts)
     }

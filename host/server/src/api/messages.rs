@@ -100,7 +100,16 @@ impl ChatInput {
             add_generation_prompt: self.add_generation_prompt,
             continue_final_message: self.continue_final_message.then_some("content"),
         };
-        let text = tokenizer.render_chat(&chat).map_err(|error| refused(&error))?;
+        let lacks_content = |message: &Json| message.get("content").is_none();
+        let text = match tokenizer.render_chat(&chat) {
+            // transformers leaves out a content that is null, and many templates cannot do without.
+            Err(ChatError::Refused(_)) if self.messages.iter().any(lacks_content) => {
+                let messages: Vec<Json> = self.messages.iter().map(with_content).collect();
+                tokenizer.render_chat(&Chat { messages: &messages, ..chat })
+            }
+            rendered => rendered,
+        };
+        let text = text.map_err(|error| refused(&error))?;
         let tokens = tokenizer.encode_with(&text, self.add_special_tokens);
         let tokens = tokens.map_err(|error| of_tokenizer(&error))?;
         Ok(Rendered { text, tokens })
@@ -111,6 +120,20 @@ impl ChatInput {
         let last = self.messages.iter().rfind(|message| message["role"] == "user")?;
         Some(text_of(last.get("content")?))
     }
+}
+
+/// A message with an empty content behind its role, where it has none.
+fn with_content(message: &Json) -> Json {
+    let mut fields = Map::new();
+    for (name, value) in message.as_object().into_iter().flatten() {
+        fields.insert(name.clone(), value.clone());
+        if name == "role" {
+            fields
+                .entry("content")
+                .or_insert_with(|| message.get("content").cloned().unwrap_or_else(|| json!("")));
+        }
+    }
+    Json::Object(fields)
 }
 
 fn refused(error: &ChatError) -> ApiError {
@@ -160,13 +183,18 @@ impl Reader<'_> {
         let mut fields = fields.clone();
         let role = self.role(fields.get("role"))?;
         fields.insert("role".to_owned(), json!(role));
-        let content = match fields.get("content") {
-            None | Some(Json::Null) => json!(""),
-            Some(Json::String(text)) => json!(text),
-            Some(Json::Array(parts)) => self.parts(parts)?,
+        match fields.get("content") {
+            None => {}
+            Some(Json::Null) => {
+                fields.shift_remove("content");
+            }
+            Some(Json::String(_)) => {}
+            Some(Json::Array(parts)) => {
+                let parts = self.parts(parts)?;
+                fields.insert("content".to_owned(), parts);
+            }
             Some(_) => return Err("`content` must be text or a list of text parts".to_owned()),
-        };
-        fields.insert("content".to_owned(), content);
+        }
         if let Some(calls) = fields.get_mut("tool_calls") {
             read_calls(calls)?;
         }

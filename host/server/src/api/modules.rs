@@ -272,8 +272,8 @@ async fn drain(module: &Module, most: Duration) -> bool {
     true
 }
 
-/// Runs what reads and writes files on a thread that may block.
-async fn blocking<T: Send + 'static>(
+/// Runs what reads and writes files, or may take its time, on a thread that may block.
+pub(super) async fn blocking<T: Send + 'static>(
     service: Arc<Service>,
     work: impl FnOnce(&Service) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {

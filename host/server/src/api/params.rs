@@ -19,8 +19,8 @@ use crate::experiments::Choice;
 use crate::service::Service;
 use crate::traces::TracedToken;
 
-/// Stop strings of one request, as OpenAI bounds them.
-const MAX_STOPS: usize = 4;
+/// Stop strings of one request. OpenAI takes four; tasks of evaluations have more, and vLLM has no bound.
+const MAX_STOPS: usize = 64;
 /// Words that may not come, in one request.
 const MAX_BAD_WORDS: usize = 64;
 /// Bytes of one of them.
@@ -383,6 +383,15 @@ impl CommonParams {
             stop_tokens.extend(service.end_tokens());
         }
         let vocab_size = service.model.config().vocab_size;
+        if let Some(id) = stop_tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            let message = format!("`stop_token_ids` holds {id}, expected ids below {vocab_size}");
+            return Err(ApiError::bad_request(message, Some("stop_token_ids")));
+        }
+        if let Some(least) = self.min_tokens.filter(|&least| least > max_tokens) {
+            let message =
+                format!("`min_tokens` is {least}, but at most {max_tokens} tokens are to come");
+            return Err(ApiError::bad_request(message, Some("min_tokens")));
+        }
         let seed = self.seed.map_or_else(random_seed, |seed| seed as u64);
         Ok(SamplingParams {
             max_tokens,

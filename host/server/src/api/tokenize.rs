@@ -11,6 +11,7 @@ use super::body::Body;
 use super::error::ApiError;
 use super::fields;
 use super::messages::ChatFields;
+use super::modules::blocking;
 use crate::service::Service;
 
 #[derive(Debug, Deserialize)]
@@ -37,7 +38,13 @@ pub(super) async fn tokenize(
         (Some(prompt), None) => tokenizer
             .encode_with(prompt, request.add_special_tokens.unwrap_or(true))
             .map_err(|error| ApiError::bad_request(error.to_string(), Some("prompt")))?,
-        (None, Some(_)) => body.fields::<ChatFields>()?.read(tokenizer)?.render(tokenizer)?.tokens,
+        (None, Some(_)) => {
+            let fields: ChatFields = body.fields()?;
+            let rendered = blocking(Arc::clone(&service), move |service| {
+                fields.read(&service.tokenizer)?.render(&service.tokenizer)
+            });
+            rendered.await?.tokens
+        }
         _ => {
             let message = "expected either `prompt` or `messages`";
             return Err(ApiError::bad_request(message, Some("prompt")));

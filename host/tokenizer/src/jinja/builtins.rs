@@ -64,12 +64,13 @@ impl Renderer {
                 Ok(Value::Cycler(Rc::new(Cycler { items, at: Cell::new(0) })))
             }
             "joiner" => {
-                let separator =
-                    given.get(0, "sep").map_or_else(|| ", ".to_owned(), Value::to_string);
+                let separator = given.get(0, "sep").map(|separator| self.shown(separator));
+                let separator = separator.unwrap_or_else(|| Ok(", ".to_owned()))?;
                 Ok(Value::Joiner(separator.into(), Rc::new(Cell::new(false))))
             }
             "raise_exception" => {
-                let message = given.get(0, "message").map_or_else(String::new, Value::to_string);
+                let message = given.get(0, "message").map(|message| self.shown(message));
+                let message = message.unwrap_or_else(|| Ok(String::new()))?;
                 Err(JinjaError::new(ErrorKind::Raised, message))
             }
             "lipsum" => Err(JinjaError::of_value("chat templates have no use for made-up text")),
@@ -78,6 +79,8 @@ impl Renderer {
                 let format = given.get(0, "format").and_then(Value::as_str);
                 let format =
                     format.ok_or_else(|| JinjaError::of_type("strftime_now() needs a format"))?;
+                // `%c` becomes some twenty characters.
+                self.bytes(format.len().saturating_mul(16))?;
                 self.text(super::methods::strftime(self.now, format)?)
             }
             other => Err(JinjaError::undefined(format!("'{other}' is undefined"))),
@@ -117,6 +120,7 @@ impl Renderer {
 
     fn entries_of(&self, value: &Value, dict: &mut Dict) -> Result<(), JinjaError> {
         if let Value::Dict(other) = value {
+            self.bytes(super::render::weight(value))?;
             for (key, value) in other.entries() {
                 dict.insert(key.clone(), value.clone())?;
             }
@@ -129,6 +133,7 @@ impl Renderer {
                     "dictionary update sequence element needs two values",
                 ));
             };
+            self.bytes(super::render::weight(key))?;
             dict.insert(key.clone(), value.clone())?;
         }
         Ok(())

@@ -30,11 +30,11 @@ pub(crate) enum ErrorKind {
 
 impl JinjaError {
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), line: 0 }
+        Self { kind, message: shortened(message.into()), line: 0 }
     }
 
     pub(super) fn syntax(message: impl Into<String>, line: u32) -> Self {
-        Self { kind: ErrorKind::Syntax, message: message.into(), line }
+        Self { kind: ErrorKind::Syntax, message: shortened(message.into()), line }
     }
 
     pub(super) fn undefined(message: impl Into<String>) -> Self {
@@ -56,6 +56,18 @@ impl JinjaError {
         }
         self
     }
+}
+
+/// A message that may show values, cut where it gets long.
+fn shortened(mut message: String) -> String {
+    const MOST: usize = 2_000;
+    if message.len() > MOST {
+        let end = (0..=MOST).rev().find(|&at| message.is_char_boundary(at)).unwrap_or(0);
+        message.truncate(end);
+        message.push('…');
+        message.shrink_to_fit();
+    }
+    message
 }
 
 impl std::fmt::Display for JinjaError {

@@ -73,6 +73,7 @@ pub(super) fn exists(name: &str) -> bool {
 impl Renderer {
     pub(super) fn filter(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         self.work(weight(value) as u64)?;
+        self.arguments(given)?;
         match name {
             "abs" | "round" | "int" | "float" => self.number_filter(name, value, given),
             "capitalize" | "center" | "escape" | "e" | "forceescape" | "format" | "indent"
@@ -363,9 +364,12 @@ impl Renderer {
             key_separator,
             sort_keys: given.get(3, "sort_keys").is_some_and(Value::is_true),
         };
-        // Each level of each value may be indented.
-        let per_line = style.indent.as_ref().map_or(0, String::len).saturating_mul(16);
-        self.bytes(weight(value).saturating_mul(1 + per_line / 8))?;
+        // Each part may have separators, and be indented once per level; a part weighs two bytes or more.
+        let indent = style.indent.as_ref().map_or(0, String::len);
+        let separators = style.item_separator.len() + style.key_separator.len();
+        let each = indent.saturating_mul(value.extent().depth as usize).saturating_add(separators);
+        self.bytes((weight(value) / 4).saturating_mul(each.saturating_sub(3)))?;
+        self.bytes(weight(value))?;
         self.text(python::json(value, &style)?)
     }
 }

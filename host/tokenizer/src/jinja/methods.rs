@@ -108,6 +108,7 @@ fn list_method(items: &[Value], value: &Value, name: &str, given: &Given) -> Eva
 impl Renderer {
     pub(super) fn method(&self, value: &Value, name: &str, given: &Given) -> Evaluated {
         self.work(weight(value) as u64)?;
+        self.arguments(given)?;
         match value {
             Value::Str(text) => self.str_method(text, name, given),
             Value::Function(_) => self.dict_from_keys(given),

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::ast::{Args, Expr, ForLoop, Literal, MacroDef, Stmt, StmtKind, Target};
 use super::error::{ErrorKind, JinjaError};
@@ -20,16 +21,22 @@ pub(crate) struct Limits {
     pub(crate) bytes: u64,
     /// Statements, expressions and calls inside each other.
     pub(crate) depth: usize,
+    /// Time on the clock.
+    pub(crate) time: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { work: 1 << 30, bytes: 64 << 20, depth: 700 }
+        Self { work: 1 << 30, bytes: 64 << 20, depth: 700, time: Duration::from_secs(5) }
     }
 }
 
 /// Lists and dictionaries inside each other.
 const MAX_NESTING: u32 = 128;
+
+/// Bytes that a walk over one value may look at. A value that holds another twice is walked twice there, so a few lines
+/// could make one that no walk ends.
+const MAX_WEIGHT: usize = 16 << 20;
 
 /// Work of one statement or expression.
 const STEP: u64 = 32;
@@ -48,6 +55,7 @@ pub(super) fn render(
     let renderer = Renderer {
         root: root.clone(),
         limits,
+        began: Instant::now(),
         work: Cell::new(0),
         bytes: Cell::new(0),
         depth: Cell::new(0),
@@ -73,6 +81,7 @@ pub(super) fn render(
 /// A rendering under way.
 pub(super) struct Renderer {
     limits: Limits,
+    began: Instant,
     work: Cell<u64>,
     bytes: Cell<u64>,
     depth: Cell<usize>,
@@ -130,12 +139,19 @@ impl Renderer {
 
     /// Counts work.
     pub(super) fn work(&self, amount: u64) -> Result<(), JinjaError> {
-        let work = self.work.get().saturating_add(amount);
+        /// Work between two looks at the clock.
+        const LOOK: u64 = 1 << 18;
+        let before = self.work.get();
+        let work = before.saturating_add(amount);
         self.work.set(work);
-        match work > self.limits.work {
-            true => Err(bound("the template takes too many steps")),
-            false => Ok(()),
+        if work > self.limits.work {
+            return Err(bound("the template takes too many steps"));
         }
+        if before / LOOK != work / LOOK && self.began.elapsed() > self.limits.time {
+            let most = self.limits.time.as_secs();
+            return Err(bound(format!("the template takes longer than {most} s")));
+        }
+        Ok(())
     }
 
     /// Counts bytes that are about to be made, which is work too.
@@ -181,6 +197,18 @@ impl Renderer {
         let result = run();
         self.depth.set(depth);
         result
+    }
+
+    /// Counts what a filter, test or method may do with its arguments: compare them, or write them.
+    pub(super) fn arguments(&self, given: &Given) -> Result<(), JinjaError> {
+        let named = given.named.iter().map(|(_, value)| value);
+        for value in given.positional.iter().chain(named) {
+            match value {
+                Value::Str(text) => self.work(text.len() as u64)?,
+                value => self.work(weight(value).saturating_mul(4) as u64)?,
+            }
+        }
+        Ok(())
     }
 
     fn kept(&self, scope: Scope) -> Scope {
@@ -305,13 +333,14 @@ impl Renderer {
                     let inner = scope.inner();
                     self.assign(&def.target, item.clone(), &inner)?;
                     if self.eval(filter, &inner)?.is_true() {
+                        self.bytes(VALUE_BYTES)?;
                         kept.push(item.clone());
                     }
                 }
                 Rc::new(Seq::new(kept))
             }
         };
-        self.bytes(items.len() * VALUE_BYTES)?;
+        self.work((items.len() * VALUE_BYTES) as u64)?;
         let state = Rc::new(Loop {
             items: Rc::clone(&items),
             at: Cell::new(0),
@@ -379,16 +408,22 @@ impl Renderer {
 
     pub(super) fn eval(&self, expr: &Expr, scope: &Scope) -> Evaluated {
         let value = self.deeper(|| self.expression(expr, scope))?;
-        match value.extent().depth > MAX_NESTING {
-            true => Err(bound(format!("a value nests more than {MAX_NESTING} deep"))),
-            false => Ok(value),
+        let extent = value.extent();
+        if extent.depth > MAX_NESTING {
+            return Err(bound(format!("a value nests more than {MAX_NESTING} deep")));
         }
+        if extent.weight > MAX_WEIGHT && !matches!(value, Value::Str(_)) {
+            return Err(bound(format!("a value holds more than {} MiB", MAX_WEIGHT >> 20)));
+        }
+        Ok(value)
     }
 
     /// The items of a value; those of a text are made here, and their bytes counted.
     pub(super) fn items(&self, value: &Value) -> Result<Rc<Seq>, JinjaError> {
-        if let Value::Str(text) = value {
-            self.bytes(text.len().saturating_mul(VALUE_BYTES + 24))?;
+        match value {
+            Value::Str(text) => self.bytes(text.len().saturating_mul(VALUE_BYTES + 24))?,
+            Value::Dict(dict) => self.work((dict.len() * VALUE_BYTES) as u64)?,
+            _ => {}
         }
         value.items()
     }
@@ -407,7 +442,10 @@ impl Renderer {
             Expr::Dict(entries) => self.dict(entries, scope),
             Expr::Attribute(value, name) => operators::attribute(&self.eval(value, scope)?, name),
             Expr::Item(value, key) => {
-                operators::item(&self.eval(value, scope)?, &self.eval(key, scope)?)
+                let (value, key) = (self.eval(value, scope)?, self.eval(key, scope)?);
+                let text = value.as_str().map_or(0, str::len);
+                self.work((text + weight(&key)) as u64)?;
+                operators::item(&value, &key)
             }
             Expr::Slice(value, bounds) => self.slice(value, bounds, scope),
             Expr::Call(callee, args) => {
@@ -482,7 +520,9 @@ impl Renderer {
         self.bytes(entries.len() * 4 * VALUE_BYTES)?;
         let mut dict = Dict::default();
         for (key, value) in entries {
-            dict.insert(self.eval(key, scope)?, self.eval(value, scope)?)?;
+            let key = self.eval(key, scope)?;
+            self.bytes(weight(&key))?;
+            dict.insert(key, self.eval(value, scope)?)?;
         }
         Ok(Value::Dict(Rc::new(dict)))
     }

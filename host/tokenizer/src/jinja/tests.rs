@@ -130,6 +130,40 @@ fn no_template_takes_more_than_its_bounds() {
     }
 }
 
+/// Values that hold another twice, level by level: small in memory, endless for whatever walks them.
+#[test]
+fn shared_values_are_bounded_wherever_they_go() {
+    let shared = "{% set ns = namespace(x=[1], t=(1,)) %}{% for i in range(DEPTH) %}{% set ns.x = [ns.x, ns.x] %}\
+                  {% set ns.t = (ns.t, ns.t) %}{% endfor %}";
+    for depth in ["18", "40"] {
+        let shared = shared.replace("DEPTH", depth);
+        for end in [
+            "{{ {ns.t: 1} | length }}{{ ns.t in {1: 2} }}",
+            "{% set d = {ns.t: 1} %}{{ d[ns.t] }}",
+            "{{ raise_exception(ns.x) }}",
+            "{{ 'a' | replace(ns.x, 'b') }}",
+            "{{ [1].index(ns.x) }}{{ [1] | select(ns.x) }}{{ [1] | map(ns.x) }}",
+            "{% for i in range(3) %}{{ loop.changed(ns.x) }}{% endfor %}",
+            "{{ {}[ns.x] }}{{ '{}'.format(ns.x) }}{{ [1, 2] | join(ns.x) }}{{ joiner(ns.x) }}",
+            "{{ ns.x | tojson(separators=('b' * 10000, ':')) }}",
+            "{{ 'a' | truncate(1, true, ns.x) }}{{ 1 | round(1, ns.x) }}",
+        ] {
+            let started = std::time::Instant::now();
+            match render(&format!("{shared}{end}")) {
+                Ok(text) => assert!(text.len() < 80 << 20, "{end}"),
+                Err(error) => assert!(error.message.len() < 3_000, "{end}"),
+            }
+            assert!(started.elapsed().as_secs() < 12, "{end}");
+        }
+    }
+    for source in [
+        "{% set x = 'a' * 30000000 %}{% for i in range(100000) %}{% if x[29999999] == 'b' %}{% endif %}{% endfor %}",
+        "{{ strftime_now('%c' * 10000000) }}",
+    ] {
+        assert_eq!(render(source).unwrap_err().kind, ErrorKind::Bound, "{source}");
+    }
+}
+
 #[test]
 fn the_deepest_template_fits_a_small_stack() {
     let depth = "{% macro f(x) %}{% if x %}{% for i in [1] %}{{ (((((f(x + 1)))))) }}{% endfor %}{% endif %}{% endmacro %}{{ f(1) }}";

@@ -51,14 +51,44 @@ const NAMES: [&str; 41] = [
     "",
 ];
 
+/// Tests that ask for the kind of a value alone.
+const OF_KIND: [&str; 17] = [
+    "defined",
+    "undefined",
+    "none",
+    "is_none",
+    "boolean",
+    "false",
+    "true",
+    "integer",
+    "float",
+    "number",
+    "string",
+    "mapping",
+    "sequence",
+    "iterable",
+    "callable",
+    "escaped",
+    "odd",
+];
+
 impl Renderer {
+    /// Most tests look at what a value is, not through it.
+    fn work_of_test(&self, name: &str, value: &Value, given: &Given) -> Result<(), JinjaError> {
+        if OF_KIND.contains(&name) {
+            return Ok(());
+        }
+        self.work(super::render::weight(value) as u64)?;
+        self.arguments(given)
+    }
+
     pub(super) fn test(
         &self,
         name: &str,
         value: &Value,
         given: &Given,
     ) -> Result<bool, JinjaError> {
-        self.work(super::render::weight(value) as u64)?;
+        self.work_of_test(name, value, given)?;
         let other = || {
             let missing =
                 || JinjaError::of_type(format!("test '{name}' needs a value to compare with"));
@@ -106,7 +136,7 @@ impl Renderer {
                     | Value::Dict(_)
                     | Value::Undefined(_)
             ),
-            "iterable" => value.items().is_ok() || matches!(value, Value::Loop(_)),
+            "iterable" => is_iterable(value),
             "callable" => matches!(
                 value,
                 Value::Macro(_)
@@ -144,4 +174,16 @@ fn same(a: &Value, b: &Value) -> bool {
         (Value::Dict(a), Value::Dict(b)) => std::rc::Rc::ptr_eq(a, b),
         _ => false,
     }
+}
+
+fn is_iterable(value: &Value) -> bool {
+    matches!(
+        value,
+        Value::Undefined(_)
+            | Value::Str(_)
+            | Value::List(_)
+            | Value::Tuple(_)
+            | Value::Dict(_)
+            | Value::Loop(_)
+    )
 }
