@@ -311,14 +311,14 @@ fn scale(alpha: f64, rank: usize) -> f32 {
 fn names_architecture(hint: &str, config: &ModelConfig) -> bool {
     let plain = |name: &str| {
         let name = name.to_lowercase().replace(['_', '-'], "");
-        let class = ["forcausallm", "forconditionalgeneration"];
+        let class = ["forcausallm", "forconditionalgeneration", "model"];
         let name = class.iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
         match name.strip_suffix("text").unwrap_or(name) {
             "mistral" | "mixtral" => "llama".to_owned(),
             other => other.to_owned(),
         }
     };
-    plain(hint) == plain(gguf_architecture(config))
+    hint.is_empty() || plain(hint) == plain(gguf_architecture(config))
 }
 
 /// Values in 16 bits where they came so.

@@ -195,6 +195,9 @@ fn rename(name: &str, view: &TensorView<'_>) -> Result<Renamed, String> {
     let (path, part) = name.rsplit_once('.').unwrap_or((name, ""));
     // Models for pictures and text have the text's part in one of their own.
     let path = path.strip_prefix("language_model.").unwrap_or(path);
+    if path.contains(".switch_mlp.") {
+        return Err(format!("tensor `{name}`: MLX's LoRA at experts is not supported"));
+    }
     let is_table = path.rsplit('.').next() == Some("embed_tokens");
     let suffix = match (part, is_table) {
         ("lora_a", false) => "lora_A.weight",

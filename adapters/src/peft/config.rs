@@ -195,7 +195,7 @@ impl Matcher {
     /// PEFT's rule: a string is a regular expression for the whole path; a list holds last components.
     pub(super) fn matches(&self, path: &str) -> bool {
         match self {
-            Self::AllLinear => path != "lm_head" && !path.ends_with("embed_tokens"),
+            Self::AllLinear => !ENDS.iter().any(|end| path.ends_with(end)),
             Self::Pattern(pattern) => pattern.is_match(path),
             Self::Names(names) => names.iter().any(|name| {
                 path == name
@@ -316,6 +316,16 @@ impl LoraSettings {
                 .any(|name| ENDS.contains(&name.rsplit('.').next().unwrap_or_default())),
         };
         self.ensure_weight_tying && base.tied_embeddings && names_an_end
+    }
+
+    /// On a tied base, rows of the same tokens at both ends are one tensor, at the embedding table, as PEFT saves them.
+    pub(super) fn follow_ties(&mut self, base: &ModelConfig, head_has_rows: bool) {
+        if let Some(tokens) =
+            self.tokens.as_mut().filter(|_| base.tied_embeddings && !head_has_rows)
+            && tokens.head.as_ref() == Some(&tokens.embedding)
+        {
+            tokens.head = None;
+        }
     }
 
     /// What PEFT ties on this base and is not read.
@@ -490,8 +500,11 @@ fn refused_lora_settings(object: &Map<String, Json>) -> Vec<String> {
             value.is_boolean()
                 || value.as_str().is_some_and(|how| PLAIN_INITIALISERS.contains(&how))
         }
+        // PEFT compares ends of paths; newer releases write the last name alone.
         "target_parameters" => strings(Some(value)).iter().all(|name| {
-            ["experts.gate_up_proj", "experts.down_proj"].iter().any(|known| name.ends_with(known))
+            let mut names = name.rsplit('.');
+            let is_fused = matches!(names.next(), Some("gate_up_proj" | "down_proj"));
+            is_fused && names.next().is_none_or(|holder| holder == "experts")
         }),
         "modules_to_save" => strings(Some(value)) == ["lm_head"],
         "lora_bias" | "use_dora" | "use_rslora" => value.is_boolean(),

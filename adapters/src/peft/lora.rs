@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use polyskill_model::{ModelConfig, Site};
+use polyskill_model::{Matrix, ModelConfig, Site};
 use safetensors::tensor::{SafeTensors, TensorView};
 
 use super::bundle::{floats, shaped};
@@ -23,9 +23,10 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 const BIAS: &str = "bias";
 const OWN_BIAS: &str = "bias without `base_layer`";
 const BASE: &str = "base_layer.weight";
-/// How far the base's own matrix, stored beside a module, may lie from the base that serves: a quantised base is
-/// not bit for bit what the module was trained on.
-const MAX_BASE_DISTANCE: f64 = 0.05;
+/// How far the base's own matrix, stored beside a module, may lie from the base that serves, as a part of its size: a
+/// quantised base is not bit for bit what the module was trained on, and another may have been rounded to 16 bits.
+const MAX_QUANTISED_DISTANCE: f64 = 0.05;
+const MAX_BASE_DISTANCE: f64 = 0.002;
 const HEAD: &str = "weight";
 const EMBEDDING_A: &str = "lora_embedding_A";
 const EMBEDDING_B: &str = "lora_embedding_B";
@@ -62,6 +63,10 @@ pub(super) fn assemble(
     let mut problems = Problems::default();
     let paths = tensors.names().into_iter().filter_map(|name| parse_key(name));
     settings.wrapper = Wrapper::of(paths.map(|(path, _)| path));
+    settings.follow_ties(
+        base.config,
+        tensors.names().iter().any(|name| name.contains("lm_head.token_adapter")),
+    );
     let settings = &settings;
     let mut found: BTreeMap<Place, Tensors<'_>> = BTreeMap::new();
     let mut of_experts: BTreeMap<(ExpertPlace, String), Tensors<'_>> = BTreeMap::new();
@@ -119,8 +124,14 @@ pub(super) fn assemble(
 /// What a tensor that has no place here is to a model for more than text.
 fn beyond_text(name: &str) -> &'static str {
     const PARTS: [&str; 5] = ["vision", "visual", "image", "audio", "multi_modal_projector"];
-    match PARTS.iter().any(|part| name.contains(part)) {
-        true => ": it changes what sees or hears, and only text is served",
+    const CHOOSERS: [&str; 3] = [".mlp.gate.", ".block_sparse_moe.gate.", "shared_expert_gate"];
+    if PARTS.iter().any(|part| name.contains(part)) {
+        return ": it changes what sees or hears, and only text is served";
+    }
+    match CHOOSERS.iter().any(|part| name.contains(part)) {
+        true => {
+            " that a module can change: `target_modules` at what chooses experts is not supported"
+        }
         false => "",
     }
 }
@@ -322,9 +333,13 @@ impl Reader<'_> {
             }
         }
         let distance = (difference / size.max(f64::MIN_POSITIVE)).sqrt();
-        if distance > MAX_BASE_DISTANCE {
+        let most = match matrix {
+            Matrix::Packed(_) => MAX_QUANTISED_DISTANCE,
+            Matrix::Dense { .. } => MAX_BASE_DISTANCE,
+        };
+        if distance > most {
             let problem = format!(
-                "{name} is not the base's: they differ by {distance:.3} of its size, at most                  {MAX_BASE_DISTANCE} is allowed"
+                "{name} is not the base's: they differ by {distance:.3} of its size, at most {most} is allowed"
             );
             self.problems.add(problem);
         }

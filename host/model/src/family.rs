@@ -58,6 +58,9 @@ pub(crate) fn from_hugging_face(
         other => Err(Error::unsupported("model_type", other, SUPPORTED)),
     }?;
     keys.absent(&NOT_IMPLEMENTED)?;
+    if keys.0.get("is_causal") == Some(&Json::Bool(false)) {
+        return Err(Error::unsupported("is_causal", "false", "true"));
+    }
     let generation = generation.map(|generation| Keys(generation).tokens("eos_token_id"));
     check(ModelConfig {
         eos_tokens: generation

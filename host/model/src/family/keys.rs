@@ -213,7 +213,16 @@ impl Keys<'_> {
         theta_key: &str,
         default_theta: f64,
     ) -> Result<Rope, Error> {
-        let own = self.0.get("rope_parameters").and_then(|kinds| kinds.get(kind)?.as_object());
+        let kinds = self.0.get("rope_parameters").and_then(Json::as_object);
+        if let Some(flat) = kinds.filter(|k| !k.is_empty() && !k.values().any(Json::is_object)) {
+            let found = Json::Object(flat.clone()).to_string();
+            return Err(Error::unsupported(
+                "rope_parameters",
+                found,
+                "parameters by kind of layer",
+            ));
+        }
+        let own = kinds.and_then(|kinds| kinds.get(kind)?.as_object());
         let older = self.0.get("rope_scaling").and_then(Json::as_object);
         let older = older.filter(|older| kind == "full_attention" && !older.is_empty());
         if let Some(older) = older.filter(|older| !older.contains_key("rope_type")) {
