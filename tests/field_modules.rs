@@ -281,3 +281,28 @@ fn chats_are_rendered_as_their_templates_say() {
     let needs = "{% for m in messages %}{{ m['role'] + ':' + m['content'] }};{% endfor %}";
     assert_eq!(prompt(&json!(needs), &calls), "user:hello;assistant:;");
 }
+
+/// PEFT names fused parameters by their ends, and newer releases write the last name alone.
+#[test]
+fn fused_parameters_are_known_by_their_last_names() {
+    for base in ["qwen2_moe", "mixtral"] {
+        let bench = Bench::new(&format!("models/{base}"), &[]);
+        let source = fixtures().join(format!("adapters/lora-experts-{base}"));
+        let scratch = tempfile::tempdir().unwrap();
+        let weights = "adapter_model.safetensors";
+        std::fs::copy(source.join(weights), scratch.path().join(weights)).unwrap();
+        let mut config = read_json(&source.join("adapter_config.json"));
+        let names = list(&config["target_parameters"]).iter().filter_map(Json::as_str);
+        let last: Vec<&str> = names.filter_map(|name| name.rsplit('.').next()).collect();
+        assert!(!last.is_empty());
+        config["target_parameters"] = json!(last);
+        std::fs::write(scratch.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let prompt = [5, 17, 33, 8];
+        let bits = [source.as_path(), scratch.path()].map(|path| {
+            let module = load_module("m", path, path, bench.model.as_ref()).unwrap();
+            bench.library.publish("m", module, Expected::Any).unwrap();
+            bench.run(&weighted(&[("m", 1.0)]), &prompt, greedy(2)).bits()
+        });
+        assert_eq!(bits[0], bits[1], "{base}");
+    }
+}
