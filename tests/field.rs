@@ -1,4 +1,4 @@
-//! What users of other servers reported, as right values: tokens and bytes, stop strings, usage, names that compose, heads
+//! Reports of other servers' users, as right values: tokens and bytes, stop strings, usage, names that compose, heads
 //! and modules at both ends.
 
 use std::path::Path;
@@ -552,7 +552,7 @@ fn a_head_of_its_own_serves_where_the_configuration_says_tied() {
     assert_eq!(score(true), score(false));
 }
 
-/// What a prompt was cut to is what is echoed, and what cannot come to pass is refused.
+/// Prompts that were cut are echoed as they were read, and limits that contradict each other are refused.
 #[test]
 fn cut_prompts_are_echoed_as_they_were_read() {
     let server = serve(&fixtures().join("models/llama-tied"), |_| {});

@@ -193,7 +193,7 @@ fn control_vector(hint: &str, hidden: usize) -> Vec<u8> {
 const CHATML: &str = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + \
     '<|im_end|>' + '\\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// What the prompt of a chat says, by way of `/tokenize` and `/detokenize`.
+/// The text of a chat's prompt, by way of `/tokenize` and `/detokenize`.
 fn prompt(template: &Json, body: &Json) -> String {
     let source = fixtures().join("models/llama-tied");
     let scratch = tempfile::tempdir().unwrap();

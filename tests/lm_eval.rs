@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use crate::common::{Bench, fixtures, floats, greedy, ids, list, read_json, text, worst};
 use crate::openai_api::Server;
 
-/// What lm-eval takes of a choice: the log-probabilities behind the context, without the token that it had to ask for,
+/// The parts of a choice that lm-eval takes: the log-probabilities behind the context, without the token that it had to ask for,
 /// and whether each token is the one with the most.
 fn scored(choice: &Json, context: usize) -> (Vec<f32>, bool) {
     let part = |name: &str| {

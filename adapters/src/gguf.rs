@@ -59,7 +59,7 @@ pub(crate) fn read(files: Files<'_>, file: &str, base: Base<'_>) -> Result<Conte
     Ok(Content { generation, kind, weights: weights.map_err(refused)? })
 }
 
-/// What a pair of matrices changes.
+/// The weights that a pair of matrices changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Target {
     Site(Site),
@@ -306,7 +306,7 @@ fn scale(alpha: f64, rank: usize) -> f32 {
     if alpha == 0.0 { 1.0 } else { (alpha / rank as f64) as f32 }
 }
 
-/// Whether a control vector's hint means the base's architecture. Tools write llama.cpp's name of it, transformers' type of
+/// True where a control vector's hint means the base's architecture. Tools write llama.cpp's name of it, transformers' type of
 /// the model or of its text part, or the class; Mistral and Mixtral are llama to llama.cpp.
 fn names_architecture(hint: &str, config: &ModelConfig) -> bool {
     let plain = |name: &str| {

@@ -3,9 +3,6 @@
 //! They are PEFT's modules under other names, with matrices the other way round: y + s·(x·a)·b, a `[inputs, rank]`, b
 //! `[rank, outputs]`. So they are written anew in PEFT's layout, in memory, and read as such.
 
-use std::borrow::Cow;
-
-use safetensors::Dtype;
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::{Map, Value as Json, json};
 
@@ -15,14 +12,15 @@ use crate::generation::Generation;
 use crate::load::{Base, Content};
 use crate::peft::bundle::Bundle;
 use crate::peft::{self, CONFIG_FILE};
+use crate::transform::write::{Tensor, weights_file};
 
 pub(crate) const WEIGHTS_FILE: &str = "adapters.safetensors";
-/// What keeps its generations apart from those of other formats.
+/// The tag that keeps its generations apart from those of other formats.
 pub(crate) const TAG: &str = "mlx";
 /// Settings of `lora_parameters` that are read, or that do not matter at inference.
 const PARAMETERS: [&str; 4] = ["rank", "scale", "dropout", "keys"];
 
-/// Whether the files are MLX's: PEFT's have the same configuration's name beside other weights.
+/// True for MLX's files: PEFT's have the same configuration's name beside other weights.
 pub(crate) fn is_mlx(files: Files<'_>) -> bool {
     files.has(WEIGHTS_FILE) && !files.has(peft::WEIGHTS_FILE)
 }
@@ -40,9 +38,9 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let tensors = bundle.tensors().map_err(refused)?;
     let tensors = renamed(&tensors).map_err(refused)?;
     let config = settings.in_pefts_terms(&tensors, base.config.num_layers).map_err(refused)?;
-    let views = tensors.iter().map(|tensor| (&tensor.name, tensor));
-    let weights = safetensors::serialize(views, None)
-        .map_err(|error| refused(vec![format!("{WEIGHTS_FILE}: {error}")]))?;
+    let views = tensors.into_iter().map(|renamed| (renamed.name, renamed.tensor));
+    let weights =
+        weights_file(views).map_err(|error| refused(vec![format!("{WEIGHTS_FILE}: {error}")]))?;
     let tensors = SafeTensors::deserialize(&weights)
         .map_err(|error| refused(vec![format!("{WEIGHTS_FILE}: {error}")]))?;
     let (kind, weights) =
@@ -50,7 +48,7 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     Ok(Content { generation: bundle.generation(TAG), kind, weights })
 }
 
-/// What the configuration says about arithmetic.
+/// The configuration, as far as it is about arithmetic.
 struct Settings {
     rank: u64,
     /// Factor on the product; MLX does not divide it by the rank.
@@ -58,7 +56,7 @@ struct Settings {
     is_dora: bool,
     /// Paths within a layer that have a module; all where it names none.
     keys: Option<Vec<String>>,
-    /// How many layers, from the last one, have one; all where it does not say.
+    /// The number of layers that have one, from the last one on; all where it does not say.
     layers: Option<usize>,
 }
 
@@ -109,7 +107,7 @@ impl Settings {
         }
     }
 
-    /// Why MLX would leave out what the file has at a path, if it would.
+    /// The reason for which MLX would leave out what the file has at a path, if it would.
     fn unasked(&self, path: &str, num_layers: usize) -> Option<String> {
         let inside = path.split_once(".layers.").and_then(|(_, rest)| rest.split_once('.'));
         let within = inside.map_or(path, |(_, within)| within);
@@ -156,27 +154,7 @@ struct Renamed {
     name: String,
     /// The path of the linear that it belongs to.
     path: String,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: Vec<u8>,
-}
-
-impl safetensors::View for &Renamed {
-    fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.bytes.len()
-    }
+    tensor: Tensor,
 }
 
 fn renamed(tensors: &SafeTensors<'_>) -> Result<Vec<Renamed>, Vec<String>> {
@@ -219,7 +197,7 @@ fn rename(name: &str, view: &TensorView<'_>) -> Result<Renamed, String> {
         }
         ref shape => (shape.to_vec(), view.data().to_vec()),
     };
-    Ok(Renamed { name, path, dtype, shape, bytes })
+    Ok(Renamed { name, path, tensor: Tensor { dtype, shape, bytes } })
 }
 
 /// A matrix of elements of `size` bytes, the other way round.

@@ -12,6 +12,7 @@ mod lora;
 mod pattern;
 mod prompt;
 pub(crate) mod raw;
+mod targets;
 mod tokens;
 
 use std::fmt;

@@ -21,7 +21,7 @@ mod svd;
 #[cfg(test)]
 pub(crate) mod testing;
 mod upcycle;
-mod write;
+pub(crate) mod write;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};

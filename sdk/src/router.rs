@@ -190,7 +190,7 @@ pub struct ModuleInfo {
 }
 
 impl ModuleInfo {
-    /// Whether the module acts as a whole or not at all: what stands before a sequence, and what says which experts are
+    /// True for a module that acts as a whole or not at all: what stands before a sequence, and what says which experts are
     /// run. A pick of it has the weight 1; any other makes a plan unusable.
     pub fn acts_whole(&self) -> bool {
         matches!(self.kind.as_str(), "soft-prompt" | "kv-prefix" | crate::experts::POLICY_KIND)

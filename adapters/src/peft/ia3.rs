@@ -4,7 +4,8 @@ use safetensors::tensor::SafeTensors;
 use serde_json::{Map, Value as Json};
 
 use super::bundle::floats;
-use super::config::{self, Matcher};
+use super::config;
+use super::targets::{Matcher, matcher};
 use super::{Base, Place, place_of};
 use crate::files::Problems;
 use crate::weights::{LinearPart, Weights};
@@ -22,7 +23,7 @@ pub(super) fn load(
     refused.into_iter().for_each(|problem| problems.add(problem));
     let mut read = |name: &str| {
         let value = object.get(name).filter(|value| !value.is_null());
-        let parsed = value.map(|value| config::matcher(Some(value), name)).transpose();
+        let parsed = value.map(|value| matcher(Some(value), name)).transpose();
         parsed.unwrap_or_else(|problem| {
             problems.add(problem);
             None

@@ -6,8 +6,9 @@ use polyskill_model::{Matrix, ModelConfig, Site};
 use safetensors::tensor::{SafeTensors, TensorView};
 
 use super::bundle::{floats, shaped};
-use super::config::{LoraSettings, Wrapper};
+use super::config::LoraSettings;
 use super::experts::{self, ExpertPlace};
+use super::targets::Wrapper;
 use super::{Base, Place, place_of, tokens};
 use crate::files::Problems;
 use crate::lora::{LoraSite, Magnitude};
@@ -23,7 +24,7 @@ const MAGNITUDE: &str = "lora_magnitude_vector";
 const BIAS: &str = "bias";
 const OWN_BIAS: &str = "bias without `base_layer`";
 const BASE: &str = "base_layer.weight";
-/// How far the base's own matrix, stored beside a module, may lie from the base that serves, as a part of its size: a
+/// Largest distance of the base's own matrix, stored beside a module, from the base that serves, in parts of its size: a
 /// quantised base is not bit for bit what the module was trained on, and another may have been rounded to 16 bits.
 const MAX_QUANTISED_DISTANCE: f64 = 0.05;
 const MAX_BASE_DISTANCE: f64 = 0.002;
@@ -121,7 +122,7 @@ pub(super) fn assemble(
     problems.into_result(weights)
 }
 
-/// What a tensor that has no place here is to a model for more than text.
+/// The end of a refusal: the part of a larger model that a tensor without a place here belongs to.
 fn beyond_text(name: &str) -> &'static str {
     const PARTS: [&str; 5] = ["vision", "visual", "image", "audio", "multi_modal_projector"];
     const CHOOSERS: [&str; 3] = [".mlp.gate.", ".block_sparse_moe.gate.", "shared_expert_gate"];

@@ -75,7 +75,7 @@ impl Pattern {
         }
     }
 
-    /// Why its answers are not to be used, if a match took too many steps.
+    /// The reason not to use its answers, if a match took too many steps.
     pub(super) fn problem(&self) -> Option<String> {
         let reason =
             format!("the expression takes more than {MAX_STEPS} steps on a path of the base");
@@ -121,7 +121,7 @@ struct Translator<'p> {
     rest: &'p str,
     out: String,
     depth: usize,
-    /// Whether a quantifier here would have nothing to repeat, or a quantifier.
+    /// True where a quantifier would have nothing to repeat, or a quantifier.
     repeats: bool,
 }
 

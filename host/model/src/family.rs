@@ -298,7 +298,7 @@ struct Defaults {
     norm_epsilon: f64,
     theta: f64,
     tied: bool,
-    /// Whether kinds of layers have ropes of their own.
+    /// True where kinds of layers have ropes of their own.
     ropes_by_layer: bool,
 }
 

@@ -14,6 +14,7 @@ mod messages;
 mod models;
 mod modules;
 mod params;
+mod sampling;
 mod shadow_run;
 mod tokenize;
 mod ui;

@@ -171,7 +171,7 @@ impl Service {
         ends
     }
 
-    /// Whether two names stand for one module, be it through an alias.
+    /// True where two names stand for one module, be it through an alias.
     pub(crate) fn is_one_module(&self, a: &str, b: &str) -> bool {
         let snapshot = self.composer.library().snapshot();
         let name = |name: &str| snapshot.resolve(name).map(|(name, _)| name.to_owned());

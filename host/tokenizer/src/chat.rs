@@ -27,7 +27,7 @@ pub struct Chat<'a> {
     pub documents: Option<&'a [Json]>,
     /// Further names for the template.
     pub kwargs: Option<&'a Map<String, Json>>,
-    /// Whether the head of the assistant's next message is written.
+    /// True where the head of the assistant's next message is written.
     pub add_generation_prompt: bool,
     /// The field of the last message that is left open, to be gone on with: mostly `content`.
     pub continue_final_message: Option<&'a str>,
@@ -40,7 +40,7 @@ impl<'a> Chat<'a> {
     }
 }
 
-/// Why a chat has no text.
+/// Reasons for which a chat has no text.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChatError {
@@ -94,7 +94,7 @@ pub(crate) struct ChatTemplates {
 struct Parsed {
     source: String,
     template: Result<Template, JinjaError>,
-    /// Whether it reads contents in parts, once that was asked.
+    /// The answer of [`ChatTemplates::takes_parts`], once that was asked.
     takes_parts: OnceLock<bool>,
 }
 
@@ -146,7 +146,7 @@ impl ChatTemplates {
         }
     }
 
-    /// Whether the template of a chat reads the parts of a message's content. It is tried: a part's text comes out, and
+    /// True where the template of a chat reads the parts of a message's content. It is tried: a part's text comes out, and
     /// not as Python prints a list of parts.
     pub(crate) fn takes_parts(&self, with_tools: bool) -> bool {
         const PROBE: &str = "What-a-part-says";
@@ -166,7 +166,7 @@ impl ChatTemplates {
         })
     }
 
-    /// Whether the template of a chat mentions a name or text, such as `tools` or a role.
+    /// True where the template of a chat mentions a name or text, such as `tools` or a role.
     pub(crate) fn mentions(&self, with_tools: bool, word: &str) -> bool {
         self.choose(with_tools).is_ok_and(|chosen| chosen.source.contains(word))
     }

@@ -105,7 +105,7 @@ impl TokenType {
         }
     }
 
-    /// Whether it is looked for in a text before anything else.
+    /// True where it is looked for in a text before anything else.
     fn is_special(self) -> bool {
         matches!(self, Self::Control | Self::UserDefined | Self::Unknown)
     }
@@ -306,7 +306,7 @@ fn retype(tokens: &[&str], fills: &[&str], types: &mut [TokenType]) {
     }
 }
 
-/// Whether `<|end|>` ends a part of an answer only.
+/// True where `<|end|>` ends a part of an answer only.
 fn is_harmony(has: &impl Fn(&str) -> bool) -> bool {
     let calls = has("<|call|>") || has("<|calls|>");
     calls && (has("<|return|>") || has("<|flush|>"))

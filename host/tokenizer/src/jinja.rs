@@ -49,7 +49,7 @@ impl Template {
         render::render(&self.body, names, now, limits)
     }
 
-    /// Whether some loop goes over a value or attribute of this name.
+    /// True where some loop goes over a value or attribute of this name.
     pub(crate) fn loops_over(&self, name: &str) -> bool {
         ast::loops_over(&self.body, name)
     }

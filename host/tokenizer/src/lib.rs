@@ -24,7 +24,7 @@ use chat::ChatTemplates;
 use gguf::GgufTokenizer;
 use vocabulary::Vocabulary;
 
-/// Why a model's tokenizer cannot be used.
+/// Reasons for which a model's tokenizer cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
@@ -152,17 +152,17 @@ impl Tokenizer {
         }
     }
 
-    /// Whether the model says how a chat is written.
+    /// True where the model says how a chat is written.
     pub fn has_template(&self) -> bool {
         !self.chat.is_empty()
     }
 
-    /// Whether the template for a chat reads the parts of a message's content, rather than a text.
+    /// True where the template for a chat reads the parts of a message's content, rather than a text.
     pub fn template_takes_parts(&self, with_tools: bool) -> bool {
         self.chat.takes_parts(with_tools)
     }
 
-    /// Whether the template for a chat mentions a word, such as a variable or a role.
+    /// True where the template for a chat mentions a word, such as a variable or a role.
     pub fn template_mentions(&self, with_tools: bool, word: &str) -> bool {
         self.chat.mentions(with_tools, word)
     }
@@ -200,7 +200,7 @@ impl Tokenizer {
         self.vocabulary.bytes(token)
     }
 
-    /// Whether a token steers the model rather than says something, so that texts leave it out.
+    /// True for a token that steers the model rather than says something, so that texts leave it out.
     pub fn is_special(&self, token: u32) -> bool {
         self.vocabulary.is_special(token)
     }

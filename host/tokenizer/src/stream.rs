@@ -23,7 +23,7 @@ pub struct Stops {
     pub min_tokens: usize,
 }
 
-/// What a token has added to a text.
+/// The part of a text that one more token has made certain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
     /// Text that is certain now.
@@ -88,10 +88,10 @@ struct Held {
 pub struct TextStream {
     special: Special,
     stops: Stops,
-    /// Whether a stop string names a special token, so that hidden ones must be looked at.
+    /// True where a stop string names a special token, so that hidden ones must be looked at.
     stops_at_special: bool,
     characters: Characters,
-    /// Whether nothing of the sequence is visible so far.
+    /// True while nothing of the sequence is visible so far.
     at_start: bool,
     held: Vec<Held>,
     num_chars: usize,
@@ -161,7 +161,7 @@ impl TextStream {
         self.num_chars
     }
 
-    /// What is left when the sequence ends.
+    /// The rest of the text, when the sequence ends.
     pub fn finish(&mut self) -> String {
         let mut text = String::new();
         self.characters.finish(&mut text);
@@ -264,7 +264,7 @@ impl TextStream {
         place
     }
 
-    /// Whether a place in the text with everything cuts no hidden token.
+    /// True where a place in the text with everything cuts no hidden token.
     fn is_border(&self, at: usize) -> bool {
         let mut start = 0;
         self.held.iter().all(|held| {

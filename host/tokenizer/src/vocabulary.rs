@@ -104,12 +104,12 @@ impl Vocabulary {
         })
     }
 
-    /// Whether a token steers the model rather than says something, so that texts leave it out.
+    /// True for a token that steers the model rather than says something, so that texts leave it out.
     pub(crate) fn is_special(&self, token: u32) -> bool {
         self.tokens.get(&token).is_some_and(|entry| entry.is_special)
     }
 
-    /// Whether the text of a whole sequence lacks the blank that its first token begins with.
+    /// True where the text of a whole sequence lacks the blank that its first token begins with.
     pub(crate) fn strips_first_blank(&self) -> bool {
         self.strips_first_blank
     }

@@ -52,7 +52,7 @@ impl ChatRequest {
         Err(ApiError::bad_request(message, Some("top_logprobs")))
     }
 
-    /// What all parts of the reply share.
+    /// The head that all parts of the reply share.
     fn reply(&self, service: &Service, id: String, rendered: Rendered) -> Result<Reply, ApiError> {
         let common = &self.common;
         Ok(Reply {
@@ -151,7 +151,7 @@ struct Reply {
     usage: StreamUsage,
     /// The rendered chat, where the reply has it.
     prompt_text: Option<String>,
-    /// Whether the reply has the ids of its tokens.
+    /// `return_token_ids`: the reply has the ids of its tokens.
     with_ids: bool,
     prompt: Vec<u32>,
 }

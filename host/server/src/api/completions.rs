@@ -111,7 +111,7 @@ impl CompletionRequest {
         self.max_tokens.unwrap_or(16)
     }
 
-    /// What each choice is to report.
+    /// The report that each choice is to make.
     fn wanted(&self) -> Result<Wanted, ApiError> {
         if self.most_tokens() == 0 && !self.echoes() {
             return Err(ApiError::bad_request(
@@ -194,7 +194,7 @@ pub(super) async fn completions(
     whole(&service, &reply, generations).await
 }
 
-/// What all parts of a reply share.
+/// The head that all parts of a reply share.
 struct Reply {
     id: String,
     created: u64,
@@ -208,9 +208,9 @@ struct Reply {
     /// Alternatives per token of the prompt.
     prompt_logprobs: Option<usize>,
     names_as_ids: bool,
-    /// Whether the reply has the ids of its tokens.
+    /// `return_token_ids`: the reply has the ids of its tokens.
     with_ids: bool,
-    /// Whether prompts stand before their answers.
+    /// `echo`: prompts stand before their answers.
     echoes: bool,
     prompts: Vec<PromptInput>,
 }

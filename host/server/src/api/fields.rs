@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use super::body::Body;
 use super::error::ApiError;
 
-/// What becomes of a field.
+/// The treatment of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
     /// It does what its name says.

@@ -25,7 +25,7 @@ use crate::traces::TracedToken;
 #[derive(Clone, Debug)]
 pub(crate) struct TextToken {
     pub(crate) token: u32,
-    /// Where asked for.
+    /// Present where asked for.
     pub(crate) logprob: Option<Logprob>,
     /// Complete characters of the answer before it.
     pub(crate) offset: usize,
@@ -68,9 +68,9 @@ struct Listener {
     stops: Vec<String>,
     /// Tokens that end the request, those of the request first.
     stop_tokens: Vec<u32>,
-    /// How many of them are the request's own.
+    /// The number of them that are the request's own.
     num_own_stops: usize,
-    /// Whether the text of a stop token belongs to the answer.
+    /// `include_stop_str_in_output`: the text of a stop token belongs to the answer.
     include_stop: bool,
     stop_reason: Json,
     sender: UnboundedSender<Heard>,
@@ -157,7 +157,7 @@ pub(crate) struct Wanted {
 #[derive(Clone, Debug)]
 struct Options {
     trace: TraceLevel,
-    /// Whether everything is traced, whatever the reply says.
+    /// True where everything is traced, whatever the reply says.
     is_traced: bool,
     special: Special,
     stops: Stops,

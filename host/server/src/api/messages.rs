@@ -171,7 +171,7 @@ fn read_messages(
 struct Reader<'a> {
     tokenizer: &'a Tokenizer,
     with_tools: bool,
-    /// Whether the template reads contents in parts.
+    /// True where the template reads contents in parts.
     takes_parts: bool,
 }
 

@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use polyskill_engine::{
-    Composition, Finished, RouterRequest, SamplingParams, Selection, TraceLevel,
-};
+use polyskill_engine::{Composition, Finished, RouterRequest, Selection, TraceLevel};
 use polyskill_sdk::{Parameters, Value};
 use polyskill_tokenizer::{Special, Stops};
 use serde::de::Error as _;
@@ -21,10 +19,6 @@ use crate::traces::TracedToken;
 
 /// Stop strings of one request. OpenAI takes four; tasks of evaluations have more, and vLLM has no bound.
 const MAX_STOPS: usize = 64;
-/// Words that may not come, in one request.
-const MAX_BAD_WORDS: usize = 64;
-/// Bytes of one of them.
-const MAX_BAD_WORD_BYTES: usize = 256;
 /// Longest salt, as vLLM bounds it.
 const MAX_SALT_BYTES: usize = 1_024;
 
@@ -179,7 +173,7 @@ impl CommonParams {
         }
     }
 
-    /// Whether special tokens are a part of the text.
+    /// `skip_special_tokens`, the other way round: the place of special tokens in the text.
     pub(crate) fn special(&self) -> Special {
         match self.skip_special_tokens {
             Some(false) => Special::Shown,
@@ -273,7 +267,7 @@ impl CommonParams {
         }
     }
 
-    /// What answers: the module that the model name stands for, then `adapters`, then `router`.
+    /// The selection that answers: the module that the model name stands for, then `adapters`, then `router`.
     ///
     /// A module that is named acts: beside a router where there is one. Of a skill set `router` and `adapters` replace
     /// what they name, and the rest stays.
@@ -356,132 +350,6 @@ impl CommonParams {
         hasher.finish()
     }
 
-    /// Checks and translates the sampling fields.
-    pub(crate) fn sampling(
-        &self,
-        service: &Service,
-        max_tokens: usize,
-        choice: usize,
-    ) -> Result<SamplingParams, ApiError> {
-        let range = |name: &str, value: Option<f32>, default: f32, low: f32, high: f32| match value
-        {
-            None => Ok(default),
-            Some(value) if (low..=high).contains(&value) => Ok(value),
-            Some(value) => {
-                let message = format!("`{name}` is {value}, expected {low} to {high}");
-                Err(ApiError::bad_request(message, Some(name)))
-            }
-        };
-        let top_k = match self.top_k {
-            None | Some(-1 | 0) => 0,
-            Some(k) => usize::try_from(k).map_err(|_| {
-                ApiError::bad_request(format!("`top_k` is {k}, expected -1 or more"), Some("top_k"))
-            })?,
-        };
-        let mut stop_tokens = self.stop_token_ids.clone().unwrap_or_default();
-        if !self.ignore_eos.unwrap_or(false) {
-            stop_tokens.extend(service.end_tokens());
-        }
-        let vocab_size = service.model.config().vocab_size;
-        if let Some(id) = stop_tokens.iter().find(|&&id| id as usize >= vocab_size) {
-            let message = format!("`stop_token_ids` holds {id}, expected ids below {vocab_size}");
-            return Err(ApiError::bad_request(message, Some("stop_token_ids")));
-        }
-        if let Some(least) = self.min_tokens.filter(|&least| least > max_tokens) {
-            let message =
-                format!("`min_tokens` is {least}, but at most {max_tokens} tokens are to come");
-            return Err(ApiError::bad_request(message, Some("min_tokens")));
-        }
-        let seed = self.seed.map_or_else(random_seed, |seed| seed as u64);
-        Ok(SamplingParams {
-            max_tokens,
-            temperature: range("temperature", self.temperature, 1.0, 0.0, 100.0)?,
-            top_p: range("top_p", self.top_p, 1.0, 0.0, 1.0)?,
-            top_k,
-            min_p: range("min_p", self.min_p, 0.0, 0.0, 1.0)?,
-            repetition_penalty: range(
-                "repetition_penalty",
-                self.repetition_penalty,
-                1.0,
-                0.01,
-                10.0,
-            )?,
-            presence_penalty: range("presence_penalty", self.presence_penalty, 0.0, -2.0, 2.0)?,
-            frequency_penalty: range("frequency_penalty", self.frequency_penalty, 0.0, -2.0, 2.0)?,
-            logit_bias: self.biases(vocab_size)?,
-            allowed_tokens: self.allowed_tokens(vocab_size)?,
-            bad_words: self.bad_words(service)?,
-            stop_tokens,
-            min_tokens: self.min_tokens.unwrap_or(0),
-            seed: seed.wrapping_add(choice as u64),
-            logprobs: None,
-            prompt_logprobs: None,
-            answer_from: None,
-        })
-    }
-
-    fn biases(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
-        let parse = |(token, bias): (&String, &f32)| match token.parse::<u32>() {
-            Ok(id) if bias.abs() <= 100.0 && (id as usize) < vocab_size => Ok((id, *bias)),
-            _ => {
-                let message = format!(
-                    "`logit_bias` maps `{token}` to {bias}, expected ids of the vocabulary and -100 to 100"
-                );
-                Err(ApiError::bad_request(message, Some("logit_bias")))
-            }
-        };
-        self.logit_bias.iter().flatten().map(parse).collect()
-    }
-
-    fn allowed_tokens(&self, vocab_size: usize) -> Result<Vec<u32>, ApiError> {
-        let Some(tokens) = &self.allowed_token_ids else { return Ok(Vec::new()) };
-        let refused =
-            |message: String| Err(ApiError::bad_request(message, Some("allowed_token_ids")));
-        if tokens.is_empty() {
-            return refused("`allowed_token_ids` is empty, which allows no answer".to_owned());
-        }
-        match tokens.iter().find(|&&token| token as usize >= vocab_size) {
-            Some(token) => refused(format!(
-                "`allowed_token_ids` holds {token}, expected ids of the vocabulary of {vocab_size}"
-            )),
-            None => Ok(tokens.clone()),
-        }
-    }
-
-    /// The token sequences of words that may not come, at the beginning of a text and behind a blank.
-    fn bad_words(&self, service: &Service) -> Result<Vec<Vec<u32>>, ApiError> {
-        let refused = |message: String| ApiError::bad_request(message, Some("bad_words"));
-        let words = self.bad_words.as_deref().unwrap_or_default();
-        if words.len() > MAX_BAD_WORDS {
-            let found = words.len();
-            return Err(refused(format!(
-                "`bad_words` holds {found} words, expected at most {MAX_BAD_WORDS}"
-            )));
-        }
-        let mut sequences: Vec<Vec<u32>> = Vec::new();
-        for word in words {
-            let word = word.trim_start();
-            if word.is_empty() || word.len() > MAX_BAD_WORD_BYTES {
-                return Err(refused(format!(
-                    "`bad_words` holds a word of {} bytes, expected 1 to {MAX_BAD_WORD_BYTES}",
-                    word.len()
-                )));
-            }
-            let encode = |text: &str| service.tokenizer.encode_more(text);
-            let plain = encode(word).map_err(|error| refused(error.to_string()))?;
-            let behind_blank =
-                encode(&format!(" {word}")).map_err(|error| refused(error.to_string()))?;
-            // As vLLM: the form behind a blank counts where the blank is a part of its first token.
-            let differs = behind_blank.first() != plain.first();
-            if differs && behind_blank.len() == plain.len() {
-                sequences.push(behind_blank);
-            }
-            sequences.push(plain);
-        }
-        sequences.retain(|sequence| !sequence.is_empty());
-        Ok(sequences)
-    }
-
     /// Number of choices.
     pub(crate) fn choices(&self) -> Result<usize, ApiError> {
         match self.n {
@@ -531,11 +399,6 @@ fn weights(adapters: &[AdapterWeight]) -> Result<Vec<(String, f32)>, ApiError> {
         return Err(ApiError::bad_request(message, Some("adapters")));
     }
     Ok(adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight)).collect())
-}
-
-fn random_seed() -> u64 {
-    // The hasher's keys are random per process and differ per instance.
-    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0)
 }
 
 fn routed(choice: &RouterChoice) -> Result<RouterRequest, ApiError> {

@@ -5,16 +5,16 @@
 
 use crate::{TokenizerError, unusable};
 
-/// How a text is split before its words are merged.
+/// The split of a text before its words are merged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PreTokenizer {
     /// Names of one split in `tokenizer.ggml.pre`.
     names: &'static [&'static str],
     /// Expressions in their order: matches, and what is between them, are split further by the next.
     pub(super) patterns: &'static [&'static str],
-    /// Whether prompts begin with the beginning token, where the file does not say.
+    /// Default of `add_bos_token`: prompts begin with the beginning token.
     pub(super) adds_bos: bool,
-    /// Whether a word that is a token is taken whole, though no merges make it.
+    /// `ignore_merges`: a word that is a token is taken whole, though no merges make it.
     pub(super) ignores_merges: bool,
 }
 

@@ -12,7 +12,7 @@ pub(super) struct SentencePiece {
     scores: Vec<f32>,
     /// Tokens for single bytes.
     bytes: Vec<Option<u32>>,
-    /// Whether a blank is put before a text, and before what follows a special token.
+    /// `add_space_prefix`: a blank is put before a text, and before what follows a special token.
     adds_prefix: bool,
 }
 

@@ -150,7 +150,7 @@ pub(super) struct Args {
     pub(super) more_named: Option<Box<Expr>>,
 }
 
-/// Whether some loop of these statements goes over a value or attribute of this name.
+/// True where some loop of these statements goes over a value or attribute of this name.
 pub(super) fn loops_over(body: &[Stmt], name: &str) -> bool {
     body.iter().any(|stmt| match &stmt.kind {
         StmtKind::For(def) => {
@@ -171,7 +171,7 @@ pub(super) fn loops_over(body: &[Stmt], name: &str) -> bool {
     })
 }
 
-/// Whether a loop over this expression meets the items of a value or attribute of this name.
+/// True where a loop over this expression meets the items of a value or attribute of this name.
 fn reads(expr: &Expr, name: &str) -> bool {
     match expr {
         Expr::Name(found) | Expr::Attribute(_, found) => **found == *name,

@@ -1,4 +1,4 @@
-//! Why a template cannot be read or rendered.
+//! Errors of templates, with Python's kinds and messages.
 
 /// An error of a template, with the line where it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -64,7 +64,7 @@ const NAMES: [&str; 47] = [
     "wordcount",
 ];
 
-/// Whether there is a filter of this name.
+/// True where there is a filter of this name.
 pub(super) fn exists(name: &str) -> bool {
     NAMES.contains(&name)
         || matches!(name, "wordwrap" | "urlencode" | "striptags" | "filesizeformat")

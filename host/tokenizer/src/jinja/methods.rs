@@ -60,7 +60,7 @@ const CHANGE_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update
 const CHANGE_LIST: [&str; 8] =
     ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 
-/// Whether a value has a method of this name.
+/// True where a value has a method of this name.
 pub(super) fn exists(value: &Value, name: &str) -> bool {
     match value {
         Value::Str(_) => OF_STR.contains(&name) || OF_STR_TOO.contains(&name),
@@ -73,7 +73,7 @@ pub(super) fn exists(value: &Value, name: &str) -> bool {
     }
 }
 
-/// Whether a method of this name would change the value.
+/// True where a method of this name would change the value.
 pub(super) fn changes(value: &Value, name: &str) -> bool {
     match value {
         Value::Dict(_) => CHANGE_DICT.contains(&name),

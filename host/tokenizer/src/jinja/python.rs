@@ -120,7 +120,7 @@ pub(super) fn float(value: f64) -> String {
 #[derive(Clone, Debug)]
 pub(super) struct JsonStyle {
     pub(super) ensure_ascii: bool,
-    /// What each level is indented by; nothing writes one line.
+    /// The indent of each level; nothing writes one line.
     pub(super) indent: Option<String>,
     pub(super) item_separator: String,
     pub(super) key_separator: String,

@@ -96,7 +96,7 @@ pub(super) struct Renderer {
     pub(super) now: chrono::NaiveDateTime,
 }
 
-/// How a body ended.
+/// The end of a body.
 enum Flow {
     Ended,
     Broke,
