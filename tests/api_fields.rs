@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use polyskill::api::fields::{
+use polyskill_server::api::fields::{
     CHAT, COMMON, COMPLETIONS, DETOKENIZE, Field, OTHERS, TOKENIZE, Treatment,
 };
 use serde_json::{Value as Json, json};

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use polyskill::config::Config;
-use polyskill::eval::{EvalArgs, Outcome, run};
-use polyskill::service::Service;
+use polyskill_cli::commands::eval::{EvalArgs, Outcome, run};
+use polyskill_server::config::Config;
+use polyskill_server::service::Service;
 use serde_json::{Value as Json, json};
 
 use crate::common::{fixtures, list, plugins};

@@ -656,7 +656,7 @@ fn recorded_traffic_meets_every_arm() {
         .unwrap();
     let server = Server::start(|_| {});
     let out = folder.path().join("report");
-    let args = polyskill::experiment_command::TrafficArgs {
+    let args = polyskill_cli::commands::experiment::TrafficArgs {
         experiment,
         traffic: vec![traces.clone()],
         out: out.clone(),
@@ -665,7 +665,7 @@ fn recorded_traffic_meets_every_arm() {
         seed: 1,
     };
     let mut said = Vec::new();
-    polyskill::experiment_command::run(&server.service, (&args, true), &mut said).unwrap();
+    polyskill_cli::commands::experiment::run(&server.service, (&args, true), &mut said).unwrap();
     let said = String::from_utf8(said).unwrap();
     assert!(
         said.contains("completion_tokens: plain 3.000 of 5 units, routed 3.000 of 5 units"),
@@ -678,13 +678,13 @@ fn recorded_traffic_meets_every_arm() {
     assert!(page.contains("<h1>Experiment trial</h1>"), "{page}");
     std::fs::write(&traces, "{\"composition\": \"x\"}").unwrap();
     let refused =
-        polyskill::experiment_command::run(&server.service, (&args, true), &mut Vec::new());
+        polyskill_cli::commands::experiment::run(&server.service, (&args, true), &mut Vec::new());
     assert!(refused.is_err());
 }
 
 #[test]
 fn planning_and_assigning_need_no_server() {
-    use polyskill::experiment_command::{AssignArgs, PlanArgs, assign, plan};
+    use polyskill_cli::commands::experiment::{AssignArgs, PlanArgs, assign, plan};
     let args = PlanArgs {
         variance: 0.25,
         effect: Some(0.1),

@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use polyskill::calibrate::{self, CalibrateArgs, Method};
-use polyskill_adapters::calibration::{Enumeration, Tokens, Usage};
 use polyskill_adapters::load_module;
+use polyskill_cli::commands::calibrate::{self, CalibrateArgs, Method};
 use polyskill_engine::{EngineConfig, Offered, RouterRequest, RouterSettings, Selection};
 use polyskill_model::config::Activation;
 use polyskill_model::linear::DenseWeights;
@@ -15,6 +14,7 @@ use polyskill_router_expert_pruning::ExpertPruning;
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, LayerPolicy, interpret, native};
 use polyskill_sdk::runtime::Native;
 use polyskill_sdk::{Parameters, Value};
+use polyskill_workshop::calibration::{Enumeration, Tokens, Usage};
 use serde_json::Value as Json;
 
 use crate::common::{
@@ -250,7 +250,7 @@ fn traces_show_the_experts() {
     let pruned = run(&bench, &weighted(&[("policy-prune", 1.0)]), case);
     let kept = |name: &str| {
         let path = crate::common::fixtures().join("adapters").join(name);
-        polyskill_adapters::own::kept_experts(&path).unwrap().layers
+        polyskill_adapters::native::kept_experts(&path).unwrap().layers
     };
     let kept = kept("policy-prune");
     for token in &base.tokens {
@@ -280,7 +280,7 @@ fn experts_can_be_dropped_for_all_requests() {
     };
     let policies = crate::common::fixtures().join("adapters");
     let kept =
-        polyskill_adapters::own::kept_experts(&policies.join("policy-prune")).unwrap().layers;
+        polyskill_adapters::native::kept_experts(&policies.join("policy-prune")).unwrap().layers;
     let fewer = Arc::new(load(&kept).unwrap());
     let whole = bench();
     let [fewer_bytes, all_bytes] = [fewer.num_bytes(), whole.model.num_bytes()];
@@ -317,7 +317,8 @@ fn experts_can_be_dropped_for_all_requests() {
         let refused = load(&kept.into_iter().collect()).unwrap_err().to_string();
         assert!(refused.contains(part), "{refused}");
     }
-    let skips = polyskill_adapters::own::kept_experts(&policies.join("policy-skip")).unwrap_err();
+    let skips =
+        polyskill_adapters::native::kept_experts(&policies.join("policy-skip")).unwrap_err();
     assert!(skips.to_string().contains("skips or merges"), "{skips}");
 }
 

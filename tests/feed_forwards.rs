@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use polyskill_adapters::load_module;
-use polyskill_adapters::transform::{Dtype, upcycle};
 use polyskill_engine::{Offered, RouterSettings, Selection};
 use polyskill_plugin::{Limits, Loader, Trust};
 use polyskill_router_branch_train_mix::BranchTrainMix;
 use polyskill_sdk::runtime::Native;
 use polyskill_sdk::{Parameters, Value};
+use polyskill_workshop::transform::{Dtype, upcycle};
 use serde_json::{Value as Json, json};
 
 use crate::common::{

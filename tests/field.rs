@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
-use polyskill::config::Config;
 use polyskill_engine::Selection;
 use polyskill_sdk::{Parameters, Value};
+use polyskill_server::config::Config;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Map, Value as Json, json};
 

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use polyskill_adapters::apply::{Combine, Scratch, add_delta};
 use polyskill_adapters::lora::{Elements, LoraSite};
+use polyskill_adapters::prototypes;
 use polyskill_adapters::weights::LinearPart;
-use polyskill_adapters::{prototypes, transform};
 use polyskill_sdk::gate::{self, Op};
 use polyskill_tokenizer::{Chat, Special, TextStream, Tokenizer};
+use polyskill_workshop::transform;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::Value as Json;
 

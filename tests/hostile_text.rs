@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use polyskill::config::Config;
 use polyskill_adapters::load_module;
 use polyskill_model::{Compute, load};
+use polyskill_server::config::Config;
 use polyskill_tokenizer::{Chat, Special, Tokenizer};
 use proptest::collection::vec;
 use proptest::prelude::{ProptestConfig, Strategy};

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use polyskill::audit::Audit;
-use polyskill::config::Config;
-use polyskill::record::{fixture, rows_fixture};
-use polyskill::routers::{Routers, Seen};
 use polyskill_engine::{RouterRequest, Selection};
 use polyskill_plugin::Trust;
+use polyskill_server::audit::Audit;
+use polyskill_server::config::Config;
+use polyskill_server::fixtures::{fixture, rows_fixture};
+use polyskill_server::routers::{Routers, Seen};
 
 use crate::common::{Bench, TASKS, greedy, plugins, routed};
 use polyskill_sdk::{Parameters, Value};

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
-use polyskill::config::{Config, ModuleConfig};
-use polyskill::modules::LoadRequest;
-use polyskill::sources::Policy;
 use polyskill_adapters::library::Expected;
-use polyskill_adapters::own::write_document;
+use polyskill_adapters::native::write_document;
 use polyskill_adapters::{Budget, Kind, load_module, open_module};
-use polyskill_engine::{SamplingParams, Selection, read_document};
+use polyskill_engine::{SamplingParams, Selection};
+use polyskill_server::config::{Config, ModuleConfig};
+use polyskill_server::modules::LoadRequest;
+use polyskill_sources::Policy;
+use polyskill_workshop::document::read_document;
 use serde_json::{Value as Json, json};
 
 use crate::common::{Bench, fixtures, greedy, list, model, submit, text, weighted};
@@ -219,7 +220,7 @@ fn modules_without_room_are_refused() {
         sources: Policy { roots: vec![more.path().to_owned()], ..Policy::default() },
         ..Config::default()
     };
-    let service = polyskill::service::Service::start(&config, &mut |_| {}).unwrap();
+    let service = polyskill_server::service::Service::start(&config, &mut |_| {}).unwrap();
     let library = service.composer.library();
     let bytes = library.snapshot().get("a").unwrap().num_bytes();
     let hold = |halves: usize| {
@@ -307,7 +308,7 @@ fn a_watched_directory_of_modules_is_served_as_it_changes() {
         plugins: Vec::new(),
         ..Config::default()
     };
-    let service = polyskill::service::Service::start(&config, &mut |_| {}).unwrap();
+    let service = polyskill_server::service::Service::start(&config, &mut |_| {}).unwrap();
     let mut seen = service.modules.seen();
     let generation = || {
         let snapshot = service.composer.library().snapshot();
@@ -461,12 +462,12 @@ fn pins_come_first_when_a_server_starts() {
         state: Some(state.path().to_owned()),
         ..Config::default()
     };
-    let start = || polyskill::service::Service::start(&config, &mut |_| {}).unwrap();
+    let start = || polyskill_server::service::Service::start(&config, &mut |_| {}).unwrap();
     let first = start();
     let pin = |name: &str, pinned| first.modules.pin(name, pinned, "test").unwrap();
     pin("b", true);
     pin("twin", false);
-    let pinned = |service: &polyskill::service::Service, name: &str| {
+    let pinned = |service: &polyskill_server::service::Service, name: &str| {
         service.composer.library().snapshot().get(name).unwrap().residency().pinned
     };
     assert!(pinned(&first, "b") && pinned(&first, "twin"));

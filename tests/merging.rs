@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use polyskill::adapters_command::{AdaptersCommand, run};
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::lora::LoraSite;
-use polyskill_adapters::transform::{
-    MergeOptions, Method, Rank, Refinement, Scaling, Sign, Weighted, merge, refine, rescale,
-};
 use polyskill_adapters::weights::LinearPart;
 use polyskill_adapters::{Library, load_module};
+use polyskill_cli::commands::adapters::{AdaptersCommand, run};
+use polyskill_workshop::transform::{
+    MergeOptions, Method, Rank, Refinement, Scaling, Sign, Weighted, merge, refine, rescale,
+};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde_json::{Value as Json, json};
 

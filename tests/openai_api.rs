@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, OnceLock};
 
-use polyskill::config::Config;
-use polyskill::service::Service;
+use polyskill_server::config::Config;
+use polyskill_server::service::Service;
 use serde_json::{Value as Json, json};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -81,9 +81,9 @@ impl Server {
         config.engine.max_cached_tokens = 8_192;
         change(&mut config);
         let mut reports = Vec::new();
-        let service = Service::start(&config, &mut |report| reports.push(report.to_owned()));
+        let service = Service::start(&config, &mut |report| reports.push(report.to_string()));
         let service = Arc::new(service.unwrap());
-        let app = polyskill::api::router(Arc::clone(&service), config.max_body_bytes);
+        let app = polyskill_server::api::router(Arc::clone(&service), config.max_body_bytes);
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();

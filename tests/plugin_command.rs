@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use polyskill::plugin_command::{
+use polyskill_cli::commands::plugin::{
     BuildArgs, Flavour, Language, NewArgs, PluginCommand, SandboxArgs, run,
 };
 

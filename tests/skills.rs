@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use polyskill::config::Config;
-use polyskill::eval::{EvalArgs, Outcome, run};
-use polyskill::pull;
-use polyskill::service::Service;
 use polyskill_adapters::Kind;
+use polyskill_cli::commands::eval::{EvalArgs, Outcome, run};
 use polyskill_engine::{RouterRequest, SamplingParams, Selection};
 use polyskill_sdk::{Parameters, Value};
+use polyskill_server::config::Config;
+use polyskill_server::service::Service;
+use polyskill_server::startup::StartupEvent;
+use polyskill_sources::base_models;
 use polyskill_tokenizer::{Chat, Special};
 use serde_json::{Value as Json, json};
 
@@ -56,8 +57,11 @@ fn answer(service: &Service, selection: &Selection, question: &str) -> String {
 /// The shipped library, served as the demo serves it; `None` where the base is not in the cache.
 #[expect(clippy::print_stderr, reason = "says why the test checks nothing")]
 fn shipped() -> Option<Service> {
-    let Some(model) = pull::cached(&pull::SMOLLM2).unwrap() else {
-        eprintln!("note: {} is not in the cache; the library was not tried", pull::SMOLLM2.name);
+    let Some(model) = base_models::cached(&base_models::SMOLLM2).unwrap() else {
+        eprintln!(
+            "note: {} is not in the cache; the library was not tried",
+            base_models::SMOLLM2.name
+        );
         return None;
     };
     let config = Config {
@@ -68,7 +72,7 @@ fn shipped() -> Option<Service> {
         ..Config::read(&root().join("examples/library.toml")).unwrap()
     };
     let service = Service::start(&config, &mut |report| {
-        assert!(!report.starts_with("left out"), "{report}");
+        assert!(!matches!(report, StartupEvent::LeftOut(_)), "{report}");
     });
     Some(service.unwrap())
 }
@@ -77,8 +81,8 @@ fn shipped() -> Option<Service> {
 #[test]
 #[expect(clippy::print_stderr, reason = "says why the test checks nothing")]
 fn a_second_base_makes_sense() {
-    let Some(model) = pull::cached(&pull::GEMMA3).unwrap() else {
-        eprintln!("note: {} is not in the cache; it was not tried", pull::GEMMA3.name);
+    let Some(model) = base_models::cached(&base_models::GEMMA3).unwrap() else {
+        eprintln!("note: {} is not in the cache; it was not tried", base_models::GEMMA3.name);
         return;
     };
     let config = Config { model: Some(model.display().to_string()), ..Config::default() };

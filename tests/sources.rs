@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use polyskill::sources::{
+use polyskill_adapters::load_module;
+use polyskill_sources::{
     FetchLimits, Fetched, ModuleTrust, Pin, Policy, SIGNATURE_FILE, Signer, Source, SourceError,
     TrustError, fetch, sign, verify,
 };
-use polyskill_adapters::load_module;
 
 use crate::common::{fixtures, model};
 

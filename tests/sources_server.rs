@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use polyskill::adapters_command::{self, AdaptersCommand};
-use polyskill::sources::{SIGNATURE_FILE, sign};
+use polyskill_cli::commands::adapters::{self as adapters_command, AdaptersCommand};
+use polyskill_sources::{SIGNATURE_FILE, sign};
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 

@@ -9,9 +9,10 @@ use serde_json::Value as Json;
 use crate::common::{list, root, text};
 
 /// Which crate may use which: normal dependencies inside the workspace, exactly.
-const LAYERS: [(&str, &[&str]); 8] = [
+const LAYERS: [(&str, &[&str]); 12] = [
+    ("polyskill", &["polyskill-cli", "polyskill-sources"]),
     (
-        "polyskill",
+        "polyskill-cli",
         &[
             "polyskill-adapters",
             "polyskill-engine",
@@ -19,9 +20,27 @@ const LAYERS: [(&str, &[&str]); 8] = [
             "polyskill-model",
             "polyskill-plugin",
             "polyskill-sdk",
+            "polyskill-server",
+            "polyskill-sources",
+            "polyskill-tokenizer",
+            "polyskill-workshop",
+        ],
+    ),
+    (
+        "polyskill-server",
+        &[
+            "polyskill-adapters",
+            "polyskill-engine",
+            "polyskill-experiment",
+            "polyskill-model",
+            "polyskill-plugin",
+            "polyskill-sdk",
+            "polyskill-sources",
             "polyskill-tokenizer",
         ],
     ),
+    ("polyskill-sources", &["polyskill-plugin"]),
+    ("polyskill-workshop", &["polyskill-adapters", "polyskill-model", "polyskill-sdk"]),
     ("polyskill-engine", &["polyskill-adapters", "polyskill-model", "polyskill-sdk"]),
     ("polyskill-adapters", &["polyskill-model", "polyskill-sdk"]),
     ("polyskill-plugin", &["polyskill-sdk"]),

@@ -5,13 +5,13 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, channel};
 
-use polyskill::traces::{ReplayArgs, replay};
+use polyskill_cli::commands::replay::{ReplayArgs, run as replay};
 use serde_json::{Value as Json, json};
 
 use crate::common::{list, text};
 use crate::openai_api::{ADMIN_KEY, Server};
 
-fn server(file: &Path, change: impl FnOnce(&mut polyskill::config::Config)) -> Server {
+fn server(file: &Path, change: impl FnOnce(&mut polyskill_server::config::Config)) -> Server {
     Server::start(|config| {
         config.traces.sample = 1.0;
         config.traces.prompts = true;
@@ -186,7 +186,7 @@ fn a_collector_gets_spans() {
 fn settings_are_checked() {
     let settings = |sample: f64, otlp: Option<&str>| {
         let otlp = otlp.map(str::to_owned);
-        polyskill::traces::TraceSettings { sample, otlp, ..Default::default() }.problems()
+        polyskill_server::traces::TraceSettings { sample, otlp, ..Default::default() }.problems()
     };
     assert!(settings(0.5, Some("http://localhost:4318/v1/traces")).is_empty());
     assert!(settings(1.5, None)[0].contains("expected 0 to 1"));

@@ -21,10 +21,14 @@ use crate::lora::Elements;
 use crate::peft::bundle::elements;
 use crate::peft::site_of;
 
-pub(crate) const FOLDER: &str = "artefacts";
-pub(crate) const EXTENSION: &str = "safetensors";
-pub(crate) const MAX_ARTEFACTS: usize = 16;
-pub(crate) const MAX_BYTES: u64 = 64 << 20;
+/// The folder of a module's artefacts.
+pub const FOLDER: &str = "artefacts";
+/// The ending of their files.
+pub const EXTENSION: &str = "safetensors";
+/// Most artefacts of a module.
+pub const MAX_ARTEFACTS: usize = 16;
+/// Largest artefact.
+pub const MAX_BYTES: u64 = 64 << 20;
 const MAX_DIMENSIONS: usize = 4;
 /// Elements of a tensor, in vectors of its site's input width.
 const MAX_VECTORS: usize = 64;

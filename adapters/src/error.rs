@@ -94,11 +94,13 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn io(name: &str, path: &Path, source: std::io::Error) -> Self {
+    /// A file of a module could not be read.
+    pub fn io(name: &str, path: &Path, source: std::io::Error) -> Self {
         Self::Io { name: name.to_owned(), path: path.to_owned(), source }
     }
 
-    pub(crate) fn refused(name: &str, problems: Vec<String>) -> Self {
+    /// A module is refused for these problems.
+    pub fn refused(name: &str, problems: Vec<String>) -> Self {
         Self::Refused { name: name.to_owned(), problems }
     }
 }

@@ -9,23 +9,23 @@ const MAX_PROBLEMS: usize = 20;
 
 /// The directory of one module.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Files<'a> {
+pub struct Files<'a> {
     /// The module, for messages.
-    pub(crate) name: &'a str,
+    pub name: &'a str,
     /// Where the module lies.
-    pub(crate) directory: &'a Path,
+    pub directory: &'a Path,
     /// What no file of the module may lie outside.
-    pub(crate) root: &'a Path,
+    pub root: &'a Path,
 }
 
 impl Files<'_> {
     /// Whether there is something under a name.
-    pub(crate) fn has(&self, file: &str) -> bool {
+    pub fn has(&self, file: &str) -> bool {
         self.directory.join(file).exists()
     }
 
     /// Reads a file that lies inside the root after all links are resolved.
-    pub(crate) fn read(&self, file: &str, max_bytes: u64) -> Result<Vec<u8>, Error> {
+    pub fn read(&self, file: &str, max_bytes: u64) -> Result<Vec<u8>, Error> {
         let resolved = self.resolve(file)?;
         let io = |source| Error::io(self.name, &resolved, source);
         let metadata = std::fs::metadata(&resolved).map_err(io)?;
@@ -41,12 +41,7 @@ impl Files<'_> {
     }
 
     /// The stems of the files in a folder that end in an extension, ascending and at most `max`.
-    pub(crate) fn stems(
-        &self,
-        folder: &str,
-        extension: &str,
-        max: usize,
-    ) -> Result<Vec<String>, Error> {
+    pub fn stems(&self, folder: &str, extension: &str, max: usize) -> Result<Vec<String>, Error> {
         let resolved = self.resolve(folder)?;
         let entries = std::fs::read_dir(&resolved)
             .map_err(|source| Error::io(self.name, &resolved, source))?;
@@ -84,13 +79,14 @@ impl Files<'_> {
 
 /// Collects problems up to a bound and says how many there were.
 #[derive(Debug, Default)]
-pub(crate) struct Problems {
+pub struct Problems {
     listed: Vec<String>,
     more: usize,
 }
 
 impl Problems {
-    pub(crate) fn add(&mut self, problem: String) {
+    /// Takes one problem in.
+    pub fn add(&mut self, problem: String) {
         if self.listed.len() < MAX_PROBLEMS {
             self.listed.push(problem);
         } else {
@@ -98,7 +94,11 @@ impl Problems {
         }
     }
 
-    pub(crate) fn into_result<T>(mut self, value: T) -> Result<T, Vec<String>> {
+    /// The value where there were no problems, else all of them.
+    ///
+    /// # Errors
+    /// The problems.
+    pub fn into_result<T>(mut self, value: T) -> Result<T, Vec<String>> {
         if self.more > 0 {
             self.listed.push(format!("and {} more", self.more));
         }

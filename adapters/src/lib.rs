@@ -1,31 +1,28 @@
 //! Modules: formats, kinds, the maths on their weights, and the hot-swappable library.
 //!
-//! A module is read by [`load`], from PEFT's directories ([`peft`]), our own ([`own`]) or GGUF files, into
+//! A module is read by [`load`], from PEFT's directories ([`peft`]), our own ([`native`]) or GGUF files, into
 //! [`weights::Weights`], whose identity is the hash of its content ([`Generation`]), with its [`card`] and its
 //! router [`artefact`]s. The [`library::Library`] maps names to generations and hands out snapshots;
 //! [`residency`] decides whose weights are in memory. Deltas are applied by [`apply`], the one place where a
-//! module touches what a linear wrote. [`transform`] makes new modules out of modules, [`calibration`] expert
-//! policies out of what a base does, and [`inspect`] tells what modules are.
+//! module touches what a linear wrote. New modules are made in the crate `polyskill-workshop`.
 
 pub mod apply;
 pub mod artefact;
-pub mod calibration;
 pub mod card;
 pub mod edits;
 mod error;
-mod files;
+pub mod files;
 mod generation;
 mod gguf;
-pub mod inspect;
 pub mod library;
 pub mod load;
 pub mod lora;
-mod mlx;
-pub mod own;
+pub mod mlx;
+pub mod native;
 pub mod peft;
 pub mod prototypes;
 pub mod residency;
-pub mod transform;
+pub mod tensor_file;
 pub mod weights;
 
 pub use artefact::Artefact;

@@ -465,7 +465,10 @@ fn check_expected(
 }
 
 /// Names travel in URLs, metrics labels and paths, so they are plain: parts with `/` between them, as hubs have them.
-pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+///
+/// # Errors
+/// If the name is another.
+pub fn check_name(name: &str) -> Result<(), Error> {
     let bad = |reason| Err(Error::BadName { name: name.chars().take(64).collect(), reason });
     if name.is_empty() || name.len() > MAX_NAME_BYTES {
         return bad("must have 1 to 128 characters");

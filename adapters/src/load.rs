@@ -12,7 +12,7 @@ use crate::generation::Generation;
 use crate::library::{Kind, Module};
 use crate::peft::bundle;
 use crate::weights::Weights;
-use crate::{gguf, mlx, own, peft};
+use crate::{gguf, mlx, native, peft};
 
 /// The base model that modules are read for.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ pub(crate) struct Content {
 /// Whether a path looks like a module: a directory with a configuration that is known, or a GGUF file.
 pub fn is_module(path: &Path) -> bool {
     peft::is_module_directory(path)
-        || path.join(own::CONFIG_FILE).is_file()
+        || path.join(native::CONFIG_FILE).is_file()
         || gguf::is_module_file(path)
 }
 
@@ -125,8 +125,8 @@ pub fn generation_of(path: &Path) -> Result<Generation, Error> {
         return gguf::generation_of(Files { name: &name, directory, root: directory }, &name);
     }
     let files = Files { name: &name, directory: path, root: path };
-    match files.has(own::CONFIG_FILE) {
-        true => own::generation_of(files),
+    match files.has(native::CONFIG_FILE) {
+        true => native::generation_of(files),
         false if mlx::is_mlx(files) => mlx::generation_of(files),
         false => peft::generation_of(files),
     }
@@ -141,8 +141,8 @@ fn read(name: &str, path: &Path, root: &Path, base: Base<'_>) -> Result<Content,
         return gguf::read(Files { name, directory: parent, root }, &file, base);
     }
     let files = Files { name, directory: path, root };
-    match files.has(own::CONFIG_FILE) {
-        true => own::read(files, base),
+    match files.has(native::CONFIG_FILE) {
+        true => native::read(files, base),
         false if mlx::is_mlx(files) => mlx::read(files, base),
         false => peft::read(files, base),
     }

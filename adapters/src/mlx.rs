@@ -12,16 +12,17 @@ use crate::generation::Generation;
 use crate::load::{Base, Content};
 use crate::peft::bundle::Bundle;
 use crate::peft::{self, CONFIG_FILE};
-use crate::transform::write::{Tensor, weights_file};
+use crate::tensor_file::{Tensor, weights_file};
 
-pub(crate) const WEIGHTS_FILE: &str = "adapters.safetensors";
+/// The weights of a module in MLX's format.
+pub const WEIGHTS_FILE: &str = "adapters.safetensors";
 /// The tag that keeps its generations apart from those of other formats.
-pub(crate) const TAG: &str = "mlx";
+pub const TAG: &str = "mlx";
 /// Settings of `lora_parameters` that are read, or that do not matter at inference.
 const PARAMETERS: [&str; 4] = ["rank", "scale", "dropout", "keys"];
 
 /// True for MLX's files: PEFT's have the same configuration's name beside other weights.
-pub(crate) fn is_mlx(files: Files<'_>) -> bool {
+pub fn is_mlx(files: Files<'_>) -> bool {
     files.has(WEIGHTS_FILE) && !files.has(peft::WEIGHTS_FILE)
 }
 

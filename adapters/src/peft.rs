@@ -4,14 +4,14 @@
 //! shape, every targeted place must have its tensors, every setting that changes arithmetic is honoured or
 //! refused by name, and all problems are reported at once.
 
-pub(crate) mod bundle;
+pub mod bundle;
 mod config;
 mod experts;
 mod ia3;
 mod lora;
 mod pattern;
 mod prompt;
-pub(crate) mod raw;
+pub mod raw;
 mod targets;
 mod tokens;
 
@@ -28,14 +28,16 @@ use crate::generation::Generation;
 use crate::library::Kind;
 use crate::load::{Base, Content};
 use crate::weights::Weights;
-pub(crate) use bundle::{CARD_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT, elements};
+pub use bundle::{CARD_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT, elements};
 
 use bundle::Bundle;
 use config::LoraSettings;
 pub(crate) use config::{object as config_object, strings};
 
-pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
-pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The configuration of a module in PEFT's format.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Its weights.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// Kinds that are read, as `peft_type` names them.
 const SUPPORTED: &str = "LORA, IA3, PROMPT_TUNING, P_TUNING, PREFIX_TUNING, TRAINABLE_TOKENS";
 
@@ -93,9 +95,9 @@ pub(crate) fn generation_of(files: Files<'_>) -> Result<Generation, Error> {
     Ok(generation(&bundle, peft_type))
 }
 
-/// Whether a configuration is that of a LoRA which does nothing beside a low-rank product, as far as its
-/// settings can be read: one that cannot is for the LoRA's reader to refuse.
-pub(crate) fn is_plain_lora(settings: &Map<String, Json>) -> bool {
+/// True for the configuration of a LoRA that is nothing but a low-rank product. A configuration that cannot be read
+/// counts as one: the LoRA's reader refuses it.
+pub fn is_plain_lora(settings: &Map<String, Json>) -> bool {
     let is_lora = settings.get("peft_type").and_then(Json::as_str) == Some("LORA");
     let text = Json::Object(settings.clone()).to_string();
     let parsed = LoraSettings::parse(text.as_bytes());
@@ -155,7 +157,7 @@ pub(crate) fn place_of(path: &str, base: &ModelConfig) -> Option<Place> {
 }
 
 /// `model.layers.N.<projection>` → site, by exact names.
-pub(crate) fn site_of(path: &str, base: &ModelConfig) -> Option<Site> {
+pub fn site_of(path: &str, base: &ModelConfig) -> Option<Site> {
     let (layer, path) = path.strip_prefix("model.layers.")?.split_once('.')?;
     let number: usize = layer.parse().ok()?;
     let projection = Projection::ALL.into_iter().find(|projection| projection.path() == path)?;

@@ -43,7 +43,7 @@ fn policy(model: &Decoder, policy: &LayerPolicy) -> Policy {
     }
     let config = model.config();
     let layers = (0..config.num_layers).filter_map(|layer| {
-        let layer = polyskill_adapters::own::expert_layer(config, layer)?;
+        let layer = polyskill_adapters::native::expert_layer(config, layer)?;
         Some((layer, policy.ops(layer)))
     });
     Policy(layers.collect())

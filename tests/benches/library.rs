@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use polyskill::pull;
 use polyskill_adapters::library::Expected;
 use polyskill_adapters::{Budget, Library, open_module};
 use polyskill_engine::{Composer, Engine, EngineConfig, Selection};
 use polyskill_model::{Compute, Decoder, load};
+use polyskill_sources::base_models;
 use traffic::{Choice, Load, Served, run};
 
 /// Modules that are asked, at most.
@@ -54,7 +54,7 @@ struct Bench {
 
 impl Bench {
     fn new(ranks: &'static [usize]) -> Self {
-        let cached = pull::cached(&pull::SMOLLM2).ok().flatten();
+        let cached = base_models::cached(&base_models::SMOLLM2).ok().flatten();
         let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/llama-tied");
         let path = cached.unwrap_or(tiny);
         println!("base: {}", path.file_name().unwrap_or_default().to_string_lossy());

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use polyskill::config::Config;
-use polyskill::service::Service;
-use polyskill::{api, pull};
+use polyskill_server::api;
+use polyskill_server::config::Config;
+use polyskill_server::service::Service;
+use polyskill_sources::base_models;
 use serde_json::{Value as Json, json};
 
 const CLIENTS: usize = 8;
@@ -47,7 +48,7 @@ impl Server {
         experiment: Option<Json>,
         change: impl FnOnce(&mut Config),
     ) -> Self {
-        let model = pull::cached(&pull::SMOLLM2)
+        let model = base_models::cached(&base_models::SMOLLM2)
             .unwrap()
             .expect("`polyskill pull smollm2-135m-instruct` first");
         let mut config = Config {

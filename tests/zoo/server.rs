@@ -4,9 +4,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use polyskill::config::{Config, RouterConfig};
 use polyskill_engine::{FinishReason, Selection};
 use polyskill_plugin::{Capability, Limits};
+use polyskill_server::config::{Config, RouterConfig};
 use serde_json::{Value as Json, json};
 
 use super::{ANSWER, Member, PROMPT, loader, patient, publish};

@@ -20,7 +20,9 @@ fn prepare_and_test(workspace: &Workspace) -> Outcome<()> {
     }
     step("cargo test --workspace --release", || {
         let mut cargo = workspace.cargo();
-        run(cargo.args(["test", "--workspace", "--release"]).env("POLYSKILL_PLUGINS", &bundles))
+        run(cargo
+            .args(["test", "--workspace", "--release", "--features", "full"])
+            .env("POLYSKILL_PLUGINS", &bundles))
     })
 }
 

@@ -8,21 +8,30 @@ use crate::files::Files;
 use crate::generation::Generation;
 use crate::lora::Elements;
 
-pub(crate) const CARD_FILE: &str = "README.md";
-pub(crate) const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The card beside a module.
+pub const CARD_FILE: &str = "README.md";
+/// Longest configuration or card that is read.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_WEIGHT_BYTES: u64 = 4 << 30;
 /// What PEFT and torch write where they pickle.
 const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
 
 /// Configuration and weights of a module, as they lie on disk.
-pub(crate) struct Bundle {
-    pub(crate) config: Vec<u8>,
-    pub(crate) weights: Vec<u8>,
+#[derive(Debug)]
+pub struct Bundle {
+    /// The configuration, as it lies there.
+    pub config: Vec<u8>,
+    /// The weights, as they lie there.
+    pub weights: Vec<u8>,
     weights_file: &'static str,
 }
 
 impl Bundle {
-    pub(crate) fn read(
+    /// Reads both.
+    ///
+    /// # Errors
+    /// If a file is missing, too large, or lies outside the root.
+    pub fn read(
         files: Files<'_>,
         config_file: &str,
         weights_file: &'static str,
@@ -41,11 +50,15 @@ impl Bundle {
     }
 
     /// Identity of the content; `kind` keeps formats apart.
-    pub(crate) fn generation(&self, kind: &str) -> Generation {
+    pub fn generation(&self, kind: &str) -> Generation {
         Generation::of(&[kind.as_bytes(), &self.config, &self.weights])
     }
 
-    pub(crate) fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
+    /// The tensors of the weights.
+    ///
+    /// # Errors
+    /// If they are no safetensors file.
+    pub fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
         SafeTensors::deserialize(&self.weights).map_err(|error| {
             vec![format!("{} is not a valid safetensors file: {error}", self.weights_file)]
         })
@@ -53,7 +66,7 @@ impl Bundle {
 }
 
 /// The card beside a module, empty where there is none.
-pub(crate) fn card(files: Files<'_>) -> Result<Card, Error> {
+pub fn card(files: Files<'_>) -> Result<Card, Error> {
     match files.has(CARD_FILE) {
         true => Ok(Card::parse(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?)),
         false => Ok(Card::default()),
@@ -62,10 +75,10 @@ pub(crate) fn card(files: Files<'_>) -> Result<Card, Error> {
 
 /// Largest weight that is taken: what a half float can hold. Trained weights are far below; far above,
 /// answers are noise, and sums overflow.
-pub(crate) const MAX_WEIGHT: f32 = 65_504.0;
+pub const MAX_WEIGHT: f32 = 65_504.0;
 
 /// The elements of a tensor, if its dtype is known and none is beyond [`MAX_WEIGHT`].
-pub(crate) fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
+pub fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
     let halves = || view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     let elements = match view.dtype() {
         Dtype::F32 => Elements::F32(
@@ -106,11 +119,7 @@ fn check_range(elements: &Elements) -> Result<(), String> {
 }
 
 /// A tensor of one shape, finite; `name` is what a problem calls it.
-pub(crate) fn shaped(
-    name: &str,
-    view: &TensorView<'_>,
-    expected: &[usize],
-) -> Result<Elements, String> {
+pub fn shaped(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<Elements, String> {
     if view.shape() != expected {
         return Err(format!("{name} has shape {:?}, expected {expected:?}", view.shape()));
     }
@@ -118,10 +127,6 @@ pub(crate) fn shaped(
 }
 
 /// A tensor of one shape as 32-bit floats, finite.
-pub(crate) fn floats(
-    name: &str,
-    view: &TensorView<'_>,
-    expected: &[usize],
-) -> Result<Vec<f32>, String> {
+pub fn floats(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<Vec<f32>, String> {
     shaped(name, view, expected).map(|elements| elements.as_slice().to_f32())
 }

@@ -13,17 +13,25 @@ use crate::files::{Files, Problems};
 use crate::generation::Generation;
 
 /// The files of a LoRA.
-pub(crate) struct Content {
+#[derive(Debug)]
+pub struct Content {
     /// `adapter_config.json`.
-    pub(crate) config: Vec<u8>,
-    pub(crate) generation: Generation,
-    pub(crate) card: Card,
+    pub config: Vec<u8>,
+    /// The identity of its content.
+    pub generation: Generation,
+    /// The card beside it.
+    pub card: Card,
     pub(super) settings: LoraSettings,
-    pub(crate) weights: Vec<u8>,
+    /// `adapter_model.safetensors`.
+    pub weights: Vec<u8>,
 }
 
 impl Content {
-    pub(crate) fn read(files: Files<'_>) -> Result<Self, Error> {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// If a file is missing or refused, or the configuration is none of a LoRA.
+    pub fn read(files: Files<'_>) -> Result<Self, Error> {
         let refused = |problems| Error::refused(files.name, problems);
         let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
         let settings = LoraSettings::parse(&bundle.config).map_err(refused)?;
@@ -32,14 +40,21 @@ impl Content {
         Ok(Self { config, generation, card, settings, weights })
     }
 
-    pub(crate) fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
+    /// The tensors of the weights.
+    ///
+    /// # Errors
+    /// If they are no safetensors file.
+    pub fn tensors(&self) -> Result<SafeTensors<'_>, Vec<String>> {
         SafeTensors::deserialize(&self.weights).map_err(|error| {
             vec![format!("{WEIGHTS_FILE} is not a valid safetensors file: {error}")]
         })
     }
 
     /// A and B by the path of the linear (`model.layers.0.self_attn.q_proj`), as 32-bit floats.
-    pub(crate) fn sites(&self) -> Result<BTreeMap<String, RawSite>, Vec<String>> {
+    ///
+    /// # Errors
+    /// If the module is more than a low-rank product, or its tensors do not fit its configuration.
+    pub fn sites(&self) -> Result<BTreeMap<String, RawSite>, Vec<String>> {
         let mut problems = Problems::default();
         for setting in self.settings.beyond_low_rank() {
             problems.add(format!(
@@ -83,31 +98,40 @@ impl Content {
 }
 
 /// A matrix, row by row.
-pub(crate) struct Matrix {
-    pub(crate) shape: [usize; 2],
-    pub(crate) values: Vec<f32>,
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// Its values, row by row.
+    pub values: Vec<f32>,
 }
 
 /// A LoRA at one linear: A `[rank, inputs]`, then B `[outputs, rank]`.
-pub(crate) struct RawSite {
-    pub(crate) rank: usize,
-    pub(crate) scale: f32,
+#[derive(Clone, Debug)]
+pub struct RawSite {
+    /// The rank of the product.
+    pub rank: usize,
+    /// The factor of the product.
+    pub scale: f32,
     /// What the scale was made of.
-    pub(crate) alpha: f64,
-    pub(crate) matrices: [Matrix; 2],
+    pub alpha: f64,
+    /// A and B.
+    pub matrices: [Matrix; 2],
 }
 
 impl RawSite {
-    pub(crate) fn inputs(&self) -> usize {
+    /// Input features of the linear.
+    pub fn inputs(&self) -> usize {
         self.matrices[0].shape[1]
     }
 
-    pub(crate) fn outputs(&self) -> usize {
+    /// Output features of the linear.
+    pub fn outputs(&self) -> usize {
         self.matrices[1].shape[0]
     }
 
     /// What two LoRAs must share for their matrices to be summed.
-    pub(crate) fn numbers(&self) -> [(&'static str, String); 4] {
+    pub fn numbers(&self) -> [(&'static str, String); 4] {
         [
             ("rank", self.rank.to_string()),
             ("scale", self.scale.to_string()),

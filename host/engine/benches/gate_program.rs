@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use polyskill_engine::gates::{Gate, GateBuffers};
+use polyskill_engine::hooks::gates::{Gate, GateBuffers};
 use polyskill_sdk::gate::Op;
 
 const INPUTS: usize = 576;

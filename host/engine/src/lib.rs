@@ -1,45 +1,30 @@
 //! Continuous batching over token ids.
 //!
-//! [`composer`] turns what a request asks for (modules, a router, a mixture) into a [`Composition`] that
-//! is pinned until the request ends. [`Engine`] owns model, KV cache and scheduler on one thread; a step
-//! takes rows of many requests through the decoder, with `routing` on the model's hooks. This crate
-//! knows no text, no HTTP, no async and no WebAssembly.
+//! [`compose`] turns what a request asks for (modules, a router, a mixture) into a [`Composition`] that is
+//! pinned until the request ends, on the caller's thread; `routers` are the plugins that it asks. [`Engine`]
+//! owns model, KV cache and scheduler on one thread: `step` is the order of its turns, with `hooks` on the
+//! model's. This crate knows no text, no HTTP, no async and no WebAssembly.
 
-mod beyond_linears;
-mod blocks;
-pub mod composer;
-mod composition;
-mod document;
-mod engine;
-mod experts;
-mod feed_forwards;
-pub mod gates;
-mod health;
-mod library_view;
+pub mod compose;
+pub mod hooks;
 mod request;
-mod router_slot;
-mod routing;
-mod row_sample;
-mod sampling;
-mod scheduler;
-mod shadow;
+mod routers;
 mod stats;
-mod trace;
+mod step;
 
-pub use composer::{
+pub use compose::composition::{Composition, LeasedModule, RouterIdentity};
+pub use compose::{
     CHAIN, ComposeError, Composer, MAX_WEIGHT, PlannedRequest, RouterError, RouterRequest,
     Selection,
 };
-pub use composition::{Composition, LeasedModule, RouterIdentity};
-pub use document::read_document;
-pub use engine::{Engine, EngineConfig, Handle, SubmitError};
-pub use health::{FaultPolicy, OnFault, Standing};
+pub use hooks::shadow::{Agreement, Shadow};
 pub use request::{
     Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Reaction, Request, RequestId,
     SamplingParams, TokenEvent,
 };
-pub use router_slot::{Offered, ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
-pub use row_sample::{RoutedRow, RoutedRows};
-pub use shadow::{Agreement, Shadow};
+pub use routers::health::{FaultPolicy, OnFault, Standing};
+pub use routers::row_log::{RoutedRow, RoutedRows};
+pub use routers::version::{Offered, ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
 pub use stats::{Stats, StatsSnapshot};
-pub use trace::{LayerExperts, SitePicks, TraceLevel};
+pub use step::trace::{LayerExperts, SitePicks, TraceLevel};
+pub use step::{Engine, EngineConfig, Handle, SubmitError};

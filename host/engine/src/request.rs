@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::composition::Composition;
-use crate::shadow::{Agreement, Shadow};
-use crate::trace::{LayerExperts, SitePicks, TraceLevel};
+use crate::compose::composition::Composition;
+use crate::hooks::shadow::{Agreement, Shadow};
+use crate::step::trace::{LayerExperts, SitePicks, TraceLevel};
 
 /// Number of a request, unique in the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -11,8 +11,8 @@ use polyskill_sdk::{Parameters, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::experiments::ExperimentSettings;
-use crate::sources::{FetchLimits, ModuleTrust, Policy};
 use crate::traces::TraceSettings;
+use polyskill_sources::{FetchLimits, ModuleTrust, Policy};
 
 /// The effective configuration of a server.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -410,10 +410,10 @@ impl Config {
                     "each name once",
                 ));
             }
-            if let Err(error) = module.source.parse::<crate::sources::Source>() {
+            if let Err(error) = module.source.parse::<polyskill_sources::Source>() {
                 return Err(bad_value(place, error.to_string(), "a source"));
             }
-            let pin = module.generation.as_deref().map(str::parse::<crate::sources::Pin>);
+            let pin = module.generation.as_deref().map(str::parse::<polyskill_sources::Pin>);
             if let Some(Err(error)) = pin {
                 return Err(bad_value(place, error.to_string(), "a generation"));
             }

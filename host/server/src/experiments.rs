@@ -29,11 +29,11 @@ use tokio::sync::Semaphore;
 pub use self::error::ExperimentError;
 use self::live::Live;
 use self::measure::is_measured;
-pub(crate) use self::measure::{Measured, REFERENCE};
-pub(crate) use self::requests::{Choice, Enrolment};
-pub(crate) use self::store::Durable;
+pub use self::measure::{MEASURED, Measured, REFERENCE};
+pub use self::requests::{Choice, Enrolment};
+pub use self::store::Durable;
 use self::store::Store;
-pub(crate) use self::unit::{CONVERSATION_HEADER, Names, TENANT_HEADER, beginning};
+pub use self::unit::{CONVERSATION_HEADER, TENANT_HEADER, UnitIds, beginning};
 use self::watch::stop;
 use crate::audit::Audit;
 
@@ -347,7 +347,7 @@ fn wait<T>(durable: Durable<T>) -> Result<T, ExperimentError> {
 }
 
 /// Waits for a change.
-pub(crate) async fn written<T>(durable: Durable<T>) -> Result<T, ExperimentError> {
+pub async fn written<T>(durable: Durable<T>) -> Result<T, ExperimentError> {
     hear(durable.await)
 }
 

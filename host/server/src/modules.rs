@@ -21,7 +21,8 @@ use polyskill_model::Decoder;
 
 use crate::audit::Audit;
 use crate::config::Config;
-use crate::sources::{self, FetchLimits, ModuleTrust, Pin, Policy, Signer, Source};
+use crate::startup::{Report, StartupEvent};
+use polyskill_sources::{self as sources, FetchLimits, ModuleTrust, Pin, Policy, Signer, Source};
 use state::{Folder, Saved, StateDirectory};
 
 pub use watch::{Seen, watch};
@@ -174,7 +175,7 @@ impl Modules {
     ///
     /// # Errors
     /// If a directory cannot be read.
-    pub fn load_all(&self, report: &mut dyn FnMut(&str)) -> Result<(), String> {
+    pub fn load_all(&self, report: &mut Report<'_>) -> Result<(), String> {
         let saved = lock(&self.saved).clone();
         let replaced =
             |name: &str| saved.removed.contains(name) || saved.modules.contains_key(name);
@@ -186,10 +187,10 @@ impl Modules {
                     _ => None,
                 });
                 match twin {
-                    Some(first) => report(&format!(
-                        "left out: {}: `{name}` is the name of {first} already",
+                    Some(first) => report(StartupEvent::LeftOut(format!(
+                        "{}: `{name}` is the name of {first} already",
                         path.display()
-                    )),
+                    ))),
                     None => wanted.push((name, AtStart::Directory(path, directory))),
                 }
             }
@@ -216,27 +217,27 @@ impl Modules {
             let set = self.check_alias(alias, name);
             let set = set.and_then(|()| Ok(self.library.alias(alias, name)?));
             if let Err(error) = set {
-                report(&format!("left out: alias `{alias}`: {error}"));
+                report(StartupEvent::LeftOut(format!("alias `{alias}`: {error}")));
             }
         }
         Ok(())
     }
 
-    fn say(&self, name: &str, loaded: Result<Loaded, ModuleError>, report: &mut dyn FnMut(&str)) {
+    fn say(&self, name: &str, loaded: Result<Loaded, ModuleError>, report: &mut Report<'_>) {
         match loaded {
             Ok(loaded) => {
-                report(&format!("module {name} ({} KiB)", loaded.module.num_bytes() >> 10));
+                let stage = format!("module {name} ({} KiB)", loaded.module.num_bytes() >> 10);
+                report(StartupEvent::Stage(stage));
                 for reason in loaded.module.left_out() {
-                    report(&format!("left out: adapter `{name}`: {reason}"));
+                    report(StartupEvent::LeftOut(format!("adapter `{name}`: {reason}")));
                 }
             }
             Err(error) => {
                 self.failed(name, &error);
                 let text = error.to_string();
-                match text.contains(&format!("`{name}`")) {
-                    true => report(&format!("left out: {text}")),
-                    false => report(&format!("left out: adapter `{name}`: {text}")),
-                }
+                let is_named = text.contains(&format!("`{name}`"));
+                let reason = if is_named { text } else { format!("adapter `{name}`: {text}") };
+                report(StartupEvent::LeftOut(reason));
             }
         }
     }

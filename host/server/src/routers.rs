@@ -10,11 +10,12 @@ use std::time::{Duration, SystemTime};
 
 use polyskill_engine::{Composer, Offered, RouterSettings};
 use polyskill_plugin::{Capability, Limits, Loader, ModuleKinds, Plugin};
+use polyskill_sources::cache::cache_directory;
 use serde_json::json;
 
 use crate::audit::Audit;
 use crate::config::{Config, FaultSettings, RouterConfig, parameters};
-use crate::pull::cache_directory;
+use crate::startup::{Report, StartupEvent};
 
 /// How often watched directories are looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(300);
@@ -94,18 +95,16 @@ impl Routers {
     ///
     /// # Errors
     /// If a directory cannot be read.
-    pub fn load_all(
-        &self,
-        composer: &Composer,
-        report: &mut dyn FnMut(&str),
-    ) -> Result<(), LoadError> {
+    pub fn load_all(&self, composer: &Composer, report: &mut Report<'_>) -> Result<(), LoadError> {
         for root in &self.roots {
             let found = Loader::find(root).map_err(|error| LoadError(error.to_string()))?;
             for path in found {
-                report(&format!("loading router {}", path.display()));
+                report(StartupEvent::Stage(format!("loading router {}", path.display())));
                 match self.load(composer, &path, AT_START) {
-                    Ok(published) => report(&format!("router {}", published.name)),
-                    Err(error) => report(&format!("left out: {error}")),
+                    Ok(published) => {
+                        report(StartupEvent::Stage(format!("router {}", published.name)))
+                    }
+                    Err(error) => report(StartupEvent::LeftOut(error.to_string())),
                 }
             }
         }

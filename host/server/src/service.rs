@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use polyskill_adapters::own::kept_experts;
+use polyskill_adapters::native::kept_experts;
 use polyskill_adapters::{Generation, Library};
 use polyskill_engine::{Composer, Engine, RouterRequest, Selection};
 use polyskill_model::{Compute, Decoder, load};
@@ -15,9 +15,10 @@ use crate::config::{Config, SkillSet, parameters};
 use crate::experiments::Experiments;
 use crate::metrics::Metrics;
 use crate::modules::Modules;
-use crate::pull;
 use crate::routers::Routers;
+use crate::startup::{Report, StartupEvent};
 use crate::traces::Traces;
+use polyskill_sources::base_models;
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +74,12 @@ impl Service {
     /// # Errors
     /// If the configuration does not pass its check, the model cannot be served, or a configured skill set names what is not there. A module or
     /// plugin that cannot be loaded is reported and left out.
-    pub fn start(config: &Config, report: &mut dyn FnMut(&str)) -> Result<Self, StartError> {
+    pub fn start(config: &Config, report: &mut Report<'_>) -> Result<Self, StartError> {
         config.check().map_err(start_error)?;
-        let name = config.model.clone().unwrap_or_else(|| pull::SMOLLM2.name.to_owned());
-        let path = pull::resolve(&name, report).map_err(start_error)?;
+        let name = config.model.clone().unwrap_or_else(|| base_models::SMOLLM2.name.to_owned());
+        let path =
+            base_models::resolve(&name, &mut |stage| report(StartupEvent::Stage(stage.to_owned())));
+        let path = path.map_err(start_error)?;
         let compute = Arc::new(match config.engine.threads {
             0 => Compute::for_this_machine(),
             threads => Compute::new(threads),
@@ -84,7 +87,8 @@ impl Service {
         let kept = config.keep_experts.as_deref().map(kept_experts).transpose();
         let kept = kept.map_err(start_error)?.unwrap_or_default();
         let model = load::load_keeping(&path, compute, &kept.layers, &mut |done, total| {
-            report(&format!("loading {} {} %", path.display(), 100 * done / total.max(1)));
+            let percent = 100 * done / total.max(1);
+            report(StartupEvent::Stage(format!("loading {} {percent} %", path.display())));
         });
         let model = Arc::new(model.map_err(start_error)?);
         let digest = Generation(model.weights_digest()).to_string();

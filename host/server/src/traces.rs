@@ -6,7 +6,6 @@
 mod file;
 mod otlp;
 mod record;
-mod replay;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -17,9 +16,7 @@ use polyskill_experiment::assignment::position;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-pub(crate) use record::{Repeat, Trace, TracedToken};
-pub(crate) use replay::read_repeats;
-pub use replay::{ReplayArgs, run as replay};
+pub use record::{Repeat, Selected, Trace, TracedExperts, TracedSite, TracedToken};
 
 /// `[traces]` of the configuration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
-use polyskill::sources::{FetchLimits, unpack};
+use polyskill_sources::{FetchLimits, unpack};
 
 /// Files below a directory, and their bytes.
 fn files(directory: &Path) -> (usize, u64) {

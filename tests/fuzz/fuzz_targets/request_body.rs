@@ -6,8 +6,8 @@ use std::sync::{Arc, OnceLock};
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode, header};
 use libfuzzer_sys::fuzz_target;
-use polyskill::config::Config;
-use polyskill::service::Service;
+use polyskill_server::config::Config;
+use polyskill_server::service::Service;
 use polyskill_fuzz::fixtures;
 use serde_json::Value as Json;
 use tokio::runtime::Runtime;
@@ -34,7 +34,7 @@ fn start() -> (Runtime, axum::Router) {
     config.engine.max_cached_tokens = 1_024;
     let service = Service::start(&config, &mut |_| {}).expect("the fixture is served");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    (runtime, polyskill::api::router(Arc::new(service), None))
+    (runtime, polyskill_server::api::router(Arc::new(service), None))
 }
 
 fuzz_target!(|bytes: &[u8]| {

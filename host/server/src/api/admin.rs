@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 
 use super::body::Body;
 use super::error::ApiError;
-use crate::record::{fixture, rows_fixture};
+use crate::fixtures::{fixture, rows_fixture};
 use crate::service::Service;
 
 fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {

@@ -17,8 +17,8 @@ use super::body::Body;
 use super::error::ApiError;
 use super::params::CommonParams;
 use crate::experiments::{
-    CONVERSATION_HEADER, Durable, Enrolment, ExperimentError, Measured, Names, REFERENCE,
-    TENANT_HEADER, beginning,
+    CONVERSATION_HEADER, Durable, Enrolment, ExperimentError, Measured, REFERENCE, TENANT_HEADER,
+    UnitIds, beginning,
 };
 use crate::service::Service;
 use crate::traces::{Trace, TracedToken};
@@ -27,7 +27,7 @@ use crate::traces::{Trace, TracedToken};
 #[derive(Debug)]
 pub(crate) struct Asking {
     pub(crate) id: String,
-    names: Names,
+    names: UnitIds,
     /// Arrival, in microseconds since 1970.
     at_us: u64,
     traceparent: Option<String>,
@@ -57,7 +57,7 @@ pub(crate) struct Enrolled {
 impl Asking {
     pub(crate) fn new(id: String, headers: &HeaderMap, common: &CommonParams) -> Self {
         let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
-        let names = Names {
+        let names = UnitIds {
             unit: common.unit.clone(),
             user: common.user.clone(),
             conversation: header(CONVERSATION_HEADER),

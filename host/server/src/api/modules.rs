@@ -17,7 +17,7 @@ use super::body::Body;
 use super::error::ApiError;
 use crate::modules::{LoadRequest, Loaded, ModuleError};
 use crate::service::Service;
-use crate::sources::{Reason, Signer};
+use polyskill_sources::{Reason, Signer};
 
 /// Longest wait of a request for the end of leases.
 const MAX_DRAIN: Duration = Duration::from_secs(300);

@@ -90,7 +90,7 @@ mod tests {
     /// A file that is forgotten here would be missing in the page.
     #[test]
     fn every_file_of_the_folder_is_served() {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/host/server/ui");
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/ui");
         let mut found: Vec<String> = std::fs::read_dir(folder)
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

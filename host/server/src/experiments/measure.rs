@@ -8,13 +8,14 @@ use polyskill_experiment::totals::Outcome;
 
 /// How a request went.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Measured {
-    pub(crate) outcome: Outcome,
+pub struct Measured {
+    /// Served, fallen back or failed.
+    pub outcome: Outcome,
     values: BTreeMap<String, f64>,
 }
 
 /// The names, with what they are; `module_share.NAME` is the mean weight of a module per token and site.
-pub(crate) const MEASURED: [(&str, &str); 13] = [
+pub const MEASURED: [(&str, &str); 13] = [
     ("ttft_ms", "milliseconds from the request to its first token"),
     ("inter_token_ms", "milliseconds between its tokens, on average"),
     ("queue_ms", "milliseconds that it waited"),
@@ -39,14 +40,14 @@ pub(super) fn is_measured(name: &str) -> bool {
 }
 
 /// The name of the log-probability of a given reference.
-pub(crate) const REFERENCE: &str = "reference_logprob";
+pub const REFERENCE: &str = "reference_logprob";
 
 /// Prefix of a module's share.
 const SHARE: &str = "module_share.";
 
 impl Measured {
     /// Of a request that the engine has ended after `seconds`.
-    pub(crate) fn of(composition: &Composition, finished: &Finished, seconds: f64) -> Self {
+    pub fn of(composition: &Composition, finished: &Finished, seconds: f64) -> Self {
         let fault = matches!(finished.reason, FinishReason::Error(_));
         let fallback = composition.fallback().is_some()
             || (finished.fallback_rows > 0 && finished.module_share.is_empty());
@@ -85,12 +86,12 @@ impl Measured {
     }
 
     /// Whether a challenger's decisions were compared with it.
-    pub(crate) fn is_compared(&self) -> bool {
+    pub fn is_compared(&self) -> bool {
         self.values.contains_key("agreement")
     }
 
     /// The control's part: it agrees with itself.
-    pub(crate) fn of_control(&self) -> Self {
+    pub fn of_control(&self) -> Self {
         let mut own = self.clone();
         own.put("agreement", 1.0);
         own.put("overlap", 1.0);
@@ -98,20 +99,20 @@ impl Measured {
     }
 
     /// The challenger's part: how far it decided alike, and nothing that it did not do.
-    pub(crate) fn of_challenger(&self) -> Self {
+    pub fn of_challenger(&self) -> Self {
         let mut values = self.values.clone();
         values.retain(|name, _| name == "agreement" || name == "overlap");
         Self { outcome: Outcome::default(), values }
     }
 
     /// Of a request that no composition could be made for.
-    pub(crate) fn fault() -> Self {
+    pub fn fault() -> Self {
         let values = BTreeMap::from([("fault".to_owned(), 1.0)]);
         Self { outcome: Outcome { fallback: true, fault: true }, values }
     }
 
     /// Adds a value.
-    pub(crate) fn put(&mut self, name: &str, value: f64) {
+    pub fn put(&mut self, name: &str, value: f64) {
         self.values.insert(name.to_owned(), value);
     }
 

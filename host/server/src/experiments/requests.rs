@@ -9,43 +9,45 @@ use polyskill_experiment::totals::Outcome;
 use super::live::{Assigned, Dealt, Live};
 use super::measure::{Measured, is_measured};
 use super::store::{self, Durable, Noted, Served};
-use super::unit::Names;
+use super::unit::UnitIds;
 use super::{ExperimentError, Experiments, arm, hear, json_text, lock, wait};
 
 /// A request that an experiment answers.
 #[derive(Clone, Debug)]
-pub(crate) struct Enrolment {
-    pub(crate) experiment: String,
+pub struct Enrolment {
+    /// The experiment's name.
+    pub experiment: String,
     /// Empty before the experiment's start.
-    pub(crate) arm: String,
+    pub arm: String,
     unit: String,
     /// Whether it counts; overrides do not, and units whose arm was stopped.
     counted: bool,
     /// What answers; `None` before the start.
-    pub(crate) selection: Option<Selection>,
+    pub selection: Option<Selection>,
     /// Arms that are to be looked at beside the control, which serves.
-    pub(crate) shadows: Vec<(String, Selection)>,
-    pub(crate) mode: Mode,
+    pub shadows: Vec<(String, Selection)>,
+    /// The way in which arms meet requests.
+    pub mode: Mode,
     /// The share of requests that a full shadow runs again.
-    pub(crate) sample: f64,
+    pub sample: f64,
 }
 
 impl Enrolment {
     /// The challenger that a request's decisions are compared with, or that runs it again: of several, one by the id.
-    pub(crate) fn challenger(&self, id: &str) -> Option<(&str, &Selection)> {
+    pub fn challenger(&self, id: &str) -> Option<(&str, &Selection)> {
         let at = (position("challenger", id) * self.shadows.len() as f64) as usize;
         self.shadows.get(at).map(|(name, selection)| (name.as_str(), selection))
     }
 
     /// Whether a request is in the share that a full shadow runs again.
-    pub(crate) fn is_sampled(&self, id: &str) -> bool {
+    pub fn is_sampled(&self, id: &str) -> bool {
         self.counted && position("shadow", id) < self.sample
     }
 }
 
 /// What a request asks of experiments.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) enum Choice {
+pub enum Choice {
     /// Whatever the hash says.
     #[default]
     Open,
@@ -60,11 +62,11 @@ impl Experiments {
     ///
     /// # Errors
     /// If the request asks for an arm that there is not.
-    pub(crate) async fn enrol(
+    pub async fn enrol(
         &self,
         choice: &Choice,
         model: &str,
-        names: &Names,
+        names: &UnitIds,
     ) -> Result<Option<Enrolment>, ExperimentError> {
         match choice {
             Choice::None => return Ok(None),
@@ -125,7 +127,7 @@ impl Experiments {
     }
 
     /// Makes a request's id known, so that feedback finds it.
-    pub(crate) fn served(&self, id: &str, enrolment: &Enrolment) -> Durable<()> {
+    pub fn served(&self, id: &str, enrolment: &Enrolment) -> Durable<()> {
         let served = Served {
             experiment: enrolment.experiment.clone(),
             arm: enrolment.arm.clone(),
@@ -136,12 +138,12 @@ impl Experiments {
     }
 
     /// Counts a request that has ended: the arm acted, so its unit is exposed.
-    pub(crate) fn ended(&self, enrolment: &Enrolment, measured: &Measured) {
+    pub fn ended(&self, enrolment: &Enrolment, measured: &Measured) {
         self.ended_under(enrolment, &enrolment.arm, measured);
     }
 
     /// Counts a request whose arm could not be composed, and keeps why.
-    pub(crate) fn failed(&self, enrolment: &Enrolment, arm: &str, reason: &str) {
+    pub fn failed(&self, enrolment: &Enrolment, arm: &str, reason: &str) {
         if let Ok(live) = self.one(&enrolment.experiment) {
             let mut live = lock(&live);
             let experiment = &enrolment.experiment;
@@ -154,13 +156,13 @@ impl Experiments {
     }
 
     /// Whether an experiment measures something of this name.
-    pub(crate) fn measures(&self, enrolment: &Enrolment, metric: &str) -> bool {
+    pub fn measures(&self, enrolment: &Enrolment, metric: &str) -> bool {
         let live = self.one(&enrolment.experiment);
         enrolment.counted && live.is_ok_and(|live| lock(&live).declaration.metric(metric).is_some())
     }
 
     /// Adds what was measured of a request after it was counted.
-    pub(crate) fn measured_later(&self, enrolment: &Enrolment, metric: &str, value: f64) {
+    pub fn measured_later(&self, enrolment: &Enrolment, metric: &str, value: f64) {
         let Ok(live) = self.one(&enrolment.experiment) else { return };
         let mut live = lock(&live);
         if !live.declaration.metric(metric).is_some_and(|metric| metric.accepts(value)) {
@@ -180,7 +182,7 @@ impl Experiments {
     }
 
     /// The same for an arm that ran in a shadow.
-    pub(crate) fn ended_under(&self, enrolment: &Enrolment, arm: &str, measured: &Measured) {
+    pub fn ended_under(&self, enrolment: &Enrolment, arm: &str, measured: &Measured) {
         let Ok(live) = self.one(&enrolment.experiment) else { return };
         let mut live = lock(&live);
         if !enrolment.counted {

@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS feedback (
 /// Why the store does not do what it is asked for.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store of experiments: {0}")]
-pub(crate) struct StoreError(String);
+pub struct StoreError(String);
 
 fn failed(error: impl std::fmt::Display) -> StoreError {
     StoreError(error.to_string())
@@ -59,7 +59,7 @@ pub(super) struct Store {
 }
 
 /// The outcome of a change, once it is on the disk.
-pub(crate) type Durable<T> = oneshot::Receiver<Result<T, StoreError>>;
+pub type Durable<T> = oneshot::Receiver<Result<T, StoreError>>;
 
 /// An experiment as it is kept.
 #[derive(Debug, Default)]

@@ -5,28 +5,28 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
 /// Header with the conversation's id, for clients that cannot send `unit`.
-pub(crate) const CONVERSATION_HEADER: &str = "x-conversation-id";
+pub const CONVERSATION_HEADER: &str = "x-conversation-id";
 /// Header with the tenant's id, set by the gateway before this server.
-pub(crate) const TENANT_HEADER: &str = "x-tenant-id";
+pub const TENANT_HEADER: &str = "x-tenant-id";
 
 /// What a request says of who sent it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Names {
+pub struct UnitIds {
     /// The field `unit`.
-    pub(crate) unit: Option<String>,
+    pub unit: Option<String>,
     /// The field `user`.
-    pub(crate) user: Option<String>,
+    pub user: Option<String>,
     /// [`CONVERSATION_HEADER`].
-    pub(crate) conversation: Option<String>,
+    pub conversation: Option<String>,
     /// [`TENANT_HEADER`].
-    pub(crate) tenant: Option<String>,
+    pub tenant: Option<String>,
     /// The beginning of a conversation: all up to the first user's message, which its later requests repeat.
-    pub(crate) beginning: Option<String>,
+    pub beginning: Option<String>,
 }
 
-impl Names {
+impl UnitIds {
     /// The unit of a request, hashed: units may be names of people, and are kept for long.
-    pub(crate) fn unit(&self, unit: Unit) -> Option<String> {
+    pub fn unit(&self, unit: Unit) -> Option<String> {
         let (kind, name) = match unit {
             Unit::Conversation => {
                 let named = self.unit.as_ref().or(self.conversation.as_ref());
@@ -45,7 +45,7 @@ fn hashed(text: &str) -> String {
 }
 
 /// The beginning of a conversation, up to its first user's message.
-pub(crate) fn beginning(messages: &[Json]) -> Option<String> {
+pub fn beginning(messages: &[Json]) -> Option<String> {
     let first = messages.iter().position(|message| message["role"] == "user")?;
     Some(Json::from(messages[..=first].to_vec()).to_string())
 }
@@ -63,9 +63,9 @@ mod tests {
         let more =
             [json!({"role": "assistant", "content": "b"}), json!({"role": "user", "content": "c"})];
         later.as_array_mut().unwrap().extend(more);
-        let names = |messages: &Json| Names {
+        let names = |messages: &Json| UnitIds {
             beginning: beginning(messages.as_array().unwrap()),
-            ..Names::default()
+            ..UnitIds::default()
         };
         let unit = names(&first).unit(Unit::Conversation);
         assert!(unit.is_some() && unit == names(&later).unit(Unit::Conversation));
@@ -77,11 +77,11 @@ mod tests {
     #[test]
     fn explicit_names_come_first_and_kinds_are_apart() {
         let text = |text: &str| Some(text.to_owned());
-        let names = Names { user: text("ann"), tenant: text("ann"), ..Names::default() };
+        let names = UnitIds { user: text("ann"), tenant: text("ann"), ..UnitIds::default() };
         assert_eq!(names.unit(Unit::Conversation), None);
         assert_ne!(names.unit(Unit::User), names.unit(Unit::Tenant));
-        let named = Names { unit: text("c1"), beginning: text("x"), ..names.clone() };
-        let by_header = Names { conversation: text("c1"), beginning: text("y"), ..names };
+        let named = UnitIds { unit: text("c1"), beginning: text("x"), ..names.clone() };
+        let by_header = UnitIds { conversation: text("c1"), beginning: text("y"), ..names };
         assert_eq!(named.unit(Unit::Conversation), by_header.unit(Unit::Conversation));
         assert!(!named.unit(Unit::User).unwrap().contains("ann"));
     }

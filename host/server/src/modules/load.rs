@@ -12,8 +12,7 @@ use serde_json::json;
 
 use super::state::{Folder, SavedModule, StateDirectory};
 use super::{LoadRequest, Loaded, MAX_LOADS, ModuleError, Modules, lock};
-use crate::sources::{Fetched, Format, Pin, Policy, Signer, Source};
-use crate::{pull, sources};
+use polyskill_sources::{self as sources, Fetched, Format, Pin, Policy, Signer, Source};
 
 impl Modules {
     /// A module in a configured directory, used where it lies.
@@ -50,7 +49,7 @@ impl Modules {
             pinned: declared.pinned.then_some(true),
         };
         let started = Instant::now();
-        let staging = pull::cache_directory().join("modules");
+        let staging = sources::cache::cache_directory().join("modules");
         let fetched = self.fetch(&request.source, &self.policy, &staging)?;
         let (path, root) = (fetched.path(), fetched.root.clone());
         let signature = fetched.signature().map_err(ModuleError::Fetched)?;
@@ -128,7 +127,7 @@ impl Modules {
         match &self.state {
             Some(state) => self.load_durably(request, state, started),
             None => {
-                let staging = pull::cache_directory().join("modules");
+                let staging = sources::cache::cache_directory().join("modules");
                 let fetched = self.fetch(&request.source, &self.policy, &staging)?;
                 let (path, root) = (fetched.path(), fetched.root.clone());
                 let signature = fetched.signature().map_err(ModuleError::Fetched)?;

@@ -8,7 +8,7 @@ use polyskill_adapters::library::Expected;
 
 use super::state::{Folder, Saved};
 use super::{MAX_FAILURES, ModuleError, Modules, Provenance, lock};
-use crate::sources::Signer;
+use polyskill_sources::Signer;
 
 impl Modules {
     /// Whether a module may have a name: the name is free for modules, there will be room, and the signer is

@@ -47,7 +47,7 @@ impl Exporter {
 }
 
 async fn send_all(address: &str, mut traces: Receiver<Arc<Trace>>) {
-    let client = reqwest::Client::builder().timeout(TIMEOUT).build().unwrap_or_default();
+    let client = polyskill_sources::http_client().timeout(TIMEOUT).build().unwrap_or_default();
     let mut batch = Vec::new();
     while traces.recv_many(&mut batch, MAX_BATCH).await > 0 {
         let all: Vec<&Trace> = batch.iter().map(AsRef::as_ref).collect();

@@ -14,57 +14,74 @@ use serde_json::Value as Json;
 
 /// A request from its arrival to its end.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-pub(crate) struct Trace {
+pub struct Trace {
     /// The reply's id.
-    pub(crate) id: String,
+    pub id: String,
     /// Arrival, in microseconds since 1970.
-    pub(crate) at_us: u64,
+    pub at_us: u64,
     /// The caller's W3C `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) traceparent: Option<String>,
-    pub(crate) model: String,
-    pub(crate) composition: String,
-    pub(crate) router: Option<String>,
-    pub(crate) served: String,
+    pub traceparent: Option<String>,
+    /// The name in the request.
+    pub model: String,
+    /// Digest of the composition.
+    pub composition: String,
+    /// The router that was asked.
+    pub router: Option<String>,
+    /// The name of what answered.
+    pub served: String,
+    /// Set where the base answered in place of a router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) fallback_reason: Option<String>,
+    pub fallback_reason: Option<String>,
+    /// The experiment that the request counts for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) experiment: Option<String>,
+    pub experiment: Option<String>,
+    /// Its arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) arm: Option<String>,
+    pub arm: Option<String>,
     /// Modules by the numbers in picks.
-    pub(crate) modules: Vec<String>,
-    pub(crate) share: BTreeMap<String, f64>,
-    pub(crate) reason: String,
-    pub(crate) prompt_tokens: usize,
-    pub(crate) cached_tokens: usize,
-    pub(crate) completion_tokens: usize,
-    pub(crate) fallback_rows: u64,
-    pub(crate) queue_us: u64,
+    pub modules: Vec<String>,
+    /// Part of the picks' weight, by module.
+    pub share: BTreeMap<String, f64>,
+    /// The reason of the end, as in the reply.
+    pub reason: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Those whose keys and values were there already.
+    pub cached_tokens: usize,
+    /// Generated tokens.
+    pub completion_tokens: usize,
+    /// Rows that the base answered in place of a router.
+    pub fallback_rows: u64,
+    /// Time in the queue.
+    pub queue_us: u64,
     /// From arrival to the first token.
-    pub(crate) first_token_us: Option<u64>,
-    pub(crate) total_us: u64,
+    pub first_token_us: Option<u64>,
+    /// From arrival to the end.
+    pub total_us: u64,
     /// Each generated token with its picks, as in a reply with `trace: "full"`.
-    pub(crate) tokens: Vec<TracedToken>,
+    pub tokens: Vec<TracedToken>,
     /// What it takes to run it again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) repeat: Option<Repeat>,
+    pub repeat: Option<Repeat>,
 }
 
 /// A generated token with what was decided for the row that produced it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(crate) struct TracedToken {
-    pub(crate) token: u32,
+pub struct TracedToken {
+    /// The token.
+    pub token: u32,
     text: String,
-    pub(crate) sites: Vec<TracedSite>,
+    /// The picks, by site.
+    pub sites: Vec<TracedSite>,
     /// What sparse layers of the base did.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(crate) experts: Vec<TracedExperts>,
+    pub experts: Vec<TracedExperts>,
 }
 
 /// The picks at one site; where a program decided there, the best scores with the margin between the first two.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(crate) struct TracedSite {
+pub struct TracedSite {
     layer: usize,
     site: Cow<'static, str>,
     picks: Vec<(u32, f32)>,
@@ -76,7 +93,7 @@ pub(crate) struct TracedSite {
 
 /// Native logits and the experts that were run.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub(crate) struct TracedExperts {
+pub struct TracedExperts {
     layer: u32,
     site: Cow<'static, str>,
     logits: Vec<f32>,
@@ -85,7 +102,7 @@ pub(crate) struct TracedExperts {
 
 impl TracedToken {
     /// Of an event whose routing was recorded; nothing where none was.
-    pub(crate) fn of(event: TokenEvent, tokenizer: &Tokenizer) -> Option<Self> {
+    pub fn of(event: TokenEvent, tokenizer: &Tokenizer) -> Option<Self> {
         let TokenEvent { token, routing, experts, .. } = event;
         if routing.is_empty() && experts.is_empty() {
             return None;
@@ -113,11 +130,14 @@ impl TracedToken {
 
 /// A request, to be run again.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub(crate) struct Repeat {
-    pub(crate) prompt: Vec<u32>,
+pub struct Repeat {
+    /// Tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// Its sampling parameters.
     #[serde(with = "Sampling")]
-    pub(crate) sampling: SamplingParams,
-    pub(crate) selection: Selected,
+    pub sampling: SamplingParams,
+    /// The selection that the request asked for.
+    pub selection: Selected,
 }
 
 /// The fields of [`SamplingParams`].
@@ -148,16 +168,26 @@ struct Sampling {
 /// A [`Selection`].
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Selected {
+pub enum Selected {
+    /// The base alone.
     Base,
+    /// Modules by name, with weights.
     Weighted(Vec<(String, f32)>),
+    /// A router, or a chain of them.
     Routed {
+        /// Its name.
         router: String,
+        /// Its parameters.
         parameters: Vec<(String, Json)>,
+        /// Patterns of the candidates' names.
         modules: Vec<String>,
+        /// Modules that are always on, with weights.
         beside: Vec<(String, f32)>,
+        /// Tokens of the prompt, as the router was told.
         prompt_tokens: usize,
+        /// The text that the router read.
         text: Option<String>,
+        /// The request's bucket of 10,000.
         bucket: u64,
     },
 }

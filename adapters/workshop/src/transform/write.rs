@@ -1,0 +1,243 @@
+//! Writing modules: whole or not at all, and never over anything.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use half::bf16;
+use polyskill_adapters::tensor_file::{Tensor, tensor_name, weights_file};
+use safetensors::tensor::Dtype as TensorType;
+use serde_json::{Map, Value as Json, json};
+
+use super::factors::Factors;
+use super::matrix::Mat;
+use super::source::{Source, leaf};
+use polyskill_adapters::Error;
+use polyskill_adapters::Generation;
+use polyskill_adapters::peft::{CARD_FILE, CONFIG_FILE, MAX_WEIGHT, WEIGHTS_FILE};
+
+/// How the weights of new modules are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16, rounded to nearest even.
+    Bf16,
+}
+
+impl Dtype {
+    fn bytes(self, values: impl Iterator<Item = f64>) -> Vec<u8> {
+        match self {
+            Self::F32 => values.flat_map(|value| (value as f32).to_le_bytes()).collect(),
+            Self::Bf16 => {
+                values.flat_map(|value| bf16::from_f32(value as f32).to_le_bytes()).collect()
+            }
+        }
+    }
+
+    fn round(self, value: f64) -> f64 {
+        match self {
+            Self::F32 => f64::from(value as f32),
+            Self::Bf16 => bf16::from_f32(value as f32).to_f64(),
+        }
+    }
+
+    /// What is left of factors in this precision, or the part that overflows it.
+    pub(crate) fn rounded(self, mut factors: Factors) -> Result<Factors, String> {
+        for (part, matrix) in [("lora_A", &mut factors.a), ("lora_B", &mut factors.bt)] {
+            matrix.values.iter_mut().for_each(|value| *value = self.round(*value));
+            if !matrix.values.iter().all(|value| value.abs() <= f64::from(MAX_WEIGHT)) {
+                return Err(format!("`{part}` overflows: it has a value beyond {MAX_WEIGHT}"));
+            }
+        }
+        Ok(factors)
+    }
+}
+
+/// Weights of factors by site.
+pub(crate) fn weights(sites: &BTreeMap<String, Factors>, dtype: Dtype) -> Result<Vec<u8>, String> {
+    let tensors = sites.iter().flat_map(|(site, factors)| {
+        let matrix = |part, m: &Mat| {
+            let stored = match dtype {
+                Dtype::F32 => TensorType::F32,
+                Dtype::Bf16 => TensorType::BF16,
+            };
+            let bytes = dtype.bytes(m.values.iter().copied());
+            (
+                tensor_name(site, part),
+                Tensor { dtype: stored, shape: vec![m.rows, m.columns], bytes },
+            )
+        };
+        [matrix("lora_A", &factors.a), matrix("lora_B", &factors.bt.transposed())]
+    });
+    weights_file(tensors)
+}
+
+/// The configuration of a LoRA with these ranks, in which PEFT's scale is 1 at every site.
+pub(crate) fn config(sources: &[Source], ranks: &BTreeMap<&str, usize>) -> Vec<u8> {
+    let shared = |key: &str| {
+        let mut values = sources.iter().map(|source| source.settings.get(key));
+        let first = values.next().flatten().cloned().unwrap_or(Json::Null);
+        if values.all(|value| value.unwrap_or(&Json::Null) == &first) { first } else { Json::Null }
+    };
+    let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+    ranks.values().for_each(|&rank| *counts.entry(rank).or_default() += 1);
+    let usual = counts.iter().max_by_key(|(_, count)| **count).map_or(1, |(rank, _)| *rank);
+    let others = ranks.iter().filter(|(_, rank)| **rank != usual);
+    let pattern: Map<String, Json> =
+        others.map(|(site, rank)| ((*site).to_owned(), json!(rank))).collect();
+    // The targets of a source that acts at the same sites mean the same sites of the base.
+    let same = sources.iter().find(|source| {
+        source.sites.len() == ranks.len()
+            && source.sites.keys().all(|site| ranks.contains_key(site.as_str()))
+    });
+    let target = |key: &str| {
+        let inherited = same.map(|source| source.settings.get(key).cloned().unwrap_or(Json::Null));
+        inherited.unwrap_or_else(|| match key {
+            "target_modules" => json!(ranks.keys().collect::<Vec<_>>()),
+            _ => Json::Null,
+        })
+    };
+    let config = json!({
+        "alpha_pattern": pattern,
+        "base_model_name_or_path": shared("base_model_name_or_path"),
+        "bias": "none",
+        "exclude_modules": target("exclude_modules"),
+        "fan_in_fan_out": shared("fan_in_fan_out").as_bool().unwrap_or(false),
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": target("layers_pattern"),
+        "layers_to_transform": target("layers_to_transform"),
+        "lora_alpha": usual,
+        "lora_dropout": 0.0,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": usual,
+        "rank_pattern": pattern,
+        "target_modules": target("target_modules"),
+        "task_type": shared("task_type"),
+        "use_dora": false,
+        "use_rslora": false,
+    });
+    pretty(&config)
+}
+
+/// Writes a LoRA with scale 1 at every site to `out`.
+pub(crate) fn lora(
+    sources: &[Source],
+    sites: &BTreeMap<String, Factors>,
+    dtype: Dtype,
+    card: String,
+    out: &Path,
+) -> Result<Generation, Error> {
+    let ranks = sites.iter().map(|(path, factors)| (path.as_str(), factors.rank())).collect();
+    let draft = Draft {
+        files: PEFT_FILES,
+        config: config(sources, &ranks),
+        weights: weights(sites, dtype).map_err(transform_error)?,
+        card,
+        read: read_lora,
+    };
+    publish_one(out, &draft)
+}
+
+/// JSON as PEFT writes it.
+pub(crate) fn pretty(config: &Json) -> Vec<u8> {
+    format!("{config:#}\n").into_bytes()
+}
+
+/// The files of a module in PEFT's format.
+pub(crate) const PEFT_FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
+
+/// The files of a module that is to be written.
+#[derive(Clone)]
+pub(crate) struct Draft {
+    /// Names of configuration and weights.
+    pub(crate) files: [&'static str; 2],
+    pub(crate) config: Vec<u8>,
+    pub(crate) weights: Vec<u8>,
+    pub(crate) card: String,
+    /// Reads what was written as it will be read later.
+    pub(crate) read: fn(&Path) -> Result<Generation, Error>,
+}
+
+/// The generation of a LoRA that can be read.
+pub(crate) fn read_lora(directory: &Path) -> Result<Generation, Error> {
+    Source::read(directory).map(|source| source.content.generation)
+}
+
+/// Writes modules into hidden folders beside their targets, reads them back, and then moves all into place.
+///
+/// Nothing stays if anything fails before the first move. Drafts are made one at a time. What comes back are
+/// the generations of what was written, as they were read.
+pub(crate) fn publish<'a>(
+    targets: &[PathBuf],
+    mut draft: impl FnMut(usize) -> Result<Cow<'a, Draft>, Error>,
+) -> Result<Vec<Generation>, Error> {
+    let mut staged: Vec<(PathBuf, &Path)> = Vec::new();
+    let written: Result<Vec<Generation>, Error> = targets
+        .iter()
+        .enumerate()
+        .map(|(at, target)| {
+            let draft = draft(at)?;
+            let folder = stage(target)?;
+            staged.push((folder.clone(), target));
+            fill(&folder, &draft)
+        })
+        .collect();
+    let moved = written.and_then(|generations| {
+        staged.iter().try_for_each(|(folder, target)| {
+            // A rename would replace an empty directory.
+            if target.symlink_metadata().is_ok() {
+                return Err(transform_error(format!("{} exists", target.display())));
+            }
+            std::fs::rename(folder, target).map_err(|source| unwritten(target, &source))
+        })?;
+        Ok(generations)
+    });
+    if moved.is_err() {
+        // The error that stopped the work is the one to report.
+        staged.iter().for_each(|(folder, _)| drop(std::fs::remove_dir_all(folder)));
+    }
+    moved
+}
+
+/// Publishes a single module.
+pub(crate) fn publish_one(target: &Path, draft: &Draft) -> Result<Generation, Error> {
+    let targets = [target.to_owned()];
+    publish(&targets, |_| Ok(Cow::Borrowed(draft))).map(|generations| generations[0])
+}
+
+/// An empty hidden folder beside the target.
+fn stage(target: &Path) -> Result<PathBuf, Error> {
+    let parent = target.parent().unwrap_or(Path::new(""));
+    if !parent.as_os_str().is_empty() {
+        std::fs::create_dir_all(parent).map_err(|source| unwritten(parent, &source))?;
+    }
+    let folder = parent.join(format!(".{}.partial", leaf(target)));
+    std::fs::create_dir(&folder).map_err(|source| unwritten(&folder, &source))?;
+    Ok(folder)
+}
+
+fn fill(folder: &Path, draft: &Draft) -> Result<Generation, Error> {
+    let files = [
+        (draft.files[0], draft.config.as_slice()),
+        (draft.files[1], &draft.weights),
+        (CARD_FILE, draft.card.as_bytes()),
+    ];
+    files.into_iter().try_for_each(|(file, bytes)| {
+        let path = folder.join(file);
+        std::fs::write(&path, bytes).map_err(|source| unwritten(&path, &source))
+    })?;
+    (draft.read)(folder)
+}
+
+fn unwritten(path: &Path, source: &std::io::Error) -> Error {
+    transform_error(format!("cannot write {}: {source}", path.display()))
+}
+
+/// One reason why nothing is written.
+pub(crate) fn transform_error(problem: String) -> Error {
+    Error::Transform { problems: vec![problem] }
+}

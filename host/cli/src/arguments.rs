@@ -1,0 +1,118 @@
+//! Arguments that several commands share.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use polyskill_engine::RouterRequest;
+use polyskill_server::config::{Config, parse_parameters};
+
+/// Flags and variables of every command that loads a base.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Configuration file (TOML).
+    #[arg(long, env = "POLYSKILL_CONFIG")]
+    config: Option<PathBuf>,
+    /// Base model: a known name, a hub repository, a directory or a GGUF file.
+    #[arg(long, env = "POLYSKILL_MODEL")]
+    model: Option<String>,
+    /// Name under which the base is served.
+    #[arg(long, env = "POLYSKILL_SERVED_MODEL_NAME")]
+    served_model_name: Option<String>,
+    /// An expert policy: of a sparse base, hold only the experts in memory that it keeps, for all requests.
+    #[arg(long, env = "POLYSKILL_KEEP_EXPERTS")]
+    keep_experts: Option<PathBuf>,
+    /// Directory whose folders are modules (PEFT).
+    #[arg(long, env = "POLYSKILL_ADAPTERS")]
+    adapters: Vec<PathBuf>,
+    /// Directory whose folders are router plugins.
+    #[arg(long, env = "POLYSKILL_PLUGINS")]
+    plugins: Vec<PathBuf>,
+    /// Address to listen on.
+    #[arg(long, env = "POLYSKILL_LISTEN")]
+    listen: Option<String>,
+    /// Bearer key that requests must carry.
+    #[arg(long, env = "POLYSKILL_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// Bearer key that turns the admin routes on.
+    #[arg(long, env = "POLYSKILL_ADMIN_KEY", hide_env_values = true)]
+    admin_key: Option<String>,
+    /// Development: load plugins without a trusted signature. They stay in their sandbox.
+    #[arg(long, env = "POLYSKILL_ALLOW_UNSIGNED")]
+    allow_unsigned: bool,
+    /// Watch the directories of modules and load what changes.
+    #[arg(long, env = "POLYSKILL_WATCH_ADAPTERS")]
+    watch_adapters: bool,
+    /// Directory that keeps what is loaded at run time, so that a restart serves the same.
+    #[arg(long, env = "POLYSKILL_STATE")]
+    state: Option<PathBuf>,
+    /// MiB of modules' weights in memory; without it all stay.
+    #[arg(long, env = "POLYSKILL_MAX_MODULE_MIB")]
+    max_module_mib: Option<usize>,
+    /// Let holders of the API key load and unload modules over vLLM's routes.
+    #[arg(long, env = "VLLM_ALLOW_RUNTIME_LORA_UPDATING", value_parser = clap::builder::FalseyValueParser::new(), action = clap::ArgAction::SetTrue)]
+    allow_runtime_lora_updating: bool,
+    /// Watch the directories of plugins and load what changes.
+    #[arg(long, env = "POLYSKILL_WATCH_PLUGINS")]
+    watch_plugins: bool,
+}
+
+impl ServeArgs {
+    /// File, then flags and variables, then what lies in the working directory.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is no configuration.
+    pub fn config(&self) -> Result<Config, String> {
+        let mut config = match &self.config {
+            Some(path) => Config::read(path).map_err(|error| error.to_string())?,
+            None => Config::default(),
+        };
+        let flags = self.clone();
+        config.model = flags.model.or(config.model);
+        config.served_model_name = flags.served_model_name.or(config.served_model_name);
+        config.keep_experts = flags.keep_experts.or(config.keep_experts);
+        config.listen = flags.listen.or(config.listen);
+        config.api_key = flags.api_key.or(config.api_key);
+        config.admin_key = flags.admin_key.or(config.admin_key);
+        if !flags.adapters.is_empty() {
+            config.adapters = flags.adapters;
+        }
+        if !flags.plugins.is_empty() {
+            config.plugins = flags.plugins;
+        }
+        config.trust.allow_unsigned |= flags.allow_unsigned;
+        config.watch_plugins |= flags.watch_plugins;
+        config.state = flags.state.or(config.state);
+        config.residency.max_mib = flags.max_module_mib.or(config.residency.max_mib);
+        config.watch_adapters |= flags.watch_adapters;
+        config.allow_runtime_lora_updating |= flags.allow_runtime_lora_updating;
+        let shipped = |path: &str| Some(PathBuf::from(path)).filter(|path| path.is_dir());
+        if config.adapters.is_empty() && config.model.is_none() {
+            config.adapters.extend(shipped("adapters/library"));
+        }
+        if config.plugins.is_empty() {
+            // Built here, from this source tree.
+            config.plugins.extend(shipped("target/plugins"));
+            config.trust.unsigned.extend(shipped("target/plugins"));
+        }
+        Ok(config)
+    }
+}
+
+/// A router by name with parameters written `name=value`.
+pub(crate) fn routed(router: String, params: &[String]) -> Result<RouterRequest, String> {
+    let parameters = parse_parameters(params)?;
+    Ok(RouterRequest { router, parameters, ..RouterRequest::default() })
+}
+
+/// A module written `name` or `name=weight`.
+pub(crate) fn weighted(text: &str) -> Result<(String, f32), String> {
+    match text.split_once('=') {
+        None => Ok((text.to_owned(), 1.0)),
+        Some((name, weight)) => {
+            let weight = weight
+                .parse()
+                .map_err(|_| format!("--adapter `{text}`: `{weight}` is no number"))?;
+            Ok((name.to_owned(), weight))
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! `polyskill bench`: prefill and decode of base, one LoRA and a router, through the engine.
+
+#![expect(clippy::print_stdout, reason = "the terminal is this command's output")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use polyskill_engine::{Composition, Event, Request, SamplingParams, Selection, TraceLevel};
+
+use polyskill_server::service::Service;
+
+use crate::arguments::{ServeArgs, routed};
+use crate::start::start_service;
+
+/// A composition that is measured.
+#[derive(Clone, Debug)]
+struct Case {
+    /// Its name in the table.
+    name: String,
+    /// What answers.
+    selection: Selection,
+}
+
+const PROMPT_TOKENS: u32 = 256;
+const DECODE_TOKENS: usize = 64;
+/// Cases take turns, so that a drift of the machine meets all of them.
+const ROUNDS: usize = 7;
+
+/// Medians of one case over the rounds.
+#[derive(Clone, Debug, Default)]
+struct Figures {
+    prefill: Vec<f64>,
+    /// Seconds per step at 1 and at 8 rows.
+    steps: [Vec<f64>; 2],
+    p99: [Vec<f64>; 2],
+}
+
+/// Measures base, the first module and Arrow, where they are there.
+///
+/// # Errors
+/// A message for the user.
+pub fn run(args: &ServeArgs) -> Result<(), String> {
+    let service = start_service(&args.config()?)?;
+    let mut cases = vec![Case { name: "base".to_owned(), selection: Selection::Base }];
+    let snapshot = service.composer.library().snapshot();
+    if let Some((name, _)) = snapshot.iter().next() {
+        let selection = Selection::Weighted(vec![(name.to_owned(), 1.0)]);
+        cases.push(Case { name: "one LoRA".to_owned(), selection });
+    }
+    if service.composer.routers().iter().any(|router| router.name == "arrow")
+        && !snapshot.is_empty()
+    {
+        let selection = Selection::Routed(routed("arrow".to_owned(), &["top_k=3".to_owned()])?);
+        cases.push(Case { name: "arrow top-3".to_owned(), selection });
+    }
+    measure(&service, &cases)
+}
+
+/// Runs all cases in turns and prints a table; the first case is the reference of the tax.
+fn measure(service: &Service, cases: &[Case]) -> Result<(), String> {
+    let compositions = cases
+        .iter()
+        .map(|case| service.composer.compose(&case.selection).map_err(|error| error.to_string()))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut figures = vec![Figures::default(); cases.len()];
+    for round in 0..=ROUNDS {
+        for (composition, figures) in compositions.iter().zip(&mut figures) {
+            let prefill = measure_prefill(service, composition)?;
+            let one = measure_decode(service, composition, 1)?;
+            let eight = measure_decode(service, composition, 8)?;
+            // The first round warms caches and clocks.
+            if round > 0 {
+                figures.prefill.push(f64::from(prompt_tokens(service)) / prefill);
+                for (slot, steps) in [one, eight].into_iter().enumerate() {
+                    figures.steps[slot].push(quantile(&steps, 0.5));
+                    figures.p99[slot].push(quantile(&steps, 0.99));
+                }
+            }
+        }
+    }
+    print_table(service, cases, &compositions, &figures);
+    Ok(())
+}
+
+fn print_table(
+    service: &Service,
+    cases: &[Case],
+    compositions: &[Arc<Composition>],
+    figures: &[Figures],
+) {
+    let (modules, prompt) = (service.composer.library().snapshot().len(), prompt_tokens(service));
+    println!(
+        "base {}, {modules} modules in the library, {} threads; medians of {ROUNDS} rounds in turns; every prompt is new, so that none comes out of the prefix cache",
+        service.base_name,
+        service.model.compute().num_threads()
+    );
+    println!(
+        "| case | candidates | prefill {prompt} tok/s | decode 1 row tok/s | p99 ms | tax | decode 8 rows tok/s | p99 ms | tax |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    let base: Vec<f64> = (0..2).map(|slot| quantile(&figures[0].steps[slot], 0.5)).collect();
+    for ((case, composition), figures) in cases.iter().zip(compositions).zip(figures) {
+        let median = |values: &[f64]| quantile(values, 0.5);
+        let cell = |slot: usize, rows: f64| {
+            let step = median(&figures.steps[slot]);
+            let tax = 100.0 * (step / base[slot] - 1.0);
+            format!("{:.1} | {:.2} | {tax:+.0} %", rows / step, 1e3 * median(&figures.p99[slot]))
+        };
+        let prefill = median(&figures.prefill);
+        let candidates = composition.modules().len();
+        println!(
+            "| {} | {candidates} | {prefill:.0} | {} | {} |",
+            case.name,
+            cell(0, 1.0),
+            cell(1, 8.0)
+        );
+    }
+}
+
+/// Tokens of a prompt: fewer where the base's context holds no more with what is generated.
+fn prompt_tokens(service: &Service) -> u32 {
+    let room = service.engine.handle().max_tokens().saturating_sub(DECODE_TOKENS).max(1);
+    u32::try_from(room).map_or(PROMPT_TOKENS, |room| room.min(PROMPT_TOKENS))
+}
+
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = ((sorted.len() as f64 - 1.0) * q).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+fn submit(
+    service: &Service,
+    composition: &Arc<Composition>,
+    prompt_tokens: u32,
+    max_tokens: usize,
+) -> Result<Receiver<(Instant, Event)>, String> {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    let (sender, events) = channel();
+    let vocab = service.model.config().vocab_size as u32;
+    // No two requests have a beginning in common: a prompt that was read before is not read, but looked up.
+    let asked = ASKED.fetch_add(1, Relaxed);
+    let first = asked.wrapping_mul(7_919).wrapping_add(100) % vocab;
+    let request = Request {
+        prompt: (0..prompt_tokens).map(|at| (first + at * 7) % vocab).collect(),
+        sampling: SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() },
+        composition: Arc::clone(composition),
+        trace: TraceLevel::None,
+        shadow: None,
+        cache_salt: format!("bench {asked}"),
+        sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into()),
+    };
+    service.engine.handle().submit(request).map_err(|error| error.to_string())?;
+    Ok(events)
+}
+
+fn measure_prefill(service: &Service, composition: &Arc<Composition>) -> Result<f64, String> {
+    let started = Instant::now();
+    let events = submit(service, composition, prompt_tokens(service), 1)?;
+    let first = events.iter().find(|(_, event)| matches!(event, Event::Token(_)));
+    let (at, _) = first.ok_or("the engine gave no token")?;
+    let seconds = (at - started).as_secs_f64();
+    events.iter().for_each(drop);
+    Ok(seconds)
+}
+
+/// Seconds between tokens with `rows` requests decoding together.
+fn measure_decode(
+    service: &Service,
+    composition: &Arc<Composition>,
+    rows: usize,
+) -> Result<Vec<f64>, String> {
+    let receivers = (0..rows)
+        .map(|_| submit(service, composition, 32, DECODE_TOKENS))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut steps = Vec::new();
+    for (index, events) in receivers.into_iter().enumerate() {
+        let times: Vec<Instant> = events
+            .iter()
+            .filter(|(_, event)| matches!(event, Event::Token(_)))
+            .map(|(at, _)| at)
+            .collect();
+        // The first tokens fall into other requests' prefill; all requests see the same steps after it.
+        if index == 0 {
+            let gaps = times.windows(2).map(|pair| pair[1] - pair[0]);
+            steps = gaps.skip(4).map(|gap: Duration| gap.as_secs_f64()).collect();
+        }
+    }
+    Ok(steps)
+}

@@ -1,0 +1,167 @@
+//! What is compared: the base, modules, routers, and what they are told.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use polyskill_engine::{RouterRequest, Selection};
+use serde::{Deserialize, Serialize};
+
+use super::tasks::Item;
+use polyskill_server::config::parameters;
+use polyskill_server::service::Service;
+
+/// One thing that answers all items.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Column {
+    /// Its name in the tables.
+    pub name: String,
+    /// A router, or a chain of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<String>,
+    /// The router's parameters.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub params: toml::Table,
+    /// The router's candidates, as in a skill set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<String>,
+    /// Modules by weight: beside the router, or alone.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub adapters: BTreeMap<String, f32>,
+    /// Whether the item's own module answers, at weight 1; the base where it has none.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub own: bool,
+    /// The column before, whose most picked module of an item answers it alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_picked_of: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    column: Vec<Column>,
+}
+
+impl Column {
+    /// What answers an item; `most_picked` is the module that the column in `most_picked_of` used most.
+    ///
+    /// # Errors
+    /// A parameter that is no scalar.
+    pub(super) fn selection(
+        &self,
+        item: &Item,
+        most_picked: Option<&str>,
+    ) -> Result<Selection, String> {
+        let alone = |name: &str| Selection::Weighted(vec![(name.to_owned(), 1.0)]);
+        if self.own {
+            return Ok(item.module.as_deref().map_or(Selection::Base, alone));
+        }
+        if self.most_picked_of.is_some() {
+            return Ok(most_picked.map_or(Selection::Base, alone));
+        }
+        let weights: Vec<(String, f32)> =
+            self.adapters.iter().map(|(name, weight)| (name.clone(), *weight)).collect();
+        Ok(match &self.router {
+            Some(router) => Selection::Routed(RouterRequest {
+                router: router.clone(),
+                parameters: parameters(&self.params)?,
+                modules: self.modules.clone(),
+                beside: weights,
+                text: Some(item.last_said()),
+                ..RouterRequest::default()
+            }),
+            None if weights.is_empty() => Selection::Base,
+            None => Selection::Weighted(weights),
+        })
+    }
+
+    fn check(&self, before: &[Self]) -> Result<(), String> {
+        if self.name.trim().is_empty() {
+            return Err("the name is empty".to_owned());
+        }
+        let ways = [self.router.is_some(), self.own, self.most_picked_of.is_some()];
+        if ways.into_iter().filter(|way| *way).count() > 1 {
+            return Err("expected one of `router`, `own` and `most_picked_of`".to_owned());
+        }
+        if (self.own || self.most_picked_of.is_some()) && !self.adapters.is_empty() {
+            return Err("`adapters` is for routers, or stands alone".to_owned());
+        }
+        if self.router.is_none() && !(self.params.is_empty() && self.modules.is_empty()) {
+            return Err("`params` and `modules` need a `router`".to_owned());
+        }
+        if before.iter().any(|other| other.name == self.name) {
+            return Err("the name is taken by a column before".to_owned());
+        }
+        match &self.most_picked_of {
+            Some(other) if !before.iter().any(|column| column.name == *other) => {
+                Err(format!("`most_picked_of` is `{other}`, which is no column before"))
+            }
+            _ => parameters(&self.params).map(drop),
+        }
+    }
+}
+
+/// Reads `[[column]]` tables.
+///
+/// # Errors
+/// What is wrong, with the file and the column.
+pub fn read_columns(path: &Path) -> Result<Vec<Column>, String> {
+    let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
+    let File { column: columns } = toml::from_str(&text).map_err(|error| fail(&error))?;
+    for (at, column) in columns.iter().enumerate() {
+        column
+            .check(&columns[..at])
+            .map_err(|problem| fail(&format!("column `{}`: {problem}", column.name)))?;
+    }
+    Ok(columns)
+}
+
+/// The base, each item's own module, and the skill sets.
+pub(super) fn default_columns(service: &Service) -> Vec<Column> {
+    let named = |name: &str| Column { name: name.to_owned(), ..Column::default() };
+    let sets = service.skill_sets.iter().map(|set| Column {
+        name: set.id.clone(),
+        router: Some(set.router.clone()),
+        params: set.params.clone(),
+        modules: set.modules.clone(),
+        adapters: set.adapters.clone(),
+        ..Column::default()
+    });
+    [named("base"), Column { own: true, ..named("own module") }].into_iter().chain(sets).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_that_make_no_sense_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("columns.toml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            read_columns(&path)
+        };
+        let good = "[[column]]\nname = \"a\"\nrouter = \"arrow\"\nparams = { top_k = 2 }\n";
+        assert_eq!(read(good).unwrap().len(), 1);
+        for (text, part) in [
+            ("[[column]]\nname = \"a\"\nown = true", "the name is taken"),
+            ("[[column]]\nname = \"b\"\nown = true\nrouter = \"r\"", "one of `router`, `own`"),
+            ("[[column]]\nname = \"b\"\nmost_picked_of = \"c\"", "`c`, which is no column before"),
+            ("[[column]]\nname = \"b\"\nparams = { k = 1 }", "need a `router`"),
+            ("[[column]]\nname = \"b\"\nown = true\nadapters = { x = 1.0 }", "`adapters` is for"),
+            ("[[column]]\nname = \"b\"\nrouter = \"r\"\nparams = { k = [] }", "type array"),
+            ("[[column]]\nname = \"b\"\nweight = 1", "unknown field `weight`"),
+            ("[[column]]\nname = \" \"", "the name is empty"),
+        ] {
+            let message = read(&format!("{good}{text}\n")).unwrap_err();
+            assert!(message.contains(part), "{message}");
+        }
+    }
+}

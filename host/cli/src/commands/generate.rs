@@ -1,0 +1,202 @@
+//! `polyskill generate`: one prompt on the terminal, each token in its module's colour.
+
+#![expect(clippy::print_stdout, reason = "the terminal is this command's output")]
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use clap::Args;
+use polyskill_engine::{
+    Composition, Event, FinishReason, Request, RouterRequest, SamplingParams, Selection, TraceLevel,
+};
+use polyskill_tokenizer::{Chat, Special, Stops, TextStream};
+use serde_json::json;
+
+use polyskill_server::service::Service;
+
+use crate::arguments::{ServeArgs, routed, weighted};
+use crate::start::start_service;
+
+/// The prompt and what answers it.
+#[derive(Args, Clone, Debug)]
+pub struct GenerateArgs {
+    /// The user's message.
+    prompt: String,
+    /// Route with this router over all modules.
+    #[arg(long)]
+    router: Option<String>,
+    /// Router parameter, `name=value`; repeatable.
+    #[arg(long = "param")]
+    params: Vec<String>,
+    /// Use this module; repeatable, `name` or `name=weight`.
+    #[arg(long = "adapter")]
+    adapter: Vec<String>,
+    /// Show each token's modules in colour.
+    #[arg(long)]
+    trace: bool,
+    /// Tokens at most.
+    #[arg(long, default_value_t = 128)]
+    max_tokens: usize,
+    /// 0 is greedy.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Start of the random stream.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+/// The prompt and what answers it, checked.
+#[derive(Clone, Debug)]
+struct Options {
+    /// The user's message.
+    prompt: String,
+    /// What answers.
+    selection: Selection,
+    /// Whether modules are shown.
+    trace: bool,
+    /// Tokens at most.
+    max_tokens: usize,
+    /// 0 is greedy.
+    temperature: f32,
+    /// Start of the random stream.
+    seed: u64,
+}
+
+/// Colours of the modules, in order of the composition.
+const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
+
+/// Answers one prompt on the terminal.
+///
+/// # Errors
+/// A message for the user.
+pub fn run(args: GenerateArgs) -> Result<(), String> {
+    let adapters: Vec<(String, f32)> =
+        args.adapter.iter().map(|text| weighted(text)).collect::<Result<_, _>>()?;
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some((twice, _)) = adapters.iter().find(|(name, _)| !seen.insert(name)) {
+        return Err(format!("--adapter names `{twice}` twice, expected each name once"));
+    }
+    let selection = match &args.router {
+        Some(router) => Selection::Routed(RouterRequest {
+            beside: adapters,
+            text: Some(args.prompt.clone()),
+            ..routed(router.clone(), &args.params)?
+        }),
+        None if adapters.is_empty() => Selection::Base,
+        None => Selection::Weighted(adapters),
+    };
+    let temperature = args.temperature;
+    if !(0.0..=100.0).contains(&temperature) {
+        return Err(format!("--temperature is {temperature}, expected 0 to 100"));
+    }
+    if args.max_tokens == 0 {
+        return Err("--max-tokens is 0, expected at least 1".to_owned());
+    }
+    let service = start_service(&args.serve.config()?)?;
+    let options = Options {
+        prompt: args.prompt,
+        selection,
+        trace: args.trace,
+        max_tokens: args.max_tokens,
+        temperature: args.temperature,
+        seed: args.seed,
+    };
+    answer(&service, &options)
+}
+
+/// Prints the answer as it comes.
+fn answer(service: &Service, options: &Options) -> Result<(), String> {
+    let tokenizer = &service.tokenizer;
+    let prompt = match tokenizer.has_template() {
+        true => {
+            let messages = [json!({"role": "user", "content": options.prompt})];
+            tokenizer.encode_chat(&Chat::to_answer(&messages))
+        }
+        // A base that was never taught to chat goes on with the text.
+        false => tokenizer.encode(&options.prompt),
+    };
+    let prompt = prompt.map_err(|error| error.to_string())?;
+    let mut text = TextStream::after(tokenizer, &prompt, Special::Hidden, Stops::default());
+    let ends = service.end_tokens();
+    let composition =
+        service.composer.compose(&options.selection).map_err(|error| error.to_string())?;
+    let (sender, events) = std::sync::mpsc::channel();
+    let sampling = SamplingParams {
+        max_tokens: options.max_tokens,
+        temperature: options.temperature,
+        seed: options.seed,
+        stop_tokens: ends.clone(),
+        ..SamplingParams::default()
+    };
+    let request = Request {
+        prompt,
+        sampling,
+        composition: Arc::clone(&composition),
+        cache_salt: String::new(),
+        trace: if options.trace { TraceLevel::Full } else { TraceLevel::None },
+        shadow: None,
+        sink: Box::new(move |event| sender.send(event).is_ok().into()),
+    };
+    service.engine.handle().submit(request).map_err(|error| error.to_string())?;
+    for event in events {
+        match event {
+            Event::Prompt(_) => {}
+            Event::Token(token) if ends.contains(&token.token) => {}
+            Event::Token(token) => {
+                let piece = text.push(tokenizer, token.token).text;
+                print!("{}", paint(&piece, strongest(&token.routing)));
+                let _ = std::io::stdout().flush();
+            }
+            Event::Finished(finished) => {
+                println!("{}", text.finish());
+                if options.trace {
+                    legend(&composition, &finished.module_share);
+                }
+                if let FinishReason::Error(message) = finished.reason {
+                    return Err(message);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The module with the most weight over a token's sites.
+fn strongest(routing: &[polyskill_engine::SitePicks]) -> Option<u32> {
+    let mut weights = std::collections::BTreeMap::<u32, f32>::new();
+    for &(module, weight) in routing.iter().flat_map(|site| &site.picks) {
+        *weights.entry(module).or_default() += weight;
+    }
+    weights.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(module, _)| module)
+}
+
+fn paint(text: &str, module: Option<u32>) -> String {
+    match module {
+        Some(module)
+            if !text.is_empty() && std::io::IsTerminal::is_terminal(&std::io::stdout()) =>
+        {
+            format!("\x1b[{}m{text}\x1b[0m", COLOURS[module as usize % COLOURS.len()])
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn legend(composition: &Composition, share: &[(u32, f64)]) {
+    if composition.modules().is_empty() {
+        println!("\nno modules: the base answered");
+        return;
+    }
+    let router = composition.router().map_or("fixed", |router| router.name.as_str());
+    let mut share = share.to_vec();
+    share.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let names = share.iter().filter_map(|&(module, share)| {
+        let name = &composition.modules().get(module as usize)?.name;
+        Some(format!("{} {:.0} %", paint(name, Some(module)), 100.0 * share))
+    });
+    println!("\n{router}: {}", names.collect::<Vec<_>>().join("  "));
+    if let Some(reason) = composition.fallback() {
+        println!("the base answered: {reason}");
+    }
+}

@@ -1,0 +1,5 @@
+//! The `polyskill` program.
+
+fn main() -> std::process::ExitCode {
+    polyskill_cli::main()
+}

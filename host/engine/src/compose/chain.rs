@@ -1,0 +1,159 @@
+//! What one router of a chain is told, and what its answer is worth.
+
+use std::sync::Arc;
+
+use polyskill_adapters::{Generation, Kind, Snapshot};
+use polyskill_sdk::{ParameterError, Parameters, Pick, Request};
+
+use super::selection::{ComposeError, MAX_WEIGHT, RouterRequest};
+use super::versions::Link;
+use crate::compose::composition::RouterIdentity;
+use crate::routers::health::OnFault;
+use crate::routers::version::{Offered, RouterSlot};
+
+/// The candidates that a router may be offered.
+pub(super) fn offered(snapshot: &Snapshot, slot: &RouterSlot, candidates: &[u32]) -> Vec<u32> {
+    let all: Vec<&Arc<polyskill_adapters::Module>> =
+        snapshot.iter().map(|(_, module)| module).collect();
+    let is_offered = |index: &u32| match slot.settings.offered {
+        Offered::Any => true,
+        Offered::LowRank => all[*index as usize].shape().is_low_rank(),
+        Offered::Experts => all[*index as usize].kind() == Kind::Expert,
+    };
+    candidates.iter().copied().filter(is_offered).collect()
+}
+
+/// Refuses parameters of routers that are not in the chain.
+pub(super) fn check_prefixes(asked: &RouterRequest, chain: &[Link]) -> Result<(), ParameterError> {
+    let known = |name: &str| chain.iter().any(|link| link.slot.name == name);
+    let stranger = |(name, _): &&(String, polyskill_sdk::Value)| {
+        name.split_once('.').is_some_and(|(router, _)| !known(router))
+    };
+    let Some((name, _)) = asked.parameters.0.iter().find(stranger) else { return Ok(()) };
+    let routers: Vec<&str> = chain.iter().map(|link| link.slot.name.as_str()).collect();
+    let message = format!("found the prefix of another router, asked are: {}", routers.join(", "));
+    Err(ParameterError { name: name.clone(), message })
+}
+
+/// A parameter as the request names it: with its router where it was given so.
+pub(super) fn as_given(
+    asked: &RouterRequest,
+    slot: &RouterSlot,
+    mut error: ParameterError,
+) -> ParameterError {
+    let prefixed = format!("{}.{}", slot.name, error.name);
+    if asked.parameters.get(&prefixed).is_some() {
+        error.name = prefixed;
+    }
+    error
+}
+
+/// What one router of a chain is told: parameters under its own name, and if it is the last, plain ones.
+pub(super) fn request_for(
+    slot: &RouterSlot,
+    (asked, is_last): (&RouterRequest, bool),
+    candidates: &[u32],
+) -> Request {
+    let mut request = Request::for_candidates(candidates);
+    let own = |(name, value): &(String, polyskill_sdk::Value)| match name.split_once('.') {
+        Some((router, name)) if router == slot.name => Some((name.to_owned(), value.clone())),
+        None if is_last => Some((name.clone(), value.clone())),
+        _ => None,
+    };
+    request.parameters = Parameters(asked.parameters.0.iter().filter_map(own).collect());
+    request.prompt_tokens = u32::try_from(asked.prompt_tokens).unwrap_or(u32::MAX);
+    request.text.clone_from(&asked.text);
+    request.bucket = asked.bucket;
+    request
+}
+
+/// A chain is identified by the digests of the routers that were asked.
+pub(super) fn identity(name: &str, digests: &[&str]) -> RouterIdentity {
+    let digest = match digests {
+        [one] => (*one).to_owned(),
+        several => {
+            let parts: Vec<&[u8]> = several.iter().map(|digest| digest.as_bytes()).collect();
+            Generation::of(&parts).to_string()
+        }
+    };
+    RouterIdentity { name: name.to_owned(), digest }
+}
+
+/// Checks what is left of the candidates, and sorts it.
+pub(super) fn check_narrowed(
+    mut narrowed: Vec<u32>,
+    candidates: &[u32],
+) -> Result<Vec<u32>, String> {
+    if narrowed.is_empty() {
+        return Err("it narrowed the candidates to none".to_owned());
+    }
+    narrowed.sort_unstable();
+    if let Some(pair) = narrowed.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(format!("it narrowed to module {} twice", pair[0]));
+    }
+    match narrowed.iter().find(|module| candidates.binary_search(module).is_err()) {
+        Some(module) => Err(format!("it narrowed to module {module}, which is no candidate")),
+        None => Ok(narrowed),
+    }
+}
+
+/// Checks a fixed mixture and turns library indices into the composition's.
+pub(super) fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32, f32)>, String> {
+    let mut checked: Vec<(u32, f32)> = Vec::with_capacity(picks.len());
+    for (at, pick) in picks.iter().enumerate() {
+        let Ok(index) = candidates.binary_search(&pick.module) else {
+            return Err(format!("pick {at} names module {}, which is no candidate", pick.module));
+        };
+        if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(&pick.weight) {
+            return Err(format!(
+                "pick {at} has the weight {}, expected -{MAX_WEIGHT} to {MAX_WEIGHT}",
+                pick.weight
+            ));
+        }
+        if checked.iter().any(|(known, _)| *known == index as u32) {
+            return Err(format!("pick {at} names module {} a second time", pick.module));
+        }
+        checked.push((index as u32, pick.weight));
+    }
+    // In ascending order, as a program's picks are: the sum's order is part of the result, and the first
+    // pick gives a merge its scale.
+    checked.sort_unstable_by_key(|(index, _)| *index);
+    Ok(checked)
+}
+
+/// Counts an answer that is not usable. Where the request gave parameters or candidates of its own, these may
+/// be the reason, and no client may take a router from all others.
+pub(super) fn count(slot: &RouterSlot, asked: &RouterRequest, reason: &str) {
+    let asks = !asked.parameters.0.is_empty() || !asked.modules.is_empty();
+    match asks {
+        true => slot.count_unusable(reason),
+        false => slot.count_fault(reason),
+    }
+}
+
+/// An error where the policy is to fail the request.
+pub(super) fn refused(slot: &RouterSlot, reason: &str) -> Result<(), ComposeError> {
+    if slot.health.policy().on_fault != OnFault::FailRequest {
+        return Ok(());
+    }
+    Err(ComposeError::RouterFailed { router: slot.name.clone(), reason: reason.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn picks_are_untrusted() {
+        let pick = |module, weight| Pick { module, weight };
+        assert_eq!(check_picks(&[pick(5, 0.5)], &[2, 5]), Ok(vec![(1, 0.5)]));
+        for bad in [
+            vec![pick(3, 1.0)],
+            vec![pick(5, f32::NAN)],
+            vec![pick(5, 3e38)],
+            vec![pick(5, 1.0), pick(5, 1.0)],
+        ] {
+            assert!(check_picks(&bad, &[2, 5]).is_err());
+        }
+    }
+}

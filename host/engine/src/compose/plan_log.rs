@@ -1,0 +1,70 @@
+//! The last plans, kept to make fixtures of.
+
+use std::collections::VecDeque;
+use std::sync::PoisonError;
+
+use polyskill_sdk::runtime::Fault;
+use polyskill_sdk::{ModuleInfo, Request};
+
+use super::Composer;
+use crate::routers::version::RouterSlot;
+
+/// A request that a router planned, kept to make fixtures of.
+#[derive(Clone, Debug)]
+pub struct PlannedRequest {
+    /// The router's name.
+    pub router: String,
+    /// Digest of its code.
+    pub digest: String,
+    /// What it was asked, with the request's own parameters.
+    pub request: Request,
+    /// The candidates, in the order of the request.
+    pub candidates: Vec<ModuleInfo>,
+    /// What it answered.
+    pub plan: Result<polyskill_sdk::Plan, Fault>,
+}
+
+/// The last plans, as many as the operator wants.
+#[derive(Debug, Default)]
+pub(super) struct KeptPlans {
+    most: usize,
+    plans: VecDeque<PlannedRequest>,
+}
+
+impl Composer {
+    /// Keeps the last `most` plans, with the texts that users wrote; none by default.
+    pub fn keep_plans(&self, most: usize) {
+        self.plans.lock().unwrap_or_else(PoisonError::into_inner).most = most;
+    }
+
+    /// The plans that are kept, oldest first.
+    pub fn kept_plans(&self) -> Vec<PlannedRequest> {
+        let kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.plans.iter().cloned().collect()
+    }
+
+    pub(super) fn keep(
+        &self,
+        slot: &RouterSlot,
+        request: &Request,
+        plan: &Result<polyskill_sdk::Plan, Fault>,
+    ) {
+        let mut kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.most == 0 {
+            return;
+        }
+        let modules = self.views.modules(&self.library.snapshot());
+        let candidate = |index: &u32| modules.get(*index as usize).cloned();
+        let candidates = request.candidates.iter().filter_map(candidate).collect();
+        while kept.plans.len() >= kept.most {
+            kept.plans.pop_front();
+        }
+        kept.plans.push_back(PlannedRequest {
+            router: slot.name.clone(),
+            digest: slot.digest.clone(),
+            request: request.clone(),
+            candidates,
+            plan: plan.clone(),
+        });
+    }
+}

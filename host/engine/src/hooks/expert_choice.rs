@@ -1,0 +1,277 @@
+//! Which experts of a sparse base a composition's rows get: policies and routers' programs, run on native logits.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use polyskill_adapters::apply::{Scratch, low_rank};
+use polyskill_adapters::native::expert_layer;
+use polyskill_adapters::weights::{Expert, ExpertSite};
+use polyskill_adapters::{Lease, Snapshot};
+use polyskill_model::compute::{Compute, SharedMut};
+use polyskill_model::config::Activation;
+use polyskill_model::{ExpertChoice, ExpertOutput, ExpertSlots, ModelConfig};
+use polyskill_sdk::experts::{
+    ExpertLayer, ExpertOp, ExpertProgram, LayerPolicy, POLICY_KIND, check, interpret,
+};
+
+use crate::compose::composition::{Composition, LeasedModule};
+use crate::hooks::RowSpan;
+use crate::hooks::added_experts::ExpertRun;
+
+/// The sparse layers of a base.
+pub(crate) fn layers(config: &ModelConfig) -> Vec<ExpertLayer> {
+    (0..config.num_layers).filter_map(|layer| expert_layer(config, layer)).collect()
+}
+
+/// Programs by layer, checked. Layers without one keep the base's choice.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ExpertPlan {
+    layers: BTreeMap<usize, LayerPlan>,
+}
+
+#[derive(Clone, Debug)]
+struct LayerPlan {
+    num_experts: usize,
+    ops: Vec<ExpertOp>,
+    /// Index into the composition's modules of the policy whose own experts aliases mean.
+    module: Option<u32>,
+}
+
+impl ExpertPlan {
+    /// The policies of modules that act on a whole request, for layers that have no program yet. Where several speak of a
+    /// layer, what is kept, β and aliases each come from the first that says them.
+    pub(crate) fn with_policies<'a>(
+        self,
+        acting: impl Iterator<Item = &'a (u32, f32)>,
+        modules: &[LeasedModule],
+        config: &ModelConfig,
+    ) -> Self {
+        let mut said: BTreeMap<u32, (LayerPolicy, u32)> = BTreeMap::new();
+        for &(module, _) in acting {
+            for policy in &modules[module as usize].module.shape().policy {
+                let (all, brings) = said.entry(policy.layer).or_default();
+                all.layer = policy.layer;
+                all.keep = all.keep.take().or_else(|| policy.keep.clone());
+                all.beta = all.beta.or(policy.beta);
+                if all.alias.is_none() && policy.alias.is_some() {
+                    all.alias.clone_from(&policy.alias);
+                    (all.num_extra, *brings) = (policy.num_extra, module);
+                }
+            }
+        }
+        let mut plan = self;
+        for (number, (policy, module)) in said {
+            let Some(layer) = expert_layer(config, number as usize) else { continue };
+            plan.layers.entry(number as usize).or_insert_with(|| LayerPlan {
+                num_experts: layer.num_experts as usize,
+                ops: policy.ops(layer),
+                module: (policy.num_extra > 0).then_some(module),
+            });
+        }
+        plan
+    }
+
+    /// Checks a router's programs. Returned beside the plan are the policies whose experts they mean, which the plan's
+    /// indices point to until it is attached to a composition's modules.
+    pub(crate) fn compile(
+        programs: &[ExpertProgram],
+        snapshot: &Snapshot,
+        config: &ModelConfig,
+    ) -> Result<(Self, Vec<LeasedModule>), String> {
+        let (mut plan, mut modules) = (Self::default(), Vec::new());
+        for (index, program) in programs.iter().enumerate() {
+            let policy = |module| policy(snapshot, module, &mut modules);
+            let module = program.module.map(policy).transpose();
+            let module = module.map_err(|reason| format!("expert program {index}: {reason}"))?;
+            for &number in &program.layers {
+                let Some(layer) = expert_layer(config, number as usize) else {
+                    return Err(format!("expert program {index}: layer {number} has no experts"));
+                };
+                let brought = |module: u32| {
+                    let shape = modules[module as usize].module.shape();
+                    let policy = shape.policy.iter().find(|policy| policy.layer == number);
+                    policy.map_or(0, |policy| policy.num_extra)
+                };
+                let num_extra = module.map_or(0, brought);
+                check(&program.ops, layer, num_extra)
+                    .map_err(|error| format!("expert program {index}, layer {number}: {error}"))?;
+                plan.layers.entry(number as usize).or_insert_with(|| LayerPlan {
+                    num_experts: layer.num_experts as usize,
+                    ops: program.ops.clone(),
+                    module: module.filter(|_| num_extra > 0),
+                });
+            }
+        }
+        Ok((plan, modules))
+    }
+
+    /// The plan among a composition's modules, which get the policies that they lack.
+    pub(crate) fn attached(
+        &self,
+        policies: &[LeasedModule],
+        modules: &mut Vec<LeasedModule>,
+    ) -> Self {
+        let places: Vec<u32> = policies.iter().map(|lease| place(modules, lease)).collect();
+        let mut plan = self.clone();
+        for layer in plan.layers.values_mut() {
+            layer.module = layer.module.map(|module| places[module as usize]);
+        }
+        plan
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+}
+
+/// The index of a module among others, which get it where they lack it.
+fn place(modules: &mut Vec<LeasedModule>, lease: &LeasedModule) -> u32 {
+    let known = modules.iter().position(|known| known.name == lease.name);
+    let at = known.unwrap_or_else(|| {
+        modules.push(lease.clone());
+        modules.len() - 1
+    });
+    at as u32
+}
+
+/// The index of the policy that a program names.
+fn policy(
+    snapshot: &Snapshot,
+    module: u32,
+    modules: &mut Vec<LeasedModule>,
+) -> Result<u32, String> {
+    let found = snapshot.iter().nth(module as usize);
+    let Some((name, found)) = found.filter(|(_, found)| found.kind().as_str() == POLICY_KIND)
+    else {
+        return Err(format!("module {module} is no expert policy"));
+    };
+    Ok(place(modules, &LeasedModule { name: name.to_owned(), module: found.clone() }))
+}
+
+/// A row that an expert of a policy is run for.
+#[derive(Clone, Copy, Debug)]
+struct BroughtRow {
+    /// Span, module and expert.
+    expert: (usize, u32, u32),
+    row: usize,
+    weight: f32,
+}
+
+/// Rows that a policy's own experts are to be run for, kept from the choice to the end of the feed-forward.
+#[derive(Debug, Default)]
+pub(crate) struct Brought {
+    rows: Vec<BroughtRow>,
+    picks: Vec<(u32, f32)>,
+    run: ExpertRun,
+}
+
+impl Brought {
+    /// Replaces the base's choice where a composition has a program for the layer. A row whose weights are not finite
+    /// keeps the base's.
+    pub(crate) fn choose(
+        &mut self,
+        spans: &[RowSpan],
+        layer: usize,
+        logits: &[f32],
+        choice: &mut ExpertChoice,
+    ) {
+        self.rows.clear();
+        for (index, span) in spans.iter().enumerate() {
+            let Some(plan) = span.composition.experts.layers.get(&layer) else { continue };
+            for row in span.rows.clone() {
+                let logits = &logits[row * plan.num_experts..(row + 1) * plan.num_experts];
+                if !interpret(&plan.ops, logits, &mut self.picks) {
+                    continue;
+                }
+                let native = self.picks.partition_point(|(e, _)| (*e as usize) < plan.num_experts);
+                for &(expert, weight) in &self.picks[native..] {
+                    let Some(module) = plan.module else { continue };
+                    let expert = (index, module, expert - plan.num_experts as u32);
+                    self.rows.push(BroughtRow { expert, row, weight });
+                }
+                choice.set(row, self.picks[..native].iter().copied());
+            }
+        }
+    }
+
+    /// Adds what policies' own experts make of their rows.
+    pub(crate) fn add(
+        &mut self,
+        (compute, activation): (&Compute, Activation),
+        spans: &[RowSpan],
+        layer: usize,
+        (input, output): (&[f32], &mut [f32]),
+    ) {
+        let Some(num_rows) = spans.last().map(|span| span.rows.end) else { return };
+        let hidden = input.len() / num_rows;
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_by_key(|at| (at.expert, at.row));
+        for group in rows.chunk_by(|a, b| a.expert == b.expert) {
+            let (span, module, expert) = group[0].expert;
+            let Some(lease) = spans[span].composition.leases.get(module as usize) else { continue };
+            let Some(expert) = brought(lease, layer, expert) else { continue };
+            let numbers = group.iter().map(|at| at.row);
+            let made = self.run.run((compute, activation), expert, numbers, (input, hidden));
+            for (BroughtRow { row, weight, .. }, made) in group.iter().zip(made) {
+                let sum = &mut output[row * hidden..(row + 1) * hidden];
+                sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
+            }
+        }
+        rows.clear();
+        self.rows = rows;
+    }
+}
+
+fn brought(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
+    lease.experts.get(&layer)?.get(expert as usize)
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Adds the low-rank products of modules that act on every row of a request at its experts' linears.
+#[expect(unsafe_code, reason = "tasks write disjoint slots")]
+pub(crate) fn add_loras(
+    compute: &Compute,
+    spans: &[RowSpan],
+    (layer, slots, input): (usize, &ExpertSlots<'_>, &[f32]),
+    outputs: &mut [ExpertOutput<'_>],
+) {
+    const SLOTS_PER_TASK: usize = 8;
+    let has_loras = |module: u32, composition: &Composition| {
+        composition.weights(module).is_some_and(|weights| !weights.expert_loras.is_empty())
+    };
+    let acts = |span: &RowSpan| {
+        span.composition.on_every_row().any(|(module, _)| has_loras(*module, &span.composition))
+    };
+    if !spans.iter().any(acts) {
+        return;
+    }
+    let num_slots = slots.slots.len();
+    let inputs = input.len() / num_slots.max(1);
+    for ExpertOutput { projection, values, width } in outputs {
+        let (projection, width) = (*projection, *width);
+        let values = SharedMut::new(values);
+        compute.run(num_slots.div_ceil(SLOTS_PER_TASK), &|task| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                let first = task * SLOTS_PER_TASK;
+                for slot in first..num_slots.min(first + SLOTS_PER_TASK) {
+                    let (row, expert) = slots.slots[slot];
+                    let at = spans.partition_point(|span| span.rows.end <= row as usize);
+                    let Some(span) = spans.get(at) else { continue };
+                    let site = ExpertSite { layer, expert: expert as usize, projection };
+                    let x = &input[slot * inputs..(slot + 1) * inputs];
+                    // SAFETY: a slot belongs to one task.
+                    let y = unsafe { values.slice(slot * width, width) };
+                    for &(module, weight) in span.composition.on_every_row() {
+                        let weights = span.composition.weights(module);
+                        if let Some(lora) = weights.and_then(|w| w.expert_loras.get(&site)) {
+                            low_rank(lora, weight, (x, &mut *y), scratch);
+                        }
+                    }
+                }
+            })
+        });
+    }
+}

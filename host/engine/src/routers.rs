@@ -1,0 +1,6 @@
+//! Routers as the engine holds them: versions, health, their view of the library, rows kept of them.
+
+pub(crate) mod health;
+pub(crate) mod library_view;
+pub(crate) mod row_log;
+pub(crate) mod version;

@@ -1,5 +1,0 @@
-//! The `polyskill` program.
-
-fn main() -> std::process::ExitCode {
-    polyskill::cli::main()
-}
