@@ -338,7 +338,9 @@ pub(crate) fn routed(router: &str, parameters: Parameters) -> Selection {
 /// A router's selection with modules that act on every row.
 pub(crate) fn beside(selection: Selection, weights: Vec<(String, f32)>) -> Selection {
     match selection {
-        Selection::Routed(asked) => Selection::Routed(RouterRequest { beside: weights, ..asked }),
+        Selection::Routed(asked) => {
+            Selection::Routed(RouterRequest { always_on: weights, ..asked })
+        }
         other => other,
     }
 }

@@ -665,7 +665,7 @@ fn recorded_traffic_meets_every_arm() {
         seed: 1,
     };
     let mut said = Vec::new();
-    polyskill_cli::commands::experiment::run(&server.service, (&args, true), &mut said).unwrap();
+    polyskill_cli::commands::experiment::run(&server.service, &args, true, &mut said).unwrap();
     let said = String::from_utf8(said).unwrap();
     assert!(
         said.contains("completion_tokens: plain 3.000 of 5 units, routed 3.000 of 5 units"),
@@ -678,7 +678,7 @@ fn recorded_traffic_meets_every_arm() {
     assert!(page.contains("<h1>Experiment trial</h1>"), "{page}");
     std::fs::write(&traces, "{\"composition\": \"x\"}").unwrap();
     let refused =
-        polyskill_cli::commands::experiment::run(&server.service, (&args, true), &mut Vec::new());
+        polyskill_cli::commands::experiment::run(&server.service, &args, true, &mut Vec::new());
     assert!(refused.is_err());
 }
 

@@ -60,7 +60,7 @@ impl Layer {
 
     fn outputs(&self, x: &[f32]) -> Vec<f32> {
         let mut outputs = Vec::new();
-        self.experts.outputs((&self.compute, Activation::Silu), x, &mut outputs);
+        self.experts.outputs(&self.compute, Activation::Silu, x, &mut outputs);
         outputs
     }
 

@@ -86,7 +86,7 @@ fn deltas(
         let picks: Vec<(&LinearPart, f32)> =
             picks.iter().map(|&(expert, weight)| (&parts[expert as usize], weight)).collect();
         let mut y = vec![0.0; outputs];
-        add_delta(combine, (&[], &picks), None, (x, &mut y), &mut scratch);
+        add_delta(combine, &[], &picks, None, x, &mut y, &mut scratch);
         all.extend(y);
     }
     all

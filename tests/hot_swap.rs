@@ -115,12 +115,12 @@ fn recorded_plans_are_fixtures() {
         bench.compose(&selection)
     };
     ask("task a");
-    assert!(bench.composer.kept_plans().is_empty(), "nothing is kept unasked");
+    assert!(bench.composer.recorded_plans().is_empty(), "nothing is kept unasked");
     bench.composer.keep_plans(2);
     for said in ["task a", "task b", "nothing of the kind"] {
         ask(said);
     }
-    let kept = bench.composer.kept_plans();
+    let kept = bench.composer.recorded_plans();
     assert_eq!(kept.len(), 2);
     assert_eq!(kept[0].request.text.as_deref(), Some("task b"));
     for (number, planned) in kept.iter().enumerate() {
@@ -155,14 +155,14 @@ fn recorded_rows_are_fixtures() {
     };
     routers(directory.path()).load(&bench.composer, &bundle, "test").unwrap();
     run();
-    let [kept] = bench.composer.kept_rows().try_into().unwrap();
+    let [kept] = bench.composer.recorded_rows().try_into().unwrap();
     assert!(kept.rows.is_empty(), "nothing is kept unasked");
 
     std::fs::write(bundle.join("fixtures/another-digest.json"), "{\"routed\": []}").unwrap();
     let routers = routers_with(directory.path(), 3);
     routers.load(&bench.composer, &bundle, "test").unwrap();
     run();
-    let [kept] = bench.composer.kept_rows().try_into().unwrap();
+    let [kept] = bench.composer.recorded_rows().try_into().unwrap();
     assert_eq!((kept.router.as_str(), kept.rows.len()), ("margin", 3), "{kept:?}");
     let sites: Vec<u32> = kept.rows.iter().map(|row| row.site).collect();
     assert!(sites.windows(2).any(|pair| pair[0] != pair[1]), "one site says little: {sites:?}");

@@ -39,8 +39,7 @@ fn contents() -> Vec<String> {
 
 fn publish(bench: &Bench, name: &str, content: &str) {
     let root = fixtures().join("adapters");
-    let place = (content, root.join(content));
-    let module = open_module((place.0, &place.1, &root), &bench.model, ()).unwrap();
+    let module = open_module(content, &root.join(content), &root, &bench.model, ()).unwrap();
     bench.library.publish(name, module, Expected::Any).unwrap();
 }
 

@@ -379,7 +379,7 @@ fn swaps_under_load_are_seen_whole_or_not_at_all() {
     let bench = Bench::new("models/llama-tied", &[]);
     let root = fixtures().join("adapters");
     let open = |name: &str, content: &str| {
-        let module = open_module((name, &root.join(content), &root), &bench.model, ()).unwrap();
+        let module = open_module(name, &root.join(content), &root, &bench.model, ()).unwrap();
         bench.library.publish(name, module, Expected::Any).unwrap()
     };
     let prompt: Vec<u32> = (3..30).collect();

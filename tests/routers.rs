@@ -139,7 +139,8 @@ fn modules_beside_a_router_are_the_requests_own() {
     let at = composition.modules().iter().position(|lease| lease.name == "task-a").unwrap();
     let picks = output.tokens.iter().flat_map(|token| &token.routing).flat_map(|site| &site.picks);
     assert!(picks.clone().count() > 0 && picks.clone().all(|(module, _)| *module as usize != at));
-    let said: Vec<_> = composition.beside().map(|(lease, weight)| (&*lease.name, weight)).collect();
+    let said: Vec<_> =
+        composition.always_on().map(|(lease, weight)| (&*lease.name, weight)).collect();
     assert_eq!(said, [("task-a", 1.0)]);
 
     let declines = beside(selection("task-table", None, &[]), names(&[("task-a", 1.0)]));

@@ -9,31 +9,38 @@ use polyskill_model::kernels::{QuantisedRows, add_scaled_rows, dots};
 use crate::lora::LoraSite;
 use crate::weights::{Graft, LinearPart};
 
-/// How the picks of a row combine.
+/// The rule that combines the picks of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Combine {
-    /// Σ w·s·B·(A·x).
+    /// Σ w·s·B·(A·x). Each pick is scaled by its own s.
     OutputSum,
-    /// (Σ w·B)·(Σ w·A)·x with the scale of the first pick. Parts of another kind are summed.
+    /// (Σ w·B)·(Σ w·A)·x with the scale of the first pick. Parts of another kind are summed. DoRAs
+    /// are summed too, since their magnitudes act on outputs.
     AbMerge,
 }
 
-/// A module's part at a site, and its weight.
+/// A module's part at a site, and its weight. The weight w may be negative; 1 is the module as it
+/// was trained.
 pub type WeightedPart<'a> = (&'a LinearPart, f32);
 
-/// Adds the delta of a row: `x` is what the projection reads, `y` what it wrote. `picks` combine as the router
-/// says, and those beside them are summed, whatever that is.
+/// Adds the deltas of a row to `y`, `[outputs]`, which the base's projection wrote for the input
+/// `x`, `[inputs]`. `picks` are those of the row's router and combine by `combine`; `beside` are
+/// summed whatever it is.
 ///
-/// Every delta is computed from what the base wrote, so the order of kinds does not matter. `linear` is the
-/// base's projection, for parts that act on its input; at the head there are none.
+/// Every delta is computed from what the base wrote, so the order of kinds does not matter.
+/// `linear` is the base's projection, for parts that act on its input; at the head there is none,
+/// and such parts are left out. The cost grows with the picks and their ranks, not with the modules
+/// that are loaded.
 ///
 /// # Panics
 /// If the sizes do not agree with the modules'.
 pub fn add_delta(
     combine: Combine,
-    (beside, picks): (&[WeightedPart<'_>], &[WeightedPart<'_>]),
+    beside: &[WeightedPart<'_>],
+    picks: &[WeightedPart<'_>],
     linear: Option<&Linear>,
-    (x, y): (&[f32], &mut [f32]),
+    x: &[f32],
+    y: &mut [f32],
     scratch: &mut Scratch,
 ) {
     if beside.iter().chain(picks).any(|(part, _)| part.reads_output()) {
@@ -46,32 +53,37 @@ pub fn add_delta(
     let picks = picks.iter().map(|pick| (pick, combine == Combine::OutputSum));
     for ((part, weight), summed) in beside.iter().map(|pick| (pick, true)).chain(picks) {
         if let Some(lora) = part.lora.as_ref().filter(|lora| summed || lora.magnitude.is_some()) {
-            low_rank(lora, *weight, (x, y), scratch);
+            low_rank(lora, *weight, x, y, scratch);
         }
         if !part.is_lora_alone() {
-            other_parts(part, *weight, linear, (x, y), scratch);
+            other_parts(part, *weight, linear, x, y, scratch);
         }
     }
 }
 
-/// Buffers reused from row to row.
+/// Buffers reused from row to row. One per thread is enough, for rows and sites of any size.
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// A·x of one pick, `[rank]`.
     inner: Vec<f32>,
+    /// Σ w·A·x over the picks of a merge, `[largest rank]`.
     sum: Vec<f32>,
-    /// What the base wrote, where a delta depends on it.
+    /// y₀, the base's output, copied where a delta depends on it; `[outputs]`.
     written: Vec<f32>,
+    /// The input times an (IA)³ vector and the weight, `[inputs]`.
     scaled: Vec<f32>,
+    /// A product before it is scaled and added, `[outputs]`.
     product: Vec<f32>,
+    /// The 8-bit input that the kernels of a quantised base read.
     quantised: QuantisedRows,
 }
 
 /// Adds w·s·B·(A·x), or DoRA's w·((f − 1) ⊙ (y₀ − b) + f ⊙ s·B·A·x), for which `scratch` holds y₀.
+/// [`add_delta`] puts y₀ there, so a DoRA is not to be applied by this function alone.
 ///
 /// # Panics
 /// If the sizes do not agree with the module's.
-pub fn low_rank(lora: &LoraSite, weight: f32, (x, y): (&[f32], &mut [f32]), scratch: &mut Scratch) {
+pub fn low_rank(lora: &LoraSite, weight: f32, x: &[f32], y: &mut [f32], scratch: &mut Scratch) {
     let Scratch { inner, product, written, .. } = scratch;
     inner.resize(lora.rank, 0.0);
     dots(x, lora.a.as_slice(), inner);
@@ -89,11 +101,15 @@ pub fn low_rank(lora: &LoraSite, weight: f32, (x, y): (&[f32], &mut [f32]), scra
     }
 }
 
+/// Adds all of a part but its low-rank product: (IA)³ on outputs and on inputs, the graft and the
+/// bias. (IA)³ on outputs takes y₀ from `scratch`; (IA)³ on inputs costs one more product with the
+/// base's weights.
 fn other_parts(
     part: &LinearPart,
     weight: f32,
     linear: Option<&Linear>,
-    (x, y): (&[f32], &mut [f32]),
+    x: &[f32],
+    y: &mut [f32],
     scratch: &mut Scratch,
 ) {
     if let Some(scale) = &part.output_scale {
@@ -117,6 +133,7 @@ fn other_parts(
     }
 }
 
+/// Adds w·value·x\[column\] to y\[row\] for each changed weight: the cost grows with these alone.
 fn add_graft(graft: &Graft, weight: f32, x: &[f32], y: &mut [f32]) {
     let places = graft.rows.iter().zip(&graft.columns);
     for ((&row, &column), value) in places.zip(&graft.values) {
@@ -124,7 +141,8 @@ fn add_graft(graft: &Graft, weight: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Expanded over pairs: Σₑ Σ_f wₑ·w_f·B_f·(Aₑ·x), for picks of one rank.
+/// Expanded over pairs: Σₑ Σ_f wₑ·w_f·B_f·(Aₑ·x), for picks of one rank. The first pick's scale
+/// stands before every pair. DoRAs are passed over, and parts of other kinds too.
 fn ab_merge(picks: &[(&LinearPart, f32)], x: &[f32], y: &mut [f32], scratch: &mut Scratch) {
     let plain = || {
         picks.iter().filter_map(|(part, weight)| {
@@ -149,7 +167,8 @@ fn ab_merge(picks: &[(&LinearPart, f32)], x: &[f32], y: &mut [f32], scratch: &mu
     }
 }
 
-/// The specification of the output sum, one scalar at a time in f64.
+/// The specification of the output sum, one scalar at a time in f64. Magnitudes are not in it. `y`
+/// is `[outputs]`, and the delta is added to it.
 pub fn reference(lora: &LoraSite, weight: f32, x: &[f32], y: &mut [f64]) {
     let (a, b) = (lora.a.as_slice(), lora.b_transposed.as_slice());
     for rank in 0..lora.rank {
@@ -206,7 +225,7 @@ mod tests {
     fn applied(combine: Combine, picks: &[(&LinearPart, f32)], x: &[f32]) -> Vec<f32> {
         let base = base();
         let mut y = product(&values(INPUTS * OUTPUTS, 77), &values(OUTPUTS, 5), x);
-        add_delta(combine, (&[], picks), Some(&base), (x, &mut y), &mut Scratch::default());
+        add_delta(combine, &[], picks, Some(&base), x, &mut y, &mut Scratch::default());
         y
     }
 

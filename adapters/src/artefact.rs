@@ -1,11 +1,13 @@
-//! Router artefacts: what a router needs of a module beyond the module's weights, such as trained gates.
+//! Router artefacts: what a router needs of a module beyond the module's weights, such as trained
+//! gates.
 //!
-//! `artefacts/<name>.safetensors` in a module's directory. The header's metadata is the manifest, and every
-//! tensor is named by the site that it belongs to (`model.layers.0.self_attn.q_proj`).
+//! `artefacts/<name>.safetensors` in a module's directory. The header's metadata is the manifest,
+//! and every tensor is named by the site that it belongs to (`model.layers.0.self_attn.q_proj`).
 //!
-//! A module's generation does not cover its artefacts: the same weights give the same logits, whatever a
-//! router was trained to make of them, and compare-and-swap, leases and requests that name the module must
-//! not notice that a gate came along later. What depends on artefacts depends on [`Artefact::digest`].
+//! A module's generation does not cover its artefacts: the same weights give the same logits,
+//! whatever a router was trained to make of them, and compare-and-swap, leases and requests that
+//! name the module must not notice that a gate came along later. What depends on artefacts depends
+//! on [`Artefact::digest`].
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -27,22 +29,30 @@ pub const FOLDER: &str = "artefacts";
 pub const EXTENSION: &str = "safetensors";
 /// Most artefacts of a module.
 pub const MAX_ARTEFACTS: usize = 16;
-/// Largest artefact.
+/// Largest artefact. It is read into memory whole.
 pub const MAX_BYTES: u64 = 64 << 20;
+/// Most dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 4;
-/// Elements of a tensor, in vectors of its site's input width.
+/// Most elements of a tensor, in vectors of its site's input width.
 const MAX_VECTORS: usize = 64;
+/// Longest name, method or variant.
 const MAX_WORD_BYTES: usize = 128;
 /// Values from outside are quoted up to here.
 const MAX_QUOTED: usize = 80;
 
-/// One artefact of a module.
+/// One artefact of a module. It was made for one generation of the module, and perhaps for one
+/// base.
 #[derive(Clone, Debug)]
 pub struct Artefact {
+    /// The stem of the file, which the manifest repeats.
     name: String,
+    /// The manifest's `method`.
     method: String,
+    /// The manifest's `variant`.
     variant: String,
+    /// SHA-256 of the file.
     digest: [u8; 32],
+    /// Shape and elements by site, row by row.
     tensors: BTreeMap<Site, (Vec<u32>, Elements)>,
 }
 
@@ -52,22 +62,23 @@ impl Artefact {
         &self.name
     }
 
-    /// What it is made for, such as `phatgoose`.
+    /// The routing method that it was trained for, such as `phatgoose`.
     pub fn method(&self) -> &str {
         &self.method
     }
 
-    /// Which of the method's variants.
+    /// The variant of the method, such as `sigmoid`, as the manifest names it.
     pub fn variant(&self) -> &str {
         &self.variant
     }
 
-    /// SHA-256 of the file.
+    /// SHA-256 of the file, metadata included.
     pub fn digest(&self) -> [u8; 32] {
         self.digest
     }
 
-    /// Shape and values at a site, widened to 32 bits.
+    /// Shape and values at a site, widened to 32 bits at every call; `None` where it has no tensor
+    /// there.
     pub fn at(&self, site: Site) -> Option<(&[u32], Vec<f32>)> {
         let (shape, elements) = self.tensors.get(&site)?;
         Some((shape, elements.as_slice().to_f32()))
@@ -78,23 +89,26 @@ impl Artefact {
         self.tensors.keys().copied()
     }
 
-    /// Bytes of tensors.
+    /// Bytes of tensors. They are in memory for as long as the module is known.
     pub fn num_bytes(&self) -> usize {
         self.tensors.values().map(|(_, elements)| elements.num_bytes()).sum()
     }
 }
 
-/// All artefacts of a module, and why others were left out.
+/// All artefacts of a module, and the reasons for which others were left out.
 #[derive(Debug, Default)]
 pub(crate) struct Artefacts {
+    /// Those for this base, by name.
     pub(crate) valid: Vec<Artefact>,
+    /// One sentence per artefact that another base was used for; it names the file.
     pub(crate) left_out: Vec<String>,
 }
 
 /// Reads the artefacts of a module's directory.
 ///
-/// An artefact that was made with another base is left out: the module itself is good on every base that it
-/// fits, also a quantised one. Everything else that is wrong refuses the module.
+/// An artefact that was made with another base is left out: the module itself is good on every base
+/// that it fits, also a quantised one. Everything else that is wrong refuses the module. Without
+/// the folder there are none.
 pub(crate) fn load(
     files: Files<'_>,
     generation: Generation,
@@ -119,7 +133,8 @@ pub(crate) fn load(
     problems.into_result(artefacts).map_err(|problems| Error::refused(files.name, problems))
 }
 
-/// An artefact, or why it is not for this base, or everything that is wrong with it.
+/// Reads one file. The outer error lists everything that is wrong with it; the inner one is the
+/// reason for which a valid artefact is not for this base.
 fn parse(
     name: &str,
     bytes: &[u8],
@@ -160,10 +175,11 @@ fn parse(
     Ok(Ok(Artefact { name: name.to_owned(), method, variant, digest, tensors: found }))
 }
 
-/// What the header says about the file.
+/// The metadata of the file's header; `None` where the header has none.
 struct Manifest<'a>(Option<&'a HashMap<String, String>>);
 
 impl<'a> Manifest<'a> {
+    /// Takes the metadata, and reports keys that are missing and words that are none.
     fn read(header: &'a Metadata, problems: &mut Problems) -> Self {
         let manifest = Self(header.metadata().as_ref());
         for key in ["artefact", "method", "variant", "module_generation", "dtype"] {
@@ -182,21 +198,26 @@ impl<'a> Manifest<'a> {
         manifest
     }
 
+    /// The value of a key.
     fn get(&self, key: &str) -> Option<&'a str> {
         self.0?.get(key).map(String::as_str)
     }
 
+    /// The value of a key, empty where it is missing.
     fn word(&self, key: &str) -> &'a str {
         self.get(key).unwrap_or_default()
     }
 
-    /// A missing key was reported when the manifest was read.
+    /// Reports a value that differs from the expected one. A missing key was reported when the
+    /// manifest was read.
     fn require(&self, key: &str, expected: &str, problems: &mut Problems) {
         if let Some(found) = self.get(key).filter(|&found| found != expected) {
             problems.add(format!("`{key}` is `{}`, expected `{expected}`", quoted(found)));
         }
     }
 
+    /// The type that all tensors must have; the file's own header says it per tensor, and both must
+    /// agree.
     fn dtype(&self, problems: &mut Problems) -> Option<Dtype> {
         match self.get("dtype")? {
             "F32" => Some(Dtype::F32),
@@ -209,6 +230,8 @@ impl<'a> Manifest<'a> {
         }
     }
 
+    /// The reason for which the artefact is not for this base: its `base_digest` is another.
+    /// Without the key, or where the base's digest is not known, it is taken for any base.
     fn other_base(&self, base: Base<'_>, problems: &mut Problems) -> Option<String> {
         let found = self.get("base_digest")?;
         let lower_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -224,6 +247,8 @@ impl<'a> Manifest<'a> {
     }
 }
 
+/// One tensor: the site that its name is, its shape and its elements. At most [`MAX_VECTORS`]
+/// vectors of the site's input width are taken.
 fn tensor(
     key: &str,
     view: &TensorView<'_>,
@@ -249,11 +274,13 @@ fn tensor(
     Ok((site, shape, elements(view)?))
 }
 
+/// True for 1 to [`MAX_WORD_BYTES`] letters, digits, `-` and `_`.
 fn is_word(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     (1..=MAX_WORD_BYTES).contains(&text.len()) && text.chars().all(plain)
 }
 
+/// The beginning of a value from outside, for a message.
 fn quoted(text: &str) -> String {
     let mut short: String = text.chars().take(MAX_QUOTED).collect();
     if short.len() < text.len() {

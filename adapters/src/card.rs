@@ -1,12 +1,14 @@
 //! Module cards: tags and other facts from the front matter of a `README.md`.
 //!
-//! Read are lines `key: value`, `key: [a, b]`, and `key:` followed by `- item` lines. Anything else that YAML
-//! can say is passed over: a card describes a module and never changes what it computes.
+//! Read are lines `key: value`, `key: [a, b]`, and `key:` followed by `- item` lines. Anything else
+//! that YAML can say is passed over: a card describes a module and never changes what it computes.
 
+/// Most entries of a card, tags and metadata together.
 const MAX_ENTRIES: usize = 256;
+/// Longest key and value, together.
 const MAX_BYTES: usize = 1_024;
 
-/// What a card says.
+/// The facts of a card's front matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Card {
     /// The items of `tags`.
@@ -16,7 +18,9 @@ pub struct Card {
 }
 
 impl Card {
-    /// Reads a card. Entries beyond 256 and longer than 1024 bytes are dropped.
+    /// Reads a card; it never fails. Without front matter between `---` lines it is empty. Entries
+    /// beyond 256, and those longer than 1024 bytes, are dropped; bytes that are no UTF-8 are
+    /// replaced.
     pub fn parse(card: &[u8]) -> Self {
         let text = String::from_utf8_lossy(card);
         let front = text.strip_prefix("---").and_then(|rest| rest.split_once("\n---"));
@@ -39,6 +43,8 @@ impl Card {
         parsed
     }
 
+    /// Takes one value in, without its quotes. Empty values and unquoted nested structures are
+    /// dropped.
     fn add(&mut self, key: &str, value: &str) {
         let value = value.trim();
         let quoted = ['"', '\''].iter().find_map(|&quote| {
@@ -62,7 +68,7 @@ impl Card {
     }
 }
 
-/// `key: value` at the outermost level.
+/// `key: value` at the outermost level, or `key:` with an empty value; an indented line is none.
 fn key_value(line: &str) -> Option<(&str, &str)> {
     let (key, value) = line.split_once(':')?;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');

@@ -1,22 +1,23 @@
 //! Edits of hidden states: steering vectors, task vectors, soft injection.
 //!
-//! Function vectors are added to the residual stream (Todd et al., 2023), in-context task vectors replace it
-//! (Hendel et al., 2023), and soft injection mixes task embeddings into the heads' outputs before the output
-//! projection (SNU-DRL's Soft Injection, 2025).
+//! Function vectors are added to the residual stream (Todd et al., 2023), in-context task vectors
+//! replace it (Hendel et al., 2023), and soft injection mixes task embeddings into the heads'
+//! outputs before the output projection (SNU-DRL's Soft Injection, 2025).
 
-/// Which hidden state of a layer is edited.
+/// The hidden state of a layer that an edit changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
-    /// The residual stream after the layer, `[hidden_size]`.
+    /// The residual stream after the layer, `[hidden_size]`. It is also the input of the next
+    /// layer.
     Residual,
     /// The heads' outputs before the output projection, `[num_heads · head_dim]`.
     Heads,
 }
 
-/// Which tokens of a sequence are edited; positions before the prompt never are.
+/// The tokens of a sequence whose hidden states are edited; positions before the prompt never are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Positions {
-    /// Every token.
+    /// Every token of the prompt and every generated one.
     All,
     /// The last token of the prompt.
     LastPrompt,
@@ -25,7 +26,8 @@ pub enum Positions {
 }
 
 impl Positions {
-    /// Whether a token is edited: its index among prompt and generated tokens, and the prompt's length.
+    /// True for a token that is edited: `index` counts prompt and generated tokens from 0,
+    /// `prompt_len` those of the prompt.
     pub fn covers(self, index: usize, prompt_len: usize) -> bool {
         match self {
             Self::All => true,
@@ -35,23 +37,24 @@ impl Positions {
     }
 }
 
-/// One edit.
+/// One edit of a hidden state, at one point of one layer.
 #[derive(Clone, Debug)]
 pub struct ActivationEdit {
     /// Layer number, from 0.
     pub layer: usize,
-    /// Which hidden state.
+    /// The hidden state that is edited.
     pub point: Point,
-    /// Which tokens.
+    /// The tokens at which it is edited.
     pub positions: Positions,
     /// v, as wide as the hidden state.
     pub vector: Vec<f32>,
-    /// α per feature where v is mixed in, h += w·α ⊙ (v − h); else v is added, h += w·v.
+    /// α per feature, as wide as v, where v is mixed in, h += w·α ⊙ (v − h); else v is added, h +=
+    /// w·v. With α = 1 and w = 1 v replaces h.
     pub mix: Option<Vec<f32>>,
 }
 
 impl ActivationEdit {
-    /// Edits one hidden state.
+    /// Edits one token's hidden state in place, with weight w.
     ///
     /// # Panics
     /// If `hidden` is not as wide as the vector.

@@ -1,4 +1,4 @@
-//! Why a module is refused.
+//! Errors: reasons for which a module is refused, or the library stays as it is.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file could not be read.
+    /// A file could not be read. Also where a link's target is missing.
     #[error("adapter `{name}`: cannot read {path}: {source}", path = path.display())]
     Io {
         /// The module.
@@ -24,7 +24,7 @@ pub enum Error {
         /// One sentence per problem: the thing, what was found, what was expected.
         problems: Vec<String>,
     },
-    /// Modules that cannot be made into new ones; nothing was written.
+    /// Modules that cannot be made into new ones, as in a merge; nothing was written.
     #[error("no module is written: {}", problems.join("; "))]
     Transform {
         /// One sentence per problem: the thing, what was found, what was expected.
@@ -41,13 +41,13 @@ pub enum Error {
     BadName {
         /// The name.
         name: String,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         reason: &'static str,
     },
     /// The weights were to be read again and are gone or changed.
     #[error("the weights of a module could not be read again")]
     Gone,
-    /// More modules than memory is set aside for.
+    /// Modules that, beside what is pinned, never fit the budget; waiting would not help.
     #[error(
         "these modules and what is pinned need {needed} bytes together, and the budget is {most}"
     )]
@@ -57,19 +57,20 @@ pub enum Error {
         /// The budget.
         most: usize,
     },
-    /// No room was found in time.
+    /// The modules fit the budget, but requests held the room for longer than
+    /// [`Budget::max_wait`](crate::Budget::max_wait).
     #[error("no room for the modules was found within {} s", waited.as_secs_f32())]
     NoRoom {
-        /// How long the request waited.
+        /// The time that the request waited.
         waited: std::time::Duration,
     },
-    /// The line for memory is full.
+    /// The line for memory is full; the request never stood in it.
     #[error("{waiting} requests wait for room for their modules already, which is the limit")]
     TooManyWaiting {
         /// The limit.
         waiting: usize,
     },
-    /// The name is taken and replacing was not asked for.
+    /// The name is taken, by a module or for an alias, and replacing was not asked for.
     #[error("adapter `{name}` is already loaded")]
     AlreadyLoaded {
         /// The name.

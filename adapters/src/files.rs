@@ -4,27 +4,33 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// Problems listed in one refusal; a wrong base would otherwise name every tensor.
+/// Most problems that one refusal lists; a module for another base would else name every tensor.
 const MAX_PROBLEMS: usize = 20;
 
-/// The directory of one module.
+/// The directory of one module, from which files are read by name. Its content is not trusted:
+/// links may point anywhere, and files may have any size.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
-    /// The module, for messages.
+    /// The module's name, for messages.
     pub name: &'a str,
-    /// Where the module lies.
+    /// The directory that the module lies in.
     pub directory: &'a Path,
-    /// What no file of the module may lie outside.
+    /// The directory that no file of the module may lie outside.
     pub root: &'a Path,
 }
 
 impl Files<'_> {
-    /// Whether there is something under a name.
+    /// True where there is a file or a folder under a name; links are followed.
     pub fn has(&self, file: &str) -> bool {
         self.directory.join(file).exists()
     }
 
-    /// Reads a file that lies inside the root after all links are resolved.
+    /// Reads a file that lies inside the root after all links are resolved, and is a plain file of
+    /// at most `max_bytes`.
+    ///
+    /// # Errors
+    /// If the file is missing, lies outside the root, is no plain file, or is larger than
+    /// `max_bytes`.
     pub fn read(&self, file: &str, max_bytes: u64) -> Result<Vec<u8>, Error> {
         let resolved = self.resolve(file)?;
         let io = |source| Error::io(self.name, &resolved, source);
@@ -40,7 +46,11 @@ impl Files<'_> {
         std::fs::read(&resolved).map_err(io)
     }
 
-    /// The stems of the files in a folder that end in an extension, ascending and at most `max`.
+    /// The stems of the files in a folder that end in an extension, ascending. More than `max` of
+    /// them are an error; other files are passed over.
+    ///
+    /// # Errors
+    /// If the folder cannot be read, lies outside the root, or has more than `max` such files.
     pub fn stems(&self, folder: &str, extension: &str, max: usize) -> Result<Vec<String>, Error> {
         let resolved = self.resolve(folder)?;
         let entries = std::fs::read_dir(&resolved)
@@ -61,6 +71,7 @@ impl Files<'_> {
         Ok(stems)
     }
 
+    /// The path of a file with all links resolved, which must lie under the root.
     fn resolve(&self, file: &str) -> Result<PathBuf, Error> {
         let path = self.directory.join(file);
         let io = |source| Error::io(self.name, &path, source);
@@ -72,6 +83,7 @@ impl Files<'_> {
         Ok(resolved)
     }
 
+    /// A refusal of this module for one problem.
     fn refused(&self, problem: String) -> Error {
         Error::refused(self.name, vec![problem])
     }
@@ -80,7 +92,9 @@ impl Files<'_> {
 /// Collects problems up to a bound and says how many there were.
 #[derive(Debug, Default)]
 pub struct Problems {
+    /// The first [`MAX_PROBLEMS`] of them.
     listed: Vec<String>,
+    /// The number of those that came later.
     more: usize,
 }
 

@@ -5,12 +5,14 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
-/// SHA-256 over a module's configuration and weights. Equal content has one generation, whatever its name.
+/// SHA-256 over a module's configuration and weights. Equal content has one generation, whatever
+/// its name. It is written as 64 hexadecimal digits in lower case; upper case is read too.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Generation(pub [u8; 32]);
 
 impl Generation {
-    /// Hashes the parts with their lengths, so that no two lists of parts collide.
+    /// Hashes the parts with their lengths, so that no two lists of parts collide. Each length is
+    /// eight bytes, little-endian, before its part.
     pub fn of(parts: &[&[u8]]) -> Self {
         let mut hasher = Sha256::new();
         for part in parts {

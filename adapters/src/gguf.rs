@@ -18,25 +18,27 @@ use crate::lora::{Elements, LoraSite};
 use crate::peft::MAX_WEIGHT;
 use crate::weights::{EmbeddingLora, LinearPart, Weights};
 
+/// The ending of the files.
 const EXTENSION: &str = "gguf";
+/// Largest file, 4 GiB: it is read into memory whole.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// Whether a path is a file that may hold a module.
+/// True for a file that may hold a module, by its ending.
 pub(crate) fn is_module_file(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == EXTENSION) && path.is_file()
 }
 
-/// Identity of a file's content.
+/// Identity of a file's content: the whole file, with a tag that keeps it apart from other formats.
 fn generation(bytes: &[u8]) -> Generation {
     Generation::of(&[b"gguf", bytes])
 }
 
-/// The generation of a file, whatever is in it.
+/// The generation of a file; what is in it is not looked at.
 pub(crate) fn generation_of(files: Files<'_>, file: &str) -> Result<Generation, Error> {
     files.read(file, MAX_BYTES).map(|bytes| generation(&bytes))
 }
 
-/// Reads a file.
+/// Reads a LoRA or a control vector, by the metadata `general.type` and `general.architecture`.
 pub(crate) fn read(files: Files<'_>, file: &str, base: Base<'_>) -> Result<Content, Error> {
     let bytes = files.read(file, MAX_BYTES)?;
     let refused = |problems| Error::refused(files.name, problems);
@@ -59,11 +61,14 @@ pub(crate) fn read(files: Files<'_>, file: &str, base: Base<'_>) -> Result<Conte
     Ok(Content { generation, kind, weights: weights.map_err(refused)? })
 }
 
-/// The weights that a pair of matrices changes.
+/// The weights that a pair of matrices changes. Pairs are read in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Target {
+    /// A projection of a layer.
     Site(Site),
+    /// The embedding table, `token_embd`.
     Embedding,
+    /// The head, `output`.
     Head,
 }
 
@@ -77,18 +82,24 @@ impl fmt::Display for Target {
     }
 }
 
+/// A file that is read for a base.
 struct Reader<'a> {
+    /// Metadata, and each tensor's type, shape and place.
     header: &'a Header,
+    /// The whole file.
     bytes: &'a [u8],
+    /// The base that serves.
     base: Base<'a>,
 }
 
 impl Reader<'_> {
+    /// A text of the metadata; `None` where there is none or it is no text.
     fn text(&self, key: &str) -> Option<&str> {
         self.header.metadata.get(key)?.as_str()
     }
 
-    /// A tensor of one shape as 32-bit floats, finite.
+    /// A tensor of one shape as 32-bit floats, the outermost dimension first. Quantised tensors are
+    /// widened. A value that is not finite, or beyond [`MAX_WEIGHT`], is a problem.
     fn floats(
         &self,
         name: &str,
@@ -109,6 +120,8 @@ impl Reader<'_> {
         }
     }
 
+    /// Reads pairs `<tensor>.lora_a` and `<tensor>.lora_b`. α is one number for all of them; ranks
+    /// may differ.
     fn lora(&self) -> Result<Weights, Vec<String>> {
         let mut problems = Problems::default();
         self.check_adapter(&mut problems);
@@ -144,6 +157,7 @@ impl Reader<'_> {
         problems.into_result(weights)
     }
 
+    /// Reads one pair into its place; one matrix without the other is a problem.
     fn put(
         &self,
         target: Target,
@@ -168,6 +182,8 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Reports another type of adapter than LoRA, another architecture than the base's, and
+    /// activated LoRA.
     fn check_adapter(&self, problems: &mut Problems) {
         if self.text("adapter.type") != Some("lora") {
             let found = self.text("adapter.type").unwrap_or("missing");
@@ -185,7 +201,8 @@ impl Reader<'_> {
         }
     }
 
-    /// llama.cpp's names of the weights that a pair can change.
+    /// llama.cpp's names of the weights that a pair can change, for the base's architecture;
+    /// nothing but these names is taken.
     fn target_names(&self) -> BTreeMap<String, Target> {
         let name = |key: &str| gguf_tensor_name(self.base.config, key);
         let sites = self.base.config.sites();
@@ -197,7 +214,8 @@ impl Reader<'_> {
         sites.chain(ends).collect()
     }
 
-    /// A and B of a linear.
+    /// A `[rank, inputs]` and B `[outputs, rank]` of a linear. Rows of B at q and k are put in the
+    /// order of Hugging Face's checkpoints where llama.cpp's converter permutes them.
     fn low_rank(
         &self,
         target: Target,
@@ -223,8 +241,8 @@ impl Reader<'_> {
         Ok(LoraSite { rank, scale: scale(alpha, rank), a, b_transposed, magnitude: None })
     }
 
-    /// A and B of the embedding table. llama.cpp's converter writes A as `[vocab_size, rank]`, since it looks rows up in
-    /// it; as `[rank, vocab_size]`, PEFT's own layout, it is taken too.
+    /// A and B of the embedding table. llama.cpp's converter writes A as `[vocab_size, rank]`,
+    /// since it looks rows up in it; as `[rank, vocab_size]`, PEFT's own layout, it is taken too.
     fn embedding(&self, [a_name, b_name]: [&str; 2], alpha: f64) -> Result<EmbeddingLora, String> {
         let (vocab, hidden) = (self.base.config.vocab_size, self.base.config.hidden_size);
         let (a, b) = (&self.header.tensors[a_name], &self.header.tensors[b_name]);
@@ -241,7 +259,8 @@ impl Reader<'_> {
         Ok(EmbeddingLora { rank, scale: scale(alpha, rank), a_transposed, b_transposed })
     }
 
-    /// `direction.N`, added to the residual stream after layer N.
+    /// Reads vectors `direction.N`, `[hidden_size]`, each added to the residual stream after layer
+    /// N, from 1 on as llama.cpp applies them.
     fn control_vector(&self) -> Result<Weights, Vec<String>> {
         let mut problems = Problems::default();
         let hint = self.text("controlvector.model_hint");
@@ -284,7 +303,8 @@ impl Reader<'_> {
     }
 }
 
-/// Rows `[rows, columns]`, where row r is stored as row `stored(r)`, to `[columns, rows]`.
+/// Rows `[rows, columns]`, where row r is stored as row `stored(r)`, to `[columns, rows]`. `stored`
+/// is a permutation of the rows.
 fn transposed(
     values: &[f32],
     rows: usize,
@@ -301,13 +321,14 @@ fn transposed(
     out
 }
 
-/// llama.cpp scales by α/r, and by 1 where α is 0.
+/// llama.cpp's factor: α/r, and 1 where α is 0.
 fn scale(alpha: f64, rank: usize) -> f32 {
     if alpha == 0.0 { 1.0 } else { (alpha / rank as f64) as f32 }
 }
 
-/// True where a control vector's hint means the base's architecture. Tools write llama.cpp's name of it, transformers' type of
-/// the model or of its text part, or the class; Mistral and Mixtral are llama to llama.cpp.
+/// True where a control vector's hint means the base's architecture. Tools write llama.cpp's name
+/// of it, transformers' type of the model or of its text part, or the class; Mistral and Mixtral
+/// are llama to llama.cpp.
 fn names_architecture(hint: &str, config: &ModelConfig) -> bool {
     let plain = |name: &str| {
         let name = name.to_lowercase().replace(['_', '-'], "");
@@ -321,7 +342,7 @@ fn names_architecture(hint: &str, config: &ModelConfig) -> bool {
     hint.is_empty() || plain(hint) == plain(gguf_architecture(config))
 }
 
-/// Values in 16 bits where they came so.
+/// Values in half precision where the tensor came so; all other types become 32-bit floats.
 fn as_stored(dtype: TensorType, values: Vec<f32>) -> Elements {
     match dtype {
         TensorType::F16 => Elements::f16(&values),

@@ -1,10 +1,11 @@
 //! Modules: formats, kinds, the maths on their weights, and the hot-swappable library.
 //!
-//! A module is read by [`load`], from PEFT's directories ([`peft`]), our own ([`native`]) or GGUF files, into
-//! [`weights::Weights`], whose identity is the hash of its content ([`Generation`]), with its [`card`] and its
-//! router [`artefact`]s. The [`library::Library`] maps names to generations and hands out snapshots;
-//! [`residency`] decides whose weights are in memory. Deltas are applied by [`apply`], the one place where a
-//! module touches what a linear wrote. New modules are made in the crate `polyskill-workshop`.
+//! A module is read by [`load`], from PEFT's directories ([`peft`]), our own ([`native`]) or GGUF
+//! files, into [`weights::Weights`], whose identity is the hash of its content ([`Generation`]),
+//! with its [`card`] and its router [`artefact`]s. The [`library::Library`] maps names to
+//! generations and hands out snapshots; [`residency`] decides whose weights are in memory. Deltas
+//! are applied by [`apply`], the one place where a module touches what a linear wrote. New modules
+//! are made in the crate `polyskill-workshop`.
 
 pub mod apply;
 pub mod artefact;

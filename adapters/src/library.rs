@@ -1,7 +1,8 @@
 //! The hot-swappable library: names that point to immutable generations.
 //!
-//! Readers take a [`Snapshot`] and keep it for as long as they need; holding a module's `Arc` is the lease
-//! that keeps its bytes. Writers publish a new snapshot; a failed change publishes nothing.
+//! Readers take a [`Snapshot`] and keep it for as long as they need; holding a module's `Arc` is
+//! the lease that keeps its bytes. Writers publish a new snapshot; a failed change publishes
+//! nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -16,31 +17,34 @@ use crate::generation::Generation;
 use crate::residency::{Budget, Lease, Pool, PoolStats, Purpose, Reload, Residency, Stored};
 use crate::weights::{Shape, Weights};
 
+/// Longest name of a module or an alias.
 const MAX_NAME_BYTES: usize = 128;
 
-/// What kind of module it is, as in reports.
+/// The kind of a module, by what it changes in the forward pass; for reports, and for routers that
+/// choose by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Kind {
-    /// Low-rank products at linears.
+    /// Low-rank products at linears (Hu et al., 2021), and biases, a head or tokens that were
+    /// trained beside them.
     Lora,
-    /// LoRA with magnitudes.
+    /// LoRA with magnitudes (Liu et al., "DoRA", 2024).
     Dora,
-    /// (IA)³.
+    /// (IA)³: vectors that scale outputs or inputs of linears (Liu et al., 2022).
     Ia3,
-    /// Embeddings before the sequence.
+    /// Embeddings before the sequence: prompt tuning and P-tuning.
     SoftPrompt,
-    /// Keys and values before the sequence.
+    /// Keys and values before the sequence: prefix tuning, or a document that was read once.
     KvPrefix,
-    /// New embeddings of some tokens.
+    /// New embeddings of some tokens: PEFT's trainable tokens.
     TokenEmbeddings,
-    /// Edits of hidden states.
+    /// Edits of hidden states: steering and task vectors, control vectors of GGUF files.
     ActivationEdit,
-    /// A few changed weights.
+    /// A few changed weights per linear.
     SparseGraft,
-    /// Which experts of a sparse base are run.
+    /// A choice among the experts of a sparse base: some are dropped, skipped or merged.
     ExpertPolicy,
-    /// Feed-forwards beside the base's own.
+    /// Feed-forwards beside the base's own, as in branch-train-mix.
     Expert,
 }
 
@@ -62,15 +66,23 @@ impl Kind {
     }
 }
 
-/// One immutable module. Its weights may be elsewhere until [`Library::lease`] brings them into memory.
+/// One immutable module. Its weights may be elsewhere until [`Library::lease`] brings them into
+/// memory.
 #[derive(Debug)]
 pub struct Module {
+    /// The hash of configuration and weights.
     generation: Generation,
+    /// The hash of the generation, the card and the artefacts.
     edition: Generation,
+    /// The format's kind.
     kind: Kind,
+    /// Facts about the weights that stay known while these are elsewhere.
     shape: Arc<Shape>,
+    /// The weights, shared by all editions of a generation.
     stored: Arc<Stored>,
+    /// Tags and metadata, which change nothing that is computed.
     card: Card,
+    /// Gates and the like, for routers; always in memory.
     artefacts: Artefacts,
 }
 
@@ -83,12 +95,16 @@ impl Module {
         tags: Vec<String>,
     ) -> Self {
         let card = Card { tags, metadata: Vec::new() };
-        Self::new((generation, kind), (weights, None), card, Artefacts::default())
+        Self::new(generation, kind, weights, None, card, Artefacts::default())
     }
 
+    /// A module with its weights in memory. With `reload` they may leave once a pool has taken them
+    /// over; without it they stay.
     pub(crate) fn new(
-        (generation, kind): (Generation, Kind),
-        (weights, reload): (Weights, Option<Reload>),
+        generation: Generation,
+        kind: Kind,
+        weights: Weights,
+        reload: Option<Reload>,
         card: Card,
         artefacts: Artefacts,
     ) -> Self {
@@ -98,29 +114,29 @@ impl Module {
         Self { generation, edition, kind, shape, stored, card, artefacts }
     }
 
-    /// Identity: what the module computes.
+    /// The identity of the weights and their configuration: equal generations give equal logits,
+    /// whatever their names.
     pub fn generation(&self) -> Generation {
         self.generation
     }
 
-    /// Identity of all that a router can see: generation, card and artefacts.
-    ///
-    /// What a router has derived from a module is valid for one edition.
+    /// The identity of all that a router can see: generation, card and artefacts. A router's
+    /// derived state, such as prototypes, is valid for one edition.
     pub fn edition(&self) -> Generation {
         self.edition
     }
 
-    /// What kind of module this is.
+    /// The module's kind, as its format names it.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// What is known without the weights.
+    /// Sites, ranks and sizes, known without the weights.
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    /// Where the weights are.
+    /// The place of the weights, in memory or not, and their counters.
     pub fn residency(&self) -> Residency {
         self.stored.residency()
     }
@@ -130,12 +146,12 @@ impl Module {
         &self.card.tags
     }
 
-    /// What else the module card says, in its order; a list gives one entry per item.
+    /// Entries of the module card other than tags, in its order; a list gives one entry per item.
     pub fn metadata(&self) -> &[(String, String)] {
         &self.card.metadata
     }
 
-    /// The module card's `description`.
+    /// The first `description` of the module card.
     pub fn description(&self) -> Option<&str> {
         let mut entries = self.metadata().iter();
         entries.find(|(key, _)| key == "description").map(|(_, value)| value.as_str())
@@ -146,12 +162,14 @@ impl Module {
         &self.artefacts.valid
     }
 
-    /// Shape and values of an artefact at a site.
+    /// Shape and values of an artefact at a site. Values are widened to 32 bits at every call, so
+    /// callers keep them.
     pub fn artefact(&self, name: &str, site: Site) -> Option<(&[u32], Vec<f32>)> {
         self.artefacts().iter().find(|artefact| artefact.name() == name)?.at(site)
     }
 
-    /// Artefacts that are not offered because they were made with another base, and why.
+    /// Artefacts that are not offered because they were made with another base, and why. One
+    /// sentence each, which names the file.
     pub fn left_out(&self) -> &[String] {
         &self.artefacts.left_out
     }
@@ -162,6 +180,7 @@ impl Module {
     }
 }
 
+/// Hashes the generation, each artefact's name and digest, and each entry of the card, in order.
 fn edition(generation: Generation, card: &Card, artefacts: &Artefacts) -> Generation {
     let mut parts = vec![generation.0.to_vec()];
     for artefact in &artefacts.valid {
@@ -176,17 +195,20 @@ fn edition(generation: Generation, card: &Card, artefacts: &Artefacts) -> Genera
     Generation::of(&parts)
 }
 
-/// The library at one moment.
+/// The library at one moment. It never changes: whoever holds one sees the same names and
+/// generations until it asks for the next.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// The number of changes before it.
     version: u64,
+    /// Modules by their own names.
     modules: BTreeMap<String, Arc<Module>>,
-    /// Other names, and what they stand for.
+    /// Other names, and the own name that each stands for; an alias never stands for an alias.
     aliases: BTreeMap<String, String>,
 }
 
 impl Snapshot {
-    /// Grows by one with every change.
+    /// The number of changes so far; it grows by one with every change.
     pub fn version(&self) -> u64 {
         self.version
     }
@@ -196,13 +218,14 @@ impl Snapshot {
         self.resolve(name).map(|(_, module)| module)
     }
 
-    /// The module under a name or an alias, with its own name.
+    /// The module under a name or an alias, with its own name. Own names and aliases never overlap.
     pub fn resolve(&self, name: &str) -> Option<(&str, &Arc<Module>)> {
         let own = self.aliases.get(name).map_or(name, String::as_str);
         self.modules.get_key_value(own).map(|(name, module)| (name.as_str(), module))
     }
 
-    /// Aliases and the names that they stand for, by alias.
+    /// Aliases and the names that they stand for, by alias. The names are always those of modules
+    /// that are loaded.
     pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
         self.aliases.iter().map(|(alias, name)| (alias.as_str(), name.as_str()))
     }
@@ -212,18 +235,19 @@ impl Snapshot {
         self.modules.iter().map(|(name, module)| (name.as_str(), module))
     }
 
-    /// Number of names.
+    /// Number of modules' own names; aliases are not counted.
     pub fn len(&self) -> usize {
         self.modules.len()
     }
 
-    /// Whether no module is loaded.
+    /// True where no module is loaded.
     pub fn is_empty(&self) -> bool {
         self.modules.is_empty()
     }
 }
 
-/// What may stand under a name before a change.
+/// The state of a name that a change requires, as in compare-and-swap. A change that finds another
+/// state publishes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// Nothing.
@@ -234,38 +258,45 @@ pub enum Expected {
     Generation(Generation),
 }
 
-/// The library.
+/// The library: one current snapshot, and the pool that holds weights. Readers never wait for
+/// writers' work: the lock around the snapshot is held for a swap of pointers alone.
 #[derive(Debug, Default)]
 pub struct Library {
+    /// The snapshot that new readers get.
     current: RwLock<Arc<Snapshot>>,
     /// Serialises writers, so that compare-and-swap compares with what it replaces.
     writer: Mutex<()>,
-    /// The editions of every generation that are loaded or still leased, so that equal content is held once.
+    /// The editions of every generation that are loaded or still leased, so that equal content is
+    /// held once.
     generations: DashMap<Generation, Vec<Weak<Module>>>,
+    /// The memory of all modules' weights.
     pool: Arc<Pool>,
 }
 
 impl Library {
-    /// Sets how much memory weights may take; what is too much leaves at once or when its leases end.
+    /// Sets how much memory weights may take; what is too much leaves at once or when its leases
+    /// end.
     pub fn set_budget(&self, budget: Budget) {
         self.pool.set_budget(budget);
     }
 
-    /// How much memory weights may take.
+    /// The memory that weights may take, and the bounds on waiting for it.
     pub fn budget(&self) -> Budget {
         self.pool.budget()
     }
 
-    /// Totals of what is in memory.
+    /// Totals of the weights in memory, leases and evictions.
     pub fn pool_stats(&self) -> PoolStats {
         self.pool.stats()
     }
 
-    /// The weights of modules, all or none, for as long as the leases are held. Waits for room, and reads what
-    /// is not in memory: never call it on a thread that others wait for.
+    /// The weights of modules, all or none, for as long as the leases are held. Waits for room, and
+    /// reads what is not in memory: never call it on a thread that others wait for. A module that
+    /// is named twice is leased twice and counted in memory once.
     ///
     /// # Errors
-    /// If the modules do not fit the budget, room was not found in time, or weights cannot be read again.
+    /// If the modules do not fit the budget, room was not found in time, or weights cannot be read
+    /// again.
     pub fn lease<'a>(
         &self,
         modules: impl IntoIterator<Item = &'a Arc<Module>>,
@@ -275,7 +306,8 @@ impl Library {
         self.pool.lease(&stored, Purpose::Serve)
     }
 
-    /// A module's weights for a look at them, which does not count as use.
+    /// A module's weights for a look at them, which does not count as use: neither hits nor the
+    /// order of eviction change where they are in memory already.
     ///
     /// # Errors
     /// Those of [`Library::lease`].
@@ -284,11 +316,12 @@ impl Library {
         leases.pop().ok_or(Error::Gone)
     }
 
-    /// Whether there will be room for a module, once it has its name and perhaps a pin: beside all that is
-    /// pinned, every module must fit the budget, or it could never serve.
+    /// Checks that there will be room for a module once it has its name and perhaps a pin: beside
+    /// all that is pinned, every module must fit the budget, or it could never serve. Nothing is
+    /// reserved.
     ///
     /// # Errors
-    /// If it does not, or another module would not any more.
+    /// [`Error::TooLarge`] if it does not, or another module would not any more.
     pub fn check_room(&self, name: &str, module: &Module, pinned: bool) -> Result<(), Error> {
         let held = self.generations.get(&module.generation);
         let twin = held.and_then(|editions| editions.iter().find_map(Weak::upgrade));
@@ -302,17 +335,20 @@ impl Library {
         self.pool.check_room(stored, pinned, replaced.map(|replaced| &*replaced.stored))
     }
 
-    /// Keeps a module's weights in memory, once they are there, or no longer.
+    /// Keeps a module's weights in memory once they are there, or lets them go again. It reads
+    /// nothing by itself, and taking a pin away evicts nothing at once.
     pub fn pin(&self, module: &Module, pinned: bool) {
         self.pool.pin(&module.stored, pinned);
     }
 
-    /// The current snapshot.
+    /// The current snapshot, for as long as the caller keeps it.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Publishes a module under a name.
+    /// Publishes a module under a name. A module of the same content that is held already is
+    /// returned in the place of this one, so equal weights lie in memory once. Leases of the module
+    /// that stood there before keep it until they end.
     ///
     /// # Errors
     /// If the name is not acceptable or what stands under it is not `expected`.
@@ -332,7 +368,7 @@ impl Library {
         Ok(module)
     }
 
-    /// What [`Library::publish`] would say to a name.
+    /// The answer that [`Library::publish`] would give to a name now; nothing is changed.
     ///
     /// # Errors
     /// If the name is not acceptable or what stands under it is not `expected`.
@@ -340,7 +376,8 @@ impl Library {
         check_publish(&self.snapshot(), name, expected)
     }
 
-    /// Lets another name stand for a module, whatever generation it is at.
+    /// Lets another name stand for a module, whatever generation it is at. An alias of the same
+    /// name is replaced.
     ///
     /// # Errors
     /// If the name is not acceptable or is a module's, or there is no such module.
@@ -374,7 +411,7 @@ impl Library {
         Ok(())
     }
 
-    /// Generations that are loaded or still leased.
+    /// Generations that a name stands for, or that a lease still holds.
     pub fn live_generations(&self) -> BTreeSet<Generation> {
         let live = |editions: &Vec<Weak<Module>>| editions.iter().any(|one| one.strong_count() > 0);
         let entries = self.generations.iter().filter(|entry| live(entry.value()));
@@ -382,6 +419,7 @@ impl Library {
     }
 
     /// Takes a name out, and the aliases for it; leases keep the module until they end.
+    /// [`Expected::Absent`] and [`Expected::Any`] both take whatever stands there.
     ///
     /// # Errors
     /// If nothing stands under the name, or not what was expected.
@@ -399,6 +437,7 @@ impl Library {
     }
 
     /// Bytes of modules and artefacts in memory, also of modules that are only leased any more.
+    /// Artefacts of every edition count; weights of one generation count once.
     pub fn resident_bytes(&self) -> usize {
         self.generations.retain(|_, editions| {
             editions.retain(|module| module.strong_count() > 0);
@@ -414,6 +453,8 @@ impl Library {
     }
 
     /// The same edition that is already held, or the module with the weights that are already held.
+    /// Twins of other editions share one [`Stored`] and one [`Shape`]; the first of a generation is
+    /// handed to the pool.
     fn share(&self, mut module: Module) -> Arc<Module> {
         let mut editions = self.generations.entry(module.generation).or_default();
         editions.retain(|held| held.strong_count() > 0);
@@ -433,12 +474,14 @@ impl Library {
         module
     }
 
+    /// Publishes a snapshot under the next version; the caller holds `writer`.
     fn swap(&self, mut next: Snapshot) {
         next.version += 1;
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
 }
 
+/// An error where the name is not acceptable, is an alias, or does not stand for what is expected.
 fn check_publish(snapshot: &Snapshot, name: &str, expected: Expected) -> Result<(), Error> {
     check_name(name)?;
     if snapshot.aliases.contains_key(name) {
@@ -447,6 +490,7 @@ fn check_publish(snapshot: &Snapshot, name: &str, expected: Expected) -> Result<
     check_expected(name, snapshot.modules.get(name), expected)
 }
 
+/// Compares what stands under a name, `None` for nothing, with the state that a change requires.
 fn check_expected(
     name: &str,
     found: Option<&Arc<Module>>,
@@ -464,7 +508,9 @@ fn check_expected(
     }
 }
 
-/// Names travel in URLs, metrics labels and paths, so they are plain: parts with `/` between them, as hubs have them.
+/// Names travel in URLs, metrics labels and paths, so they are plain: parts with `/` between them,
+/// as hubs have them. At most 128 bytes, of which no part begins with a dot, so that a name never
+/// leads out of a directory.
 ///
 /// # Errors
 /// If the name is another.

@@ -14,14 +14,17 @@ use crate::peft::bundle;
 use crate::weights::Weights;
 use crate::{gguf, mlx, native, peft};
 
-/// The base model that modules are read for.
+/// The base model that modules are read for. Without weights it is enough for modules that are kept
+/// as they are, such as LoRA at linears.
 #[derive(Clone, Copy, Debug)]
 pub struct Base<'a> {
-    /// Its shape.
+    /// Its shape: sizes, layers and projections.
     pub config: &'a ModelConfig,
-    /// Digest of its weights, where it is known; artefacts and documents are bound to it.
+    /// Digest of its weights, where it is known; artefacts and documents are bound to it. Nothing
+    /// is compared with it where it is `None`.
     pub digest: Option<[u8; 32]>,
-    /// Its weights, where they are at hand; some kinds are kept as a difference to them.
+    /// Its weights, where they are at hand. DoRA, trained biases and trainable tokens are kept as a
+    /// difference to them, and are refused without.
     pub model: Option<&'a Decoder>,
 }
 
@@ -37,22 +40,26 @@ impl<'a> From<&'a Decoder> for Base<'a> {
     }
 }
 
-/// What a module computes, and its identity.
+/// A module as its format's reader gives it: weights, kind and identity.
 pub(crate) struct Content {
+    /// The hash of configuration and weights.
     pub(crate) generation: Generation,
+    /// The kind, as its configuration or its file names it.
     pub(crate) kind: Kind,
+    /// The parts, checked against the base's shape.
     pub(crate) weights: Weights,
 }
 
-/// Whether a path looks like a module: a directory with a configuration that is known, or a GGUF file.
+/// True for a path that looks like a module: a directory with a known configuration, or a GGUF
+/// file. Nothing is read.
 pub fn is_module(path: &Path) -> bool {
     peft::is_module_directory(path)
         || path.join(native::CONFIG_FILE).is_file()
         || gguf::is_module_file(path)
 }
 
-/// Reads a module for a base model; its weights stay in memory. `root` is the directory that no file of the
-/// module may lie outside.
+/// Reads a module for a base model; its weights stay in memory. `root` is the directory that no
+/// file of the module may lie outside. `name` stands in messages alone.
 ///
 /// # Errors
 /// If a file cannot be read, or with every reason why the module's result could not be reproduced.
@@ -64,16 +71,20 @@ pub fn load_module<'a>(
 ) -> Result<Module, Error> {
     let base = base.into();
     let content = read(name, path, root, base)?;
-    module((name, path, root), content, base, None)
+    module(name, path, root, content, base, None)
 }
 
-/// Reads a module whose weights may leave memory: they are then read from the same path again, and refused if
-/// the content has changed. `keep` is held for as long as the module is known: what the path needs to stay.
+/// Reads a module whose weights may leave memory: they are then read from the same path again, and
+/// refused if the content has changed. `keep` is held for as long as the module is known, and
+/// dropped with it: a guard of files that must stay, such as a folder that is deleted when nothing
+/// uses it.
 ///
 /// # Errors
 /// As [`load_module`].
 pub fn open_module(
-    (name, path, root): (&str, &Path, &Path),
+    name: &str,
+    path: &Path,
+    root: &Path,
     model: &Arc<Decoder>,
     keep: impl Send + Sync + 'static,
 ) -> Result<Module, Error> {
@@ -94,11 +105,15 @@ pub fn open_module(
         }
         Ok(again.weights)
     });
-    module((name, path, root), content, base, Some(reload))
+    module(name, path, root, content, base, Some(reload))
 }
 
+/// The module of a content, with the card and the artefacts beside it. A GGUF file stands alone and
+/// has neither. Without `reload` the weights stay in memory.
 fn module(
-    (name, path, root): (&str, &Path, &Path),
+    name: &str,
+    path: &Path,
+    root: &Path,
     content: Content,
     base: Base<'_>,
     reload: Option<crate::residency::Reload>,
@@ -106,15 +121,16 @@ fn module(
     let Content { generation, kind, weights } = content;
     if path.is_file() {
         let (card, artefacts) = Default::default();
-        return Ok(Module::new((generation, kind), (weights, reload), card, artefacts));
+        return Ok(Module::new(generation, kind, weights, reload, card, artefacts));
     }
     let files = Files { name, directory: path, root };
     let card = bundle::card(files)?;
     let artefacts = artefact::load(files, generation, base)?;
-    Ok(Module::new((generation, kind), (weights, reload), card, artefacts))
+    Ok(Module::new(generation, kind, weights, reload, card, artefacts))
 }
 
-/// The generation of a module, without a base: whether it can serve is not looked at.
+/// The generation of a module, without a base: its tensors are hashed and not checked against
+/// anything.
 ///
 /// # Errors
 /// If its files cannot be read, or its configuration is none.
@@ -132,6 +148,8 @@ pub fn generation_of(path: &Path) -> Result<Generation, Error> {
     }
 }
 
+/// Reads a path by the format that is found there: a GGUF file, then our own configuration, then
+/// MLX's, else PEFT's.
 fn read(name: &str, path: &Path, root: &Path, base: Base<'_>) -> Result<Content, Error> {
     // A file that has gone is missed under its own name.
     let was_file = !path.exists() && path.extension().is_some_and(|ending| ending == "gguf");

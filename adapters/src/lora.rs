@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use polyskill_model::kernels::WeightSlice;
 
-/// Elements of a weight, in the precision that they came in.
+/// Elements of a weight, kept in the precision that they came in; the kernels read each of the
+/// three as it is.
 #[derive(Clone, Debug)]
 pub enum Elements {
     /// 32-bit floats.
@@ -16,7 +17,7 @@ pub enum Elements {
 }
 
 impl Elements {
-    /// Values rounded to half precision.
+    /// Values rounded to half precision, to the nearest.
     pub fn f16(values: &[f32]) -> Self {
         Self::F16(values.iter().map(|&value| half::f16::from_f32(value).to_bits()).collect())
     }
@@ -35,6 +36,7 @@ impl Elements {
     /// # Panics
     /// If a range lies outside.
     pub fn gather(&self, ranges: impl Iterator<Item = Range<usize>>) -> Self {
+        /// One precision's elements of the ranges.
         fn copy<T: Copy>(values: &[T], ranges: impl Iterator<Item = Range<usize>>) -> Vec<T> {
             ranges.flat_map(|range| values[range].iter().copied()).collect()
         }
@@ -53,8 +55,9 @@ impl Elements {
         }
     }
 
-    /// Swaps rows and columns of a `[rows, columns]` matrix.
+    /// Swaps rows and columns of a `[rows, columns]` matrix. The result is `[columns, rows]`.
     pub fn transposed(&self, rows: usize, columns: usize) -> Self {
+        /// One precision's elements, column by column.
         fn swap<T: Copy>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
             let mut swapped = Vec::with_capacity(rows * columns);
             for column in 0..columns {
@@ -73,7 +76,7 @@ impl Elements {
 /// A LoRA at one linear.
 #[derive(Clone, Debug)]
 pub struct LoraSite {
-    /// r.
+    /// r, at least 1.
     pub rank: usize,
     /// Factor on B·A: α/r, or α/√r with rsLoRA.
     pub scale: f32,
@@ -81,26 +84,28 @@ pub struct LoraSite {
     pub a: Elements,
     /// Bᵀ, `[rank, outputs]`: each row is one column of B, contiguous for the kernels.
     pub b_transposed: Elements,
-    /// What makes it a DoRA.
+    /// The magnitudes of a DoRA; `None` for a plain LoRA.
     pub magnitude: Option<Magnitude>,
 }
 
-/// DoRA's magnitudes (Liu et al., "DoRA", 2024): y = m/‖W + s·B·A‖ ⊙ (W·x + s·B·A·x) + b, row by row of W.
+/// DoRA's magnitudes (Liu et al., "DoRA", 2024): y = m/‖W + s·B·A‖ ⊙ (W·x + s·B·A·x) + b, row by
+/// row of W.
 #[derive(Clone, Debug)]
 pub struct Magnitude {
-    /// m/‖W + s·B·A‖, `[outputs]`.
+    /// m/‖W + s·B·A‖, `[outputs]`, computed once when the module is read.
     pub factors: Vec<f32>,
-    /// b of the base, `[outputs]`, which DoRA leaves as it is.
+    /// b, the bias of the base, `[outputs]`, which DoRA leaves as it is; `None` where the linear
+    /// has none.
     pub base_bias: Option<Vec<f32>>,
 }
 
 impl LoraSite {
-    /// Output features.
+    /// Output features, from the length of B.
     pub fn num_outputs(&self) -> usize {
         self.b_transposed.as_slice().len() / self.rank.max(1)
     }
 
-    /// Bytes of weights.
+    /// Bytes of A, B and the magnitudes; the copy of the base's bias is not counted.
     pub fn num_bytes(&self) -> usize {
         let magnitude = self.magnitude.iter();
         let magnitudes = magnitude.map(|magnitude| 4 * magnitude.factors.len()).sum::<usize>();

@@ -1,7 +1,9 @@
-//! LoRA and DoRA as MLX's `mlx_lm.lora` writes them: `adapter_config.json` and `adapters.safetensors`.
+//! LoRA and DoRA as MLX's `mlx_lm.lora` writes them: `adapter_config.json` and
+//! `adapters.safetensors`.
 //!
-//! They are PEFT's modules under other names, with matrices the other way round: y + s·(x·a)·b, a `[inputs, rank]`, b
-//! `[rank, outputs]`. So they are written anew in PEFT's layout, in memory, and read as such.
+//! They are PEFT's modules under other names, with matrices the other way round: y + s·(x·a)·b, a
+//! `[inputs, rank]`, b `[rank, outputs]`. So they are written anew in PEFT's layout, in memory, and
+//! read as such.
 
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::{Map, Value as Json, json};
@@ -21,7 +23,8 @@ pub const TAG: &str = "mlx";
 /// Settings of `lora_parameters` that are read, or that do not matter at inference.
 const PARAMETERS: [&str; 4] = ["rank", "scale", "dropout", "keys"];
 
-/// True for MLX's files: PEFT's have the same configuration's name beside other weights.
+/// True for MLX's files. PEFT's have a configuration of the same name beside other weights, and go
+/// first.
 pub fn is_mlx(files: Files<'_>) -> bool {
     files.has(WEIGHTS_FILE) && !files.has(peft::WEIGHTS_FILE)
 }
@@ -31,7 +34,8 @@ pub(crate) fn generation_of(files: Files<'_>) -> Result<Generation, Error> {
     Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE).map(|bundle| bundle.generation(TAG))
 }
 
-/// Reads configuration and weights.
+/// Reads configuration and weights. For a while the file, its transposed tensors and the file in
+/// PEFT's layout are in memory together.
 pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
     let refused = |problems| Error::refused(files.name, problems);
@@ -51,17 +55,21 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
 
 /// The configuration, as far as it is about arithmetic.
 struct Settings {
+    /// r, the same at all linears.
     rank: u64,
     /// Factor on the product; MLX does not divide it by the rank.
     scale: f64,
+    /// True where `fine_tune_type` or `use_dora` says so.
     is_dora: bool,
-    /// Paths within a layer that have a module; all where it names none.
+    /// Paths within a layer that have a module; every path where there is no list.
     keys: Option<Vec<String>>,
-    /// The number of layers that have one, from the last one on; all where it does not say.
+    /// The number of layers that have one, counted from the last layer back; all where there is
+    /// none.
     layers: Option<usize>,
 }
 
 impl Settings {
+    /// Parses the settings, with all problems at once.
     fn parse(bytes: &[u8]) -> Result<Self, Vec<String>> {
         let object = peft::config_object(bytes)?;
         let mut problems = Vec::new();
@@ -108,7 +116,8 @@ impl Settings {
         }
     }
 
-    /// The reason for which MLX would leave out what the file has at a path, if it would.
+    /// The reason for which MLX would leave out what the file has at a path, if it would. A tensor
+    /// that MLX itself would not load must not change the result here.
     fn unasked(&self, path: &str, num_layers: usize) -> Option<String> {
         let inside = path.split_once(".layers.").and_then(|(_, rest)| rest.split_once('.'));
         let within = inside.map_or(path, |(_, within)| within);
@@ -124,7 +133,8 @@ impl Settings {
             .then(|| format!("{path} has tensors, but `num_layers` begins at layer {first}"))
     }
 
-    /// The same as a configuration of PEFT's, for the linears that have tensors.
+    /// The same as a configuration of PEFT's, which targets exactly the linears that have tensors.
+    /// α is scale · r, since PEFT divides by r.
     fn in_pefts_terms(&self, tensors: &[Renamed], num_layers: usize) -> Result<Json, Vec<String>> {
         let mut paths: Vec<&str> = tensors.iter().map(|tensor| tensor.path.as_str()).collect();
         paths.sort_unstable();
@@ -152,12 +162,15 @@ impl Settings {
 
 /// A tensor under PEFT's name, in PEFT's layout.
 struct Renamed {
+    /// The name in PEFT's files.
     name: String,
     /// The path of the linear that it belongs to.
     path: String,
+    /// Its elements, matrices transposed.
     tensor: Tensor,
 }
 
+/// All tensors under PEFT's names, or all that have none.
 fn renamed(tensors: &SafeTensors<'_>) -> Result<Vec<Renamed>, Vec<String>> {
     let mut problems = Vec::new();
     let mut all = Vec::new();
@@ -170,6 +183,7 @@ fn renamed(tensors: &SafeTensors<'_>) -> Result<Vec<Renamed>, Vec<String>> {
     if problems.is_empty() { Ok(all) } else { Err(problems) }
 }
 
+/// One tensor under PEFT's name. A matrix is transposed; DoRA's vector is copied.
 fn rename(name: &str, view: &TensorView<'_>) -> Result<Renamed, String> {
     let (path, part) = name.rsplit_once('.').unwrap_or((name, ""));
     // Models for pictures and text have the text's part in one of their own.
@@ -201,7 +215,7 @@ fn rename(name: &str, view: &TensorView<'_>) -> Result<Renamed, String> {
     Ok(Renamed { name, path, tensor: Tensor { dtype, shape, bytes } })
 }
 
-/// A matrix of elements of `size` bytes, the other way round.
+/// A matrix of elements of `size` bytes, `[rows, columns]`, as `[columns, rows]`.
 fn transposed(data: &[u8], [rows, columns]: [usize; 2], size: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(data.len());
     for column in 0..columns {

@@ -1,6 +1,7 @@
 //! Kinds that PEFT has no format for: `polyskill_config.json` and `polyskill_module.safetensors`.
 //!
-//! Activation edits, sparse grafts, documents that the base has read once, expert policies and experts.
+//! Activation edits, sparse grafts, documents that the base has read once, expert policies and
+//! experts.
 
 mod document;
 mod edit;
@@ -29,20 +30,28 @@ use crate::peft::bundle::Bundle;
 pub const CONFIG_FILE: &str = "polyskill_config.json";
 /// Its weights.
 pub const WEIGHTS_FILE: &str = "polyskill_module.safetensors";
+/// The `format_version` that is written and the only one that is read.
 const FORMAT_VERSION: u32 = 1;
 
-/// `polyskill_config.json`.
+/// `polyskill_config.json`: `polyskill_type` names the variant, as in `ACTIVATION_EDIT`. Settings
+/// that a kind does not know are refused.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "polyskill_type", rename_all = "SCREAMING_SNAKE_CASE")]
 enum Config {
+    /// `ACTIVATION_EDIT`: vectors for hidden states.
     ActivationEdit(edit::Settings),
+    /// `SPARSE_GRAFT`: single changed weights.
     SparseGraft(graft::Settings),
+    /// `DOCUMENT_PREFIX`: keys and values of a document.
     DocumentPrefix(document::Settings),
+    /// `EXPERT_POLICY`: a choice among a sparse base's experts.
     ExpertPolicy(policy::Settings),
+    /// `FEED_FORWARD_EXPERT`: feed-forwards beside the base's own.
     FeedForwardExpert(feed_forward::Settings),
 }
 
 impl Config {
+    /// The version that the file says it has.
     fn format_version(&self) -> u32 {
         match self {
             Self::ActivationEdit(settings) => settings.format_version,
@@ -54,16 +63,18 @@ impl Config {
     }
 }
 
-/// Writes a module's directory, which must not exist.
+/// Writes a module's directory, which must not exist: configuration, weights and card. A write that
+/// fails half way leaves the directory behind.
 fn write(
-    (settings, polyskill_type): (&impl Serialize, &str),
+    settings: &impl Serialize,
+    polyskill_type: &str,
     tensors: impl IntoIterator<Item = (impl AsRef<str> + Ord + std::fmt::Display, impl View)>,
     card: &str,
     directory: &Path,
 ) -> Result<(), Error> {
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let refused = |problem: String| Error::refused(&name, vec![problem]);
-    let config = config((settings, polyskill_type)).map_err(refused)?;
+    let config = config(settings, polyskill_type).map_err(refused)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let weights = serialize(tensors, Some(metadata)).map_err(|error| refused(error.to_string()))?;
     let io = |source| Error::io(&name, directory, source);
@@ -76,14 +87,15 @@ fn write(
     Ok(())
 }
 
-/// The text of a configuration.
-fn config((settings, polyskill_type): (&impl Serialize, &str)) -> Result<Vec<u8>, String> {
+/// The text of a configuration: the settings as an object, with `polyskill_type` beside them.
+fn config(settings: &impl Serialize, polyskill_type: &str) -> Result<Vec<u8>, String> {
     let mut config = serde_json::to_value(settings).map_err(|error| error.to_string())?;
     config["polyskill_type"] = polyskill_type.into();
     Ok(format!("{config:#}\n").into_bytes())
 }
 
-/// Adds a problem where a module was made for another base.
+/// Adds a problem where `found`, the digest that a module names, is not the base's. Nothing is
+/// checked where either is unknown.
 fn check_base(found: Option<&str>, base: Base<'_>, problems: &mut Problems) {
     if let (Some(found), Some(digest)) = (found, base.digest) {
         let expected = Generation(digest).to_string();
@@ -94,17 +106,20 @@ fn check_base(found: Option<&str>, base: Base<'_>, problems: &mut Problems) {
     }
 }
 
-/// Identity of a directory's content.
+/// Identity of a directory's content. The tag keeps it apart from PEFT's formats.
 fn generation(bundle: &Bundle) -> Generation {
     bundle.generation("polyskill")
 }
 
 /// The generation of a directory, whatever its tensors are.
+///
+/// # Errors
+/// If a file is missing or too large.
 pub fn generation_of(files: Files<'_>) -> Result<Generation, Error> {
     Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE).map(|bundle| generation(&bundle))
 }
 
-/// Reads configuration and weights.
+/// Reads configuration and weights. The kind and the version are checked before the tensors.
 pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
     let refused = |problems| Error::refused(files.name, problems);

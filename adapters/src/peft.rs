@@ -1,8 +1,8 @@
 //! PEFT's directories: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Same logits as PEFT, or refuse to load: every tensor must belong to a targeted place with the right
-//! shape, every targeted place must have its tensors, every setting that changes arithmetic is honoured or
-//! refused by name, and all problems are reported at once.
+//! Same logits as PEFT, or refuse to load: every tensor must belong to a targeted place with the
+//! right shape, every targeted place must have its tensors, every setting that changes arithmetic
+//! is honoured or refused by name, and all problems are reported at once.
 
 pub mod bundle;
 mod config;
@@ -41,12 +41,13 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// Kinds that are read, as `peft_type` names them.
 const SUPPORTED: &str = "LORA, IA3, PROMPT_TUNING, P_TUNING, PREFIX_TUNING, TRAINABLE_TOKENS";
 
-/// Whether a directory looks like a PEFT module.
+/// True for a directory with PEFT's configuration. Its weights and what it says are not looked at.
 pub fn is_module_directory(path: &Path) -> bool {
     path.join(CONFIG_FILE).is_file()
 }
 
-/// Reads configuration and weights.
+/// Reads configuration and weights. `peft_type` decides the reader; every reader lists all of its
+/// problems.
 pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
     let refused = |problems| Error::refused(files.name, problems);
@@ -75,7 +76,8 @@ pub(crate) fn read(files: Files<'_>, base: Base<'_>) -> Result<Content, Error> {
     Ok(Content { generation, kind, weights })
 }
 
-/// Reads a LoRA or DoRA that another tool wrote, in PEFT's terms.
+/// Reads a LoRA or DoRA that another tool wrote, once it is written in PEFT's terms: `config` is an
+/// `adapter_config.json`.
 pub(crate) fn lora(
     config: &[u8],
     tensors: &SafeTensors<'_>,
@@ -86,7 +88,8 @@ pub(crate) fn lora(
     Ok((kind, lora::assemble(settings, tensors, base)?))
 }
 
-/// The generation of a directory, whatever its tensors are.
+/// The generation of a directory, whatever its tensors are. Nothing but the configuration's
+/// `peft_type` is looked at.
 pub(crate) fn generation_of(files: Files<'_>) -> Result<Generation, Error> {
     let bundle = Bundle::read(files, CONFIG_FILE, WEIGHTS_FILE)?;
     let object = config::object(&bundle.config);
@@ -95,8 +98,9 @@ pub(crate) fn generation_of(files: Files<'_>) -> Result<Generation, Error> {
     Ok(generation(&bundle, peft_type))
 }
 
-/// True for the configuration of a LoRA that is nothing but a low-rank product. A configuration that cannot be read
-/// counts as one: the LoRA's reader refuses it.
+/// True for the configuration of a LoRA that is nothing but a low-rank product. A configuration
+/// that cannot be read counts as one: the LoRA's reader refuses it. Rank, scale and targets do not
+/// matter for it.
 pub fn is_plain_lora(settings: &Map<String, Json>) -> bool {
     let is_lora = settings.get("peft_type").and_then(Json::as_str) == Some("LORA");
     let text = Json::Object(settings.clone()).to_string();
@@ -104,21 +108,25 @@ pub fn is_plain_lora(settings: &Map<String, Json>) -> bool {
     is_lora && parsed.map_or(true, |settings| settings.beyond_low_rank().is_empty())
 }
 
-/// Identity of a PEFT directory's content.
+/// Identity of a PEFT directory's content. The kind's name in lower case is hashed too.
 fn generation(bundle: &Bundle, peft_type: &str) -> Generation {
     bundle.generation(&peft_type.to_ascii_lowercase())
 }
 
-/// Where in the base a tensor of a module belongs.
+/// The place in the base that a tensor of a module belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Place {
+    /// A projection of a layer.
     Site(Site),
+    /// The head, `lm_head`.
     Head,
+    /// The embedding table, `embed_tokens`.
     Embedding,
 }
 
 impl Place {
-    /// The path of the linear in Hugging Face checkpoints.
+    /// The path of the linear in Hugging Face checkpoints of models for text, such as
+    /// `model.layers.0.self_attn.q_proj`.
     fn path(self) -> String {
         match self {
             Self::Site(site) => format!("model.{site}"),
@@ -127,7 +135,7 @@ impl Place {
         }
     }
 
-    /// `(output, input)` features; the embedding table is no linear.
+    /// `(output, input)` features; `None` for the embedding table, which is no linear.
     pub(crate) fn shape(self, base: &ModelConfig) -> Option<(usize, usize)> {
         match self {
             Self::Site(site) => Some(base.projection_shape(site.projection)),
@@ -147,7 +155,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// A path in Hugging Face's names → a place, by exact names.
+/// A path in Hugging Face's names → a place, by exact names: no prefix is passed over, and no layer
+/// may be out of range.
 pub(crate) fn place_of(path: &str, base: &ModelConfig) -> Option<Place> {
     match path {
         "lm_head" => Some(Place::Head),
@@ -156,7 +165,8 @@ pub(crate) fn place_of(path: &str, base: &ModelConfig) -> Option<Place> {
     }
 }
 
-/// `model.layers.N.<projection>` → site, by exact names.
+/// `model.layers.N.<projection>` → site, by exact names. N has no leading zeros, and the base must
+/// have the projection.
 pub fn site_of(path: &str, base: &ModelConfig) -> Option<Site> {
     let (layer, path) = path.strip_prefix("model.layers.")?.split_once('.')?;
     let number: usize = layer.parse().ok()?;

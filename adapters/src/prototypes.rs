@@ -5,6 +5,8 @@ use crate::lora::LoraSite;
 /// The exact top right singular vector of B·A, `[inputs]`, unit length; zeros if B·A is zero.
 ///
 /// With C = BᵀB = LLᵀ, (BA)ᵀ(BA) = MᵀM for the small M = LᵀA, so an r × r eigenproblem suffices.
+/// Its sign is arbitrary. All sums are in f64; the cost is r²·(inputs + outputs) and O(r³) per
+/// Jacobi sweep.
 pub fn exact(lora: &LoraSite) -> Vec<f32> {
     let rank = lora.rank;
     let a: Vec<f64> = lora.a.as_slice().to_f32().into_iter().map(f64::from).collect();
@@ -31,8 +33,9 @@ pub fn exact(lora: &LoraSite) -> Vec<f32> {
     v.into_iter().map(|value| value as f32).collect()
 }
 
-/// PEFT's estimate (`top_right_singular_vec_from_BA`): `iterations` of w = Aᵀ(C(A·v)) from torch's CPU
-/// `randn(inputs)`, without a test of convergence.
+/// PEFT's estimate (`top_right_singular_vec_from_BA`): `iterations` of w = Aᵀ(C(A·v)) from torch's
+/// CPU `randn(inputs)`, without a test of convergence. The seed's low 32 bits count, as the
+/// generator takes no more.
 pub fn power_iteration(lora: &LoraSite, iterations: u32, seed: u64) -> Vec<f32> {
     let rank = lora.rank;
     let a: Vec<f64> = lora.a.as_slice().to_f32().into_iter().map(f64::from).collect();
@@ -53,11 +56,12 @@ pub fn power_iteration(lora: &LoraSite, iterations: u32, seed: u64) -> Vec<f32> 
     v.into_iter().map(|value| value as f32).collect()
 }
 
+/// The inner product of two vectors of one length.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Divides by the length plus ε.
+/// Divides by the length plus ε. A zero vector with ε = 0 stays as it is.
 fn normalise(v: &mut [f64], epsilon: f64) {
     let length = dot(v, v).sqrt() + epsilon;
     if length > 0.0 {
@@ -65,14 +69,16 @@ fn normalise(v: &mut [f64], epsilon: f64) {
     }
 }
 
-/// M·Mᵀ of a `[rank, n]` matrix.
+/// M·Mᵀ, `[rank, rank]`, of a `[rank, n]` matrix.
 fn gram(m: &[f64], rank: usize) -> Vec<f64> {
     let width = m.len() / rank;
     let row = |i: usize| &m[i * width..(i + 1) * width];
     (0..rank * rank).map(|at| dot(row(at / rank), row(at % rank))).collect()
 }
 
-/// Eigenvalues and eigenvectors (columns) of a symmetric matrix, by cyclic Jacobi rotations.
+/// Eigenvalues and eigenvectors (columns) of a symmetric matrix, by cyclic Jacobi rotations. The
+/// matrix is `[n, n]`. Sweeps end when the squares off the diagonal are under 1e-30 of those on it,
+/// or after 64.
 fn symmetric_eigen(mut m: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
     let mut vectors: Vec<f64> =
         (0..n * n).map(|at| f64::from(u8::from(at / n == at % n))).collect();
@@ -84,14 +90,16 @@ fn symmetric_eigen(mut m: Vec<f64>, n: usize) -> (Vec<f64>, Vec<f64>) {
         }
         for p in 0..n {
             for q in p + 1..n {
-                rotate(&mut m, &mut vectors, n, (p, q));
+                rotate(&mut m, &mut vectors, n, p, q);
             }
         }
     }
     ((0..n).map(|i| m[i * n + i]).collect(), vectors)
 }
 
-fn rotate(m: &mut [f64], vectors: &mut [f64], n: usize, (p, q): (usize, usize)) {
+/// One Jacobi rotation: turns rows and columns `p` and `q` so that `m[p, q]` becomes zero, and the
+/// vectors with them. Of the two angles that do so it takes the smaller.
+fn rotate(m: &mut [f64], vectors: &mut [f64], n: usize, p: usize, q: usize) {
     let off = m[p * n + q];
     if off == 0.0 {
         return;
@@ -116,8 +124,9 @@ fn rotate(m: &mut [f64], vectors: &mut [f64], n: usize, (p, q): (usize, usize)) 
     }
 }
 
-/// torch's CPU `randn(n)` in float32 after `manual_seed(seed)`: Mersenne Twister and Box–Muller, with one
-/// path below 16 elements and another from 16 on.
+/// torch's CPU `randn(n)` in float32 after `manual_seed(seed)`: Mersenne Twister and Box–Muller,
+/// with one path below 16 elements and another from 16 on. From 16 on, values come in blocks of 16,
+/// and the last 16 are drawn anew where `n` is no multiple of 16.
 pub fn torch_randn(n: usize, seed: u64) -> Vec<f32> {
     let mut twister = Twister::new(seed as u32);
     if n < 16 {
@@ -135,6 +144,7 @@ pub fn torch_randn(n: usize, seed: u64) -> Vec<f32> {
     values
 }
 
+/// torch's path for fewer than 16 values: one pair after another from 53-bit uniforms, in f64.
 fn randn_pairs(n: usize, twister: &mut Twister) -> Vec<f32> {
     let mut values = Vec::with_capacity(n + 1);
     while values.len() < n {
@@ -147,6 +157,7 @@ fn randn_pairs(n: usize, twister: &mut Twister) -> Vec<f32> {
     values
 }
 
+/// Box–Muller in place on 16 uniforms: the first eight give radii, the last eight angles.
 fn box_muller_16(values: &mut [f32]) {
     for j in 0..8 {
         let (u1, u2) = (1.0 - f64::from(values[j]), f64::from(values[j + 8]));
@@ -157,13 +168,16 @@ fn box_muller_16(values: &mut [f32]) {
     }
 }
 
-/// MT19937 (Matsumoto and Nishimura, 1998).
+/// MT19937 (Matsumoto and Nishimura, 1998). torch's CPU generator is this one.
 struct Twister {
+    /// The state vector.
     state: [u32; 624],
+    /// The next word of the state to be given; 624 where all have been.
     at: usize,
 }
 
 impl Twister {
+    /// The reference's `init_genrand`.
     fn new(seed: u32) -> Self {
         let mut state = [seed; 624];
         for i in 1..624 {
@@ -173,6 +187,7 @@ impl Twister {
         Self { state, at: 624 }
     }
 
+    /// The next 32 bits, tempered; every 624 words the state is made anew.
     fn next(&mut self) -> u32 {
         if self.at == 624 {
             for i in 0..624 {
@@ -190,12 +205,12 @@ impl Twister {
         y ^ (y >> 18)
     }
 
-    /// 24 bits in [0, 1).
+    /// 24 bits in [0, 1). torch draws 32-bit floats so.
     fn uniform24(&mut self) -> f32 {
         (self.next() & 0xff_ffff) as f32 / 16_777_216.0
     }
 
-    /// 53 bits in [0, 1) from two outputs, the high word first.
+    /// 53 bits in [0, 1) from two outputs, the high word first. torch draws 64-bit floats so.
     fn uniform53(&mut self) -> f64 {
         let word = u64::from(self.next()) << 32 | u64::from(self.next());
         (word & ((1 << 53) - 1)) as f64 / 9_007_199_254_740_992.0

@@ -1,13 +1,14 @@
-//! Which modules' weights are in memory.
+//! The pool of weights: it decides whose are in memory.
 //!
-//! A module stays known (name, identity, shape, card) while its weights go: they are read again when a request
-//! needs them. Requests hold leases; what is leased is never evicted. A request gets all its weights or waits,
-//! holding nothing, so waiting cannot deadlock.
+//! A module stays known (name, identity, shape, card) while its weights go: they are read again
+//! when a request needs them. Requests hold leases; what is leased is never evicted. A request gets
+//! all its weights or waits, holding nothing, so waiting cannot deadlock.
 //!
-//! Who waits does not stand in line behind a request whose modules do not fit: those whose modules are in memory
-//! go ahead, so requests for the same modules share steps instead of evicting each other's. That would starve
-//! the first in line, so after [`Budget::patience`] nobody overtakes it any more: leases then only end, and it
-//! is served when the longest request that runs has finished.
+//! A request that waits does not stand in line behind a request whose modules do not fit: those
+//! whose modules are in memory go ahead, so requests for the same modules share steps instead of
+//! evicting each other's. That would starve the first in line, so after [`Budget::patience`] nobody
+//! overtakes it any more: leases then only end, and it is served when the longest request that runs
+//! has finished.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -19,16 +20,18 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::weights::Weights;
 
-/// How much memory modules may take, and how long requests wait for it.
+/// The memory that modules may take, and the bounds on waiting for it. Memory of modules alone: the
+/// base and the caches of requests are not in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Bytes of weights in memory; `None` keeps all.
+    /// Bytes of weights in memory; `None` keeps all. Weights that cannot be read again count too,
+    /// and are never evicted.
     pub max_bytes: Option<usize>,
-    /// How long requests whose modules are in memory may overtake one that waits.
+    /// The time for which requests whose modules are in memory may overtake one that waits.
     pub patience: Duration,
     /// Longest wait; after it the request is refused.
     pub max_wait: Duration,
-    /// Requests that may wait; one more is refused at once.
+    /// Requests that may wait; one more is refused at once. Each of them blocks a thread.
     pub max_waiting: usize,
 }
 
@@ -43,15 +46,20 @@ impl Default for Budget {
     }
 }
 
-/// Reads a module's weights again.
+/// Reads a module's weights again. An error, as one for a changed file, ends the request that asked
+/// and those that waited for the same weights; the next one tries again.
 pub type Reload = Box<dyn Fn() -> Result<Weights, Error> + Send + Sync>;
 
-/// The weights of one generation: in memory, or to be read again.
+/// The weights of one generation: in memory, or to be read again. The last holder drops it, and
+/// with it its entry in the pool.
 pub struct Stored {
+    /// Bytes of the weights when they are in memory.
     num_bytes: usize,
+    /// Reads them again; without it they are never evicted.
     reload: Option<Reload>,
-    /// Weights that no pool manages.
+    /// Weights that no pool manages yet; a pool takes them out when it adopts them.
     fresh: Mutex<Option<Arc<Weights>>>,
+    /// The pool that manages them, and their number there; set once.
     home: OnceLock<(Arc<Pool>, u64)>,
 }
 
@@ -74,7 +82,7 @@ impl Stored {
         self.num_bytes
     }
 
-    /// How the weights stand with the pool that manages them.
+    /// The state of the weights in the pool that manages them; without one they are in memory.
     pub(crate) fn residency(&self) -> Residency {
         match self.home.get() {
             Some((pool, id)) => pool.lock().residency(*id),
@@ -91,7 +99,7 @@ impl Drop for Stored {
     }
 }
 
-/// What weights are leased for.
+/// The use that weights are leased for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// A request.
@@ -100,14 +108,14 @@ pub(crate) enum Purpose {
     Look,
 }
 
-/// Where a module's weights are, and what was done with them.
+/// The place of a module's weights, and counts of what was done with them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Residency {
-    /// Whether they are in memory.
+    /// True while they are in memory.
     pub resident: bool,
-    /// Whether they stay there.
+    /// True where they are not evicted.
     pub pinned: bool,
-    /// Requests that hold them.
+    /// Leases on them that have not ended.
     pub leases: usize,
     /// Requests that wait for room for them.
     pub wanted: usize,
@@ -117,13 +125,16 @@ pub struct Residency {
     pub loads: u64,
     /// Times that they made room.
     pub evictions: u64,
-    /// How long the last reading took.
+    /// The time that the last reading took; zero before the first.
     pub load_time: Duration,
 }
 
-/// Weights that a request holds; they stay in memory until it is dropped.
+/// Weights that a request holds; they stay in memory until it is dropped. It also keeps the
+/// module's content known to its pool.
 pub struct Lease {
+    /// The weights, which stay valid whatever the pool does.
     weights: Arc<Weights>,
+    /// The content that the lease is counted for.
     stored: Arc<Stored>,
 }
 
@@ -153,11 +164,11 @@ impl Drop for Lease {
 /// Totals of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
-    /// Bytes in memory.
+    /// Bytes in memory, with those that are being read.
     pub resident_bytes: usize,
-    /// Bytes that requests hold.
+    /// Bytes of modules that requests hold, each counted once.
     pub leased_bytes: usize,
-    /// Modules in memory.
+    /// Modules in memory, with those that are being read.
     pub num_resident: usize,
     /// Modules that are known.
     pub num_known: usize,
@@ -171,53 +182,78 @@ pub struct PoolStats {
     pub evictions: u64,
 }
 
-/// The memory of all modules.
+/// The memory of all modules. One lock guards all of its state; weights are read without it.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
+    /// Entries, line and counters.
     state: Mutex<State>,
+    /// Signalled after every change by which a waiting request may get on.
     changed: Condvar,
 }
 
+/// The pool's state. Looks at all entries are linear in the known modules, and are made per lease
+/// and while waiting.
 #[derive(Debug, Default)]
 struct State {
+    /// The bounds, which may change at any time.
     budget: Budget,
+    /// Adopted weights by number.
     entries: HashMap<u64, Entry>,
-    /// Those who wait, in order of arrival.
+    /// Requests that wait, in order of arrival.
     line: Vec<Ticket>,
+    /// The next number of an entry or a ticket; both ascend in it.
     next: u64,
     /// Grows with every lease; orders entries by their last use.
     clock: u64,
+    /// Bytes in memory, with those that are being read: room is taken before the reading begins.
     resident_bytes: usize,
+    /// Leases of requests that found their module in memory.
     hits: u64,
+    /// Modules that were read again.
     loads: u64,
+    /// Modules that made room.
     evictions: u64,
 }
 
+/// Weights that the pool manages.
 #[derive(Debug)]
 struct Entry {
+    /// Bytes of the weights, in memory or not.
     num_bytes: usize,
+    /// The weights, or their absence.
     place: Place,
+    /// True where they can be read again.
     evictable: bool,
+    /// The clock at the last lease of a request, or at the last reading.
     last_used: u64,
+    /// Pin and counters; `resident` and `wanted` are filled in when asked for.
     residency: Residency,
 }
 
+/// The place of an entry's weights.
 #[derive(Debug)]
 enum Place {
+    /// In memory.
     Memory(Arc<Weights>),
-    /// A request reads them, and others wait for it.
+    /// A request reads them, and others wait for it. Their bytes count as taken.
     Loading,
+    /// Not in memory: the next lease reads them.
     Elsewhere,
 }
 
+/// A request in the line for memory.
 #[derive(Debug)]
 struct Ticket {
+    /// Its place: lower numbers came earlier.
     number: u64,
+    /// Its arrival; patience and the longest wait count from here.
     since: Instant,
+    /// Numbers of the entries that it wants together.
     wanted: Vec<u64>,
 }
 
 impl Pool {
+    /// Sets the bounds, evicts what is too much and wakes those who wait.
     pub(crate) fn set_budget(&self, budget: Budget) {
         let mut state = self.lock();
         state.budget = budget;
@@ -230,6 +266,7 @@ impl Pool {
         self.lock().budget
     }
 
+    /// Totals at this moment, linear in the known modules.
     pub(crate) fn stats(&self) -> PoolStats {
         let state = self.lock();
         let entries = || state.entries.values();
@@ -246,7 +283,8 @@ impl Pool {
         }
     }
 
-    /// Takes weights over. They stay in memory where there is room without evicting what others use.
+    /// Takes weights over, once: later calls change nothing. Weights that can be read again stay in
+    /// memory only where they fit without evicting others; those that cannot always stay.
     pub(crate) fn adopt(self: &Arc<Self>, stored: &Stored) {
         let mut state = self.lock();
         let id = state.next;
@@ -274,7 +312,8 @@ impl Pool {
         state.entries.insert(id, entry);
     }
 
-    /// Whether all modules fit beside what is pinned, with this one added and another gone.
+    /// An error where not all modules fit beside what is pinned, with this one added and another
+    /// gone. Every module must fit the budget together with all that is pinned.
     pub(crate) fn check_room(
         &self,
         stored: &Stored,
@@ -303,6 +342,7 @@ impl Pool {
         Ok(())
     }
 
+    /// Keeps weights from eviction, or no longer; weights of no pool are passed over.
     pub(crate) fn pin(&self, stored: &Stored, pinned: bool) {
         let Some((_, id)) = stored.home.get() else { return };
         if let Some(entry) = self.lock().entries.get_mut(id) {
@@ -310,7 +350,8 @@ impl Pool {
         }
     }
 
-    /// All of the modules' weights, or none; waits for room.
+    /// All of the modules' weights, or none; waits for room, and then reads what is missing, one
+    /// after the other. A panic in the reading is an error.
     pub(crate) fn lease(
         self: &Arc<Self>,
         wanted: &[Arc<Stored>],
@@ -336,13 +377,15 @@ impl Pool {
         }
     }
 
-    /// The number of weights that this pool manages.
+    /// The number of weights that this pool manages; `None` for others.
     fn id_of(&self, stored: &Stored) -> Option<u64> {
         let (home, id) = stored.home.get()?;
         std::ptr::eq(Arc::as_ptr(home), self).then_some(*id)
     }
 
     /// Waits until all fit, then counts leases for all; returns those that the caller must read.
+    /// The errors are [`Error::TooLarge`] at once, [`Error::TooManyWaiting`] where the line is
+    /// full, and [`Error::NoRoom`].
     fn wait_for_room(&self, ids: &[u64], purpose: Purpose) -> Result<Vec<u64>, Error> {
         let mut state = self.lock();
         if let Some(error) = state.never_fits(ids) {
@@ -427,6 +470,7 @@ impl Pool {
         }
     }
 
+    /// Drops an entry whose content nobody knows any more, and its bytes with it.
     fn forget(&self, id: u64) {
         let mut state = self.lock();
         if let Some(entry) = state.entries.remove(&id)
@@ -438,16 +482,19 @@ impl Pool {
         self.changed.notify_all();
     }
 
+    /// The state; a panic of another thread does not poison it for good.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Entry {
+    /// True where its bytes count as taken: in memory, or being read.
     fn is_resident(&self) -> bool {
         !matches!(self.place, Place::Elsewhere)
     }
 
+    /// True where it can be evicted now: readable again, in memory, neither pinned nor leased.
     fn may_leave(&self) -> bool {
         let held = self.residency.pinned || self.residency.leases > 0;
         self.evictable && !held && matches!(self.place, Place::Memory(_))
@@ -455,6 +502,7 @@ impl Entry {
 }
 
 impl State {
+    /// An entry's state with the number of tickets that want it.
     fn residency(&self, id: u64) -> Residency {
         let wanted = self.line.iter().filter(|ticket| ticket.wanted.contains(&id)).count();
         self.entries.get(&id).map_or_else(Residency::default, |entry| Residency {
@@ -464,24 +512,26 @@ impl State {
         })
     }
 
+    /// True where so many bytes fit without evicting anything.
     fn fits_free(&self, num_bytes: usize) -> bool {
         self.budget.max_bytes.is_none_or(|most| self.resident_bytes + num_bytes <= most)
     }
 
-    /// What the modules need beyond what is in memory.
+    /// Bytes of the modules that are not in memory, each module counted once.
     fn missing_bytes(&self, ids: &[u64]) -> usize {
         let ids: BTreeSet<&u64> = ids.iter().collect();
         let missing = |id: &u64| self.entries.get(id).filter(|entry| !entry.is_resident());
         ids.into_iter().filter_map(missing).map(|entry| entry.num_bytes).sum()
     }
 
-    /// Bytes that could make room.
+    /// Bytes that eviction could free now.
     fn movable_bytes(&self) -> usize {
         let movable = self.entries.values().filter(|entry| entry.may_leave());
         movable.map(|entry| entry.num_bytes).sum()
     }
 
-    /// Whether the modules fit beside what must stay.
+    /// True where the modules fit beside what must stay. `movable_bytes` counts wanted modules too,
+    /// which must not leave, so they are taken off again.
     fn fits(&self, ids: &[u64], movable_bytes: usize) -> bool {
         let Some(most) = self.budget.max_bytes else { return true };
         let missing = self.missing_bytes(ids);
@@ -491,7 +541,8 @@ impl State {
         missing == 0 || self.resident_bytes + own + missing <= most + movable_bytes
     }
 
-    /// Modules that do not fit even when nothing else runs.
+    /// The error for modules that do not fit even when nothing else runs: beside them stay those
+    /// that are pinned or cannot be read again. Modules that are all in memory always fit.
     fn never_fits(&self, ids: &[u64]) -> Option<Error> {
         let most = self.budget.max_bytes?;
         let stays = |(id, entry): &(&u64, &Entry)| {
@@ -502,7 +553,8 @@ impl State {
         (missing && needed > most).then_some(Error::TooLarge { needed, most })
     }
 
-    /// Whether it is this one's turn: it fits, and nobody before it has lost patience or fits as well.
+    /// True where it is this one's turn: it fits, and nobody before it has lost patience or fits as
+    /// well.
     fn may_go(&self, number: u64, ids: &[u64]) -> bool {
         let movable = self.movable_bytes();
         let overtaken = self.line.iter().filter(|ticket| ticket.number < number);
@@ -512,7 +564,8 @@ impl State {
         self.fits(ids, movable) && !overtaken.into_iter().any(goes_first)
     }
 
-    /// Counts leases and makes room; returns what must be read.
+    /// Counts leases, makes room and takes it; returns the entries that the caller must read. The
+    /// first that wants missing weights reads them; others find them [`Place::Loading`].
     fn grant(&mut self, ids: &[u64], purpose: Purpose) -> Vec<u64> {
         self.clock += 1;
         let clock = self.clock;
@@ -539,7 +592,7 @@ impl State {
         to_load
     }
 
-    /// Evicts what was not used for longest until so many bytes fit.
+    /// Evicts what was not used for longest until so many bytes fit, or nothing more can leave.
     fn make_room(&mut self, num_bytes: usize) {
         let Some(most) = self.budget.max_bytes else { return };
         while self.resident_bytes + num_bytes > most {
@@ -554,6 +607,7 @@ impl State {
         }
     }
 
+    /// Puts weights that were read into their entry; their bytes were counted by [`State::grant`].
     fn loaded(&mut self, id: u64, weights: Weights, took: Duration) {
         self.loads += 1;
         if let Some(entry) = self.entries.get_mut(&id) {
@@ -563,6 +617,7 @@ impl State {
         }
     }
 
+    /// Gives the room of a reading that failed back; those who wait for it get an error.
     fn load_failed(&mut self, id: u64) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.place = Place::Elsewhere;
@@ -570,6 +625,7 @@ impl State {
         }
     }
 
+    /// Ends one lease, and evicts what is above a budget that was lowered in the meantime.
     fn end_lease(&mut self, id: u64) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.residency.leases = entry.residency.leases.saturating_sub(1);

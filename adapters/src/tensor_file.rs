@@ -5,19 +5,20 @@ use std::collections::HashMap;
 
 use safetensors::tensor::{Dtype, View, serialize};
 
-/// A tensor to be written.
+/// A tensor to be written. It owns its bytes, so all tensors of a file are in memory before the
+/// file is written.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     /// The type of its values.
     pub dtype: Dtype,
     /// Its dimensions, the outermost first.
     pub shape: Vec<usize>,
-    /// Its values, little-endian.
+    /// Its values in row-major order, little-endian.
     pub bytes: Vec<u8>,
 }
 
 impl Tensor {
-    /// A tensor of 32-bit floats.
+    /// A tensor of 32-bit floats; `values` come in row-major order, as many as the shape asks for.
     pub fn f32(shape: Vec<usize>, values: impl Iterator<Item = f32>) -> Self {
         let bytes = values.flat_map(f32::to_le_bytes).collect();
         Self { dtype: Dtype::F32, shape, bytes }
@@ -42,12 +43,13 @@ impl View for Tensor {
     }
 }
 
-/// The name of a weight in PEFT's files.
+/// The name of a weight in PEFT's files: `site` is a path such as
+/// `model.layers.0.self_attn.q_proj`, `part` is `lora_A` or `lora_B`.
 pub fn tensor_name(site: &str, part: &str) -> String {
     format!("base_model.model.{site}.{part}.weight")
 }
 
-/// A safetensors file as PEFT writes it.
+/// A safetensors file as PEFT writes it: the metadata says `format` = `pt`.
 ///
 /// # Errors
 /// If the names and shapes make no file.

@@ -1,4 +1,4 @@
-//! What [`Router::route`](crate::Router::route) reads and writes.
+//! The input and the output of [`Router::route`](crate::Router::route).
 
 /// Rows of one step that one plan decides at one site.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -29,6 +29,7 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// A row of `[rows, width]`; empty where there are no values.
 fn row_of(values: &[f32], num_rows: usize, row: usize) -> &[f32] {
     let width = values.len() / num_rows.max(1);
     values.get(row * width..(row + 1) * width).unwrap_or_default()
@@ -73,10 +74,11 @@ impl Decision {
         self.offsets.push(u32::try_from(self.columns.len()).unwrap_or(u32::MAX));
     }
 
-    /// Whether there is one row for each of the batch; without it, no row can be told from another.
+    /// Checks that there is one row for each of the batch; without it, no row can be told from
+    /// another. Every column must have a weight.
     ///
     /// # Errors
-    /// What was found and what was expected.
+    /// The found and the expected number.
     pub fn check_rows(&self, num_rows: usize) -> Result<(), String> {
         let (rows, columns, weights) = (self.offsets.len(), self.columns.len(), self.weights.len());
         if rows != num_rows + 1 {
@@ -88,10 +90,11 @@ impl Decision {
         Ok(())
     }
 
-    /// Checks a row and appends its picks to `picks`, as `(column, weight)`.
+    /// Checks a row and appends its picks to `picks`, as `(column, weight)`. After an error,
+    /// `picks` may hold some of the row's.
     ///
     /// # Errors
-    /// What is wrong with this row: its offsets, or a pick's column or weight.
+    /// The fault of this row: its offsets, or a pick's column or weight.
     pub fn row(
         &self,
         row: usize,

@@ -12,7 +12,8 @@ use crate::router::{LibraryChange, ModuleInfo, Plan, Request};
 use crate::runtime::{Definition, Fault, LibraryView, LoadedRouter};
 use crate::testing::StubHost;
 
-/// Makes an instance of the router under test.
+/// Makes an instance of the router under test. Called twice at least: a second instance must plan
+/// as the first does.
 pub type Make<'a> =
     dyn Fn(&Arc<dyn LibraryView>, Parameters) -> Result<Box<dyn LoadedRouter>, Fault> + 'a;
 
@@ -25,18 +26,18 @@ pub struct Transcript(pub Vec<Decided>);
 pub enum Decided {
     /// An answer to `plan`.
     Plan(Result<Plan, Fault>),
-    /// What a call defined, in the order of names, modules and sites.
+    /// The rows that a call defined, in the order of names, modules and sites.
     Definitions(Vec<Definition>),
     /// An answer to `route`; bits of weights, so that equal means equal.
     Rows(Result<Vec<Vec<(u32, u32)>>, Fault>),
 }
 
-/// What a router did that no host accepts.
+/// A behaviour of a router that no host accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Where in the suite.
+    /// The place in the suite: the library, the text, or the instance.
     pub case: String,
-    /// What was found and what was expected.
+    /// The found and the expected behaviour.
     pub message: String,
 }
 
@@ -50,21 +51,23 @@ impl std::error::Error for Violation {}
 
 /// Library sizes, as they shrink and grow under one instance.
 const LIBRARIES: [u32; 5] = [3, 17, 2, 1, 3];
-/// Rows per batch.
+/// Rows per batch. No row, one, a few, and a large batch.
 const ROWS: [usize; 4] = [0, 1, 7, 256];
+/// No text, an empty one, and a sentence.
 const TEXTS: [Option<&str>; 3] = [None, Some(""), Some("What is seventeen in German?")];
 
 /// Modules and texts beside the made-up ones, for routers that decide by these.
 #[derive(Clone, Debug, Default)]
 pub struct Cast {
-    /// What the first modules of every library are called, tagged and described as; their other fields are
-    /// not looked at.
+    /// Names, tags and metadata for the first modules of every library; their other fields are not
+    /// looked at.
     pub modules: Vec<ModuleInfo>,
-    /// What users say.
+    /// Texts of users, tried beside the suite's own.
     pub texts: Vec<String>,
 }
 
 impl Cast {
+    /// A library of so many modules, of which the first ones are dressed as the cast says.
     fn library(&self, size: u32) -> StubHost {
         let mut library = StubHost::with_modules(size);
         for (index, module) in (0..size).zip(&self.modules) {
@@ -77,6 +80,7 @@ impl Cast {
         library
     }
 
+    /// The suite's texts, then the cast's.
     fn texts(&self) -> impl Iterator<Item = Option<&str>> {
         TEXTS.into_iter().chain(self.texts.iter().map(|text| Some(text.as_str())))
     }
@@ -90,7 +94,9 @@ pub fn run(make: &Make<'_>, parameters: &Parameters) -> Result<Transcript, Viola
     run_with(make, parameters, &Cast::default())
 }
 
-/// As [`run`], with modules and texts to which the router has an answer.
+/// As [`run`], with modules and texts to which the router has an answer. Each library is planned
+/// for with each text, twice. Definitions of modules that are left over a change of the library are
+/// kept, as the host keeps them.
 ///
 /// # Errors
 /// As there.
@@ -124,14 +130,14 @@ pub fn run_with(
         let defined = defined.map_err(|fault| violation(&case, &fault.to_string()))?;
         keep(&mut library, &mut transcript, defined);
         for text in cast.texts() {
-            plan_twice(&mut *router, &mut library, (&case, text, parameters), &mut transcript)?;
+            plan_twice(&mut *router, &mut library, &case, text, parameters, &mut transcript)?;
         }
     }
     // Another instance knows nothing of the first, and decides the same.
     let mut other = made("a second init")?;
     let mut again = Transcript::default();
     for text in cast.texts() {
-        plan_twice(&mut *other, &mut library, ("a second instance", text, parameters), &mut again)?;
+        plan_twice(&mut *other, &mut library, "a second instance", text, parameters, &mut again)?;
     }
     let plans = |transcript: &Transcript| -> Vec<Decided> {
         let plan = |decided: &&Decided| matches!(decided, Decided::Plan(_));
@@ -143,10 +149,12 @@ pub fn run_with(
     Ok(transcript)
 }
 
+/// A violation from its parts.
 fn violation(case: &str, message: &str) -> Violation {
     Violation { case: case.to_owned(), message: message.to_owned() }
 }
 
+/// Files definitions with the library, as the host does, and notes them in the transcript, sorted.
 fn keep(library: &mut StubHost, transcript: &mut Transcript, mut defined: Vec<Definition>) {
     let key = |d: &Definition| (d.name.clone(), d.module, d.site);
     defined.sort_by_key(key);
@@ -156,11 +164,15 @@ fn keep(library: &mut StubHost, transcript: &mut Transcript, mut defined: Vec<De
     transcript.0.push(Decided::Definitions(defined));
 }
 
-/// Plans the same request twice, checks the answer, and has its rows decided.
+/// Plans the same request twice, checks the answer, and has its rows decided. All modules of the
+/// library are candidates. A fault other than a trap is a valid answer, as long as it is the same
+/// both times.
 fn plan_twice(
     router: &mut dyn LoadedRouter,
     library: &mut StubHost,
-    (case, text, parameters): (&str, Option<&str>, &Parameters),
+    case: &str,
+    text: Option<&str>,
+    parameters: &Parameters,
     transcript: &mut Transcript,
 ) -> Result<(), Violation> {
     let case = format!("{case}, text {text:?}");
@@ -193,13 +205,15 @@ fn plan_twice(
     for program in &programs {
         if matches!(program.ops.last(), Some(Op::Route { .. })) {
             let view: Arc<dyn LibraryView> = Arc::new(library.clone());
-            route(router, &view, (&candidates, &program.ops), transcript)
+            route(router, &view, &candidates, &program.ops, transcript)
                 .map_err(|reason| violation(&case, &reason))?;
         }
     }
     Ok(())
 }
 
+/// Checks what any host does: picks and narrowed modules are candidates and named once, weights are
+/// finite, and programs pass [`gate::check`].
 fn check_plan(plan: &Plan, library: &StubHost, candidates: &[u32]) -> Result<(), String> {
     let unique = |modules: Vec<u32>| {
         let mut sorted = modules.clone();
@@ -231,10 +245,13 @@ fn check_plan(plan: &Plan, library: &StubHost, candidates: &[u32]) -> Result<(),
 }
 
 /// Has batches of several sizes decided, with ties, −∞ and scores that are not numbers among them.
+/// `ops` is the whole program, of which the last op is `route`. The scores are those that a host
+/// would hand over: made-up products through the ops behind `linear`.
 fn route(
     router: &dyn LoadedRouter,
     view: &Arc<dyn LibraryView>,
-    (candidates, ops): (&[u32], &[Op]),
+    candidates: &[u32],
+    ops: &[Op],
     transcript: &mut Transcript,
 ) -> Result<(), String> {
     let Some(Op::Route { hidden, arguments }) = ops.last() else { return Ok(()) };
@@ -268,7 +285,8 @@ fn route(
     Ok(())
 }
 
-/// A row as the host hands it over: made-up products, through the ops that follow.
+/// A row as the host hands it over: made-up products, through the ops that follow. −∞ stands for
+/// columns that an op has dropped. The first row has no odd scores.
 fn scores(row: usize, columns: usize, ops: &[Op]) -> Vec<f32> {
     let odd = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 0.0];
     let product = |column: usize| match (row * columns + column) % 41 {
@@ -282,6 +300,7 @@ fn scores(row: usize, columns: usize, ops: &[Op]) -> Vec<f32> {
     scores
 }
 
+/// The picks of each row, weights as bits; empty for a row of odd scores that has no valid answer.
 fn picks(batch: &Batch<'_>, decision: &Decision) -> Result<Vec<Vec<(u32, u32)>>, String> {
     decision.check_rows(batch.num_rows)?;
     let row = |row: usize| {

@@ -20,7 +20,7 @@ pub enum ExpertOp {
     Softmax,
     /// Keeps the `k` largest scores, the lower index first on ties.
     TopK {
-        /// How many.
+        /// The number of scores that are kept.
         k: u32,
     },
     /// Of the two experts that `top-k` 2 left, drops the smaller where it is under β times the larger (Lu et al.,
@@ -80,11 +80,12 @@ pub struct ExpertLayer {
     pub num_experts: u32,
     /// Experts per token in the base's own choice.
     pub top_k: u32,
-    /// Whether the base makes the chosen experts' weights sum to one.
+    /// True where the base makes the chosen experts' weights sum to one.
     pub renormalise: bool,
 }
 
-/// The program that chooses as the base does.
+/// The program that chooses as the base does. Softmax over all experts, the `top_k` largest, and
+/// their sum made one where the base does so.
 pub fn native(layer: ExpertLayer) -> Vec<ExpertOp> {
     let mut ops =
         vec![ExpertOp::LoadNativeLogits, ExpertOp::Softmax, ExpertOp::TopK { k: layer.top_k }];
@@ -95,7 +96,7 @@ pub fn native(layer: ExpertLayer) -> Vec<ExpertOp> {
     ops
 }
 
-/// What a policy says of a layer.
+/// The part of an expert policy that is about one layer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerPolicy {
     /// Layer number, from 0.
@@ -111,7 +112,7 @@ pub struct LayerPolicy {
 }
 
 impl LayerPolicy {
-    /// Whether it leaves the layer as it is.
+    /// True where it leaves the layer as it is.
     pub fn is_empty(&self) -> bool {
         self.keep.is_none() && self.beta.is_none() && self.alias.is_none()
     }
@@ -161,7 +162,7 @@ pub const EXPERT_KIND: &str = "expert";
 /// The kind of module that policies are.
 pub const POLICY_KIND: &str = "expert-policy";
 
-/// Most ops of a program.
+/// Most ops of a program. A program that uses every op once has eight.
 pub const MAX_OPS: usize = 16;
 
 /// Checks a program for a layer; `num_extra` experts beside the layer's own may be alias targets.
@@ -232,8 +233,9 @@ pub fn check(ops: &[ExpertOp], layer: ExpertLayer, num_extra: u32) -> Result<(),
     }
 }
 
-/// Runs a checked program on one row's logits: `(expert, weight)` by ascending expert. `false` where a weight is not
-/// finite.
+/// Runs a checked program on one row's logits: `(expert, weight)` by ascending expert. `false`
+/// where a weight is not finite. `logits` has one per expert of the layer. `picks` is emptied
+/// first; its memory is kept from row to row.
 pub fn interpret(ops: &[ExpertOp], logits: &[f32], picks: &mut Vec<(u32, f32)>) -> bool {
     picks.clear();
     for op in ops {
@@ -256,7 +258,8 @@ pub fn interpret(ops: &[ExpertOp], logits: &[f32], picks: &mut Vec<(u32, f32)>) 
     picks.iter().all(|(_, weight)| weight.is_finite())
 }
 
-/// The second of two goes where it is under β times the first.
+/// The second of two goes where it is under β times the first. Nothing happens unless two picks are
+/// left.
 fn skip(picks: &mut Vec<(u32, f32)>, beta: f32) {
     let [(_, first), (_, second)] = picks[..] else { return };
     if first >= second && second < beta * first {
@@ -266,6 +269,7 @@ fn skip(picks: &mut Vec<(u32, f32)>, beta: f32) {
     }
 }
 
+/// Replaces experts by their targets and adds up the weights of equal ones.
 fn alias(picks: &mut Vec<(u32, f32)>, targets: &[u32]) {
     picks.iter_mut().for_each(|(expert, _)| *expert = targets[*expert as usize]);
     picks.sort_by_key(|(expert, _)| *expert);

@@ -22,8 +22,11 @@ macro_rules! host_functions {
         #[repr(C)]
         #[derive(Debug)]
         pub struct Table {
+            /// Bytes of the struct, by which later versions are told.
             size: u32,
+            /// Not used.
             reserved: u32,
+            /// The host's own, which no plugin looks into.
             context: *mut std::ffi::c_void,
             $($name: unsafe extern "C" fn(*const Table $(, $type)*) $(-> $answer)?,)*
         }
@@ -33,6 +36,7 @@ macro_rules! host_functions {
         #[repr(C)]
         #[derive(Debug)]
         pub struct Table {
+            /// Empty: the type is only pointed to.
             opaque: [u8; 0],
         }
 
@@ -60,7 +64,7 @@ macro_rules! host_functions {
     };
 }
 
-/// The host during one call.
+/// The host during one call. It must not outlive the call, as its pointer does not.
 struct Call(*const Table);
 
 host_functions! {
@@ -98,10 +102,15 @@ host_functions! {
 #[repr(C)]
 #[derive(Default)]
 struct WireModel {
+    /// Bytes of the struct; the caller sets it.
     size: u32,
+    /// Decoder layers.
     num_layers: u32,
+    /// Width of the residual stream.
     hidden_size: u32,
+    /// Number of sites.
     num_sites: u32,
+    /// Modules of the library.
     num_modules: u32,
 }
 
@@ -109,10 +118,15 @@ struct WireModel {
 #[repr(C)]
 #[derive(Default)]
 struct WireSite {
+    /// Bytes of the struct; the caller sets it.
     size: u32,
+    /// Layer, from 0.
     layer: u32,
+    /// Index into [`PROJECTIONS`].
     projection: u32,
+    /// Input features.
     inputs: u32,
+    /// Output features.
     outputs: u32,
 }
 
@@ -120,16 +134,22 @@ struct WireSite {
 #[repr(C)]
 #[derive(Default)]
 struct WireModuleSite {
+    /// Bytes of the struct; the caller sets it.
     size: u32,
+    /// Site number.
     site: u32,
+    /// Rank of the delta.
     rank: u32,
+    /// Factor on B·A.
     scale: f32,
 }
 
 /// `polyskill_pick`.
 #[repr(C)]
 struct WirePick {
+    /// Module index.
     module: u32,
+    /// Weight in the mixture.
     weight: f32,
 }
 
@@ -137,12 +157,19 @@ struct WirePick {
 #[repr(C)]
 #[derive(Debug)]
 pub struct WireRequest {
+    /// Bytes of the struct.
     size: u32,
+    /// Length of `candidates`.
     num_candidates: u32,
+    /// Tokens of the prompt.
     prompt_tokens: u32,
+    /// Bytes of `text`.
     text_length: u32,
+    /// Modules that may be picked, ascending.
     candidates: *const u32,
+    /// UTF-8, without a zero byte at its end; null where the request has no text.
     text: *const u8,
+    /// See [`Request::bucket`].
     bucket: u64,
 }
 
@@ -150,15 +177,25 @@ pub struct WireRequest {
 #[repr(C)]
 #[derive(Debug)]
 pub struct WireBatch {
+    /// Bytes of the struct.
     size: u32,
+    /// Site number.
     site: u32,
+    /// Rows to decide.
     num_rows: u32,
+    /// Length of `candidates`, and width of `scores`.
     num_columns: u32,
+    /// Width of `hidden`.
     hidden_size: u32,
+    /// Length of `arguments`.
     num_arguments: u32,
+    /// Module of each column, as a position among the request's candidates.
     candidates: *const u32,
+    /// `[rows, columns]`, or null.
     scores: *const f32,
+    /// `[rows, hidden_size]`, or null.
     hidden: *const f32,
+    /// The numbers of the program's `route`.
     arguments: *const f32,
 }
 
@@ -166,33 +203,45 @@ pub struct WireBatch {
 #[repr(C)]
 #[derive(Debug)]
 pub struct WireDecision {
+    /// Bytes of the struct.
     size: u32,
+    /// Picks that `columns` and `weights` have room for, over all rows.
     capacity: u32,
+    /// Room for rows + 1 numbers; see [`Decision::offsets`].
     offsets: *mut u32,
+    /// Room for `capacity` columns.
     columns: *mut u32,
+    /// Room for `capacity` weights.
     weights: *mut f32,
 }
 
+/// Projections by their numbers in the header.
 const PROJECTIONS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 impl Call {
-    /// Asks for a length, then for the values.
+    /// Asks for a length, then for the values. `read` fills a buffer of a capacity and returns the
+    /// length that is there, or a negative number. `None` for that, and where the length has
+    /// changed between both calls.
     fn values<T: Clone + Default>(&self, read: impl Fn(*mut T, u32) -> i64) -> Option<Vec<T>> {
         let len = usize::try_from(read(std::ptr::null_mut(), 0)).ok()?;
         let mut values = vec![T::default(); len];
         (read(values.as_mut_ptr(), len as u32) == len as i64).then_some(values)
     }
 
+    /// As [`Self::values`], as text; bytes that are none become U+FFFD.
     fn text(&self, read: impl Fn(*mut u8, u32) -> i64) -> Option<String> {
         self.values(read).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// One of the header's texts of a module, by its number.
     fn module_text_of(&self, module: u32, what: u32) -> Option<String> {
         let none = std::ptr::null();
         self.text(|buffer, capacity| self.module_text(module, what, none, 0, buffer, capacity))
     }
 
+    /// All texts of a module: name 0, generation 1, kind 2, tags 3 with one in each line, metadata
+    /// 5 with `key=value` in each line.
     fn module_info(&self, index: u32) -> ModuleInfo {
         let text = |what| self.module_text_of(index, what).unwrap_or_default();
         let pair = |line: &str| line.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
@@ -206,12 +255,14 @@ impl Call {
         }
     }
 
+    /// The header's struct, filled by the host.
     fn model_info(&self) -> WireModel {
         let mut model = WireModel { size: size_of::<WireModel>() as u32, ..Default::default() };
         self.model(&raw mut model);
         model
     }
 
+    /// All parameters. The flat ABI has numbers and texts alone, so flags come as 0 and 1.
     fn parameters(&self) -> Parameters {
         let name = |at| self.text(|buffer, capacity| self.parameter_name(at, buffer, capacity));
         let value = |name: &str| {
@@ -234,7 +285,8 @@ impl Call {
         )
     }
 
-    /// Says what went wrong; returns the code for it.
+    /// Says what went wrong; returns the code for it. The codes are the header's: 1 abstain, 2 not
+    /// ready, 3 invalid parameter, 4 failed.
     fn refuse(&self, error: &RouteError) -> i32 {
         let (code, parameter, message) = match error {
             RouteError::Abstain => return 1,
@@ -376,12 +428,17 @@ fn report_panics() {
 }
 
 /// The instances of a plugin: one plans, one decides rows. The host may use them from two threads.
+/// Each has a lock of its own, so that a plan does not wait for a step.
 #[derive(Debug)]
 pub struct Instances<R> {
+    /// Plans requests and hears of changes of the library.
     planner: Mutex<Option<R>>,
+    /// Decides rows. It knows what `init` told it and nothing of any plan.
     stepper: Mutex<Option<R>>,
 }
 
+/// The guard of a lock, also after a panic: a router is a cache, and its next answer is checked
+/// anyway.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -392,7 +449,8 @@ impl<R: Router> Instances<R> {
         Self { planner: Mutex::new(None), stepper: Mutex::new(None) }
     }
 
-    /// The export `polyskill_v1_init`.
+    /// The export `polyskill_v1_init`. Makes both instances, and describes the router. Returns 0,
+    /// or the code of an error.
     pub fn init(&self, host: *const Table) -> i32 {
         #[cfg(target_arch = "wasm32")]
         report_panics();
@@ -417,7 +475,7 @@ impl<R: Router> Instances<R> {
         0
     }
 
-    /// The export `polyskill_v1_library_changed`.
+    /// The export `polyskill_v1_library_changed`. Returns 0, or the code of an error.
     ///
     /// # Safety
     /// `added` points to `count` numbers.
@@ -434,7 +492,8 @@ impl<R: Router> Instances<R> {
         changed.map_or_else(|error| call.refuse(&error), |()| 0)
     }
 
-    /// The export `polyskill_v1_plan`.
+    /// The export `polyskill_v1_plan`. The answer goes to the host by a call of its own; returns 0,
+    /// or the code of an error.
     ///
     /// # Safety
     /// `request` points to a request of the header.
@@ -481,7 +540,8 @@ impl<R: Router> Instances<R> {
         }
     }
 
-    /// The export `polyskill_v1_route`.
+    /// The export `polyskill_v1_route`. Copies the decision into the host's memory, once its sizes
+    /// are checked; returns 0, or the code of an error.
     ///
     /// # Safety
     /// `batch` and `decision` point to structs of the header.
@@ -532,8 +592,8 @@ impl<R: Router> Instances<R> {
     }
 }
 
-/// Turns a panic into a failure: in a dynamic library it would end the host's process. (In a sandbox it
-/// traps, which ends the instance alone.)
+/// Turns a panic into a failure: in a dynamic library it would end the host's process. (In a
+/// sandbox it traps, which ends the instance alone.) The panic's text becomes the reason.
 pub fn guarded(host: *const Table, call: impl FnOnce() -> i32) -> i32 {
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(call));
     outcome.unwrap_or_else(|panic| {
@@ -544,10 +604,13 @@ pub fn guarded(host: *const Table, call: impl FnOnce() -> i32) -> i32 {
     })
 }
 
+/// The error of a call before `init`.
 fn not_initialised() -> RouteError {
     RouteError::NotReady("init was not called".to_owned())
 }
 
+/// A slice of the host's memory; empty for a null pointer.
+///
 /// # Safety
 /// The pointer is null or points to `count` values that live as long as the result is used.
 unsafe fn slice<'a, T>(values: *const T, count: u32) -> &'a [T] {

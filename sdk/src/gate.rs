@@ -38,7 +38,7 @@ pub enum Op {
     Softmax,
     /// Keeps the `k` largest scores (all, where fewer are left); the lower index first on ties.
     TopK {
-        /// How many.
+        /// The number of scores that are kept.
         k: u32,
     },
     /// Keeps scores of at least this value.
@@ -55,7 +55,7 @@ pub enum Op {
     Emit,
     /// The router's own [`crate::Router::route`] picks, from the scores so far or from the vector.
     Route {
-        /// Whether the batch carries the vector too; needs the capability `hidden`.
+        /// True where the batch carries the vector too; needs the capability `hidden`.
         hidden: bool,
         /// Handed back with every batch: what the plan decided, such as k.
         arguments: Vec<f32>,
@@ -83,7 +83,7 @@ impl Op {
     }
 }
 
-/// Which sites a program decides.
+/// The sites that a program decides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SiteSelector {
     /// Every site.
@@ -92,7 +92,7 @@ pub enum SiteSelector {
     Listed(Vec<u32>),
 }
 
-/// Where one decision is reused.
+/// The sites that reuse one decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Share {
     /// Every site decides for itself.
@@ -103,7 +103,7 @@ pub enum Share {
     Layer,
 }
 
-/// How the picks of a row combine. The host never renormalises weights.
+/// The way in which the picks of a row combine. The host never renormalises weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Combine {
     /// Σ w·s·B·(A·x).
@@ -115,13 +115,13 @@ pub enum Combine {
 /// A gate program.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
-    /// Which sites it decides.
+    /// The sites that it decides.
     pub sites: SiteSelector,
-    /// Where one decision is reused.
+    /// The sites that reuse one decision.
     pub share: Share,
     /// The pipeline.
     pub ops: Vec<Op>,
-    /// How picks combine.
+    /// The way in which picks combine.
     pub combine: Combine,
 }
 
@@ -135,7 +135,7 @@ pub const MAX_ARGUMENTS: usize = 64;
 pub struct ProgramError {
     /// Index of the offending op; the program's length if something is missing at the end.
     pub op: usize,
-    /// What was found and what was expected.
+    /// The found and the expected value.
     pub message: String,
 }
 
@@ -147,15 +147,21 @@ impl fmt::Display for ProgramError {
 
 impl std::error::Error for ProgramError {}
 
+/// The value between two ops, by which [`check`] sees that they fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
+    /// No value: before the first op.
     Nothing,
+    /// The features of the site's input.
     Vector,
+    /// A score for each candidate that is left.
     Scores,
+    /// Picks with weights: behind the last op.
     Picks,
 }
 
-/// Checks a program: op order, parameters, and that `is_defined(name)` holds for what it multiplies with.
+/// Checks a program: op order, parameters, and that `is_defined(name)` holds for what it multiplies
+/// with.
 ///
 /// # Errors
 /// The first mistake, with the op's index.
@@ -262,7 +268,8 @@ pub fn apply_to_scores(op: &Op, scores: &mut Vec<(u32, f32)>) {
     }
 }
 
-/// Zero mean and unit variance over the features (LN without affine part).
+/// Zero mean and unit variance over the features (LN without affine part). (x − mean) / √(variance
+/// + ε), the variance over n, in place.
 pub fn layer_norm(vector: &mut [f32], epsilon: f32) {
     let len = vector.len() as f32;
     let mean = vector.iter().sum::<f32>() / len;
@@ -271,6 +278,7 @@ pub fn layer_norm(vector: &mut [f32], epsilon: f32) {
     vector.iter_mut().for_each(|x| *x = (*x - mean) * scale);
 }
 
+/// eˢ⁻ᵐᵃˣ over its sum, in place. Where all scores are −∞, the weights are no numbers.
 pub(crate) fn softmax(scores: &mut [(u32, f32)]) {
     let max = scores.iter().map(|(_, s)| *s).fold(f32::NEG_INFINITY, f32::max);
     scores.iter_mut().for_each(|(_, s)| *s = (*s - max).exp());
@@ -278,6 +286,8 @@ pub(crate) fn softmax(scores: &mut [(u32, f32)]) {
     scores.iter_mut().for_each(|(_, s)| *s /= sum);
 }
 
+/// Keeps the `k` largest, in ascending order of candidates. Everything stays where a score is no
+/// number, so that the row is seen to be spoilt.
 pub(crate) fn top_k(scores: &mut Vec<(u32, f32)>, k: usize) {
     if scores.len() <= k || scores.iter().any(|(_, s)| s.is_nan()) {
         return;
@@ -288,8 +298,8 @@ pub(crate) fn top_k(scores: &mut Vec<(u32, f32)>, k: usize) {
     scores.sort_by_key(|(candidate, _)| *candidate);
 }
 
-/// Writes programs as the text of gate files, which plugins of the flat ABI answer with. Numbers come
-/// back exactly.
+/// Writes programs as the text of gate files, which plugins of the flat ABI answer with. Numbers
+/// come back exactly. The format is TOML, one `[[program]]` table for each.
 pub fn to_text(programs: &[Program]) -> String {
     // An f32 has a short form that reads back as another f32 when it went through f64: so write the f64.
     let number = |value: f32| format!("{:?}", f64::from(value)).to_ascii_lowercase();

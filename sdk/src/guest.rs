@@ -26,7 +26,8 @@ fn report_panics() {
     ONCE.call_once(|| std::panic::set_hook(Box::new(hook)));
 }
 
-/// The one instance of a plugin.
+/// The one instance of a plugin. A component runs one call at a time, so the lock is never waited
+/// for.
 #[derive(Debug)]
 pub struct Instance<R>(Mutex<Option<R>>);
 
@@ -36,6 +37,7 @@ impl<R: Router> Instance<R> {
         Self(Mutex::new(None))
     }
 
+    /// Runs a call on the router, `None` before `init`. A lock that a panic left is taken anyway.
     fn with<T>(&self, call: impl FnOnce(&mut Option<R>) -> T) -> T {
         match self.0.lock() {
             Ok(mut router) => call(&mut router),
@@ -43,7 +45,10 @@ impl<R: Router> Instance<R> {
         }
     }
 
-    /// The export `init`.
+    /// The export `init`. A second call replaces the router.
+    ///
+    /// # Errors
+    /// The router's reason to refuse the parameters.
     pub fn init(&self, parameters: Vec<wire::Parameter>) -> Result<wire::Descriptor, String> {
         report_panics();
         let router = R::init(&mut Imports, &from_wire(parameters))?;
@@ -56,7 +61,10 @@ impl<R: Router> Instance<R> {
         })
     }
 
-    /// The export `library-changed`.
+    /// The export `library-changed`. Rows are defined through the imports meanwhile.
+    ///
+    /// # Errors
+    /// The router's reason, or that `init` was not called.
     pub fn library_changed(&self, added: Vec<u32>, removed: Vec<String>) -> Result<(), String> {
         self.with(|slot| {
             let router = slot.as_mut().ok_or("init was not called")?;
@@ -64,7 +72,10 @@ impl<R: Router> Instance<R> {
         })
     }
 
-    /// The export `plan`.
+    /// The export `plan`. Converts the answer and nothing else: the host checks it.
+    ///
+    /// # Errors
+    /// The router's, in the bindings' form.
     pub fn plan(&self, request: wire::Request) -> Result<wire::RoutePlan, wire::RouteError> {
         let request = from_wire_request(request);
         let plan = self.with(|slot| match slot.as_mut() {
@@ -89,7 +100,10 @@ impl<R: Router> Instance<R> {
         }
     }
 
-    /// The export `plan-experts`.
+    /// The export `plan-experts`. A router without a method of its own abstains.
+    ///
+    /// # Errors
+    /// The router's, in the bindings' form.
     pub fn plan_experts(
         &self,
         request: wire::Request,
@@ -115,7 +129,11 @@ impl<R: Router> Instance<R> {
         Ok(programs.map_err(to_wire_error)?.into_iter().map(program).collect())
     }
 
-    /// The export `route`.
+    /// The export `route`. The batch is copied into the sandbox's memory by the bindings; the view
+    /// borrows it there.
+    ///
+    /// # Errors
+    /// The router's, in the bindings' form.
     pub fn route(
         &self,
         batch: wire_stepper::Batch,
@@ -139,6 +157,7 @@ impl<R: Router> Instance<R> {
     }
 }
 
+/// The bindings' request as the SDK's.
 fn from_wire_request(request: wire::Request) -> Request {
     Request {
         parameters: from_wire(request.parameters),
@@ -149,6 +168,7 @@ fn from_wire_request(request: wire::Request) -> Request {
     }
 }
 
+/// An op of an expert program in the bindings' form.
 fn to_wire_expert_op(op: ExpertOp) -> wire_experts::Op {
     match op {
         ExpertOp::LoadNativeLogits => wire_experts::Op::LoadNativeLogits,
@@ -162,6 +182,7 @@ fn to_wire_expert_op(op: ExpertOp) -> wire_experts::Op {
     }
 }
 
+/// An error in the bindings' form.
 fn to_wire_error(error: RouteError) -> wire::RouteError {
     match error {
         RouteError::Abstain => wire::RouteError::Abstain,
@@ -174,6 +195,7 @@ fn to_wire_error(error: RouteError) -> wire::RouteError {
     }
 }
 
+/// Parameters of the bindings as the SDK's, in their order.
 fn from_wire(parameters: Vec<wire::Parameter>) -> Parameters {
     let value = |value| match value {
         wire::Value::Flag(value) => Value::Flag(value),
@@ -183,6 +205,7 @@ fn from_wire(parameters: Vec<wire::Parameter>) -> Parameters {
     Parameters(parameters.into_iter().map(|p| (p.name, value(p.value))).collect())
 }
 
+/// A gate program in the bindings' form.
 fn to_wire_program(program: Program) -> wire_gate::Program {
     wire_gate::Program {
         sites: match program.sites {
@@ -199,6 +222,7 @@ fn to_wire_program(program: Program) -> wire_gate::Program {
     }
 }
 
+/// A way to combine picks in the bindings' form.
 fn to_wire_combine(combine: Combine) -> wire_gate::Combine {
     match combine {
         Combine::OutputSum => wire_gate::Combine::OutputSum,
@@ -206,6 +230,7 @@ fn to_wire_combine(combine: Combine) -> wire_gate::Combine {
     }
 }
 
+/// An op of a gate program in the bindings' form.
 fn to_wire_op(op: Op) -> wire_gate::Op {
     match op {
         Op::LoadInput => wire_gate::Op::LoadInput,
@@ -226,7 +251,7 @@ fn to_wire_op(op: Op) -> wire_gate::Op {
     }
 }
 
-/// The host behind the component's imports.
+/// The host behind the component's imports. The wire types are the SDK's under other names.
 struct Imports;
 
 impl Host for Imports {
@@ -311,6 +336,7 @@ impl Host for Imports {
     }
 }
 
+/// A module of the bindings as the SDK's.
 fn from_wire_module(module: wire_host::ModuleInfo) -> ModuleInfo {
     ModuleInfo {
         index: module.index,
@@ -322,6 +348,7 @@ fn from_wire_module(module: wire_host::ModuleInfo) -> ModuleInfo {
     }
 }
 
+/// A tensor of the bindings as the SDK's.
 fn from_wire_tensor(tensor: wire_host::Tensor) -> Tensor {
     Tensor { shape: tensor.shape, values: tensor.values }
 }

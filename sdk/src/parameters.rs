@@ -18,7 +18,7 @@ pub enum Value {
 pub struct ParameterError {
     /// The parameter.
     pub name: String,
-    /// What was found and what was expected.
+    /// The found and the expected value.
     pub message: String,
 }
 
@@ -30,7 +30,7 @@ impl fmt::Display for ParameterError {
 
 impl std::error::Error for ParameterError {}
 
-/// A set of parameters with typed look-ups.
+/// A set of parameters with typed look-ups. In the order given; names may repeat.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Parameters(pub Vec<(String, Value)>);
 
@@ -52,7 +52,8 @@ impl Parameters {
         }
     }
 
-    /// A whole number from `least` on, or the default.
+    /// A whole number from `least` on, or the default. At most 2⁵³, up to which a double holds
+    /// every whole number.
     ///
     /// # Errors
     /// If the value is anything else.
@@ -124,6 +125,7 @@ impl Parameters {
     }
 }
 
+/// The error of a value that is not of the expected kind.
 fn wrong(name: &str, found: &Value, expected: &str) -> ParameterError {
     let found = match found {
         Value::Flag(value) => value.to_string(),

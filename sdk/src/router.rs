@@ -63,14 +63,14 @@ pub trait Router: Sized + Send + 'static {
     /// of its own: what a plan decided travels in [`Batch::arguments`].
     ///
     /// # Errors
-    /// Where no row can be decided; the rows then run without modules.
+    /// If no row can be decided; the rows then run without modules.
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), RouteError> {
         let _ = (batch, decision);
         Err(RouteError::Failed("this router has no `route`".to_owned()))
     }
 }
 
-/// What a router may ask of its host. No clock, no randomness, no I/O.
+/// The host, as far as a router may ask it. No clock, no randomness, no I/O.
 pub trait Host {
     /// Writes to the host's log.
     fn log(&mut self, level: Level, message: &str);
@@ -83,7 +83,7 @@ pub trait Host {
     fn modules(&self) -> Vec<ModuleInfo>;
     /// One module of the library.
     fn module(&self, module: u32) -> Option<ModuleInfo>;
-    /// Where a module acts, in the order of the sites; empty where there is no such module.
+    /// The sites at which a module acts, in their order; empty where there is no such module.
     fn sites(&self, module: u32) -> Vec<ModuleSite>;
     /// A weight of a module at a site, as f32.
     ///
@@ -102,7 +102,8 @@ pub trait Host {
         site: u32,
         method: SvdMethod,
     ) -> Result<Vec<f32>, String>;
-    /// Whether this router has defined rows under this name for all sites of the module's generation.
+    /// True where this router has defined rows under this name for all sites of the module's
+    /// generation.
     fn defined(&self, name: &str, module: u32) -> bool;
     /// Gives the row that [`crate::gate::Op::Linear`] multiplies with for a module at a site.
     ///
@@ -129,7 +130,7 @@ pub struct Descriptor {
     pub name: String,
     /// The router's own version.
     pub version: String,
-    /// Whether a token's choice depends on its prefix alone.
+    /// True where a token's choice depends on its prefix alone.
     pub causal: bool,
 }
 
@@ -226,7 +227,7 @@ pub enum Part {
     LoraB,
 }
 
-/// How a top right singular vector is found.
+/// The method for a top right singular vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SvdMethod {
     /// Exact; the sign is arbitrary.
@@ -240,7 +241,7 @@ pub enum SvdMethod {
     },
 }
 
-/// How the library changed.
+/// A change of the library.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LibraryChange {
     /// Indices of modules that came.
@@ -249,7 +250,7 @@ pub struct LibraryChange {
     pub removed: Vec<String>,
 }
 
-/// What a router knows of a request.
+/// A request, as far as a router sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
     /// The request's parameters over the configured ones.
@@ -293,7 +294,7 @@ pub enum Plan {
     Fixed {
         /// Modules with their weights; each module at most once.
         picks: Vec<Pick>,
-        /// How they combine where several act.
+        /// The way in which they combine where several act.
         combine: Combine,
     },
     /// Gate programs; each site is decided by the first that selects it.
@@ -310,7 +311,7 @@ impl Plan {
     }
 }
 
-/// Why a router did not decide.
+/// A reason for which a router did not decide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RouteError {
     /// Let the next router of the chain decide.

@@ -95,7 +95,8 @@ pub trait LoadedRouter: Send {
         Err(Fault::Abstain)
     }
 
-    /// Makes another instance, for the thread that runs steps.
+    /// Makes another instance, for the thread that runs steps. It knows the configured parameters,
+    /// and nothing of earlier plans.
     ///
     /// # Errors
     /// If the router cannot be instantiated, or decides no rows.
@@ -111,7 +112,7 @@ pub trait Stepper: Send {
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
 }
 
-/// Why a router gave no usable answer.
+/// A reason for which a router gave no usable answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The next router of the chain should decide; no fault.
@@ -151,10 +152,11 @@ impl From<RouteError> for Fault {
     }
 }
 
-/// Checks a row that a router defines.
+/// Checks a row that a router defines: the module acts at the site, and the row has the site's
+/// input size and finite values.
 ///
 /// # Errors
-/// What was found and what was expected.
+/// The found and the expected value.
 pub fn check_definition(
     view: &dyn LibraryView,
     module: u32,
@@ -184,8 +186,9 @@ pub fn check_definition(
 
 /// The host as one call of a router in this process sees it.
 pub struct Call<'a> {
+    /// The snapshot that the router looks at.
     library: &'a dyn LibraryView,
-    /// What the router has defined.
+    /// The rows that the router has defined, in order.
     pub definitions: Vec<Definition>,
 }
 
@@ -203,6 +206,7 @@ impl<'a> Call<'a> {
 }
 
 impl Host for Call<'_> {
+    /// Messages of native routers are dropped.
     fn log(&mut self, _: Level, _: &str) {}
     fn model(&self) -> ModelInfo {
         self.library.model().clone()
@@ -243,8 +247,11 @@ impl Host for Call<'_> {
 /// A router compiled into the host.
 #[derive(Debug)]
 pub struct Native<R> {
+    /// The instance that plans.
     router: R,
+    /// Asked for once, when the instance was made.
     descriptor: Descriptor,
+    /// The configured ones, for further instances.
     parameters: Parameters,
 }
 
@@ -302,6 +309,7 @@ impl<R: Router> LoadedRouter for Native<R> {
     }
 }
 
+/// An instance that decides rows, made from the same parameters as the one that plans.
 struct NativeStepper<R>(R);
 
 impl<R: Router> Stepper for NativeStepper<R> {

@@ -7,17 +7,21 @@ use crate::router::{
 };
 use crate::runtime::LibraryView;
 
-/// A host with one layer of seven sites, eight features wide, and modules with made-up weights.
+/// A host with one layer of seven sites, eight features wide, and modules with made-up weights. Of
+/// a definition it checks the module, the site and the length, and not that the values are finite.
 #[derive(Clone, Debug)]
 pub struct StubHost {
+    /// The base: one layer.
     model: ModelInfo,
+    /// The library, by index.
     modules: Vec<ModuleInfo>,
-    /// Where each of them acts: everywhere.
+    /// The sites of each module: all of the model's.
     module_sites: Vec<ModuleSite>,
+    /// Artefacts by module, site and name.
     artefacts: BTreeMap<(u32, u32, String), Tensor>,
-    /// What the router defined: `(name, module, site)` → row.
+    /// The rows that the router defined: `(name, module, site)` → row.
     pub definitions: BTreeMap<(String, u32, u32), Vec<f32>>,
-    /// What the router logged.
+    /// The messages that the router logged.
     pub log: Vec<(Level, String)>,
 }
 
@@ -25,7 +29,8 @@ impl StubHost {
     /// Features of every site of the stub model.
     pub const WIDTH: u32 = 8;
 
-    /// A host with `count` LoRA modules `module-0`, `module-1`, ... of rank 1.
+    /// A host with `count` LoRA modules `module-0`, `module-1`, ... of rank 1. They act at all
+    /// sites with the scale 1, and carry neither tags nor metadata.
     pub fn with_modules(count: u32) -> Self {
         let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
         let sites: Vec<SiteInfo> = (0..)
@@ -67,7 +72,7 @@ impl StubHost {
         }
     }
 
-    /// Gives a module an artefact at a site.
+    /// Gives a module an artefact at a site. Its shape and site are not checked.
     pub fn set_artefact(&mut self, module: u32, site: u32, name: &str, tensor: Tensor) {
         self.artefacts.insert((module, site, name.to_owned()), tensor);
     }
@@ -77,12 +82,14 @@ impl StubHost {
         self.modules.get_mut(index as usize)
     }
 
-    /// A made-up but fixed value for a weight.
+    /// A made-up but fixed value for a weight. One of eleven values from −1 to 1, so that modules
+    /// differ.
     fn weight(module: u32, site: u32, at: u32) -> f32 {
         let mixed = module.wrapping_mul(31).wrapping_add(site.wrapping_mul(7)).wrapping_add(at * 3);
         (mixed % 11) as f32 / 5.0 - 1.0
     }
 
+    /// Fails for a module or a site that is not there.
     fn acts_at(&self, module: u32, site: u32) -> Result<(), String> {
         let info =
             self.modules.get(module as usize).ok_or_else(|| format!("no module {module}"))?;

@@ -1,6 +1,6 @@
 //! The best of a row of scores, in few steps per score.
 //!
-//! What a router does with scores costs most where it looks at each of them: in a sandbox, every turn of a
+//! The work of a router on scores costs most where it looks at each of them: in a sandbox, every turn of a
 //! loop also counts fuel and looks at the clock. So rows are read in blocks of [`BLOCK`] scores, each
 //! compared at once with the least of the best so far. Most blocks hold nothing better and end there; of a
 //! random row of n scores, about k · (1 + ln(n / k)) are looked at one by one. On WebAssembly a comparison is
@@ -63,6 +63,7 @@ impl TopK {
         &self.best
     }
 
+    /// The best by sorting all scores, for large k: the same result, in n log n.
     fn sort(&mut self, scores: &[f32], k: usize) {
         self.best.extend((0..).zip(scores.iter().copied()));
         self.best.sort_unstable_by(|a, b| match (worse(a.1, b.1), worse(b.1, a.1)) {
@@ -94,7 +95,7 @@ impl TopK {
     }
 }
 
-/// Whether `known` is worse than `score`, where what is not a number is better than any number.
+/// True where `known` is worse than `score`; what is not a number is better than any number.
 fn worse(known: f32, score: f32) -> bool {
     known < score || (score.is_nan() && !known.is_nan())
 }

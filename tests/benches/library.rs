@@ -76,8 +76,7 @@ impl Bench {
 
     fn publish(&self, library: &Library, name: &str, number: usize) {
         let path = self.write(number);
-        let place = (name, path.as_path(), self.files.path());
-        let module = open_module(place, &self.model, ()).unwrap();
+        let module = open_module(name, &path, self.files.path(), &self.model, ()).unwrap();
         library.publish(name, module, Expected::Any).unwrap();
     }
 }

@@ -11,17 +11,22 @@ use crate::workspace::Workspace;
 
 /// The base model that the library's adapters belong to.
 pub(crate) const MODEL: &str = "smollm2-135m-instruct";
+/// The route that questions go to.
 const CHAT: &str = "/v1/chat/completions";
 
-/// What the command line of `demo` says.
+/// The options of `demo` on the command line.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Options {
+    /// Ends after the questions, and fails where too few answers are right.
     check: bool,
+    /// Shows the small mixture of experts instead.
     experts: bool,
+    /// The address that was asked for.
     listen: Option<String>,
 }
 
 impl Options {
+    /// Reads the arguments after `demo`; an unknown one is a failure of usage.
     pub(crate) fn parse(arguments: &[String]) -> Outcome<Self> {
         let mut options = Self { check: false, experts: false, listen: None };
         let mut rest = arguments.iter();
@@ -40,6 +45,8 @@ impl Options {
         Ok(options)
     }
 
+    /// The address for the server: a free port where the demo only checks, so that nothing else is
+    /// in the way.
     fn address(&self) -> Outcome<String> {
         match &self.listen {
             Some(address) => Ok(address.clone()),
@@ -49,13 +56,16 @@ impl Options {
     }
 }
 
-/// The task `model`.
+/// The task `model`: fetches a base model by the program's `pull`, into its cache.
 pub(crate) fn pull_model(workspace: &Workspace, model: &str) -> Outcome<()> {
     let arguments = ["run", "--release", "--quiet", "--bin", "polyskill", "--", "pull", model];
     step(&format!("model {model}"), || run(workspace.cargo().args(arguments)))
 }
 
-/// The task `demo`.
+/// The task `demo`: builds plugins and program, starts the server, and asks one question per
+/// adapter.
+///
+/// Without `check` the server goes on until Ctrl-C.
 pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
     if options.experts {
         return crate::experts::demo(workspace);
@@ -86,7 +96,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
     server.wait()
 }
 
-/// The library's folders, sorted.
+/// The library's folders, sorted; none is a failure.
 pub(crate) fn adapters(library: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(library).context(|| format!("cannot read {}", library.display()))?;
     let mut found: Vec<_> =
@@ -98,16 +108,19 @@ pub(crate) fn adapters(library: &Path) -> Outcome<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// What came back for an example.
+/// The verdict on an example's answer.
 #[derive(Debug)]
 struct Reply {
     /// Neither the answer nor the modules are missing.
     complete: bool,
+    /// The answer is the expected one, but for blanks around it.
     right: bool,
 }
 
-/// Whether the demo shows what it is for. A greedy answer may turn where two tokens are as likely as each other, on
-/// another CPU, so a few may be wrong.
+/// Fails unless all answers are complete and seven of eight are right.
+///
+/// A greedy answer may turn where two tokens are as likely as each other, on another CPU, so a few
+/// may be wrong.
 fn judge(replies: &[Reply]) -> Outcome<()> {
     if replies.iter().any(|reply| !reply.complete) {
         return Err(Failure::new("an answer was empty or named no module"));
@@ -120,7 +133,7 @@ fn judge(replies: &[Reply]) -> Outcome<()> {
     Ok(())
 }
 
-/// Asks an adapter's first example and prints what came back.
+/// Asks an adapter's first example, prints what came back, and compares it.
 fn ask(server: &Server, adapter: &Path) -> Outcome<Reply> {
     let file = adapter.join("examples.jsonl");
     let example = first_line(&file)?;
@@ -145,6 +158,8 @@ fn ask(server: &Server, adapter: &Path) -> Outcome<Reply> {
     Ok(Reply { complete: !answer.is_empty() && !shares.is_empty(), right })
 }
 
+/// A chat request for the skill set `skills`: greedy, at most 48 tokens, with the shares of
+/// modules.
 fn body(prompt: &str) -> String {
     format!(
         "{{\"model\":\"skills\",\"messages\":[{{\"role\":\"user\",\"content\":{}}}],\
@@ -153,6 +168,7 @@ fn body(prompt: &str) -> String {
     )
 }
 
+/// The text of the first choice of a chat completion.
 fn answer(reply: &Value) -> Option<&str> {
     reply.list("choices").first()?.get("message")?.text("content")
 }

@@ -10,16 +10,20 @@ use crate::plugins;
 use crate::step::{Context as _, Failure, Outcome, run, step};
 use crate::workspace::Workspace;
 
-/// Where the evaluation's files lie in the workspace.
+/// The folder of the evaluation's files in the workspace.
 const HOME: &str = "adapters/evaluation";
-/// What comes after this line in EVALUATION.md is written by this task.
+/// The line of EVALUATION.md after which everything is written by this task.
 const MARK: &str = "<!-- Below this line everything is written by `cargo xtask evaluation`. -->\n";
 /// Columns of the slice: the base, the reference, and the routers that this project ships first.
 const SLICE_COLUMNS: [&str; 4] = ["base", "own module", "Arrow, top 3", "PHATGOOSE, per layer"];
 /// Items of each task in the slice, the first ones.
 const SLICE_ITEMS: f64 = 2.0;
 
-/// Makes what the columns name, runs them and writes the tables; goes on where it was stopped.
+/// The task itself: makes the modules that the columns name, runs them and writes the tables; goes
+/// on where it was stopped.
+///
+/// Merged and subtracted modules are made anew each time. They come out with the same bits, so
+/// their outcomes are found again.
 pub(crate) fn evaluation(workspace: &Workspace) -> Outcome<()> {
     let home = workspace.root.join(HOME);
     let work = workspace.target.join("evaluation");
@@ -60,13 +64,15 @@ pub(crate) fn evaluation(workspace: &Workspace) -> Outcome<()> {
     Ok(())
 }
 
+/// The program as it was built last, in the workspace's root.
 fn polyskill(workspace: &Workspace) -> Command {
     let mut command = Command::new(workspace.target.join("release/polyskill"));
     command.current_dir(&workspace.root);
     command
 }
 
-/// LoRA modules with the shape that merging and subtracting want: those with a router's gates.
+/// LoRA modules with the shape that merging and subtracting want: those with PHATGOOSE's gates
+/// among their artefacts.
 fn lora_modules(library: &Path) -> Outcome<Vec<PathBuf>> {
     let modules = demo::adapters(library)?;
     Ok(modules
@@ -77,6 +83,7 @@ fn lora_modules(library: &Path) -> Outcome<Vec<PathBuf>> {
 
 /// All modules in one, by TIES.
 fn merge(workspace: &Workspace, modules: &[PathBuf], made: &Path) -> Outcome<()> {
+    /// The rank of each module, so that the merged one keeps the sum of their ranks.
     const RANK: usize = 4;
     let mut command = polyskill(workspace);
     command
@@ -101,6 +108,8 @@ fn merge(workspace: &Workspace, modules: &[PathBuf], made: &Path) -> Outcome<()>
 }
 
 /// Every module without general knowledge, under its name with `-gks` after it.
+///
+/// They are made in a folder of their own, since the program keeps the names.
 fn subtract(
     workspace: &Workspace,
     modules: &[PathBuf],
@@ -123,7 +132,10 @@ fn subtract(
     fs::remove_dir(&subtracted).context(|| format!("cannot remove {}", subtracted.display()))
 }
 
-/// The tables into EVALUATION.md, and some outcomes for the test that repeats them.
+/// The tables into EVALUATION.md, and some outcomes into `slice.jsonl` for the test that repeats
+/// them.
+///
+/// The text before the mark in EVALUATION.md stays as it is.
 fn write_tables(results: &Path, home: &Path) -> Outcome<()> {
     let read = |path: &Path| {
         fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))
@@ -154,7 +166,8 @@ fn write_tables(results: &Path, home: &Path) -> Outcome<()> {
     write(&home.join("slice.jsonl"), &lines)
 }
 
-/// An outcome of the slice: where it belongs, and its line.
+/// An outcome of the slice: a key that tells task, item and column, and its line. `None` for one
+/// that is not in the slice.
 fn sliced(outcome: &Value) -> Option<(String, String)> {
     let (column, task) = (outcome.text("column")?, outcome.text("task")?);
     let number = |name: &str| match outcome.get(name)? {

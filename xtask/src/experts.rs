@@ -1,4 +1,5 @@
-//! The task `experts`: policies of every kind for the small mixture of experts, and the table of its EVALUATION.md.
+//! The task `experts`: policies of every kind for the small mixture of experts, and the table of
+//! its EVALUATION.md.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,14 +12,16 @@ use crate::workspace::Workspace;
 
 /// The base, below the workspace.
 const BASE: &str = "examples/small-moe";
-/// What comes after this line in EVALUATION.md is written by this task.
+/// The line of EVALUATION.md after which everything is written by this task.
 const MARK: &str = "<!-- Below this line everything is written by `cargo xtask experts`. -->\n";
+/// Methods of `calibrate` that are compared, each with every number in [`KEPT`].
 const METHODS: [&str; 6] =
     ["naee", "naee-progressive", "greedy", "least-used", "mc-smoe", "uncurl"];
-/// Three quarters and a half of the experts.
+/// Experts that are kept of eight per layer: three quarters and a half.
 const KEPT: [u32; 2] = [6, 4];
+/// Seeds of the policies that keep any experts.
 const SEEDS: [u32; 3] = [1, 2, 3];
-/// All calibration questions.
+/// Calibration sequences, as many as there are questions.
 const SEQUENCES: &str = "400";
 /// A word of each task's questions, for the router that finds a policy by it.
 const TAGS: [(&str, &str); 8] = [
@@ -32,20 +35,24 @@ const TAGS: [(&str, &str); 8] = [
     ("spanish-numbers", "Spanish"),
 ];
 
-/// Of the test questions.
+/// Questions of `demo --experts`, which are among the test questions.
 const QUESTIONS: [&str; 3] = [
     "What is 916 in German words?",
     "What is May 25, 1969 in ISO format?",
     "Write 348 in Roman numerals.",
 ];
 
-/// A row of the table: what it is called, and what its column says.
+/// A row of the table, which is a column of the evaluation.
 struct Row {
+    /// Its name in both.
     name: String,
+    /// The TOML of the column, without its name; empty for the base.
     column: String,
 }
 
-/// Makes the policies, asks the test questions and writes the table.
+/// The task itself: makes the policies, asks the test questions and writes the table.
+///
+/// Policies are made anew each time; outcomes of equal ones are found again.
 pub(crate) fn experts(workspace: &Workspace) -> Outcome<()> {
     plugins::build(workspace)?;
     step("polyskill", || {
@@ -81,7 +88,10 @@ pub(crate) fn experts(workspace: &Workspace) -> Outcome<()> {
     write_table(&results.join("report.md"), &workspace.root.join(BASE).join("EVALUATION.md"), &rows)
 }
 
-/// `demo --experts`: the small mixture of experts answers whole, skipping, and with half of its experts.
+/// `demo --experts`: the small mixture of experts answers whole, skipping, and with half of its
+/// experts.
+///
+/// Policies for it are made anew each time. It prints, and judges nothing.
 pub(crate) fn demo(workspace: &Workspace) -> Outcome<()> {
     step("polyskill", || {
         run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
@@ -121,13 +131,16 @@ pub(crate) fn demo(workspace: &Workspace) -> Outcome<()> {
     Ok(())
 }
 
+/// The program as it was built last, in the workspace's root.
 fn polyskill(workspace: &Workspace) -> std::process::Command {
     let mut command = std::process::Command::new(workspace.target.join("release/polyskill"));
     command.current_dir(&workspace.root);
     command
 }
 
-/// Makes all policies; returns the table's rows.
+/// Makes all policies; returns the table's rows in their order.
+///
+/// Policies with a tag are calibrated on the questions of one task each, for the last two rows.
 fn calibrate(workspace: &Workspace, policies: &Path) -> Outcome<Vec<Row>> {
     let make = |name: &str, text: &str, more: &[&str]| {
         let mut command = polyskill(workspace);
@@ -173,7 +186,10 @@ fn calibrate(workspace: &Workspace, policies: &Path) -> Outcome<Vec<Row>> {
     Ok(rows)
 }
 
-/// Right answers and log-probability of each row, means over tasks.
+/// Writes right answers and log-probability of each row, means over tasks, below the mark of the
+/// page.
+///
+/// `rows` are in the order of the report's columns.
 fn write_table(report: &Path, page: &Path, rows: &[Row]) -> Outcome<()> {
     let read = |path: &Path| {
         fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))
@@ -198,7 +214,7 @@ fn write_table(report: &Path, page: &Path, rows: &[Row]) -> Outcome<()> {
     Ok(())
 }
 
-/// The row `mean` of a table, by column.
+/// The row `mean` of the table below a heading, by column, with its intervals as text.
 fn means(report: &str, heading: &str) -> Outcome<Vec<String>> {
     let table = report.split_once(heading).map(|(_, after)| after);
     let mean = table.and_then(|table| table.lines().find(|line| line.starts_with("| mean |")));

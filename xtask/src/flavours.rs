@@ -1,5 +1,5 @@
-//! Builds routers as every kind of plugin, for the conformance suite and the benchmarks: the component is
-//! what `plugins` makes; here are the core module and the dynamic library of the flat ABI.
+//! Builds routers as every kind of plugin, for the conformance suite and the benchmarks: the task
+//! `plugins` makes components; here are the core module and the dynamic library of the flat ABI.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,13 @@ use crate::step::{Context as _, Outcome, run, step};
 use crate::toolchain::{Toolchain, WASM, without_flags};
 use crate::workspace::{PluginCrate, Workspace};
 
-/// Turns `export!` to the flat ABI.
+/// The feature of the SDK that turns `export!` to the flat ABI.
 const FEATURE: &str = "polyskill-sdk/flat";
 
 /// Builds core modules and dynamic libraries of every router in Rust into `target/flavours`.
+///
+/// A folder for each form and plugin holds a bundle without fixtures. Both builds have target
+/// directories of their own, so that they stay built.
 pub(crate) fn build(workspace: &Workspace) -> Outcome<()> {
     let toolchain = Toolchain::find(workspace)?;
     let wasm = workspace.target.join("wasm-flat");
@@ -27,7 +30,7 @@ pub(crate) fn build(workspace: &Workspace) -> Outcome<()> {
         run(cargo.arg("--target-dir").arg(&wasm))?;
         workspace.plugins.iter().try_for_each(|plugin| {
             let code = wasm.join(WASM).join("release").join(format!("{}.wasm", library(plugin)));
-            bundle(workspace, plugin, ("core", "wasm"), &code)
+            bundle(workspace, plugin, "core", "wasm", &code)
         })
     })?;
     step("routers as dynamic libraries", || {
@@ -40,20 +43,23 @@ pub(crate) fn build(workspace: &Workspace) -> Outcome<()> {
         let (prefix, suffix) = (std::env::consts::DLL_PREFIX, std::env::consts::DLL_SUFFIX);
         workspace.plugins.iter().try_for_each(|plugin| {
             let code = native.join("release").join(format!("{prefix}{}{suffix}", library(plugin)));
-            bundle(workspace, plugin, ("dylib", suffix.trim_start_matches('.')), &code)
+            bundle(workspace, plugin, "dylib", suffix.trim_start_matches('.'), &code)
         })
     })
 }
 
-/// The name of a crate's library.
+/// The name that cargo gives a crate's library.
 fn library(plugin: &PluginCrate) -> String {
     plugin.package.replace('-', "_")
 }
 
+/// Writes the bundle of one plugin in one form: `code`, as NAME.EXTENSION, and a manifest, below
+/// `target/flavours/FLAVOUR`.
 fn bundle(
     workspace: &Workspace,
     plugin: &PluginCrate,
-    (flavour, extension): (&str, &str),
+    flavour: &str,
+    extension: &str,
     code: &Path,
 ) -> Outcome<()> {
     let PluginCrate { name, version, .. } = plugin;

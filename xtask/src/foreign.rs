@@ -1,7 +1,8 @@
 //! Plugins that are not written in Rust: C on the flat ABI, gate files, Python.
 //!
-//! Each is a folder with the manifest of its bundle. What the manifest calls `file` is there already, or is
-//! made from a source of the same stem. A compiler that is not there is no failure: the plugin is skipped.
+//! Each is a folder with the manifest of its bundle. What the manifest calls `file` is there
+//! already, or is made from a source of the same stem. A compiler that is not there is no failure:
+//! the plugin is skipped.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,23 +13,31 @@ use crate::step::{Context as _, Failure, Outcome, output, step};
 use crate::toolchain;
 use crate::workspace::Workspace;
 
-/// Where C plugins go as dynamic libraries: not among the bundles that a server loads by itself.
+/// Folder of C plugins as dynamic libraries: not among the bundles that a server loads by itself.
 const NATIVE: &str = "native-plugins";
-/// Where Python plugins go: each brings an interpreter that takes a server half a minute to compile.
+/// Folder of Python plugins: each brings an interpreter that takes a server half a minute to
+/// compile.
 const PYTHON: &str = "python-plugins";
-/// A sum must have the same bits wherever it is compiled.
+/// Flags of every C compiler. Multiplications and additions are not contracted, so that a sum has
+/// the same bits wherever it is compiled.
 const C_FLAGS: [&str; 6] = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"];
-/// C compilers for WebAssembly, and how each is told to build for it.
+/// C compilers for WebAssembly, and the arguments by which each builds for it; the first that works
+/// is taken.
 const WASM_COMPILERS: [(&[&str], &[&str]); 4] = [
     (&["clang"], &["--target=wasm32", "-mbulk-memory"]),
     (&["zig", "cc"], &ZIG_TARGET),
     (&["python3", "-m", "ziglang", "cc"], &ZIG_TARGET),
     (&["python", "-m", "ziglang", "cc"], &ZIG_TARGET),
 ];
+/// Zig's arguments for WebAssembly with the instructions that clang is allowed.
 const ZIG_TARGET: [&str; 3] = ["-target", "wasm32-freestanding", "-mcpu=generic+bulk_memory"];
+/// Linking without a standard library, an entry point and names for debuggers.
 const WASM_FLAGS: [&str; 3] = ["-nostdlib", "-Wl,--no-entry", "-Wl,--strip-all"];
 
 /// Builds and bundles one folder.
+///
+/// C plugins become a core module among the bundles and a dynamic library elsewhere. Where a
+/// compiler is missing, an older bundle of the plugin is removed.
 pub(crate) fn build(workspace: &Workspace, source: &Path) -> Outcome<()> {
     let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let manifest = read_text(&source.join("plugin.toml"))?;
@@ -50,7 +59,7 @@ pub(crate) fn build(workspace: &Workspace, source: &Path) -> Outcome<()> {
             Some(source.join(file))
         };
         match made {
-            Some(made) => write(source, &bundle, (&manifest, file), &made),
+            Some(made) => write(source, &bundle, &manifest, file, &made),
             // An older one would be taken for this source's.
             None if bundle.exists() => fs::remove_dir_all(&bundle)
                 .context(|| format!("cannot remove {}", bundle.display())),
@@ -59,7 +68,9 @@ pub(crate) fn build(workspace: &Workspace, source: &Path) -> Outcome<()> {
     })
 }
 
-fn write(source: &Path, bundle: &Path, (manifest, file): (&str, &str), made: &Path) -> Outcome<()> {
+/// Writes a bundle: the code `made` under the name `file`, the fixtures of `source`, and the
+/// manifest last, so that a watching server finds the rest in place.
+fn write(source: &Path, bundle: &Path, manifest: &str, file: &str, made: &Path) -> Outcome<()> {
     let code = fs::read(made).context(|| format!("cannot read {}", made.display()))?;
     fs::create_dir_all(bundle).context(|| format!("cannot create {}", bundle.display()))?;
     replace(bundle, file, &code)?;
@@ -69,11 +80,12 @@ fn write(source: &Path, bundle: &Path, (manifest, file): (&str, &str), made: &Pa
     Ok(())
 }
 
+/// A file's text.
 fn read_text(path: &Path) -> Outcome<String> {
     fs::read_to_string(path).context(|| format!("cannot read {}", path.display()))
 }
 
-/// The value of `file` in a manifest, which is one plain line.
+/// The value of `file` in a manifest, which is one plain line; no TOML is parsed.
 fn file_of(manifest: &str) -> Option<&str> {
     manifest.lines().find_map(|line| {
         let (key, value) = line.split_once('=')?;
@@ -81,26 +93,30 @@ fn file_of(manifest: &str) -> Option<&str> {
     })
 }
 
-/// Where compilers write.
+/// The folder that compilers write to, which is made if need be.
 fn scratch(workspace: &Workspace) -> Outcome<PathBuf> {
     let folder = workspace.target.join("foreign");
     fs::create_dir_all(&folder).context(|| format!("cannot create {}", folder.display()))?;
     Ok(folder)
 }
 
+/// Says that a plugin is left out, and why.
 fn skipped(why: &str) {
     println!("    SKIPPED: {why}");
 }
 
-/// Compilers of languages other than Rust, as Python packages.
+/// Compilers of languages other than Rust, as Python packages with their versions.
 const PACKAGES: [&str; 2] = ["ziglang==0.17.1", "componentize-py==0.25.1"];
 
-/// Where `cargo xtask compilers` puts them.
+/// The private environment of Python in which `cargo xtask compilers` puts them; it need not exist.
+/// `None` without a cache folder.
 fn compilers() -> Option<PathBuf> {
     toolchain::cache().ok().map(|cache| cache.join("plugin-compilers"))
 }
 
 /// The task `compilers`: gets what builds the plugins in C and Python, privately.
+///
+/// A stamp for each package and version says that it is there, so a second run downloads nothing.
 pub(crate) fn install() -> Outcome<()> {
     let folder = toolchain::cache()?.join("plugin-compilers");
     if PACKAGES.iter().all(|package| is_installed(&folder, package)) {
@@ -119,11 +135,12 @@ pub(crate) fn install() -> Outcome<()> {
     })
 }
 
+/// True if this version of a package was installed to the end.
 fn is_installed(folder: &Path, package: &str) -> bool {
     folder.join(format!("{package}.stamp")).is_file()
 }
 
-/// A program among the private compilers, or on the PATH.
+/// A program among the private compilers, or on the PATH; private ones come first.
 fn found(program: &str) -> Command {
     let mut command = Command::new(program);
     let old = std::env::var_os("PATH").unwrap_or_default();
@@ -135,16 +152,22 @@ fn found(program: &str) -> Command {
     command
 }
 
+/// True if a command can be started and succeeds; its output is dropped.
 fn is_ok(command: &mut Command) -> bool {
     command.output().is_ok_and(|output| output.status.success())
 }
 
+/// A command of a program and its first arguments.
 fn command(program: &[&str]) -> Command {
     let mut command = found(program.first().copied().unwrap_or_default());
     command.args(program.iter().skip(1));
     command
 }
 
+/// The core module of a C plugin; `None` where no compiler can build for WebAssembly.
+///
+/// A compiler that exists may still lack the target or the linker, so each is tried on an empty
+/// program.
 fn c_wasm(workspace: &Workspace, source: &Path) -> Outcome<Option<PathBuf>> {
     let folder = scratch(workspace)?;
     let (probe, made) = (folder.join("probe.c"), folder.join("plugin.wasm"));
@@ -168,7 +191,8 @@ fn c_wasm(workspace: &Workspace, source: &Path) -> Outcome<Option<PathBuf>> {
     Ok(Some(made))
 }
 
-/// The dynamic library of a C plugin, in a bundle of its own.
+/// The dynamic library of a C plugin, in a bundle of its own whose manifest names it. Nothing is
+/// built on Windows or without `cc`.
 fn c_library(workspace: &Workspace, folder: &Path, source: &Path) -> Outcome<()> {
     if cfg!(windows) || !is_ok(Command::new("cc").arg("--version")) {
         skipped("no `cc`, so there is no dynamic library");
@@ -183,10 +207,11 @@ fn c_library(workspace: &Workspace, folder: &Path, source: &Path) -> Outcome<()>
     let library = Path::new(file).with_extension("so").to_string_lossy().into_owned();
     let manifest = manifest.replace(&format!("\"{file}\""), &format!("\"{library}\""));
     let bundle = workspace.target.join(NATIVE).join(folder.file_name().unwrap_or_default());
-    write(folder, &bundle, (&manifest, &library), &made)
+    write(folder, &bundle, &manifest, &library, &made)
 }
 
-/// Makes a component; again only if the source, the interface or the tool has changed.
+/// Makes a component; again only if the source, the interface or the tool has changed. `None` where
+/// the tool is missing.
 fn python(workspace: &Workspace, source: &Path) -> Outcome<Option<PathBuf>> {
     let Ok(version) = output(found("componentize-py").arg("--version")) else {
         skipped("no `componentize-py`; run `cargo xtask compilers`");

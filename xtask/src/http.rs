@@ -7,11 +7,16 @@ use std::time::Duration;
 /// A server's answer.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Response {
+    /// The status code.
     pub(crate) status: u16,
+    /// The body, without the marks of chunks.
     pub(crate) body: String,
 }
 
 /// Sends one request and reads the answer to its end; a body is sent as JSON.
+///
+/// `patience` bounds the connection and each read or write, not the whole. The answer has no bound
+/// on its size, so the server has to be trusted.
 pub(crate) fn request(
     server: SocketAddr,
     method: &str,
@@ -33,6 +38,7 @@ pub(crate) fn request(
     parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed response"))
 }
 
+/// An answer from its bytes; `None` if it is malformed or ends early.
 fn parse(bytes: &[u8]) -> Option<Response> {
     let split = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
     let head = std::str::from_utf8(&bytes[..split]).ok()?;
@@ -55,6 +61,7 @@ fn parse(bytes: &[u8]) -> Option<Response> {
     Some(Response { status, body: String::from_utf8(body).ok()? })
 }
 
+/// The content of a chunked body (RFC 9112, section 7.1); trailers are dropped.
 fn unchunked(mut rest: &[u8]) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     loop {

@@ -10,16 +10,20 @@ const DEPTH: usize = 64;
 pub(crate) enum Value {
     Null,
     Bool(bool),
+    /// As 64-bit floats: integers beyond 2⁵³ lose digits.
     Number(f64),
     Text(String),
     List(Vec<Self>),
+    /// Members in the order of the text; of equal keys the first is found.
     Object(Vec<(String, Self)>),
 }
 
-/// Where and why a text is not JSON.
+/// The place at which a text is not JSON, and the reason.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Malformed {
+    /// Bytes before the place.
     at: usize,
+    /// The reason, in a few words.
     what: &'static str,
 }
 
@@ -30,6 +34,8 @@ impl fmt::Display for Malformed {
 }
 
 impl Value {
+    /// A whole text as one value. Numbers that Rust parses and JSON does not have, such as `1.`,
+    /// are taken too.
     pub(crate) fn parse(text: &str) -> Result<Self, Malformed> {
         let mut reader = Reader { text, at: 0 };
         let value = reader.value(0)?;
@@ -37,7 +43,7 @@ impl Value {
         if reader.at == text.len() { Ok(value) } else { Err(reader.error("trailing text")) }
     }
 
-    /// A member of an object.
+    /// A member of an object; `None` where it is missing, or this is no object.
     pub(crate) fn get(&self, key: &str) -> Option<&Self> {
         self.members().iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
@@ -47,7 +53,7 @@ impl Value {
         if let Self::Object(members) = self { members } else { &[] }
     }
 
-    /// A member that is a text.
+    /// A member that is a text. `None` where it is missing or something else.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         if let Some(Self::Text(text)) = self.get(key) { Some(text) } else { None }
     }
@@ -58,7 +64,7 @@ impl Value {
     }
 }
 
-/// A text as a JSON string, quotes included.
+/// A text as a JSON string, quotes included; control characters are escaped.
 pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::from('"');
     for c in text.chars() {
@@ -72,20 +78,26 @@ pub(crate) fn quoted(text: &str) -> String {
     out + "\""
 }
 
+/// A position in a text that is being read.
 struct Reader<'a> {
+    /// The whole text.
     text: &'a str,
+    /// Bytes that are read.
     at: usize,
 }
 
 impl Reader<'_> {
+    /// An error at the position.
     fn error(&self, what: &'static str) -> Malformed {
         Malformed { at: self.at, what }
     }
 
+    /// The next byte; `None` at the end.
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
 
+    /// Skips white space.
     fn space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
@@ -100,6 +112,7 @@ impl Reader<'_> {
         found
     }
 
+    /// A value of any kind; `depth` is the number of lists and objects around it.
     fn value(&mut self, depth: usize) -> Result<Value, Malformed> {
         if depth > DEPTH {
             return Err(self.error("too deep"));
@@ -113,6 +126,7 @@ impl Reader<'_> {
         }
     }
 
+    /// An object whose `{` comes next.
     fn object(&mut self, depth: usize) -> Result<Value, Malformed> {
         self.at += 1;
         let mut members = Vec::new();
@@ -135,6 +149,7 @@ impl Reader<'_> {
         }
     }
 
+    /// A list whose `[` comes next.
     fn list(&mut self, depth: usize) -> Result<Value, Malformed> {
         self.at += 1;
         let mut items = Vec::new();
@@ -171,6 +186,8 @@ impl Reader<'_> {
         Ok(value)
     }
 
+    /// A string whose opening quote comes next. Control characters in it are taken, though JSON
+    /// wants them escaped.
     fn string(&mut self) -> Result<String, Malformed> {
         if self.peek() != Some(b'"') {
             return Err(self.error("expected a string"));
@@ -189,6 +206,7 @@ impl Reader<'_> {
         }
     }
 
+    /// The character that an escape stands for; its backslash is read.
     fn escape(&mut self) -> Result<char, Malformed> {
         let letter = self.peek().ok_or_else(|| self.error("unfinished escape"))?;
         self.at += 1;
@@ -218,6 +236,7 @@ impl Reader<'_> {
         char::from_u32(code).ok_or_else(|| self.error("half a surrogate pair"))
     }
 
+    /// Four hexadecimal digits.
     fn hex(&mut self) -> Result<u32, Malformed> {
         let digits = self.text.get(self.at..self.at + 4);
         let code = digits

@@ -28,6 +28,7 @@ use demo::Options;
 use step::{Failure, Outcome};
 use workspace::Workspace;
 
+/// The list of tasks. It says what each makes and, where it is long, how long it takes.
 const HELP: &str = "\
 cargo xtask <task>
 
@@ -51,6 +52,7 @@ cargo xtask <task>
 POLYSKILL_CACHE (else $XDG_CACHE_HOME/polyskill, else ~/.cache/polyskill) holds the WASM compiler
 where rustup has none; CARGO_TARGET_DIR moves everything that is built, plugin bundles included.";
 
+/// Runs a task; its failure goes to standard error, with its exit code.
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match dispatch(&arguments) {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
     }
 }
 
+/// Finds the task by its name. Only `demo` takes arguments of its own.
 fn dispatch(arguments: &[String]) -> Outcome<()> {
     let (task, rest) = match arguments.split_first() {
         Some((task, rest)) => (task.as_str(), rest),

@@ -12,7 +12,7 @@ use crate::workspace::{PluginCrate, Workspace};
 /// The plugin interface's version, as bundles state it.
 pub(crate) const ABI: &str = "0.1";
 
-/// Builds and bundles every plugin; returns the folder of the bundles.
+/// Builds and bundles every plugin, those in Rust first; returns the folder of the bundles.
 pub(crate) fn build(workspace: &Workspace) -> Outcome<PathBuf> {
     if workspace.plugins.is_empty() {
         return Err(Failure::new("there is no crate in plugins/"));
@@ -32,6 +32,7 @@ pub(crate) fn build(workspace: &Workspace) -> Outcome<PathBuf> {
     Ok(workspace.bundles())
 }
 
+/// Builds one crate to WebAssembly and writes its bundle, the manifest last.
 fn bundle(
     workspace: &Workspace,
     toolchain: &Toolchain,
@@ -62,6 +63,7 @@ fn bundle(
     Ok(())
 }
 
+/// The manifest of a crate's bundle, from its Cargo.toml.
 fn manifest(plugin: &PluginCrate) -> String {
     let PluginCrate { name, version, description, kinds, .. } = plugin;
     let kinds = kinds.as_ref().map_or(String::new(), |kinds| format!("kinds = \"{kinds}\"\n"));
@@ -72,7 +74,8 @@ fn manifest(plugin: &PluginCrate) -> String {
     )
 }
 
-/// Makes a bundle's fixtures those of its source: a host runs all that it finds.
+/// Makes a bundle's fixtures those of its source: a host runs all that it finds, so stale ones are
+/// removed.
 pub(crate) fn fixtures(source: &Path, bundle: &Path) -> Outcome<()> {
     let (from, to) = (source.join("fixtures"), bundle.join("fixtures"));
     let names = |folder: &Path| -> Vec<OsString> {

@@ -1,7 +1,9 @@
-//! Provisions a private compiler for WASM from Debian's packages: compiler, std source, std built once.
+//! Provisions a private compiler for WASM from Debian's packages: compiler, std source, std built
+//! once.
 //!
-//! Everything is unpacked in the cache without root and without touching the user's rustup. Work is done
-//! in a folder that is never looked at otherwise, and renamed at the end; a lock keeps two runs apart.
+//! Everything is unpacked in the cache without root and without touching the user's rustup. Work is
+//! done in a folder that is never looked at otherwise, and renamed at the end; a lock keeps two
+//! runs apart.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -15,12 +17,14 @@ use crate::toolchain::{
 };
 use crate::workspace::cargo_program;
 
+/// Debian's packages of the compiler, its source, and the standard library of the host. The version
+/// of the first is in the name of the folder.
 const PACKAGES: [&str; 3] = ["rustc-web", "rust-web-src", "libstd-rust-web-dev"];
 
 /// Package names with the versions to download.
 type Packages = BTreeMap<String, String>;
 
-/// Whether this is a Debian with the tools that are needed.
+/// True on a Debian with the tools that are needed.
 pub(crate) fn possible() -> bool {
     let runs = |program: &str| {
         let mut command = Command::new(program);
@@ -31,6 +35,9 @@ pub(crate) fn possible() -> bool {
 }
 
 /// Provisions the toolchain under `cache` and returns its folder.
+///
+/// It takes minutes and some 150 MB of downloads, once. A run that is killed leaves a folder that
+/// the next run removes.
 pub(crate) fn provision(cache: &Path) -> Outcome<PathBuf> {
     println!("no compiler for WASM yet; provisioning one once (about 150 MB to download)");
     fs::create_dir_all(cache).context(|| format!("cannot create {}", cache.display()))?;
@@ -74,6 +81,7 @@ fn download(debs: &Path) -> Outcome<Packages> {
     })
 }
 
+/// Fetches fresh package lists, which only root may.
 fn update() -> Outcome<()> {
     if output(Command::new("id").arg("-u"))?.trim() != "0" {
         return Err(Failure::new(
@@ -83,7 +91,10 @@ fn update() -> Outcome<()> {
     run(apt("update").arg("-qq"))
 }
 
-/// What to unpack: the compiler and its libraries in any case, other libraries where they are missing.
+/// Packages to unpack: the compiler and its libraries in any case, other libraries where they are
+/// missing.
+///
+/// Nothing is installed: apt simulates it, once for this system and once for an empty one.
 fn choose() -> Outcome<Packages> {
     let simulate = |options: &[&str]| {
         let mut apt = apt("install");
@@ -122,13 +133,15 @@ fn installed_by(simulation: &str) -> Packages {
     simulation.lines().filter_map(package).collect()
 }
 
+/// An apt command whose output is in English, since it is parsed.
 fn apt(task: &str) -> Command {
     let mut command = Command::new("apt-get");
     command.env("LC_ALL", "C").arg(task);
     command
 }
 
-/// Unpacks the packages and writes the wrapper that starts the compiler with its own libraries.
+/// Unpacks the packages and writes the wrapper that starts the compiler with its own libraries,
+/// wherever the folder is moved.
 fn unpack(debs: &Path, work: &Path) -> Outcome<()> {
     for deb in files(debs, "deb")? {
         run(Command::new("dpkg").arg("-x").arg(deb).arg(work))?;
@@ -154,6 +167,8 @@ fn unpack(debs: &Path, work: &Path) -> Outcome<()> {
 }
 
 /// Builds the standard library from the compiler's own source and puts it into its sysroot.
+///
+/// Cargo builds it for a crate, so an empty one is made; all libraries but that crate's are copied.
 fn build_std(work: &Path) -> Outcome<()> {
     let folder = work.join("std");
     let manifest =
@@ -205,6 +220,7 @@ fn files(folder: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Removes a file, a folder or a link, if there is one.
 fn remove(path: &Path) -> Outcome<()> {
     match fs::symlink_metadata(path) {
         Err(_) => Ok(()),

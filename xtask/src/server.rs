@@ -13,25 +13,31 @@ use crate::json::Value;
 use crate::step::{Context as _, Failure, Outcome};
 use crate::workspace::Workspace;
 
-/// How long loading may take.
+/// Longest time that loading may take.
 const START: Duration = Duration::from_secs(120);
-/// How long it may take to finish after SIGTERM.
+/// Longest time to finish after SIGTERM.
 const STOP: Duration = Duration::from_secs(10);
-/// How long one answer may take.
+/// Longest time for one answer.
 const ANSWER: Duration = Duration::from_secs(300);
+/// Pause between two looks at the server.
 const POLL: Duration = Duration::from_millis(100);
 
 /// A running server; stopped when dropped.
 #[derive(Debug)]
 pub(crate) struct Server {
+    /// The process.
     child: Child,
+    /// The file of its output, whose end goes into failures.
     log: PathBuf,
-    /// Where it can be reached.
+    /// The address at which it can be reached.
     pub(crate) address: SocketAddr,
 }
 
 impl Server {
-    /// Starts the release build and waits until it is healthy.
+    /// Starts the release build with the example configuration of the library, and waits until it
+    /// is healthy.
+    ///
+    /// An address for all interfaces is reached over the loopback.
     pub(crate) fn start(workspace: &Workspace, listen: &str) -> Outcome<Self> {
         let wanted = format!("`{listen}` is no address to listen on (an example: 127.0.0.1:8080)");
         let mut address = listen
@@ -64,6 +70,7 @@ impl Server {
         Ok(server)
     }
 
+    /// Asks for its health until it answers, ends by itself, or [`START`] is over.
     fn wait_until_healthy(&mut self) -> Outcome<()> {
         let start = Instant::now();
         while start.elapsed() < START {
@@ -79,7 +86,7 @@ impl Server {
         Err(self.failure(&format!("the server was not healthy after {} s", START.as_secs())))
     }
 
-    /// Posts JSON and reads JSON.
+    /// Posts JSON and reads JSON; any status but 200 is a failure.
     pub(crate) fn post(&self, path: &str, body: &str) -> Outcome<Value> {
         let response = http::request(self.address, "POST", path, body, ANSWER)
             .map_err(|error| self.failure(&format!("POST {path}: {error}")))?;
@@ -90,7 +97,8 @@ impl Server {
         Value::parse(&response.body).context(|| format!("answer to POST {path}"))
     }
 
-    /// Waits until the server ends by itself: Ctrl-C reaches it too.
+    /// Waits until the server ends by itself: Ctrl-C reaches it too. An end with another code than
+    /// 0 is a failure.
     pub(crate) fn wait(mut self) -> Outcome<()> {
         let status = self.child.wait().context(|| "cannot wait for the server".to_owned())?;
         if status.success() {
@@ -99,6 +107,7 @@ impl Server {
         Err(self.failure(&format!("the server stopped ({status})")))
     }
 
+    /// A failure with the end of the server's log.
     fn failure(&self, message: &str) -> Failure {
         Failure::new(format!("{message}; {} ends with\n{}", self.log.display(), tail(&self.log)))
     }
@@ -124,7 +133,7 @@ impl Drop for Server {
     }
 }
 
-/// A free port of this machine, as an address.
+/// A free port of this machine, as an address. Another program may take it before it is used.
 pub(crate) fn free_address() -> Outcome<String> {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
@@ -132,7 +141,7 @@ pub(crate) fn free_address() -> Outcome<String> {
         .context(|| "no free port".to_owned())
 }
 
-/// The first line of a file.
+/// The first line of a file, with its line feed.
 pub(crate) fn first_line(path: &Path) -> Outcome<String> {
     let mut line = String::new();
     File::open(path)
@@ -141,6 +150,7 @@ pub(crate) fn first_line(path: &Path) -> Outcome<String> {
     Ok(line)
 }
 
+/// The last 15 lines of a log.
 fn tail(log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);

@@ -1,13 +1,16 @@
-//! What every task shares: a failure with an exit code, timed steps, and commands that are checked.
+//! The parts that every task shares: a failure with an exit code, timed steps, and commands that
+//! are checked.
 
 use std::fmt;
 use std::process::{Command, ExitStatus};
 use std::time::Instant;
 
-/// Why a task stopped: what to tell the person, and the exit code.
+/// The reason for which a task stopped.
 #[derive(Debug)]
 pub(crate) struct Failure {
+    /// The message for the person at the terminal.
     pub(crate) message: String,
+    /// The exit code of xtask: 1, 2 for a wrong command line, or that of a command that failed.
     pub(crate) code: u8,
 }
 
@@ -15,18 +18,20 @@ pub(crate) struct Failure {
 pub(crate) type Outcome<T> = Result<T, Failure>;
 
 impl Failure {
+    /// A failure with the code 1.
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: 1 }
     }
 
-    /// The command line makes no sense.
+    /// A failure of the command line, with the code 2.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: 2 }
     }
 }
 
-/// Says what was being done when a std operation failed.
+/// Tells what was being done when an operation failed.
 pub(crate) trait Context<T> {
+    /// Puts `doing` before the error's text, and makes a failure of it.
     fn context(self, doing: impl FnOnce() -> String) -> Outcome<T>;
 }
 
@@ -62,6 +67,7 @@ pub(crate) fn output(command: &mut Command) -> Outcome<String> {
     String::from_utf8(output.stdout).context(|| format!("output of {}", shown(command)))
 }
 
+/// Fails unless a command succeeded. One that a signal ended has the code 1.
 fn checked(command: &Command, status: ExitStatus) -> Outcome<()> {
     if status.success() {
         return Ok(());

@@ -12,14 +12,17 @@ use crate::workspace::Workspace;
 
 /// The target plugins are compiled for.
 pub(crate) const WASM: &str = "wasm32-unknown-unknown";
-/// What a private toolchain's folder begins with; the package's version follows.
+/// The beginning of the name of a private toolchain's folder; the package's version follows.
 pub(crate) const PREFIX: &str = "wasm-toolchain-";
 /// The oldest compiler that the workspace is built with.
 pub(crate) const MINIMUM: &str = env!("CARGO_PKG_RUST_VERSION");
-/// Where cargo looks for flags of the compiler that are meant for plugins.
+/// The variable in which cargo looks for flags of the compiler that are meant for plugins. If it is
+/// set, it is left as it is.
 const WASM_FLAGS: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS";
-/// Vector instructions, which every host of plugins has: loops over scores are two to three times as fast.
+/// Vector instructions, which every host of plugins has: loops over scores are two to three times
+/// as fast.
 const SIMD: &str = "-C target-feature=+simd128";
+/// Advice where there is no compiler.
 const MEND: &str = "run `rustup target add wasm32-unknown-unknown`";
 
 /// A compiler that can build for WASM.
@@ -32,7 +35,8 @@ pub(crate) enum Toolchain {
 }
 
 impl Toolchain {
-    /// Finds a toolchain, or provisions one where that is possible.
+    /// Finds a toolchain, or provisions one where that is possible. Provisioning takes minutes and
+    /// downloads.
     pub(crate) fn find(workspace: &Workspace) -> Outcome<Self> {
         let (sysroot, triple) = host(workspace)?;
         let library = wasm_library(&sysroot);
@@ -71,8 +75,9 @@ impl Toolchain {
         }
     }
 
-    /// Empties a target directory that another toolchain has built in: cargo tells compilers apart, but
-    /// not standard libraries built by the same compiler, and crates built against another one are useless.
+    /// Empties a target directory that another toolchain has built in: cargo tells compilers apart,
+    /// but not standard libraries built by the same compiler, and crates built against another one
+    /// are useless.
     pub(crate) fn claim(&self, target: &Path) -> Outcome<()> {
         let (Self::Installed { library } | Self::Private { library, .. }) = self;
         let stamp = target.join("toolchain.stamp");
@@ -88,6 +93,7 @@ impl Toolchain {
             .context(|| format!("cannot write {}", stamp.display()))
     }
 
+    /// The toolchain's files, for the terminal.
     fn describe(&self) -> String {
         match self {
             Self::Installed { library } => format!("installed target: {}", library.display()),
@@ -98,20 +104,22 @@ impl Toolchain {
     }
 }
 
-/// The task `toolchain`.
+/// The task `toolchain`: says which one is used, and provisions it if need be.
 pub(crate) fn show(workspace: &Workspace) -> Outcome<()> {
     println!("{}", Toolchain::find(workspace)?.describe());
     Ok(())
 }
 
-/// Flags meant for the host (a CPU, a linker) would break or slow down a build for WASM.
+/// Takes the flags from a cargo command that are meant for the host (a CPU, a linker): they would
+/// break or slow down a build for WASM.
 pub(crate) fn without_flags(cargo: &mut Command) {
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {
         cargo.env_remove(name);
     }
 }
 
-/// Whether a version such as `1.96.0+dfsg1-1` is not older than [`MINIMUM`].
+/// True for a version such as `1.96.0+dfsg1-1` that is not older than [`MINIMUM`]. The first two
+/// numbers count.
 pub(crate) fn new_enough(version: &str) -> bool {
     let number = |text: &str| {
         let mut parts = text.split(|c: char| !c.is_ascii_digit());
@@ -121,7 +129,7 @@ pub(crate) fn new_enough(version: &str) -> bool {
     number(version) >= number(MINIMUM)
 }
 
-/// The newest complete private toolchain that still runs.
+/// The newest complete private toolchain that still runs and is new enough.
 pub(crate) fn existing(cache: &Path) -> Option<PathBuf> {
     let mut found: Vec<(SystemTime, PathBuf)> = fs::read_dir(cache)
         .ok()?
@@ -137,16 +145,17 @@ pub(crate) fn existing(cache: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Where a sysroot keeps the standard library for WASM.
+/// The folder in which a sysroot keeps the standard library for WASM.
 pub(crate) fn wasm_library(sysroot: &Path) -> PathBuf {
     sysroot.join("lib/rustlib").join(WASM).join("lib")
 }
 
-/// Whether a library folder holds a standard library.
+/// True for a library folder that holds a standard library.
 pub(crate) fn has_std(library: &Path) -> bool {
     std_file(library).is_some()
 }
 
+/// The file of the standard library, if there is one.
 fn std_file(library: &Path) -> Option<PathBuf> {
     fs::read_dir(library).ok()?.filter_map(Result::ok).map(|entry| entry.path()).find(|path| {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libstd-"))
@@ -154,7 +163,8 @@ fn std_file(library: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Differs between any two builds of the standard library.
+/// A text that differs between any two builds of the standard library: its file, whose name has a
+/// hash, and its time.
 fn identity(library: &Path) -> Outcome<String> {
     let file = std_file(library).ok_or_else(|| Failure::new("no standard library for WASM"))?;
     let built = fs::metadata(&file)
@@ -164,7 +174,8 @@ fn identity(library: &Path) -> Outcome<String> {
     Ok(format!("{}\n{}\n", file.display(), built.as_nanos()))
 }
 
-/// The host compiler's sysroot and triple.
+/// The host compiler's sysroot and triple. The compiler is asked in the workspace's root, where
+/// rustup may choose another one.
 fn host(workspace: &Workspace) -> Outcome<(PathBuf, String)> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let ask = |argument: &[&str]| {
@@ -179,7 +190,8 @@ fn host(workspace: &Workspace) -> Outcome<(PathBuf, String)> {
     Ok((PathBuf::from(sysroot.trim_end()), triple.to_owned()))
 }
 
-/// The project's cache folder, absolute.
+/// The project's cache folder, absolute: `POLYSKILL_CACHE`, else `polyskill` in `XDG_CACHE_HOME` or
+/// in `.cache` of the home. It need not exist.
 pub(crate) fn cache() -> Outcome<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let folder = variable("POLYSKILL_CACHE")

@@ -1,4 +1,5 @@
-//! The task `experiment`: the shipped experiment on the shipped base, modules and questions, and its reports.
+//! The task `experiment`: the shipped experiment on the shipped base, modules and questions, and
+//! its reports.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,13 +10,19 @@ use crate::plugins;
 use crate::step::{Context as _, Outcome, run, step};
 use crate::workspace::Workspace;
 
+/// The folder of experiments in the workspace.
 const HOME: &str = "examples/experiments";
+/// Name of the experiment's file, and of the folder of its reports.
 const NAME: &str = "arrow-phatgoose-uniform";
-/// Questions that are no tasks of LoRA modules, which are all that the arms pick among.
+/// Tasks that are not those of LoRA modules, which are all that the arms pick among.
 const OTHERS: [&str; 5] = ["chat", "continents", "ing-form", "plurals", "word-feeling"];
+/// Beginnings of the names of tasks that no single LoRA module was made for.
 const COMPOSED: [&str; 4] = ["conversation", "sum-in-", "chat-near", "chat-own"];
 
-/// Runs the experiment twice: each conversation under one arm, as live traffic, and each under every arm.
+/// The task itself: runs the experiment twice, each conversation under one arm, as live traffic,
+/// and each under every arm.
+///
+/// The reports go into the workspace, below `split` and `paired`.
 pub(crate) fn experiment(workspace: &Workspace) -> Outcome<()> {
     plugins::build(workspace)?;
     step("polyskill", || {
@@ -41,7 +48,8 @@ pub(crate) fn experiment(workspace: &Workspace) -> Outcome<()> {
     Ok(())
 }
 
-/// The questions of the LoRA modules' tasks, held out and for validation.
+/// The questions of the LoRA modules' tasks, held out and for validation, as files below the
+/// workspace's root, sorted.
 fn traffic(root: &Path) -> Outcome<Vec<PathBuf>> {
     let mut files = Vec::new();
     for part in ["test", "validation"] {

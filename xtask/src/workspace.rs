@@ -1,4 +1,4 @@
-//! Where the workspace and its build output lie, and which plugins it has.
+//! The workspace: the places of its sources and of its build output, and the plugins that it has.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,16 +23,22 @@ pub(crate) struct Workspace {
 /// A plugin written in Rust.
 #[derive(Debug)]
 pub(crate) struct PluginCrate {
-    /// The folder's name: what the plugin is called.
+    /// The folder's name, which is the plugin's.
     pub(crate) name: String,
+    /// The crate's name, for cargo.
     pub(crate) package: String,
+    /// The crate's version, which is the bundle's.
     pub(crate) version: String,
+    /// The crate's description; empty without one.
     pub(crate) description: String,
-    /// `kinds` of the manifest, where `[package.metadata.polyskill]` says so.
+    /// The manifest's `kinds`, which are the kinds of modules that the router takes, where
+    /// `[package.metadata.polyskill]` has them.
     pub(crate) kinds: Option<String>,
 }
 
 impl Workspace {
+    /// Finds the workspace from the folder of this program's sources or the working directory, and
+    /// asks cargo for its crates.
     pub(crate) fn find() -> Outcome<Self> {
         let root = find_root()?;
         // In the person's folder, so that a relative CARGO_TARGET_DIR means what it says.
@@ -62,12 +68,13 @@ impl Workspace {
         command
     }
 
-    /// Where the plugin bundles go.
+    /// The folder that the plugin bundles go to.
     pub(crate) fn bundles(&self) -> PathBuf {
         self.target.join("plugins")
     }
 }
 
+/// A crate of `cargo metadata` as a plugin; `None` where it does not lie directly in `folder`.
 fn plugin_crate(package: &Value, folder: &Path) -> Option<PluginCrate> {
     let crate_root = Path::new(package.text("manifest_path")?).parent()?;
     (crate_root.parent()? == folder).then_some(())?;
@@ -84,6 +91,7 @@ fn plugin_crate(package: &Value, folder: &Path) -> Option<PluginCrate> {
     })
 }
 
+/// Folders with a manifest of a bundle and no crate, sorted.
 fn foreign(folder: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).context(|| format!("cannot read {}", folder.display()))?;
     let mut found: Vec<PathBuf> = entries
@@ -95,11 +103,13 @@ fn foreign(folder: &Path) -> Outcome<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Cargo sets `CARGO` and `CARGO_MANIFEST_DIR` for what it runs.
+/// The cargo that runs this program, else the one on the path: cargo sets `CARGO` for what it runs.
 pub(crate) fn cargo_program() -> PathBuf {
     std::env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
 }
 
+/// The nearest folder that has this crate below it, from the crate's own folder or the working
+/// directory upwards.
 fn find_root() -> Outcome<PathBuf> {
     let start = match std::env::var_os("CARGO_MANIFEST_DIR") {
         Some(folder) => PathBuf::from(folder),

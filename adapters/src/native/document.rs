@@ -1,6 +1,7 @@
 //! Documents that the base has read once, kept as keys and values for any request.
 //!
-//! A request that uses one gives the logits of the same request with the document's tokens before its prompt.
+//! A request that uses one gives the logits of the same request with the document's tokens before
+//! its prompt.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -17,13 +18,16 @@ use crate::lora::Elements;
 use crate::peft::bundle::shaped;
 use crate::weights::{KvPrefix, Weights};
 
-/// Most tokens of a document.
+/// Most tokens of a document. Its keys and values are in memory at once.
 const MAX_TOKENS: usize = 1 << 16;
 
+/// The settings of `DOCUMENT_PREFIX`.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
+    /// Version of the format.
     pub(super) format_version: u32,
+    /// Tokens of the document, 1 to [`MAX_TOKENS`].
     num_tokens: usize,
     /// Digest of the base that read it; keys and values mean nothing to another.
     base_digest: String,
@@ -34,12 +38,15 @@ pub(super) struct Settings {
 pub struct Document {
     /// Tokens of the document.
     pub num_tokens: usize,
-    /// Per layer, `[num_tokens, kv heads · head_dim]`, after the rotary embedding at positions from 0.
+    /// Per layer, `[num_tokens, kv heads · head_dim]`, after the rotary embedding at positions from
+    /// 0.
     pub keys: Vec<Vec<f32>>,
     /// Per layer, of the same shape.
     pub values: Vec<Vec<f32>>,
 }
 
+/// Reads `model.layers.N.keys` and `.values` of every layer. A base from which experts were dropped
+/// is refused: the whole base read the document.
 pub(super) fn load(
     settings: &Settings,
     tensors: &SafeTensors<'_>,
@@ -84,7 +91,8 @@ pub(super) fn load(
     problems.into_result(weights)
 }
 
-/// Writes a document as a module into a directory that does not exist yet.
+/// Writes a document as a module into a directory that does not exist yet. Values are written in 32
+/// bits, so the file has about 8 · layers · tokens · width bytes.
 ///
 /// # Errors
 /// If the directory exists or cannot be written.
@@ -107,12 +115,15 @@ pub fn write_document(
             (format!("model.layers.{layer}.{part}"), tensor)
         })
     });
-    super::write((&settings, "DOCUMENT_PREFIX"), tensors, card, directory)
+    super::write(&settings, "DOCUMENT_PREFIX", tensors, card, directory)
 }
 
-/// A tensor to be written.
+/// A tensor to be written, `[tokens, width]`; its bytes are made when the writer asks for them, one
+/// tensor at a time.
 struct Floats<'a> {
+    /// Rows and columns.
     shape: [usize; 2],
+    /// Values, row by row.
     values: &'a [f32],
 }
 

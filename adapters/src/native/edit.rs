@@ -9,29 +9,40 @@ use crate::load::Base;
 use crate::peft::bundle::floats;
 use crate::weights::Weights;
 
+/// Most edits of a module.
 const MAX_EDITS: usize = 4_096;
 
+/// The settings of `ACTIVATION_EDIT`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
+    /// Version of the format.
     pub(super) format_version: u32,
+    /// Edits, in the order in which they apply.
     edits: Vec<EditSettings>,
 }
 
+/// One edit, with the names of its tensors.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EditSettings {
+    /// Layer number, from 0.
     layer: usize,
+    /// The hidden state that is edited.
     point: PointName,
+    /// Addition, or mixing.
     operation: Operation,
+    /// The tokens at which it is edited.
     positions: PositionsName,
-    /// Name of v's tensor.
+    /// Name of v's tensor, as wide as the hidden state.
     vector: String,
-    /// Name of α's tensor; without it v replaces the hidden state.
+    /// Name of α's tensor, for mixing alone: one value, one per head at the heads, or one per
+    /// feature. Without it α is 1, so that v replaces the hidden state at weight 1.
     #[serde(default)]
     alpha: Option<String>,
 }
 
+/// [`Point`] by its name in the file.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum PointName {
@@ -39,13 +50,17 @@ enum PointName {
     Heads,
 }
 
+/// The two ways to bring v in.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "snake_case")]
 enum Operation {
+    /// h += w·v
     Add,
+    /// h += w·α ⊙ (v − h)
     Mix,
 }
 
+/// [`Positions`] by their name in the file.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum PositionsName {
@@ -54,6 +69,7 @@ enum PositionsName {
     FromLastPrompt,
 }
 
+/// Reads all edits. A tensor that no edit names is a problem.
 pub(super) fn load(
     settings: &Settings,
     tensors: &SafeTensors<'_>,
@@ -81,6 +97,7 @@ pub(super) fn load(
 }
 
 impl EditSettings {
+    /// Reads the vectors of one edit. α is widened to one value per feature.
     fn read(&self, tensors: &SafeTensors<'_>, base: Base<'_>) -> Result<ActivationEdit, String> {
         if self.layer >= base.config.num_layers {
             return Err(format!("layer {}, the base has {}", self.layer, base.config.num_layers));

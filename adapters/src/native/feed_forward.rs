@@ -1,4 +1,5 @@
-//! Experts: feed-forwards beside a layer's own, as in branch-train-mix (Sukhbaatar et al., "Branch-Train-MiX", 2024).
+//! Experts: feed-forwards beside a layer's own, as in branch-train-mix (Sukhbaatar et al.,
+//! "Branch-Train-MiX", 2024).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,19 +17,22 @@ use crate::weights::{Expert, FeedForward, Weights};
 /// Widest feed-forward that is taken, in the base's hidden size.
 const MAX_WIDTH: usize = 32;
 
+/// The settings of `FEED_FORWARD_EXPERT`.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
+    /// Version of the format.
     pub(super) format_version: u32,
+    /// The operation, the same for all layers.
     operation: Operation,
     /// Layers that have one, ascending.
     layers: Vec<usize>,
-    /// Where the weights were made from those of one base.
+    /// The digest of the base whose weights they were made from; any base where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base_digest: Option<String>,
 }
 
-/// What becomes of the layer's own feed-forward, y₀, at weight w.
+/// The fate of the layer's own feed-forward, y₀, at weight w.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 enum Operation {
@@ -38,6 +42,8 @@ enum Operation {
     Mix,
 }
 
+/// Reads the feed-forward of every layer that the settings name. A tensor of another layer is a
+/// problem.
 pub(super) fn load(
     settings: &Settings,
     tensors: &SafeTensors<'_>,
@@ -56,7 +62,7 @@ pub(super) fn load(
         if weights.feed_forwards.last_key_value().is_some_and(|(&last, _)| last >= layer) {
             problems.add(format!("layer {layer}: layers must ascend"));
         }
-        match read(settings.operation, (tensors, &mut used), layer, base.config.hidden_size) {
+        match read(settings.operation, tensors, &mut used, layer, base.config.hidden_size) {
             Ok(own) => drop(weights.feed_forwards.insert(layer, own)),
             Err(problem) => problems.add(problem),
         }
@@ -70,9 +76,13 @@ pub(super) fn load(
     problems.into_result(weights)
 }
 
+/// Reads one layer's feed-forward: gate and up `[width, hidden_size]`, down `[hidden_size, width]`,
+/// and the router's row where there is one. The width is the gate's number of rows; names that are
+/// read go to `used`.
 fn read(
     operation: Operation,
-    (tensors, used): (&SafeTensors<'_>, &mut BTreeSet<String>),
+    tensors: &SafeTensors<'_>,
+    used: &mut BTreeSet<String>,
     layer: usize,
     hidden: usize,
 ) -> Result<FeedForward, String> {
@@ -101,11 +111,13 @@ fn read(
     Ok(FeedForward { expert: Expert { width, gate, up, down }, replaces, router })
 }
 
+/// The name of a tensor of a layer.
 fn tensor_name(layer: usize, part: &str) -> String {
     format!("model.layers.{layer}.mlp.{part}.weight")
 }
 
-/// Configuration and weights of an expert that takes the place of feed-forwards of a base.
+/// Configuration and weights of an expert that takes the place of feed-forwards of a base, as the
+/// bytes of the two files. Precision is kept.
 ///
 /// # Errors
 /// If they cannot be written as a file.
@@ -135,10 +147,11 @@ pub fn draft(
             }
         }
     }
-    let config = super::config((&settings, "FEED_FORWARD_EXPERT"))?;
+    let config = super::config(&settings, "FEED_FORWARD_EXPERT")?;
     Ok((config, crate::tensor_file::weights_file(tensors)?))
 }
 
+/// Elements as a tensor to be written, in their own precision.
 fn stored(elements: &Elements, shape: Vec<usize>) -> Tensor {
     let halves = |bits: &[u16]| bits.iter().flat_map(|bits| bits.to_le_bytes()).collect();
     let (dtype, bytes) = match elements {

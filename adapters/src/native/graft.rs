@@ -1,4 +1,5 @@
-//! Sparse grafts: a small set of changed weights per linear, `<path>.rows`, `.columns` and `.values`.
+//! Sparse grafts: a small set of changed weights per linear, `<path>.rows`, `.columns` and
+//! `.values`.
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
@@ -9,15 +10,20 @@ use crate::peft::bundle::floats;
 use crate::peft::site_of;
 use crate::weights::{Graft, Weights};
 
-/// Changed weights at one linear, as a share of the linear's: beyond it a low-rank product is cheaper.
+/// The divisor of a linear's weights that gives the most changed ones: beyond a quarter a low-rank
+/// product is cheaper.
 const MAX_SHARE: usize = 4;
 
+/// The settings of `SPARSE_GRAFT`, which has none of its own.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
+    /// Version of the format.
     pub(super) format_version: u32,
 }
 
+/// Reads the graft of every linear that has tensors; the three tensors of a linear must all be
+/// there.
 pub(super) fn load(tensors: &SafeTensors<'_>, base: Base<'_>) -> Result<Weights, Vec<String>> {
     let mut problems = Problems::default();
     let mut weights = Weights::new(base.config.num_sites());
@@ -32,7 +38,7 @@ pub(super) fn load(tensors: &SafeTensors<'_>, base: Base<'_>) -> Result<Weights,
             continue;
         }
         let (outputs, inputs) = base.config.projection_shape(site.projection);
-        match graft(&format!("model.{site}"), tensors, (outputs, inputs)) {
+        match graft(&format!("model.{site}"), tensors, outputs, inputs) {
             Ok(graft) => weights.at_mut(site).graft = Some(graft),
             Err(problem) => problems.add(problem),
         }
@@ -43,10 +49,14 @@ pub(super) fn load(tensors: &SafeTensors<'_>, base: Base<'_>) -> Result<Weights,
     problems.into_result(weights)
 }
 
+/// The graft of one linear, sorted by row and column. `rows` and `columns` are I32 `[count]`,
+/// `values` floats `[count]`; a weight that is changed twice is a problem, and so are more than one
+/// in [`MAX_SHARE`].
 fn graft(
     path: &str,
     tensors: &SafeTensors<'_>,
-    (outputs, inputs): (usize, usize),
+    outputs: usize,
+    inputs: usize,
 ) -> Result<Graft, String> {
     let view = |part: &str| {
         let name = format!("{path}.{part}");
@@ -60,8 +70,10 @@ fn graft(
         return Err(format!("{name} changes {count} weights, at most {most} are allowed"));
     }
     let values = floats(&name, &values, &[count])?;
-    let (rows, columns) =
-        (indices(view("rows")?, count, outputs)?, indices(view("columns")?, count, inputs)?);
+    let (rows_name, rows) = view("rows")?;
+    let rows = indices(&rows_name, &rows, count, outputs)?;
+    let (columns_name, columns) = view("columns")?;
+    let columns = indices(&columns_name, &columns, count, inputs)?;
     let mut order: Vec<usize> = (0..count).collect();
     order.sort_by_key(|&at| (rows[at], columns[at]));
     let place = |at: usize| (rows[at], columns[at]);
@@ -76,8 +88,10 @@ fn graft(
     })
 }
 
+/// Indices `[count]` in I32, each from 0 to below `most`.
 fn indices(
-    (name, view): (String, TensorView<'_>),
+    name: &str,
+    view: &TensorView<'_>,
     count: usize,
     most: usize,
 ) -> Result<Vec<u32>, String> {

@@ -1,4 +1,5 @@
-//! Expert policies: which experts of a sparse base are run, and merged experts in the place of some.
+//! Expert policies: which experts of a sparse base are run, and merged experts in the place of
+//! some.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -17,30 +18,42 @@ use crate::peft::MAX_CONFIG_BYTES;
 use crate::peft::bundle::shaped;
 use crate::weights::{Expert, Weights};
 
-/// Most experts that a policy brings per layer.
+/// Most experts that a policy brings per layer. It bounds the names that are looked up for a count
+/// from outside.
 const MAX_EXTRA: u32 = 1024;
 
+/// The settings of `EXPERT_POLICY`.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Settings {
+    /// Version of the format.
     pub(super) format_version: u32,
-    /// How it was made, for people.
+    /// The way in which it was made, for people.
     #[serde(default)]
     method: String,
-    /// Where the weights of the policy's own experts belong to one base only.
+    /// The digest of the base that the policy's own experts belong to; any base where there is
+    /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base_digest: Option<String>,
+    /// Layers that it decides, ascending; others choose as the base does.
     layers: Vec<LayerSettings>,
 }
 
+/// The policy of one layer.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct LayerSettings {
+    /// Layer number, from 0; the base must have experts there.
     layer: u32,
+    /// Experts that are kept, ascending; all where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keep: Option<Vec<u32>>,
+    /// β of expert skipping: the smaller of two experts is dropped where it is under β times the
+    /// larger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     beta: Option<f32>,
+    /// For each expert, the one that is run in its place; numbers from the layer's experts on are
+    /// the policy's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     alias: Option<Vec<u32>>,
     /// Experts that the policy brings, `model.layers.N.experts.E` in the tensors.
@@ -48,11 +61,12 @@ struct LayerSettings {
     experts: u32,
 }
 
+/// True for the count that is left out of the file.
 fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
-/// A sparse layer of a base as policies and routers see it.
+/// A sparse layer of a base as policies and routers see it; `None` for a dense layer.
 pub fn expert_layer(config: &ModelConfig, layer: usize) -> Option<ExpertLayer> {
     let mixture = config.experts_at(layer)?;
     Some(ExpertLayer {
@@ -63,7 +77,7 @@ pub fn expert_layer(config: &ModelConfig, layer: usize) -> Option<ExpertLayer> {
     })
 }
 
-/// The experts that a policy keeps.
+/// The experts that a policy keeps. Layers that are not listed keep all of theirs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeptByPolicy {
     /// By layer, for layers that it prunes.
@@ -72,7 +86,8 @@ pub struct KeptByPolicy {
     pub base_digest: Option<String>,
 }
 
-/// The experts that a policy keeps, read before there is a base; whether it is for the base is the caller's to check.
+/// The experts that a policy keeps, read before there is a base, so that the others are never
+/// loaded. To compare the digest with the base's is the caller's part.
 ///
 /// # Errors
 /// If the directory holds no expert policy, or one that does more than keep experts.
@@ -97,6 +112,8 @@ pub fn kept_experts(directory: &Path) -> Result<KeptByPolicy, Error> {
     Ok(KeptByPolicy { layers: kept.collect(), base_digest: settings.base_digest })
 }
 
+/// Reads the policy of every layer and checks it as the program that it stands for. A tensor of no
+/// layer is a problem.
 pub(super) fn load(
     settings: &Settings,
     tensors: &SafeTensors<'_>,
@@ -137,7 +154,7 @@ pub(super) fn load(
         }
         let mut experts = Vec::new();
         for expert in 0..layer.experts {
-            match read_expert(tensors, (number, expert), base, &mut used) {
+            match read_expert(tensors, number, expert, base, &mut used) {
                 Ok(expert) => experts.push(expert),
                 Err(problem) => problems.add(problem),
             }
@@ -156,13 +173,17 @@ pub(super) fn load(
     problems.into_result(weights)
 }
 
+/// The name of a tensor of one of the policy's own experts.
 fn tensor_name(layer: usize, expert: u32, part: &str) -> String {
     format!("model.layers.{layer}.experts.{expert}.{part}.weight")
 }
 
+/// One of the policy's own experts, of the same width as the layer's. Names that are read go to
+/// `used`.
 fn read_expert(
     tensors: &SafeTensors<'_>,
-    (layer, expert): (usize, u32),
+    layer: usize,
+    expert: u32,
     base: Base<'_>,
     used: &mut BTreeSet<String>,
 ) -> Result<Expert, String> {
@@ -183,7 +204,9 @@ fn read_expert(
     })
 }
 
-/// Writes a policy as a module's directory, which must not exist. `experts` come with it, in 16 bits.
+/// Writes a policy as a module's directory, which must not exist. `policy` ascends by layer;
+/// `experts` are its own ones by layer, as many as it says, and are written in bfloat16. `method`
+/// says how it was made, for people.
 ///
 /// # Errors
 /// If the directory exists or cannot be written.
@@ -230,5 +253,5 @@ pub fn write_policy(
         let name = directory.file_name().unwrap_or_default().to_string_lossy();
         Error::refused(&name, vec![error.to_string()])
     })?;
-    super::write((&settings, "EXPERT_POLICY"), views, card, directory)
+    super::write(&settings, "EXPERT_POLICY", views, card, directory)
 }

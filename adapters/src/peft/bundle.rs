@@ -12,22 +12,25 @@ use crate::lora::Elements;
 pub const CARD_FILE: &str = "README.md";
 /// Longest configuration or card that is read.
 pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Largest file of weights, 4 GiB: it is read into memory whole.
 const MAX_WEIGHT_BYTES: u64 = 4 << 30;
-/// What PEFT and torch write where they pickle.
+/// The files that PEFT and torch write where they pickle: to read one is to run it.
 const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
 
-/// Configuration and weights of a module, as they lie on disk.
+/// Configuration and weights of a module, as they lie on disk. Both files are in memory whole, so
+/// that what is hashed is what is read.
 #[derive(Debug)]
 pub struct Bundle {
-    /// The configuration, as it lies there.
+    /// The configuration's bytes.
     pub config: Vec<u8>,
-    /// The weights, as they lie there.
+    /// The bytes of the safetensors file.
     pub weights: Vec<u8>,
+    /// The name of the weights' file, for messages.
     weights_file: &'static str,
 }
 
 impl Bundle {
-    /// Reads both.
+    /// Reads configuration and weights by the names that the format gives them.
     ///
     /// # Errors
     /// If a file is missing, too large, or lies outside the root.
@@ -49,7 +52,7 @@ impl Bundle {
         Ok(Self { config, weights, weights_file })
     }
 
-    /// Identity of the content; `kind` keeps formats apart.
+    /// Identity of the content; `kind` keeps formats apart that could have the same bytes.
     pub fn generation(&self, kind: &str) -> Generation {
         Generation::of(&[kind.as_bytes(), &self.config, &self.weights])
     }
@@ -66,6 +69,10 @@ impl Bundle {
 }
 
 /// The card beside a module, empty where there is none.
+///
+/// # Errors
+/// If the card cannot be read or is longer than [`MAX_CONFIG_BYTES`]; what it says is never an
+/// error.
 pub fn card(files: Files<'_>) -> Result<Card, Error> {
     match files.has(CARD_FILE) {
         true => Ok(Card::parse(&files.read(CARD_FILE, MAX_CONFIG_BYTES)?)),
@@ -73,11 +80,16 @@ pub fn card(files: Files<'_>) -> Result<Card, Error> {
     }
 }
 
-/// Largest weight that is taken: what a half float can hold. Trained weights are far below; far above,
-/// answers are noise, and sums overflow.
+/// Largest weight that is taken: what a half float can hold. Trained weights are far below; far
+/// above, answers are noise, and sums overflow.
 pub const MAX_WEIGHT: f32 = 65_504.0;
 
-/// The elements of a tensor, if its dtype is known and none is beyond [`MAX_WEIGHT`].
+/// The elements of a tensor, if its dtype is F32, F16 or BF16 and none is beyond [`MAX_WEIGHT`].
+/// The precision is kept.
+///
+/// # Errors
+/// For another dtype, or a value that is not finite or beyond the bound; the message follows the
+/// tensor's name.
 pub fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
     let halves = || view.data().chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
     let elements = match view.dtype() {
@@ -95,7 +107,7 @@ pub fn elements(view: &TensorView<'_>) -> Result<Elements, String> {
     Ok(elements)
 }
 
-/// Refuses values that no module can have been trained to.
+/// Refuses values that no module can have been trained to. The cost is one pass over the bits.
 fn check_range(elements: &Elements) -> Result<(), String> {
     // The largest magnitude as bits, which order as the values do; loops without a way out are vectorised.
     let largest = |bits: &[u16]| bits.iter().fold(0, |most, bits| (bits & 0x7fff).max(most));
@@ -118,7 +130,11 @@ fn check_range(elements: &Elements) -> Result<(), String> {
     }
 }
 
-/// A tensor of one shape, finite; `name` is what a problem calls it.
+/// A tensor of one shape, finite; `name` is what a problem calls it. The shape is compared before
+/// any element is read.
+///
+/// # Errors
+/// If the shape is another, or for the reasons of [`elements`].
 pub fn shaped(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<Elements, String> {
     if view.shape() != expected {
         return Err(format!("{name} has shape {:?}, expected {expected:?}", view.shape()));
@@ -126,7 +142,10 @@ pub fn shaped(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<E
     elements(view).map_err(|problem| format!("{name} {problem}"))
 }
 
-/// A tensor of one shape as 32-bit floats, finite.
+/// A tensor of one shape widened to 32-bit floats, with the checks of [`shaped`].
+///
+/// # Errors
+/// Those of [`shaped`].
 pub fn floats(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<Vec<f32>, String> {
     shaped(name, view, expected).map(|elements| elements.as_slice().to_f32())
 }

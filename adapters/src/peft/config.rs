@@ -1,5 +1,6 @@
-//! `adapter_config.json`: which settings change arithmetic, and how. PEFT's rules for targets and patterns are
-//! shared by its kinds; the settings of a LoRA are here, those of other kinds beside their weights.
+//! `adapter_config.json`: which settings change arithmetic, and how. PEFT's rules for targets and
+//! patterns are shared by its kinds; the settings of a LoRA are here, those of other kinds beside
+//! their weights.
 
 use std::collections::BTreeSet;
 
@@ -21,8 +22,8 @@ const IGNORED: [&str; 8] = [
     "qalora_group_size",
     "runtime_config",
 ];
-/// Settings of every kind that do not change a forward pass at inference. PEFT itself takes `fan_in_fan_out`
-/// back for the linears of these models.
+/// Settings of every kind that do not change a forward pass at inference. PEFT itself takes
+/// `fan_in_fan_out` back for the linears of these models.
 const ALWAYS_IGNORED: [&str; 8] = [
     "auto_mapping",
     "base_model_name_or_path",
@@ -39,7 +40,7 @@ const ONLY_NULL: [&str; 5] =
 /// Settings that PEFT cannot do without: null is no default.
 const NEVER_NULL: [&str; 6] =
     ["alpha_pattern", "bias", "lora_alpha", "lora_dropout", "r", "rank_pattern"];
-/// Tasks that PEFT knows.
+/// Tasks that PEFT knows. PEFT raises for any other.
 const TASKS: [&str; 6] =
     ["CAUSAL_LM", "FEATURE_EXTRACTION", "QUESTION_ANS", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS"];
 /// Settings that are read below.
@@ -63,22 +64,31 @@ const READ: [&str; 16] = [
 ];
 /// Initialisers that leave the base's weights as they are.
 const PLAIN_INITIALISERS: [&str; 3] = ["gaussian", "orthogonal", "eva"];
+/// Largest rank of a configuration or a pattern.
 const MAX_RANK: u64 = 1 << 14;
 /// Names of the embedding table and the head, by which PEFT sees that a module changes one of them.
 pub(super) const ENDS: [&str; 2] = ["embed_tokens", "lm_head"];
 
-/// What a LoRA's configuration says about arithmetic.
+/// The settings of a LoRA's configuration that are about arithmetic.
 #[derive(Debug)]
 pub(super) struct LoraSettings {
+    /// r, where no pattern says otherwise.
     rank: usize,
+    /// α, where no pattern says otherwise.
     alpha: f64,
+    /// Scales by α/√r (rank-stabilised LoRA, Kalajdzievski, 2023) rather than α/r.
     use_rslora: bool,
+    /// Ranks of single modules, in file order; the first that matches counts.
     rank_pattern: Vec<(Pattern, usize)>,
+    /// α of single modules, likewise.
     alpha_pattern: Vec<(Pattern, f64)>,
+    /// `target_modules`, or PEFT's default.
     target: Matcher,
     /// Fused parameters, as PEFT's `target_parameters` names them.
     parameters: Vec<String>,
+    /// `exclude_modules`, which goes before `target`.
     exclude: Option<Matcher>,
+    /// `layers_to_transform`; `None` for all layers.
     layers: Option<Layers>,
     /// Modules that are saved whole, which PEFT does not target too.
     saved: Vec<Pattern>,
@@ -86,13 +96,13 @@ pub(super) struct LoraSettings {
     ensure_weight_tying: bool,
     /// The model around the text's part, in whose paths the file and its settings are written.
     pub(super) wrapper: Wrapper,
-    /// Whether sites have magnitudes.
+    /// True where sites have magnitudes.
     pub(super) use_dora: bool,
-    /// Whether B has a bias.
+    /// True where B has a bias.
     pub(super) lora_bias: bool,
-    /// Whether biases of the base were trained too.
+    /// True where biases of the base were trained too.
     pub(super) trains_biases: bool,
-    /// Whether the module has a head of its own.
+    /// True where the module has a head of its own.
     pub(super) own_head: bool,
     /// Tokens with rows of their own.
     pub(super) tokens: Option<TokenIndices>,
@@ -101,13 +111,14 @@ pub(super) struct LoraSettings {
 /// Tokens with rows of their own in the embedding table and the head.
 #[derive(Debug)]
 pub(super) struct TokenIndices {
+    /// Ids of rows of the embedding table, in the order of the tensor's rows.
     pub(super) embedding: Vec<u32>,
-    /// `None` where the head follows the embedding table if they are tied.
+    /// Ids of rows of the head; `None` where the head follows the embedding table if they are tied.
     pub(super) head: Option<Vec<u32>>,
 }
 
 impl LoraSettings {
-    /// Parses a configuration, with all problems at once.
+    /// Parses a configuration, with all problems at once. It is not known yet for which base it is.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, Vec<String>> {
         let object = object(bytes)?;
         let mut problems = Vec::new();
@@ -159,12 +170,13 @@ impl LoraSettings {
         parts().ok_or(problems)
     }
 
-    /// The sites that the configuration targets.
+    /// The sites of the base that the configuration targets; the head and the embedding table are
+    /// not among them.
     pub(super) fn targets(&self, base: &ModelConfig) -> BTreeSet<Site> {
         base.sites().filter(|site| self.is_target(&format!("model.{site}"))).collect()
     }
 
-    /// What the module does beside a plain low-rank product, by the name of the setting.
+    /// Names of the settings by which the module does more than a plain low-rank product.
     pub(super) fn beyond_low_rank(&self) -> Vec<&'static str> {
         let settings = [
             ("use_dora", self.use_dora),
@@ -176,6 +188,8 @@ impl LoraSettings {
         settings.into_iter().filter(|(_, is_set)| *is_set).map(|(name, _)| name).collect()
     }
 
+    /// True for a path, as in a model for text, that PEFT would wrap: targeted, neither excluded
+    /// nor saved whole, and in the layers unless it is named whole.
     pub(super) fn is_target(&self, path: &str) -> bool {
         let path = &*self.wrapper.outer(path);
         let excluded = self.excludes(path) || self.saved.iter().any(|saved| saved.is_match(path));
@@ -184,15 +198,18 @@ impl LoraSettings {
         !excluded && (is_exact || self.target.matches(path) && self.is_in_layers(path))
     }
 
+    /// True for a path that `exclude_modules` names.
     pub(super) fn is_excluded(&self, path: &str) -> bool {
         self.excludes(&self.wrapper.outer(path))
     }
 
+    /// The same for a path as PEFT saw it.
     fn excludes(&self, path: &str) -> bool {
         self.exclude.as_ref().is_some_and(|exclude| exclude.matches(path))
     }
 
     /// True where the embedding table and the head of a tied base share one LoRA.
+    /// `ensure_weight_tying` asks for it, and a target must name one of the two.
     pub(super) fn ties_ends(&self, base: &ModelConfig) -> bool {
         let names_an_end = match &self.target {
             Matcher::Pattern(pattern) => ENDS.iter().any(|end| pattern.is_match(end)),
@@ -204,7 +221,8 @@ impl LoraSettings {
         self.ensure_weight_tying && base.tied_embeddings && names_an_end
     }
 
-    /// On a tied base, rows of the same tokens at both ends are one tensor, at the embedding table, as PEFT saves them.
+    /// On a tied base, rows of the same tokens at both ends are one tensor, at the embedding table,
+    /// as PEFT saves them. Without it the head's rows would be missed, since the file has none.
     pub(super) fn follow_ties(&mut self, base: &ModelConfig, head_has_rows: bool) {
         if let Some(tokens) =
             self.tokens.as_mut().filter(|_| base.tied_embeddings && !head_has_rows)
@@ -214,7 +232,8 @@ impl LoraSettings {
         }
     }
 
-    /// A problem with what PEFT ties on this base and is not read.
+    /// A refusal of combinations of `ensure_weight_tying` that PEFT serves and this reader does
+    /// not.
     pub(super) fn tying_problem(&self, base: &ModelConfig) -> Option<String> {
         if !self.ensure_weight_tying || !base.tied_embeddings {
             return None;
@@ -236,7 +255,8 @@ impl LoraSettings {
         }
     }
 
-    /// Reasons not to use matches of its expressions.
+    /// Reasons not to use matches of its expressions. They come up in matching, so this is asked
+    /// last.
     pub(super) fn pattern_problems(&self) -> Vec<String> {
         let matchers = [Some(&self.target), self.exclude.as_ref()].into_iter().flatten();
         let containers = self.layers.iter().flat_map(|layers| &layers.containers);
@@ -246,7 +266,7 @@ impl LoraSettings {
         matchers.filter_map(Matcher::problem).chain(patterns.filter_map(Pattern::problem)).collect()
     }
 
-    /// Whether `target_parameters` names a fused parameter.
+    /// True for a fused parameter that `target_parameters` names, whole or by the end of its path.
     pub(super) fn is_target_parameter(&self, path: &str) -> bool {
         let path = &*self.wrapper.outer(path);
         let names = |name: &String| {
@@ -255,16 +275,18 @@ impl LoraSettings {
         self.parameters.iter().any(names)
     }
 
+    /// True where `layers_to_transform` has the path's layer, or is not set.
     fn is_in_layers(&self, path: &str) -> bool {
         self.layers.as_ref().is_none_or(|layers| layers.holds(path))
     }
 
-    /// α, which patterns override per module.
+    /// α, which patterns override per module. The path is one as in a model for text.
     pub(super) fn alpha(&self, path: &str) -> f64 {
         first_match(&self.alpha_pattern, &self.wrapper.outer(path)).unwrap_or(self.alpha)
     }
 
-    /// r, and the factor on B·A: α/r, or α/√r with rsLoRA; patterns override per module.
+    /// r, and the factor on B·A: α/r, or α/√r with rsLoRA; patterns override per module. The
+    /// division is done in f64 and rounded once.
     pub(super) fn rank_and_scale(&self, path: &str) -> (usize, f32) {
         let rank = first_match(&self.rank_pattern, &self.wrapper.outer(path)).unwrap_or(self.rank);
         let alpha = self.alpha(path);
@@ -273,7 +295,8 @@ impl LoraSettings {
     }
 }
 
-/// PEFT's `get_pattern_key`: the first key, in file order, that matches a suffix at a dot.
+/// PEFT's `get_pattern_key`: the first key, in file order, that matches a suffix at a dot. Longer
+/// keys have no precedence.
 fn first_match<T: Copy>(patterns: &[(Pattern, T)], path: &str) -> Option<T> {
     patterns.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, value)| *value)
 }
@@ -292,10 +315,12 @@ pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Json>, Vec<String>> {
     }
 }
 
+/// True where `bias` is a text other than `none`.
 fn trains_biases(object: &Map<String, Json>) -> bool {
     object.get("bias").and_then(Json::as_str).is_some_and(|which| which != "none")
 }
 
+/// A problem where the configuration is of another kind, as other tools' files may be.
 fn check_kind(object: &Map<String, Json>) -> Result<(), String> {
     match object.get("peft_type").and_then(Json::as_str) {
         Some("LORA") => Ok(()),
@@ -304,7 +329,7 @@ fn check_kind(object: &Map<String, Json>) -> Result<(), String> {
     }
 }
 
-/// Values that PEFT does not load.
+/// Problems with values at which PEFT itself raises when it loads the module.
 fn unloadable(object: &Map<String, Json>) -> Vec<String> {
     let problem = |name: &str, value: &Json, expected: &str| {
         let shown: String = value.to_string().chars().take(60).collect();
@@ -353,7 +378,7 @@ pub(super) fn check_task(object: &Map<String, Json>) -> Option<String> {
     (!is_known).then(|| format!("setting `task_type` = {task}: expected {}", TASKS.join(", ")))
 }
 
-/// Whether a setting is at the value that does nothing.
+/// True for a setting at the value that does nothing: null, false, or an empty list or object.
 fn is_empty(value: &Json) -> bool {
     match value {
         Json::Null | Json::Bool(false) => true,
@@ -363,8 +388,9 @@ fn is_empty(value: &Json) -> bool {
     }
 }
 
-/// Settings that would change the result and are not implemented: all that are set and neither read nor
-/// known to do nothing at inference.
+/// Settings that would change the result and are not implemented: all that are set and neither read
+/// nor known to do nothing at inference. `is_known` says which are read; values are quoted up to 60
+/// characters.
 pub(super) fn refused_settings(
     object: &Map<String, Json>,
     is_known: impl Fn(&str, &Json) -> bool,
@@ -379,6 +405,7 @@ pub(super) fn refused_settings(
     refused.map(problem).chain(check_task(object)).collect()
 }
 
+/// [`refused_settings`] of a LoRA: some settings are known at certain values alone.
 fn refused_lora_settings(object: &Map<String, Json>) -> Vec<String> {
     refused_settings(object, |key, value| match key {
         "bias" => matches!(value.as_str(), Some("none" | "all" | "lora_only")),
@@ -398,7 +425,8 @@ fn refused_lora_settings(object: &Map<String, Json>) -> Vec<String> {
     })
 }
 
-/// Token ids with rows of their own: a list, or PEFT's map from `embed_tokens` and `lm_head` to lists.
+/// Token ids with rows of their own: a list, or PEFT's map from `embed_tokens` and `lm_head` to
+/// lists. `None` where no token is named.
 pub(super) fn tokens(value: Option<&Json>, name: &str) -> Result<Option<TokenIndices>, String> {
     let list = |value: &Json| {
         let id = |value: &Json| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -422,6 +450,7 @@ pub(super) fn tokens(value: Option<&Json>, name: &str) -> Result<Option<TokenInd
     Ok((!none).then_some(indices))
 }
 
+/// A number within [`MAX_WEIGHT`] of zero; 8, PEFT's default of α, where it is missing.
 fn number(value: Option<&Json>, name: &str) -> Result<f64, String> {
     match value {
         None => Ok(8.0),
@@ -433,6 +462,7 @@ fn number(value: Option<&Json>, name: &str) -> Result<f64, String> {
     }
 }
 
+/// A rank from 1 to [`MAX_RANK`]; 8, PEFT's default, where it is missing.
 fn positive_rank(value: Option<&Json>, name: &str) -> Result<f64, String> {
     match value {
         None => Ok(8.0),
@@ -443,6 +473,7 @@ fn positive_rank(value: Option<&Json>, name: &str) -> Result<f64, String> {
     }
 }
 
+/// A map from patterns to values, in file order, as `rank_pattern` is one.
 fn pattern_map<T>(
     object: &Map<String, Json>,
     name: &str,
@@ -461,7 +492,7 @@ fn pattern_map<T>(
     }
 }
 
-/// A value as Python's condition.
+/// A value as Python's condition. An empty text, list or object and zero are false.
 fn is_truth(value: Option<&Json>) -> bool {
     match value {
         None | Some(Json::Null) => false,
@@ -473,7 +504,7 @@ fn is_truth(value: Option<&Json>) -> bool {
     }
 }
 
-/// A string or a list of strings.
+/// A string or the strings of a list; anything else gives none.
 pub(crate) fn strings(value: Option<&Json>) -> Vec<String> {
     match value {
         Some(Json::String(text)) => vec![text.clone()],

@@ -1,5 +1,5 @@
-//! LoRA on experts of a sparse base, in the layouts that PEFT has written: one by one, or all experts of a layer in one
-//! tensor (`target_parameters`).
+//! LoRA on experts of a sparse base, in the layouts that PEFT has written: one by one, or all
+//! experts of a layer in one tensor (`target_parameters`).
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::lora::Tensors;
 use crate::lora::{Elements, LoraSite};
 use crate::weights::ExpertSite;
 
-/// Where tensors of experts belong.
+/// The place in a sparse base that tensors of experts belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum ExpertPlace {
     /// One linear of one expert; the shared one is numbered after the routed ones.
@@ -47,6 +47,7 @@ pub(super) fn place_of(path: &str, base: &ModelConfig) -> Option<ExpertPlace> {
     (expert < mixture.num_experts).then_some(ExpertPlace::One(site))
 }
 
+/// The projection by either of its names: `w1`, `w3` and `w2` are mixtral's.
 fn projection(name: &str) -> Option<Projection> {
     match name {
         "gate_proj" | "w1" => Some(Projection::Gate),
@@ -56,10 +57,11 @@ fn projection(name: &str) -> Option<Projection> {
     }
 }
 
-/// Reads what was found at a place.
+/// Reads A and B of a place into `loras`. `path` is the place's path as in a model for text.
 pub(super) fn read(
     settings: &LoraSettings,
-    (place, path): (ExpertPlace, &str),
+    place: ExpertPlace,
+    path: &str,
     mut tensors: Tensors<'_>,
     base: &ModelConfig,
     loras: &mut BTreeMap<ExpertSite, LoraSite>,
@@ -81,40 +83,49 @@ pub(super) fn read(
             if !settings.is_target(path) {
                 return Err(format!("{path} has tensors but is no target module"));
             }
-            let (rank, scale) = settings.rank_and_scale(path);
-            let shape = expert_shape(base, site);
-            loras.insert(site, one((rank, scale), shape, path, (&a, &b))?);
-            Ok(())
+            loras.insert(site, one(settings, site, path, &a, &b, base)?);
         }
-        ExpertPlace::Fused { layer, .. } => fused(settings, (layer, path), (&a, &b), base, loras),
+        ExpertPlace::Fused { layer, .. } => {
+            loras.extend(fused(settings, layer, path, &a, &b, base)?);
+        }
     }
+    Ok(())
 }
 
+/// `(output, input)` features of an expert's linear; zeros where the layer has no experts.
 fn expert_shape(base: &ModelConfig, site: ExpertSite) -> (usize, usize) {
-    let which = (site.expert, site.projection);
-    base.experts_at(site.layer).map_or((0, 0), |m| m.expert_shape(base.hidden_size, which))
+    base.experts_at(site.layer).map_or((0, 0), |mixture| {
+        mixture.expert_shape(base.hidden_size, site.expert, site.projection)
+    })
 }
 
+/// The LoRA of one linear of one expert: A `[rank, inputs]`, B `[outputs, rank]`.
 fn one(
-    (rank, scale): (usize, f32),
-    (outputs, inputs): (usize, usize),
+    settings: &LoraSettings,
+    site: ExpertSite,
     path: &str,
-    (a, b): (&TensorView<'_>, &TensorView<'_>),
+    a: &TensorView<'_>,
+    b: &TensorView<'_>,
+    base: &ModelConfig,
 ) -> Result<LoraSite, String> {
+    let (rank, scale) = settings.rank_and_scale(path);
+    let (outputs, inputs) = expert_shape(base, site);
     let a = shaped(&format!("`lora_A` of {path}"), a, &[rank, inputs])?;
     let b = shaped(&format!("`lora_B` of {path}"), b, &[outputs, rank])?;
     Ok(LoraSite { rank, scale, a, b_transposed: b.transposed(outputs, rank), magnitude: None })
 }
 
-/// A is [experts · r, inputs], expert by expert; B is [outputs, r · experts], rank by rank. The gate's outputs are above
-/// the up projection's.
+/// The LoRAs of a fused parameter, one per expert and projection. A is `[experts · r, inputs]`,
+/// expert by expert; B is `[outputs, r · experts]`, rank by rank. The gate's outputs are above the
+/// up projection's, which share A.
 fn fused(
     settings: &LoraSettings,
-    (layer, path): (usize, &str),
-    (a, b): (&TensorView<'_>, &TensorView<'_>),
+    layer: usize,
+    path: &str,
+    a: &TensorView<'_>,
+    b: &TensorView<'_>,
     base: &ModelConfig,
-    loras: &mut BTreeMap<ExpertSite, LoraSite>,
-) -> Result<(), String> {
+) -> Result<Vec<(ExpertSite, LoraSite)>, String> {
     let Some(mixture) = base.experts_at(layer) else { return Err(format!("{path}: no experts")) };
     let (hidden, width, num_experts) = (base.hidden_size, mixture.expert_size, mixture.num_experts);
     let is_down = b.shape().first() == Some(&hidden) && a.shape().get(1) == Some(&width);
@@ -135,6 +146,7 @@ fn fused(
         true => &[(Projection::Down, 0)],
         false => &[(Projection::Gate, 0), (Projection::Up, width)],
     };
+    let mut loras = Vec::with_capacity(num_experts * projections.len());
     for expert in 0..num_experts {
         let a_rows = rank * inputs;
         let a = a.gather(std::iter::once(expert * a_rows..(expert + 1) * a_rows));
@@ -146,8 +158,8 @@ fn fused(
             });
             let b_transposed: Elements = b_transposed.gather(columns);
             let lora = LoraSite { rank, scale, a: a.clone(), b_transposed, magnitude: None };
-            loras.insert(ExpertSite { layer, expert, projection }, lora);
+            loras.push((ExpertSite { layer, expert, projection }, lora));
         }
     }
-    Ok(())
+    Ok(loras)
 }

@@ -1,4 +1,5 @@
-//! (IA)³ (Liu et al., 2022): learned vectors that scale outputs of linears, or inputs of feed-forward ones.
+//! (IA)³ (Liu et al., 2022): learned vectors that scale outputs of linears, or inputs of
+//! feed-forward ones.
 
 use safetensors::tensor::SafeTensors;
 use serde_json::{Map, Value as Json};
@@ -10,9 +11,12 @@ use super::{Base, Place, place_of};
 use crate::files::Problems;
 use crate::weights::{LinearPart, Weights};
 
+/// Settings that are read below, or do not matter at inference.
 const READ: [&str; 4] =
     ["target_modules", "feedforward_modules", "exclude_modules", "init_ia3_weights"];
 
+/// Reads the vectors of all targeted linears; a targeted linear without one is a problem. Vectors
+/// are `[outputs, 1]`, and `[1, inputs]` at feed-forward modules, where the input is scaled.
 pub(super) fn load(
     object: &Map<String, Json>,
     tensors: &SafeTensors<'_>,
@@ -88,6 +92,7 @@ pub(super) fn load(
 }
 
 /// Target and feed-forward modules that PEFT takes where a configuration names none, by family.
+/// They are those of PEFT's own mappings; other families need both settings.
 fn defaults(family: &str) -> Option<([&'static str; 3], [&'static str; 1])> {
     match family {
         "llama" | "mistral" => Some((["k_proj", "v_proj", "down_proj"], ["down_proj"])),
@@ -97,6 +102,7 @@ fn defaults(family: &str) -> Option<([&'static str; 3], [&'static str; 1])> {
     }
 }
 
+/// True where a vector was read for the place.
 fn has(weights: &Weights, place: Place) -> bool {
     match place {
         Place::Site(site) => weights.at(site).is_some(),
@@ -105,7 +111,7 @@ fn has(weights: &Weights, place: Place) -> bool {
     }
 }
 
-/// Keeps l − 1, so that the part is a delta.
+/// Keeps l − 1, so that the part is a delta: Δ = 0 at l = 1.
 fn set(weights: &mut Weights, place: Place, mut values: Vec<f32>, of_input: bool) {
     values.iter_mut().for_each(|value| *value -= 1.0);
     let part = match of_input {

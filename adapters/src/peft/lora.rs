@@ -14,25 +14,40 @@ use crate::files::Problems;
 use crate::lora::{LoraSite, Magnitude};
 use crate::weights::{EmbeddingLora, LinearPart, Weights};
 
-/// The tensors of one linear, by what follows its path.
+/// The tensors of one linear, by the constants below: the part of a name that follows the linear's
+/// path, in one spelling.
 pub(super) type Tensors<'a> = BTreeMap<&'static str, TensorView<'a>>;
 
+/// A, `[rank, inputs]`.
 pub(super) const A: &str = "lora_A.weight";
+/// B, `[outputs, rank]`.
 pub(super) const B: &str = "lora_B.weight";
+/// A bias behind B, `[outputs]`, which `lora_bias` asks for.
 const B_BIAS: &str = "lora_B.bias";
+/// DoRA's m, `[outputs]`.
 const MAGNITUDE: &str = "lora_magnitude_vector";
+/// A trained bias of the base inside PEFT's wrapper, `[outputs]`.
 const BIAS: &str = "bias";
+/// A trained bias of a linear that PEFT does not wrap. No tensor has this name: it keeps the two
+/// apart.
 const OWN_BIAS: &str = "bias without `base_layer`";
+/// The base's own matrix, which PEFT saves beside modules at the embedding table and the head.
 const BASE: &str = "base_layer.weight";
-/// Largest distance of the base's own matrix, stored beside a module, from the base that serves, in parts of its size: a
-/// quantised base is not bit for bit what the module was trained on, and another may have been rounded to 16 bits.
+/// Largest distance of the base's own matrix, as stored beside a module, from a quantised base that
+/// serves, in parts of its size: such a base is not bit for bit what the module was trained on.
 const MAX_QUANTISED_DISTANCE: f64 = 0.05;
+/// The same for a base that is not quantised, which may have been rounded to 16 bits.
 const MAX_BASE_DISTANCE: f64 = 0.002;
+/// A head of the module's own, `[vocab_size, hidden_size]`.
 const HEAD: &str = "weight";
+/// A of the embedding table, `[rank, vocab_size]`.
 const EMBEDDING_A: &str = "lora_embedding_A";
+/// B of the embedding table, `[hidden_size, rank]`.
 const EMBEDDING_B: &str = "lora_embedding_B";
+/// Trained rows, `[tokens, hidden_size]`.
 const TOKENS: &str = "token_adapter.trainable_tokens_delta";
-/// What may follow a linear's path, and what it is called here. PEFT has written some in two ways.
+/// Suffixes that may follow a linear's path, and the constant of each. PEFT has written some in two
+/// ways. The first that fits counts, so `.weight` comes last.
 const SUFFIXES: [(&str, &str); 18] = [
     (".lora_A.weight", A),
     (".lora_B.weight", B),
@@ -55,7 +70,9 @@ const SUFFIXES: [(&str, &str); 18] = [
     (".weight", HEAD),
 ];
 
-/// Maps every tensor to a place in the base, and every targeted place to its tensors.
+/// Maps every tensor to a place in the base, and every targeted place to its tensors; what is left
+/// over on either side is a problem. Experts are the exception: versions of PEFT differ in what
+/// they match there, so nothing is missed.
 pub(super) fn assemble(
     mut settings: LoraSettings,
     tensors: &SafeTensors<'_>,
@@ -110,7 +127,7 @@ pub(super) fn assemble(
     }
     for ((place, path), tensors) in of_experts {
         let loras = &mut reader.weights.expert_loras;
-        let read = experts::read(settings, (place, &path), tensors, base.config, loras);
+        let read = experts::read(settings, place, &path, tensors, base.config, loras);
         reader.keep(read);
     }
     reader.require_promised();
@@ -137,21 +154,28 @@ fn beyond_text(name: &str) -> &'static str {
     }
 }
 
-/// `base_model.model.<path><suffix>` → the path, and which tensor it is.
+/// `base_model.model.<path><suffix>` → the path as PEFT saw it, and the tensor's constant.
 fn parse_key(name: &str) -> Option<(&str, &'static str)> {
     let rest = name.strip_prefix("base_model.model.")?;
     let mut suffixes = SUFFIXES.iter();
     suffixes.find_map(|(suffix, what)| Some((rest.strip_suffix(suffix)?, *what)))
 }
 
+/// The weights as they come together, with the problems so far.
 struct Reader<'a> {
+    /// The configuration, with the wrapper of the file's paths.
     settings: &'a LoraSettings,
+    /// The base that serves.
     base: Base<'a>,
+    /// The parts that were read.
     weights: Weights,
+    /// All problems, so that one refusal names them together.
     problems: Problems,
 }
 
 impl Reader<'_> {
+    /// The places that must have a low-rank product. Ends that share one are left to
+    /// [`Reader::tied_ends`].
     fn targets(&self) -> BTreeSet<Place> {
         let sites = self.settings.targets(self.base.config).into_iter().map(Place::Site);
         let rest = [Place::Head, Place::Embedding].into_iter();
@@ -160,8 +184,10 @@ impl Reader<'_> {
         sites.chain(rest).collect()
     }
 
-    /// One LoRA at both ends of a tied base, as `ensure_weight_tying` asks for it: the head's matrices are the embedding
-    /// table's, transposed and in turn. Where a file has both, PEFT takes the head's.
+    /// One LoRA at both ends of a tied base, as `ensure_weight_tying` asks for it: the head's
+    /// matrices are the embedding table's, transposed and in turn. Where a file has both, PEFT
+    /// takes the head's. Without either pair there is a problem; with DoRA or a bias of B there is
+    /// one too.
     fn tied_ends(&mut self, [mut embedding, mut head]: [Tensors<'_>; 2]) {
         let ModelConfig { vocab_size, hidden_size, .. } = *self.base.config;
         if self.settings.use_dora || self.settings.lora_bias {
@@ -221,7 +247,8 @@ impl Reader<'_> {
         self.beside(Place::Head, head);
     }
 
-    /// A linear that the configuration targets.
+    /// Reads a linear that the configuration targets: A, B, and the magnitude and the bias of B
+    /// where it asks for them. A bias of B is behind the product, so it is kept times the scale.
     fn target(&mut self, place: Place, mut tensors: Tensors<'_>) {
         let Some((outputs, inputs)) = place.shape(self.base.config) else {
             return self.embedding(tensors);
@@ -240,7 +267,7 @@ impl Reader<'_> {
         let b = self.keep(shaped(&format!("`lora_B` of {place}"), &b, &[outputs, rank]));
         let vectors = [(MAGNITUDE, self.settings.use_dora), (B_BIAS, self.settings.lora_bias)];
         let [magnitude, bias] = vectors.map(|(what, expected)| {
-            self.vector(place, (what, tensors.remove(what)), expected, outputs)
+            self.vector(place, what, tensors.remove(what), expected, outputs)
         });
         let (Some(a), Some(b)) = (a, b) else { return };
         let b_transposed = b.transposed(outputs, rank);
@@ -257,7 +284,8 @@ impl Reader<'_> {
         self.beside(place, tensors);
     }
 
-    /// Tensors that are no low-rank product: biases, a head, tokens.
+    /// Reads tensors that are no low-rank product: biases, a head, tokens, and the base's own
+    /// matrix. One that the configuration does not ask for is a problem.
     fn beside(&mut self, place: Place, tensors: Tensors<'_>) {
         for (what, view) in tensors {
             match (place, what) {
@@ -281,7 +309,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What the configuration says must be there.
+    /// Reports a head or rows of tokens that the configuration asks for and that were not read.
     fn require_promised(&mut self) {
         if self.settings.own_head && self.weights.own_head.is_none() {
             self.problems.add(
@@ -298,6 +326,8 @@ impl Reader<'_> {
         }
     }
 
+    /// Reads trained rows at the embedding table or the head. At the head they must have ids of
+    /// their own.
     fn token_rows(&mut self, place: Place, view: &TensorView<'_>) {
         let asked = match (&self.settings.tokens, place) {
             (Some(indices), Place::Head) => indices.head.is_some().then_some(indices),
@@ -313,8 +343,9 @@ impl Reader<'_> {
         self.keep(set);
     }
 
-    /// PEFT stores the base's own matrix beside a module at the embedding table or the head, and puts it in
-    /// place; it must be what the base has.
+    /// PEFT stores the base's own matrix beside a module at the embedding table or the head, and
+    /// puts it in place; it must be what the base has. The distance is the Frobenius norm of the
+    /// difference over that of the base's, in f64.
     fn base_matrix(&mut self, place: Place, view: &TensorView<'_>) {
         let (rows, width) = (self.base.config.vocab_size, self.base.config.hidden_size);
         let name = format!("`base_layer.weight` of {place}");
@@ -346,11 +377,13 @@ impl Reader<'_> {
         }
     }
 
-    /// A vector that must be there exactly when the configuration says so.
+    /// A vector `[len]` that must be there exactly when the configuration says so; `what` is its
+    /// tensor's constant.
     fn vector(
         &mut self,
         place: Place,
-        (what, view): (&str, Option<TensorView<'_>>),
+        what: &str,
+        view: Option<TensorView<'_>>,
         expected: bool,
         len: usize,
     ) -> Option<Vec<f32>> {
@@ -369,7 +402,8 @@ impl Reader<'_> {
         }
     }
 
-    /// m/‖W + s·B·A‖, row by row.
+    /// DoRA's factors m/‖W + s·B·A‖, row by row of W; `values` is m. The cost is outputs · inputs ·
+    /// r, once per linear. A row of norm zero is a problem.
     fn magnitude(&mut self, place: Place, lora: &LoraSite, values: Vec<f32>) -> Option<Magnitude> {
         let Some(model) = self.base.model else {
             self.problems
@@ -424,6 +458,7 @@ impl Reader<'_> {
         }
     }
 
+    /// Reads a targeted embedding table: A `[rank, vocab_size]`, B `[hidden_size, rank]`.
     fn embedding(&mut self, mut tensors: Tensors<'_>) {
         let place = Place::Embedding;
         let ModelConfig { vocab_size, hidden_size, .. } = *self.base.config;
@@ -448,6 +483,7 @@ impl Reader<'_> {
         self.beside(place, tensors);
     }
 
+    /// The value, or nothing, with its problem kept.
     fn keep<T>(&mut self, result: Result<T, String>) -> Option<T> {
         result.map_err(|problem| self.problems.add(problem)).ok()
     }

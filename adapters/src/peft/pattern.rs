@@ -1,25 +1,26 @@
 //! Python's regular expressions, as PEFT's settings use them.
 //!
-//! The engine is one with look-around and back-references, so its steps are bounded. Where its syntax means something
-//! else than Python's, or takes what Python refuses, the expression is translated or refused: a pattern must never match
-//! other linears than it does in PEFT.
+//! The engine is one with look-around and back-references, so its steps are bounded. Where its
+//! syntax means something else than Python's, or takes what Python refuses, the expression is
+//! translated or refused: a pattern must never match other linears than it does in PEFT.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use fancy_regex::{Regex, RegexBuilder};
 
-/// Longest expression.
+/// Longest expression, in bytes.
 const MAX_LENGTH: usize = 4_096;
-/// Groups inside each other.
+/// Most groups inside each other.
 const MAX_DEPTH: usize = 100;
 /// Steps back that one match may take.
 const MAX_STEPS: usize = 200_000;
-/// Compiled size of the parts without look-around.
+/// Largest compiled size of each part without look-around.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
 /// An expression of a setting.
 #[derive(Debug)]
 pub(super) struct Pattern {
+    /// The translated expression, anchored as its setting asks.
     regex: Regex,
     /// The setting that it comes from.
     setting: String,
@@ -28,7 +29,8 @@ pub(super) struct Pattern {
 }
 
 impl Pattern {
-    /// An expression for a whole path, as `re.fullmatch` takes it.
+    /// An expression for a whole path, as `re.fullmatch` takes it. Flags at its beginning hold for
+    /// all of it.
     pub(super) fn of_whole(pattern: &str, setting: &str) -> Result<Self, String> {
         let (flags, pattern) = leading_flags(pattern);
         let translated = translated(pattern).map_err(|reason| named(setting, &reason))?;
@@ -48,6 +50,7 @@ impl Pattern {
         Self::build(&format!(r"\A(?:{translated})"), setting)
     }
 
+    /// Compiles a translated expression within the bounds.
     fn build(pattern: &str, setting: &str) -> Result<Self, String> {
         let regex = RegexBuilder::new(pattern)
             .backtrack_limit(MAX_STEPS)
@@ -57,6 +60,8 @@ impl Pattern {
         Ok(Self { regex, setting: setting.to_owned(), gave_up: AtomicBool::new(false) })
     }
 
+    /// True where a path matches; false where that took too many steps, which [`Pattern::problem`]
+    /// then says.
     pub(super) fn is_match(&self, path: &str) -> bool {
         self.regex.is_match(path).unwrap_or_else(|_| {
             self.gave_up.store(true, Relaxed);
@@ -64,7 +69,7 @@ impl Pattern {
         })
     }
 
-    /// The first group named `name` in a match.
+    /// The text of the group named `name` in the first match, if there is one.
     pub(super) fn group(&self, path: &str, name: &str) -> Option<String> {
         match self.regex.captures(path) {
             Ok(captures) => Some(captures?.name(name)?.as_str().to_owned()),
@@ -83,6 +88,7 @@ impl Pattern {
     }
 }
 
+/// A problem with the setting's name before it.
 fn named(setting: &str, reason: &str) -> String {
     format!("`{setting}`: {reason}")
 }
@@ -102,7 +108,8 @@ fn leading_flags(pattern: &str) -> (&str, &str) {
     }
 }
 
-/// An expression of Python in the syntax of the engine.
+/// An expression of Python in the syntax of the engine, without anchors of its own. Python that
+/// cannot be said there is an error.
 fn translated(pattern: &str) -> Result<String, String> {
     if pattern.len() > MAX_LENGTH {
         return Err(format!(
@@ -117,26 +124,35 @@ fn translated(pattern: &str) -> Result<String, String> {
     Ok(translator.out)
 }
 
+/// A pass over an expression from left to right, which copies or rewrites one piece after the
+/// other.
 struct Translator<'p> {
+    /// The part that is not yet read.
     rest: &'p str,
+    /// The translation so far.
     out: String,
+    /// Groups that are open.
     depth: usize,
     /// True where a quantifier would have nothing to repeat, or a quantifier.
     repeats: bool,
 }
 
 impl<'p> Translator<'p> {
+    /// Passes over so many bytes and returns them.
     fn take(&mut self, len: usize) -> &'p str {
         let (taken, rest) = self.rest.split_at(len);
         self.rest = rest;
         taken
     }
 
+    /// Copies so many bytes as they are.
     fn copy(&mut self, len: usize) {
         let taken = self.take(len);
         self.out.push_str(taken);
     }
 
+    /// Translates the next piece: a character, an escape, a class, a quantifier, or the beginning
+    /// or the end of a group.
     fn step(&mut self) -> Result<(), String> {
         let first = self.rest.chars().next().unwrap_or_default();
         match first {
@@ -188,6 +204,8 @@ impl<'p> Translator<'p> {
         Ok(())
     }
 
+    /// Translates a quantifier of `len` bytes with the mark behind it. `{,n}` gets the 0 that the
+    /// engine wants.
     fn quantifier(&mut self, len: usize) -> Result<(), String> {
         if self.repeats {
             return Err("nothing to repeat, or a repeat of a repeat".to_owned());
@@ -208,6 +226,7 @@ impl<'p> Translator<'p> {
         Ok(())
     }
 
+    /// Translates the beginning of a group; a reference by name and a comment are read whole.
     fn group(&mut self) -> Result<(), String> {
         self.depth += 1;
         if self.depth > MAX_DEPTH {
@@ -256,6 +275,8 @@ impl<'p> Translator<'p> {
         Err(format!("`{shown}` is no group of Python, or not at the beginning"))
     }
 
+    /// Translates a class in brackets. Characters that are operators in the engine's classes alone
+    /// are escaped.
     fn class(&mut self) -> Result<(), String> {
         self.copy(1);
         if self.rest.starts_with('^') {
@@ -284,6 +305,8 @@ impl<'p> Translator<'p> {
         }
     }
 
+    /// Translates a backslash and what follows. Those that Python does not know are errors, as
+    /// there.
     fn escape(&mut self, in_class: bool) -> Result<(), String> {
         let c = self.rest[1..].chars().next().ok_or("the expression ends with `\\`")?;
         match c {
@@ -341,7 +364,8 @@ impl<'p> Translator<'p> {
     }
 }
 
-/// Bytes of `{2}`, `{2,}`, `{,3}` or `{2,3}`.
+/// Bytes of `{2}`, `{2,}`, `{,3}` or `{2,3}`. `None` where the brace is plain text, as Python takes
+/// it.
 fn counted(text: &str) -> Option<usize> {
     let inner = text.strip_prefix('{')?;
     let end = inner.find('}')?;

@@ -1,4 +1,5 @@
-//! What comes before the sequence: prompt tuning and P-tuning (embeddings), prefix tuning (keys and values).
+//! Modules that come before the sequence: prompt tuning and P-tuning (embeddings), prefix tuning
+//! (keys and values).
 //!
 //! PEFT folds the networks that produced them when it saves, so all three are one tensor.
 
@@ -10,6 +11,7 @@ use super::{Base, config};
 use crate::lora::Elements;
 use crate::weights::{KvPrefix, SoftPrompt, Weights};
 
+/// The one tensor of such a module.
 const KEY: &str = "prompt_embeddings";
 /// Most positions before a sequence.
 const MAX_VIRTUAL_TOKENS: u64 = 1 << 16;
@@ -33,7 +35,7 @@ const KNOWN: [&str; 16] = [
     "tokenizer_name_or_path",
 ];
 
-/// Prompt tuning and P-tuning.
+/// Prompt tuning and P-tuning: embeddings `[num_virtual_tokens, hidden_size]`.
 pub(super) fn load_embeddings(
     object: &Map<String, Json>,
     tensors: &SafeTensors<'_>,
@@ -50,7 +52,9 @@ pub(super) fn load_embeddings(
     Ok(weights)
 }
 
-/// Prefix tuning. A position's row holds key and value of every layer in turn, `[layers, 2, kv heads, head_dim]`.
+/// Prefix tuning. A position's row holds key and value of every layer in turn, `[layers, 2, kv
+/// heads, head_dim]`. Keys are as attention caches them, so they are not turned by the rotary
+/// embedding.
 pub(super) fn load_prefix(
     object: &Map<String, Json>,
     tensors: &SafeTensors<'_>,
@@ -109,7 +113,8 @@ fn unloadable(object: &Map<String, Json>) -> Vec<String> {
     problems
 }
 
-/// `num_virtual_tokens` and the one tensor, `[num_virtual_tokens, width]`.
+/// `num_virtual_tokens` and the one tensor, `[num_virtual_tokens, width]`. It checks all settings
+/// and names of tensors.
 fn read(
     object: &Map<String, Json>,
     tensors: &SafeTensors<'_>,

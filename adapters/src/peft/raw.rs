@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::files::{Files, Problems};
 use crate::generation::Generation;
 
-/// The files of a LoRA.
+/// The files of a LoRA, for those who compare LoRAs or make new ones of them. No base is needed.
 #[derive(Debug)]
 pub struct Content {
     /// `adapter_config.json`.
@@ -21,13 +21,14 @@ pub struct Content {
     pub generation: Generation,
     /// The card beside it.
     pub card: Card,
+    /// The parsed configuration.
     pub(super) settings: LoraSettings,
     /// `adapter_model.safetensors`.
     pub weights: Vec<u8>,
 }
 
 impl Content {
-    /// Reads it.
+    /// Reads the files and parses the configuration; tensors are not checked yet.
     ///
     /// # Errors
     /// If a file is missing or refused, or the configuration is none of a LoRA.
@@ -51,6 +52,7 @@ impl Content {
     }
 
     /// A and B by the path of the linear (`model.layers.0.self_attn.q_proj`), as 32-bit floats.
+    /// Shapes are checked against the rank alone, as no base is known.
     ///
     /// # Errors
     /// If the module is more than a low-rank product, or its tensors do not fit its configuration.
@@ -100,7 +102,7 @@ impl Content {
 /// A matrix, row by row.
 #[derive(Clone, Debug)]
 pub struct Matrix {
-    /// Rows and columns.
+    /// The numbers of rows and columns.
     pub shape: [usize; 2],
     /// Its values, row by row.
     pub values: Vec<f32>,
@@ -111,11 +113,11 @@ pub struct Matrix {
 pub struct RawSite {
     /// The rank of the product.
     pub rank: usize,
-    /// The factor of the product.
+    /// The factor of the product: α/r, or α/√r with rsLoRA.
     pub scale: f32,
-    /// What the scale was made of.
+    /// α, which the scale was made of.
     pub alpha: f64,
-    /// A and B.
+    /// A `[rank, inputs]` and B `[outputs, rank]`.
     pub matrices: [Matrix; 2],
 }
 
@@ -130,7 +132,7 @@ impl RawSite {
         self.matrices[1].shape[0]
     }
 
-    /// What two LoRAs must share for their matrices to be summed.
+    /// The numbers that two LoRAs must share for their matrices to be summed, by name.
     pub fn numbers(&self) -> [(&'static str, String); 4] {
         [
             ("rank", self.rank.to_string()),
@@ -141,7 +143,8 @@ impl RawSite {
     }
 }
 
-/// `base_model.model.<path>.lora_A.weight` → `(path, false)`, `lora_B` → `(path, true)`.
+/// `base_model.model.<path>.lora_A.weight` → `(path, false)`, `lora_B` → `(path, true)`. Names as
+/// in memory, with `.default`, are not taken here.
 fn parse_key(name: &str) -> Option<(&str, bool)> {
     let rest = name.strip_prefix("base_model.model.")?.strip_suffix(".weight")?;
     match rest.strip_suffix(".lora_A") {

@@ -1,4 +1,5 @@
-//! The places that a configuration means: names, expressions and layers, in the paths of the model that PEFT saw.
+//! The places that a configuration means: names, expressions and layers, in the paths of the model
+//! that PEFT saw.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -8,11 +9,12 @@ use serde_json::{Map, Value as Json};
 use super::config::{ENDS, strings};
 use super::pattern::Pattern;
 
-/// From so many names on PEFT shortens a list to what tells its modules apart, and loses exact paths.
+/// The number of names from which on PEFT shortens a list to the ends that tell its modules apart,
+/// so that exact paths are lost.
 const MAX_EXACT_NAMES: usize = 20;
 
-/// The place of the text's part in the model that a module was trained on: models for pictures or sound too have it inside.
-/// The settings speak of the paths that PEFT saw.
+/// The place of the text's part in the model that a module was trained on: models for pictures or
+/// sound too have it inside. The settings speak of the paths that PEFT saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Wrapper {
     /// A model for text: `model.layers`, `lm_head`.
@@ -25,10 +27,12 @@ pub(super) enum Wrapper {
 }
 
 impl Wrapper {
+    /// The beginning of paths where the text's part lies in the model.
     const INSIDE: &str = "model.language_model.";
+    /// The beginning of paths where the text's whole model lies in another.
     const AROUND: &str = "language_model.";
 
-    /// The wrapper of a module's paths, by the first that has one.
+    /// The wrapper of a module's paths, by the first path that has one; none where no path has.
     pub(super) fn of<'a>(mut paths: impl Iterator<Item = &'a str>) -> Self {
         let wrapper = paths.find_map(|path| {
             let is_inside = path.starts_with(Self::INSIDE).then_some(Self::Inside);
@@ -37,7 +41,7 @@ impl Wrapper {
         wrapper.unwrap_or_default()
     }
 
-    /// A path of the file as in a model for text, if it is one of the text's part.
+    /// A path of the file as in a model for text; `None` for a path outside of the text's part.
     pub(super) fn inner(self, path: &str) -> Option<Cow<'_, str>> {
         match self {
             Self::None => Some(Cow::Borrowed(path)),
@@ -49,7 +53,7 @@ impl Wrapper {
         }
     }
 
-    /// The other way round.
+    /// The path that PEFT saw, from one as in a model for text: the inverse of [`Wrapper::inner`].
     pub(super) fn outer(self, path: &str) -> Cow<'_, str> {
         match (self, path.strip_prefix("model.")) {
             (Self::Inside, Some(rest)) => Cow::Owned(format!("{}{rest}", Self::INSIDE)),
@@ -62,13 +66,17 @@ impl Wrapper {
 /// The layers that a list of names is kept to.
 #[derive(Debug)]
 pub(super) struct Layers {
+    /// The layers, as the configuration has them; negative ones match nothing.
     numbers: BTreeSet<i64>,
-    /// Expressions for what stands before a layer's number; without any, whatever does.
+    /// Expressions of `layers_pattern` for the part of a path before a layer's number; without any,
+    /// every part counts.
     pub(super) containers: Vec<Pattern>,
 }
 
 impl Layers {
-    /// True where the path's first number behind a container is one of the layers'.
+    /// True where the path's first number behind a container is one of the layers'. Without
+    /// containers it is the first number from the third part on, but not the last part, as PEFT
+    /// reads it.
     pub(super) fn holds(&self, path: &str) -> bool {
         let number = match self.containers.as_slice() {
             [] => {
@@ -86,16 +94,20 @@ impl Layers {
     }
 }
 
-/// What `target_modules` and its like say.
+/// A setting that names modules: `target_modules`, `exclude_modules` or `feedforward_modules`.
 #[derive(Debug)]
 pub(super) enum Matcher {
+    /// `all-linear`: every linear but the head.
     AllLinear,
+    /// A list of last components or longer ends of paths.
     Names(Vec<String>),
+    /// An expression for whole paths.
     Pattern(Pattern),
 }
 
 impl Matcher {
-    /// PEFT's rule: a string is a regular expression for the whole path; a list holds last components.
+    /// PEFT's rule: a string is a regular expression for the whole path; a list holds ends of
+    /// paths, which begin at a dot.
     pub(super) fn matches(&self, path: &str) -> bool {
         match self {
             Self::AllLinear => !ENDS.iter().any(|end| path.ends_with(end)),
@@ -115,6 +127,7 @@ impl Matcher {
         }
     }
 
+    /// The names of a list; none for the others.
     pub(super) fn names(&self) -> &[String] {
         match self {
             Self::Names(names) => names,
@@ -123,6 +136,7 @@ impl Matcher {
     }
 }
 
+/// The matcher of a setting's value. `all-linear` may be written in any case, as PEFT has it.
 pub(super) fn matcher(value: Option<&Json>, name: &str) -> Result<Matcher, String> {
     match value {
         Some(Json::String(text)) if text.eq_ignore_ascii_case("all-linear") => {
@@ -139,9 +153,12 @@ pub(super) fn matcher(value: Option<&Json>, name: &str) -> Result<Matcher, Strin
     }
 }
 
-/// The linears that PEFT takes for the families here where a configuration names none.
+/// The linears that PEFT takes for the families here where a configuration names none. They are not
+/// used where `target_parameters` names fused parameters.
 const DEFAULT_TARGETS: [&str; 2] = ["q_proj", "v_proj"];
 
+/// The matcher of `target_modules`. Without it PEFT's defaults are meant, or nothing where
+/// `target_parameters` is set.
 pub(super) fn target(object: &Map<String, Json>) -> Result<Matcher, String> {
     match object.get("target_modules") {
         None | Some(Json::Null) => Ok(Matcher::Names(match object.get("target_parameters") {
@@ -152,6 +169,8 @@ pub(super) fn target(object: &Map<String, Json>) -> Result<Matcher, String> {
     }
 }
 
+/// The layers of `layers_to_transform`; `None` where it is not set or empty. PEFT takes it beside a
+/// list of names alone.
 pub(super) fn layers(
     object: &Map<String, Json>,
     target: Option<&Matcher>,

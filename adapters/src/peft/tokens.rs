@@ -1,6 +1,7 @@
 //! Trainable tokens: rows of their own for some tokens (`TRAINABLE_TOKENS`, or beside a LoRA).
 //!
-//! On a tied base the head reads the new rows too, unless the configuration names tokens for each end.
+//! On a tied base the head reads the new rows too, unless the configuration names tokens for each
+//! end.
 
 use polyskill_model::Matrix;
 use safetensors::tensor::{SafeTensors, TensorView};
@@ -12,11 +13,15 @@ use super::{Base, Place};
 use crate::files::Problems;
 use crate::weights::{TokenRows, Weights};
 
+/// Settings that are read below, or do not matter at inference.
 const READ: [&str; 3] = ["target_modules", "token_indices", "init_weights"];
+/// The tensor of new rows, `[tokens, hidden_size]`; PEFT calls it a delta, but it holds whole rows.
 const EMBEDDING: &str = "base_model.model.model.embed_tokens.trainable_tokens_delta";
 /// On a tied base PEFT stores the same rows a second time.
 const HEAD: &str = "base_model.model.lm_head.trainable_tokens_delta";
 
+/// Reads a module of `TRAINABLE_TOKENS`: new rows of the embedding table, which a tied head reads
+/// too.
 pub(super) fn load(
     object: &Map<String, Json>,
     tensors: &SafeTensors<'_>,
@@ -64,7 +69,8 @@ pub(super) fn load(
     problems.into_result(weights)
 }
 
-/// Keeps rows at the embedding or the head, and at the head too where it follows.
+/// Keeps rows at the embedding or the head, and at the head too where it follows: on a tied base
+/// without ids of its own.
 pub(super) fn set(
     weights: &mut Weights,
     indices: &TokenIndices,
@@ -75,10 +81,10 @@ pub(super) fn set(
     let model = base.model.ok_or("trainable tokens need the base's rows, which are not at hand")?;
     if place == Place::Head {
         let ids = indices.head.as_deref().unwrap_or_default();
-        weights.head_tokens = Some(rows(ids, view, (base, model.head()))?);
+        weights.head_tokens = Some(rows(ids, view, base, model.head())?);
         return Ok(());
     }
-    let rows = rows(&indices.embedding, view, (base, model.embeddings()))?;
+    let rows = rows(&indices.embedding, view, base, model.embeddings())?;
     if base.config.tied_embeddings && indices.head.is_none() {
         weights.head_tokens = Some(rows.clone());
     }
@@ -86,11 +92,13 @@ pub(super) fn set(
     Ok(())
 }
 
-/// The difference of PEFT's rows, `[tokens, hidden_size]`, to the base's.
+/// The difference of PEFT's rows, `[tokens, hidden_size]`, to the base's. `ids` are in the order of
+/// the tensor's rows; the result's ascend.
 fn rows(
     ids: &[u32],
     view: &TensorView<'_>,
-    (base, matrix): (Base<'_>, &Matrix),
+    base: Base<'_>,
+    matrix: &Matrix,
 ) -> Result<TokenRows, String> {
     let (vocab_size, width) = (base.config.vocab_size, base.config.hidden_size);
     if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {

@@ -1,6 +1,8 @@
-//! Calibration of expert policies: what a sparse layer loses without some of its experts, and how its experts are used.
+//! Calibration of expert policies: what a sparse layer loses without some of its experts, and how
+//! its experts are used.
 //!
-//! Everything is collected batch by batch from what passes through a layer, so memory does not grow with the text.
+//! Everything is collected batch by batch from what passes through a layer, so memory does not grow
+//! with the text.
 
 mod alignment;
 mod assignment;
@@ -17,21 +19,29 @@ pub use enumeration::Enumeration;
 pub use grouping::{Groups, group_globally, merged};
 pub use usage::Usage;
 
-/// Some tokens at one sparse layer.
+/// Some tokens at one sparse layer, as they passed through the base.
+///
+/// `tokens` in the shapes below is the same number everywhere: the length of `logits` over the
+/// layer's experts.
 #[derive(Clone, Copy, Debug)]
 pub struct Tokens<'a> {
     /// The router's logits, `[tokens, experts]`.
     pub logits: &'a [f32],
-    /// What every expert makes of every token, `[experts, tokens, hidden_size]`.
+    /// Outputs of every expert for every token, not only of those that the router chose and without
+    /// the router's weights, `[experts, tokens, hidden_size]`.
     pub outputs: &'a [f32],
-    /// What the feed-forward adds beside its routed experts, `[tokens, hidden_size]`.
+    /// The part of the feed-forward that does not come from routed experts, such as a shared
+    /// expert, `[tokens, hidden_size]`.
     pub rest: &'a [f32],
-    /// What the whole feed-forward should give, `[tokens, hidden_size]`.
+    /// The output that the whole feed-forward should give, `[tokens, hidden_size]`.
     pub expected: &'a [f32],
 }
 
 impl Tokens<'_> {
-    /// ‖expected − found‖², where a program chooses the experts.
+    /// ‖expected − found‖² over all tokens, where a program chooses the experts: `found` is `rest`
+    /// plus the outputs of the chosen experts times their weights.
+    ///
+    /// Sums over experts are 32-bit floats, as in the model; the square is summed in 64 bits.
     fn squared_error(&self, layer: ExpertLayer, ops: &[ExpertOp]) -> f64 {
         let num_tokens = self.logits.len() / layer.num_experts as usize;
         let hidden = self.expected.len() / num_tokens.max(1);

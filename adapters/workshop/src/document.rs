@@ -1,12 +1,17 @@
 //! Documents: a text that the base reads once, kept as keys and values.
 
 use polyskill_adapters::native::Document;
-use polyskill_model::{BLOCK_POSITIONS, Decoder, KvCache, NoHooks, Scratch, Step};
+use polyskill_model::{Decoder, KvCache, KvSlot, NoHooks, Scratch, Step};
 
-/// Rows per step.
+/// Rows per step. A bound on the scratch memory of a step; the keys and values do not depend on it.
 const ROWS: usize = 256;
 
-/// Reads a document with the base alone. `progress` hears of tokens done.
+/// Reads a document with the base alone: no module acts, and no logits are computed. `progress`
+/// hears of tokens done.
+///
+/// Tokens stand at the positions 0, 1, …, so whoever uses the document must place it at the
+/// beginning of a sequence. The result holds, for each layer, the keys and the values of all
+/// tokens, one token after the other.
 ///
 /// # Errors
 /// If there are no tokens, more than the base's context holds, or one that it does not know.
@@ -47,8 +52,7 @@ pub fn read_document(
     };
     for (layer, (keys, values)) in document.keys.iter_mut().zip(&mut document.values).enumerate() {
         for position in 0..tokens.len() {
-            let place = (blocks[position / BLOCK_POSITIONS], position % BLOCK_POSITIONS);
-            kv.read(place, layer, keys, values);
+            kv.read(KvSlot::of(&blocks, position), layer, keys, values);
         }
     }
     Ok(document)

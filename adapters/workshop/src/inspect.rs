@@ -1,4 +1,4 @@
-//! What a module on disk is, and how two differ, without a base model.
+//! Facts on a module on disk, and on the differences of two, without a base model.
 
 mod diff;
 mod other;
@@ -22,27 +22,27 @@ use polyskill_adapters::{mlx, native, peft};
 
 pub use diff::{Difference, Setting, SiteDifference, diff};
 
-/// What a module is.
+/// The facts on one module.
 #[derive(Clone, Debug)]
 pub struct Inspection {
-    /// The directory's name.
+    /// The name of the directory, after links are resolved, or of the GGUF file without its ending.
     pub name: String,
-    /// Its identity.
+    /// Its identity: a digest of its configuration and weights, or of the GGUF file.
     pub generation: Generation,
-    /// The base that it was made for, as its configuration says.
+    /// The base that it was made for, as its configuration says; `None` where it says nothing.
     pub base_model: Option<String>,
-    /// What it consists of.
+    /// Its parts: sites, a prompt or tensors.
     pub content: Content,
-    /// What its card says.
+    /// Tags and entries of its card; empty where it has none.
     pub card: Card,
-    /// Router artefacts beside the weights.
+    /// Router artefacts beside the weights; always empty for prompts and GGUF files.
     pub artefacts: Vec<ArtefactFile>,
 }
 
-/// What a module consists of.
+/// The parts of a module, as far as they can be told without a base.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// A LoRA, by site.
+    /// A LoRA, by site, ascending by path.
     Lora(Vec<LoraFacts>),
     /// A prompt of prompt tuning.
     Prompt {
@@ -57,7 +57,8 @@ pub enum Content {
     },
     /// Any other kind.
     Other {
-        /// What its configuration says that it is.
+        /// The kind that its configuration names, such as `LOHA`, or `gguf` and the type or
+        /// architecture; `unknown` where it names none.
         kind: String,
         /// Its tensors, by name.
         tensors: Vec<TensorFacts>,
@@ -69,11 +70,11 @@ pub enum Content {
 pub struct TensorFacts {
     /// Its name.
     pub name: String,
-    /// How its elements are stored.
+    /// The type of its elements, as the file's format names it.
     pub dtype: String,
-    /// Its shape.
+    /// Its shape, outermost dimension first.
     pub shape: Vec<usize>,
-    /// Its size.
+    /// Bytes that it takes in the file.
     pub bytes: usize,
 }
 
@@ -84,17 +85,17 @@ pub struct LoraFacts {
     pub site: String,
     /// r.
     pub rank: usize,
-    /// Factor on B·A.
+    /// Factor on B·A: α/r, or α/√r with rank-stabilised LoRA.
     pub scale: f32,
     /// Width of the input.
     pub inputs: usize,
     /// Width of the output.
     pub outputs: usize,
-    /// How A and B are stored, `F32`, or `F32/BF16` if they differ.
+    /// The type of the elements of A and B, `F32`, or `F32/BF16` if they differ.
     pub dtype: String,
-    /// Bytes of A and B.
+    /// Bytes of A and B together, as stored.
     pub bytes: usize,
-    /// Frobenius norm of the delta.
+    /// Frobenius norm of the delta, scale included.
     pub norm: f64,
 }
 
@@ -103,15 +104,20 @@ pub struct LoraFacts {
 pub struct ArtefactFile {
     /// The name that routers ask for.
     pub name: String,
-    /// Its size.
+    /// Bytes of the whole file.
     pub bytes: usize,
-    /// What its header says it is made for, and how.
+    /// The method that made it and reads it, as its header says; `None` if there is no such entry
+    /// or it was not read.
     pub method: Option<String>,
-    /// Whether it names this module's generation.
+    /// True if its header names this module's generation. Always true for modules other than LoRA,
+    /// where no header is read.
     pub fits: bool,
 }
 
 /// Reads a module's directory or GGUF file: a LoRA by site, a prompt, anything else by its tensors.
+///
+/// The whole file of weights is read into memory. Nothing is compared with a base, so a module that
+/// is shown here may still be refused by one.
 ///
 /// # Errors
 /// If it cannot be read, with all reasons.
@@ -158,7 +164,7 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
     })
 }
 
-/// The configuration, of whatever kind.
+/// The configuration of a PEFT directory, of whatever `peft_type`.
 fn settings(directory: &Path) -> Result<Map<String, Json>, Error> {
     let name = leaf(directory);
     let files = Files { name: &name, directory, root: directory };
@@ -168,6 +174,10 @@ fn settings(directory: &Path) -> Result<Map<String, Json>, Error> {
     })
 }
 
+/// Facts on each site of a LoRA, in the order of paths.
+///
+/// Types and sizes are those of the tensors under PEFT's usual names; where a tensor has another
+/// name, they are empty and zero.
 fn lora_facts(source: &Source) -> Result<Vec<LoraFacts>, Error> {
     let tensors = source.content.tensors();
     let tensors = tensors.map_err(|problems| Error::refused(&source.name, problems))?;
@@ -193,6 +203,8 @@ fn lora_facts(source: &Source) -> Result<Vec<LoraFacts>, Error> {
     Ok(facts.collect())
 }
 
+/// The files of router artefacts beside a LoRA, with what their headers say. A file that is no
+/// safetensors file is listed as one that does not fit.
 fn artefacts(source: &Source, directory: &Path) -> Result<Vec<ArtefactFile>, Error> {
     let files = Files { name: &source.name, directory, root: directory };
     if !files.has(artefact::FOLDER) {

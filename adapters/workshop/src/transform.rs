@@ -1,8 +1,8 @@
 //! Making new modules out of modules: merging, and transforms of one.
 //!
-//! A transform writes new directories and never touches what it reads, so the original keeps its generation
-//! and the result gets its own. The same inputs give the same bytes. Router artefacts are not taken along,
-//! since they belong to the original's weights.
+//! A transform writes new directories and never touches what it reads, so the original keeps its
+//! generation and the result gets its own. The same inputs give the same bytes. Router artefacts
+//! are not taken along, since they belong to the original's weights.
 
 pub(crate) mod eigen;
 pub(crate) mod factors;
@@ -41,52 +41,55 @@ pub use svd::Rank;
 pub use upcycle::{ATTENTION, Upcycled, upcycle};
 pub use write::Dtype;
 
-/// Called as work proceeds with `(sites done, sites in all)`.
+/// Called as work proceeds with `(sites done, sites in all)`. Upcycling counts modules in place of
+/// sites.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
 /// A module that was made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Made {
-    /// Where it lies.
+    /// The directory that it lies in.
     pub path: PathBuf,
-    /// Its identity.
+    /// Its identity, as it was read back after it was written.
     pub generation: Generation,
-    /// What became of each site, by path.
+    /// A report on each site, by ascending path. Empty where no sites are reported, as of prompts
+    /// and upcycled modules.
     pub sites: Vec<SiteReport>,
 }
 
 impl Made {
-    /// How far the sites are from what the method means.
+    /// The worst and the mean of the sites' distances from the deltas that the method means.
     pub fn errors(&self) -> Errors {
         Errors::of(&self.sites)
     }
 }
 
-/// What became of one site.
+/// The result at one site.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SiteReport {
     /// The path of the linear.
     pub site: String,
     /// The new rank.
     pub rank: usize,
-    /// Relative Frobenius distance of the stored delta from the one that the method means: what was cut off
-    /// with the rank, and rounding.
+    /// Relative Frobenius distance of the stored delta from the one that the method means: what was
+    /// cut off with the rank, and rounding.
     pub error: f64,
-    /// Relative Frobenius distance of the stored delta from the exact weighted sum of the sources' deltas; of one
-    /// source, from its delta.
+    /// Relative Frobenius distance of the stored delta from the exact weighted sum of the sources'
+    /// deltas; of one source, from its delta.
     pub from_sum: f64,
 }
 
 /// Errors of sites in two numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Errors {
-    /// The largest.
+    /// The largest error of a site; 0 without sites.
     pub worst: f64,
-    /// The mean.
+    /// The mean over sites, each with the same weight; 0 without sites.
     pub mean: f64,
 }
 
 impl Errors {
+    /// Errors of reports in two numbers. Distances from the sum of sources are not among them.
     fn of(reports: &[SiteReport]) -> Self {
         let worst = reports.iter().fold(0.0, |worst: f64, report| worst.max(report.error));
         let sum: f64 = reports.iter().map(|report| report.error).sum();
@@ -94,7 +97,11 @@ impl Errors {
     }
 }
 
-/// Does `work` for each number below `count` on so many threads; results in order.
+/// Does `work` for each number below `count` on so many threads, at least one; results in order.
+///
+/// A thread takes the next number when it is done with one, so uneven work is shared evenly.
+/// `progress` is called on the caller's thread, with every result, in the order in which they come.
+/// Results do not depend on the number of threads if `work` does not.
 pub(crate) fn in_parallel<T: Send>(
     count: usize,
     threads: usize,

@@ -7,6 +7,8 @@ use polyskill_engine::RouterRequest;
 use polyskill_server::config::{Config, parse_parameters};
 
 /// Flags and variables of every command that loads a base.
+///
+/// A flag wins over its variable, and both win over the configuration file.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
     /// Configuration file (TOML).
@@ -18,7 +20,8 @@ pub struct ServeArgs {
     /// Name under which the base is served.
     #[arg(long, env = "POLYSKILL_SERVED_MODEL_NAME")]
     served_model_name: Option<String>,
-    /// An expert policy: of a sparse base, hold only the experts in memory that it keeps, for all requests.
+    /// An expert policy: of a sparse base, hold only the experts in memory that it keeps, for all
+    /// requests.
     #[arg(long, env = "POLYSKILL_KEEP_EXPERTS")]
     keep_experts: Option<PathBuf>,
     /// Directory whose folders are modules (PEFT).
@@ -57,7 +60,12 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
-    /// File, then flags and variables, then what lies in the working directory.
+    /// The configuration: the file first, then flags and variables over it, then folders of the
+    /// working directory.
+    ///
+    /// Lists of directories replace those of the file. Switches only turn things on. Without any
+    /// base and modules, `adapters/library` is taken; without any plugins, `target/plugins`, which
+    /// is then trusted without signatures. The result is not checked yet.
     ///
     /// # Errors
     /// If the file cannot be read or is no configuration.
@@ -98,13 +106,17 @@ impl ServeArgs {
     }
 }
 
-/// A router by name with parameters written `name=value`.
+/// A request for a router by name, with parameters written `name=value`. All modules are its
+/// candidates, and it is told nothing of the prompt.
 pub(crate) fn routed(router: String, params: &[String]) -> Result<RouterRequest, String> {
     let parameters = parse_parameters(params)?;
     Ok(RouterRequest { router, parameters, ..RouterRequest::default() })
 }
 
-/// A module written `name` or `name=weight`.
+/// A module written `name` or `name=weight`, and its weight, 1 without one.
+///
+/// The name ends at the first `=`. The weight may be any number that Rust parses, so also `inf`;
+/// the engine judges it.
 pub(crate) fn weighted(text: &str) -> Result<(String, f32), String> {
     match text.split_once('=') {
         None => Ok((text.to_owned(), 1.0)),

@@ -7,10 +7,14 @@ use polyskill_server::config::Config;
 use polyskill_server::service::Service;
 use polyskill_server::startup::StartupEvent;
 
-/// Time between two lines about a long start where nobody sees a spinner.
+/// Least time between two lines about a long start where nobody sees a spinner.
 const SAY_EVERY: Duration = Duration::from_secs(2);
 
-/// Starts a service under a spinner that shows each stage; in a log, lines now and then.
+/// Starts a service under a spinner that shows each stage; in a log, the stages as lines, at most
+/// one in [`SAY_EVERY`].
+///
+/// Loading the base takes seconds to minutes, and the call blocks for so long. Modules and plugins
+/// that could not be loaded are named on standard error and do not stop the start.
 pub(crate) fn start_service(config: &Config) -> Result<Service, String> {
     let spinner = ProgressBar::new_spinner();
     if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {

@@ -7,12 +7,13 @@
 
 pub mod compose;
 pub mod hooks;
+mod identity;
 mod request;
 mod routers;
 mod stats;
 mod step;
 
-pub use compose::composition::{Composition, LeasedModule, RouterIdentity};
+pub use compose::composition::{Composition, NamedModule, RouterIdentity};
 pub use compose::{
     CHAIN, ComposeError, Composer, MAX_WEIGHT, PlannedRequest, RouterError, RouterRequest,
     Selection,

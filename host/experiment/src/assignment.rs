@@ -1,4 +1,5 @@
-//! Who gets which arm: a pure, versioned hash of a seed and a unit, so that all processes agree without talking.
+//! The assignment of units to arms: a pure, versioned hash of a seed and a unit, so that all
+//! processes agree without talking.
 //!
 //! Version 1 takes the SHA-256 of `polyskill assignment 1`, a zero byte, the seed, a zero byte and the unit, all in
 //! UTF-8. The top 53 bits of its first eight bytes, read big endian, are a position in [0, 1). Seeds hold no zero byte
@@ -48,7 +49,7 @@ pub fn arm(weights: &[f64], position: f64) -> usize {
     weights.iter().position(holds).unwrap_or_default()
 }
 
-/// Whether the unit belongs to the share that is kept out of all experiments.
+/// True where the unit belongs to the share that is kept out of all experiments.
 pub fn is_held_out(holdout: f64, unit: &str) -> bool {
     position(HOLDOUT_SEED, unit) < holdout
 }
@@ -63,12 +64,12 @@ pub struct Share {
 }
 
 impl Share {
-    /// Whether the position lies in the share.
+    /// True where the position lies in the share.
     pub fn holds(self, position: f64) -> bool {
         self.start <= position && position < self.end
     }
 
-    /// Whether a position lies in both shares.
+    /// True where some position lies in both shares.
     pub fn overlaps(self, other: Self) -> bool {
         self.start.max(other.start) < self.end.min(other.end)
     }
@@ -89,7 +90,7 @@ impl Layer<'_> {
     }
 }
 
-/// Where an experiment puts a unit.
+/// The place of a unit in an experiment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Place {
     /// In the holdout: no experiment, and it is not counted.
@@ -100,9 +101,9 @@ pub enum Place {
     Arm(usize),
 }
 
-/// Where the experiment puts the unit: the holdout first, then the layer's share, then the arm by weights. In the shadow
-/// modes every unit of the experiment is served by the control, so the arm says nothing there; a bandit takes the arm from
-/// [`crate::bandit::Rule::choose`].
+/// The place of a unit: the holdout first, then the layer's share, then the arm by weights. In the
+/// shadow modes every unit of the experiment is served by the control, so the arm says nothing
+/// there; a bandit takes the arm from [`crate::bandit::Rule::choose`].
 pub fn place(declaration: &Declaration, unit: &str) -> Place {
     if is_held_out(declaration.holdout, unit) {
         return Place::HeldOut;

@@ -18,30 +18,31 @@ use crate::declaration::{Declaration, Policy, Wanted};
 /// Draws for the propensities of Thompson sampling: shares are known to about a percent, which only shapes the policy.
 const DRAWS: u32 = 1_000;
 
-/// How arms are chosen.
+/// The rule by which a bandit chooses arms.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rule {
     /// The bandit's policy.
     pub policy: Policy,
     /// The least probability of every arm; at most 1 over their number.
     pub floor: f64,
-    /// Which way of the reward is better.
+    /// The better direction of the reward.
     pub wanted: Wanted,
     /// The least and the greatest reward, where they are known.
     pub bounded: Option<[f64; 2]>,
 }
 
-/// What an arm earned so far, turned so that more is better and, where bounds are known, scaled to [0, 1].
+/// The rewards of one arm so far, turned so that more is better and, where bounds are known, scaled
+/// to [0, 1]. Constant in size: no single reward is kept.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rewards {
-    /// How many rewards.
+    /// The number of rewards.
     pub count: u64,
     /// Their mean.
     pub mean: f64,
     /// The sum of their squared distances from the mean (Welford, 1962).
     pub squares: f64,
-    /// How many Bernoulli trials of bounded rewards succeeded.
+    /// The number of successes among the Bernoulli trials of bounded rewards; 0 without bounds.
     pub successes: u64,
 }
 
@@ -81,7 +82,9 @@ impl Rule {
         rewards.successes += u64::from(self.bounded.is_some() && chance < gain);
     }
 
-    /// Chooses an arm; the same for the same rewards and seed. Without arms, which validation refuses, arm 0.
+    /// Chooses an arm; the same for the same rewards and seed, and the first without arms, which
+    /// validation refuses. `propensities` of the choice are the floor for every arm plus the
+    /// policy's shares of what is left of 1. Thompson sampling costs 1,000 draws per arm.
     pub fn choose(&self, rewards: &[Rewards], seed: u64) -> Choice {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let shares = match self.policy {
@@ -103,7 +106,8 @@ impl Rule {
     }
 }
 
-/// Epsilon shared by all arms, the rest by the best; arms without rewards are taken for the best, so that each is tried.
+/// Epsilon shared by all arms, the rest by the best; arms without rewards are taken for the best,
+/// so that each is tried. With ε for all and K arms, each has ε / K, and the best share 1 − ε.
 fn greedy(rewards: &[Rewards], epsilon: f64) -> Vec<f64> {
     let hopes = rewards.iter().map(|rewards| match rewards.count {
         0 => f64::INFINITY,
@@ -117,7 +121,8 @@ fn greedy(rewards: &[Rewards], epsilon: f64) -> Vec<f64> {
     best.iter().map(share).collect()
 }
 
-/// The share of draws in which each arm was best; arms that tie share a draw.
+/// The share of draws in which each arm was best; arms that tie share a draw. `draw` gives one
+/// value per arm.
 fn best_shares(arms: usize, mut draw: impl FnMut() -> Vec<f64>) -> Vec<f64> {
     let mut shares = vec![0.0; arms];
     for _ in 0..DRAWS {
@@ -130,12 +135,14 @@ fn best_shares(arms: usize, mut draw: impl FnMut() -> Vec<f64>) -> Vec<f64> {
     shares.iter().map(|share| share / f64::from(DRAWS)).collect()
 }
 
+/// For each value, true where it equals the greatest. Several may; NaN never does.
 fn are_best(values: &[f64]) -> Vec<bool> {
     let greatest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     values.iter().map(|value| *value == greatest).collect()
 }
 
-/// The variance of a reward around its arm's mean, over all arms.
+/// The variance of a reward around its arm's mean, over all arms. Σ squares / Σ (count − 1), which
+/// is 0 while no arm has two rewards.
 fn pooled_variance(rewards: &[Rewards]) -> f64 {
     let squares: f64 = rewards.iter().map(|rewards| rewards.squares).sum();
     let degrees: u64 = rewards.iter().map(|rewards| rewards.count.saturating_sub(1)).sum();
@@ -157,7 +164,8 @@ fn normal(random: &mut ChaCha8Rng, rewards: &Rewards, variance: f64) -> f64 {
     }
 }
 
-/// A draw from the standard normal distribution (Box and Muller, 1958).
+/// A draw from the standard normal distribution (Box and Muller, 1958). 1 − u keeps the logarithm
+/// finite, as `random` draws from [0, 1).
 fn standard_normal(random: &mut ChaCha8Rng) -> f64 {
     let (radius, angle): (f64, f64) = (random.random(), random.random());
     (-2.0 * (1.0 - radius).ln()).sqrt() * (std::f64::consts::TAU * angle).cos()

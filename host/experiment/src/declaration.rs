@@ -1,4 +1,5 @@
-//! What is declared before the first request: arms, metrics, guards, and the error rate that is accepted.
+//! The declaration of an experiment, made before its first request: arms, metrics, guards, and the
+//! accepted error rate.
 //!
 //! Read from TOML by the server, so every type is plain and refuses keys that it does not know. [`Declaration::validate`]
 //! reports all problems at once; [`validate_together`] those that only show among experiments.
@@ -21,13 +22,13 @@ pub const MAX_VALUE: f64 = 1e15;
 pub struct Declaration {
     /// The experiment's name: letters, digits, `-`, `_` and `.`.
     pub name: String,
-    /// How arms meet requests.
+    /// The way in which requests are given to arms.
     #[serde(default)]
     pub mode: Mode,
     /// Names under which clients ask for what is split; where there are none, all requests that leave the choice open.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub models: Vec<String>,
-    /// What is assigned and analysed as one.
+    /// The unit of assignment and of analysis.
     #[serde(default)]
     pub unit: Unit,
     /// The name of the arm that all others are compared with.
@@ -64,15 +65,15 @@ pub struct Declaration {
     pub planned_units: u64,
     /// The arms, the control among them.
     pub arms: Vec<Arm>,
-    /// What is measured.
+    /// The metrics that are measured.
     #[serde(default)]
     pub metrics: Vec<Metric>,
-    /// How a bandit chooses; in mode `bandit` only.
+    /// The settings of a bandit; in mode `bandit` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandit: Option<Bandit>,
 }
 
-/// How arms meet requests.
+/// The way in which requests are given to arms.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
@@ -88,13 +89,14 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Whether the control serves every unit, so that the same units are seen under all arms.
+    /// True in the modes in which the control serves every unit, so that the same units are seen
+    /// under all arms.
     pub fn is_shadow(self) -> bool {
         matches!(self, Self::DecisionShadow | Self::FullShadow)
     }
 }
 
-/// What is assigned and analysed as one.
+/// The unit of assignment and of analysis.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -118,7 +120,7 @@ pub struct Arm {
     /// The router that chooses modules; the base's own where none is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<String>,
-    /// What the router is told.
+    /// The parameters that the router gets.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, Scalar>,
     /// Patterns of the modules that the router may choose; all where none are given.
@@ -153,15 +155,15 @@ pub struct Adapter {
     pub weight: f64,
 }
 
-/// What is measured of each unit.
+/// A measurement of each unit.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metric {
     /// The metric's name.
     pub name: String,
-    /// How units are averaged.
+    /// The average over units.
     pub kind: Kind,
-    /// Which way is better.
+    /// The better direction.
     pub wanted: Wanted,
     /// Makes the metric a guard: it stops an arm that does harm and has no say in what is better.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -169,12 +171,12 @@ pub struct Metric {
     /// The least and the greatest value of an observation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounded: Option<[f64; 2]>,
-    /// Whether values from before the experiment are used to narrow the intervals (CUPED).
+    /// Narrows the intervals by the units' values from before the experiment (CUPED).
     #[serde(default)]
     pub covariate: bool,
 }
 
-/// How a metric's units are averaged.
+/// The average over a metric's units.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -184,7 +186,7 @@ pub enum Kind {
     Ratio,
 }
 
-/// Which way of a metric is better.
+/// The better direction of a metric.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wanted {
@@ -204,7 +206,7 @@ impl Wanted {
     }
 }
 
-/// What an arm may cost.
+/// The harm that an arm may do.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Guard {
@@ -212,7 +214,7 @@ pub struct Guard {
     pub harm: f64,
 }
 
-/// How a bandit chooses its arms.
+/// The settings of a bandit.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bandit {
@@ -246,7 +248,7 @@ impl Declaration {
         validation::validate(self)
     }
 
-    /// The seed of the assignment.
+    /// The seed of the assignment. The experiment's name where none is declared.
     pub fn seed(&self) -> &str {
         self.seed.as_deref().unwrap_or(&self.name)
     }
@@ -256,19 +258,21 @@ impl Declaration {
         self.arms.iter().map(|arm| arm.weight).collect()
     }
 
-    /// The arms' weights over their sum.
+    /// The arms' weights over their sum. In the order of the arms. NaN where all weights are zero,
+    /// which validation refuses.
     pub fn shares(&self) -> Vec<f64> {
         let total: f64 = self.arms.iter().map(|arm| arm.weight).sum();
         self.arms.iter().map(|arm| arm.weight / total).collect()
     }
 
-    /// The layer and the experiment's share of it.
+    /// The layer and the experiment's share of it. All of the layer where no share is declared;
+    /// `None` without a layer.
     pub fn layer_share(&self) -> Option<(Layer<'_>, Share)> {
         let [start, end] = self.share.unwrap_or([0.0, 1.0]);
         self.layer.as_deref().map(|name| (Layer { name }, Share { start, end }))
     }
 
-    /// The share of requests that a full shadow runs again.
+    /// The share of requests that a full shadow runs again. 1 where none is declared.
     pub fn sample(&self) -> f64 {
         self.sample.unwrap_or(1.0)
     }
@@ -280,21 +284,25 @@ impl Declaration {
 }
 
 impl Metric {
-    /// Whether an observation is a number of at most [`MAX_VALUE`] and within the declared bounds.
+    /// True for an observation that is a number of at most [`MAX_VALUE`] in size and within the
+    /// declared bounds. NaN is refused.
     pub fn accepts(&self, value: f64) -> bool {
         let within = |[low, high]: [f64; 2]| (low..=high).contains(&value);
         value.abs() <= MAX_VALUE && self.bounded.is_none_or(within)
     }
 }
 
+/// 5 %, the usual level of a test.
 fn default_level() -> f64 {
     0.05
 }
 
+/// Units per arm before anything is concluded: the always-valid intervals hold asymptotically.
 fn default_minimum_units() -> u64 {
     100
 }
 
+/// Units of the whole experiment at which the intervals are tightest.
 fn default_planned_units() -> u64 {
     2_000
 }

@@ -11,12 +11,13 @@ pub(crate) fn normal_cumulative(z: f64) -> f64 {
     0.5 * erf::erfc(-z / std::f64::consts::SQRT_2)
 }
 
-/// The z with P(Z ≤ z) = `probability`.
+/// The z with P(Z ≤ z) = `probability`. ±∞ at 1 and 0.
 pub(crate) fn normal_quantile(probability: f64) -> f64 {
     -std::f64::consts::SQRT_2 * erf::erfc_inv(2.0 * probability)
 }
 
-/// P(|T| ≥ |t|) of Student's distribution.
+/// P(|T| ≥ |t|) of Student's distribution. Through the regularised incomplete beta function,
+/// I_x(ν/2, 1/2) at x = ν / (ν + t²).
 pub(crate) fn student_two_sided(t: f64, degrees: f64) -> f64 {
     if t.is_infinite() {
         return 0.0;
@@ -31,7 +32,8 @@ pub(crate) fn student_two_sided(t: f64, degrees: f64) -> f64 {
     beta_reg(degrees / 2.0, 0.5, degrees / (degrees + t * t)).min(1.0)
 }
 
-/// The t that |T| exceeds with probability `level`: found by halving, as the tail is at hand and falls in t.
+/// The t that |T| exceeds with probability `level`: found by halving, as the tail is at hand and
+/// falls in t. `degrees` may be broken, as Welch's are. Infinite where they are no positive number.
 pub(crate) fn student_critical(level: f64, degrees: f64) -> f64 {
     if degrees > NORMAL_FROM_DEGREES {
         return normal_quantile(1.0 - level / 2.0);
@@ -55,7 +57,8 @@ pub(crate) fn student_critical(level: f64, degrees: f64) -> f64 {
     high
 }
 
-/// P(X ≥ `statistic`) of the chi-square distribution.
+/// P(X ≥ `statistic`) of the chi-square distribution. The upper regularised gamma function Q(ν/2,
+/// x/2).
 pub(crate) fn chi_square_survival(statistic: f64, degrees: f64) -> f64 {
     if statistic <= 0.0 {
         return 1.0;

@@ -1,13 +1,16 @@
-//! Experiments over routers: who gets which arm, what came of it, and what may be concluded from it.
+//! Experiments over routers: the assignment of arms, the totals of their metrics, and the
+//! conclusions that these allow.
 //!
 //! The crate is pure: times are passed in as unix seconds, randomness as seeds, and nothing here reads a file, a clock or
 //! a socket. The flow of an experiment, in the order of the modules:
 //!
-//! 1. [`declaration`]: what a person writes down before the first request, and what is refused.
+//! 1. [`declaration`]: an experiment as a person writes it down before the first request, and the
+//!    checks on it.
 //! 2. [`assignment`]: a hash that gives each unit its arm.
-//! 3. [`totals`]: what is counted for each arm, unit and metric.
+//! 3. [`totals`]: the counts and sums of each arm, unit and metric.
 //! 4. [`analysis`]: intervals that hold at every look, and the report with its verdict.
-//! 5. [`bandit`]: arms chosen by what they earned; [`off_policy`]: what another policy would have earned.
+//! 5. [`bandit`]: arms chosen by their rewards so far; [`off_policy`]: an estimate of the rewards of
+//!    another policy.
 //!
 //! The unit (a conversation, a user, a tenant) is what is assigned and what is analysed: requests of one unit are alike,
 //! so a request is never taken for an observation of its own.

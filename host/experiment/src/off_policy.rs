@@ -1,4 +1,5 @@
-//! What another policy would have earned, from what was logged under the one that ran.
+//! Off-policy evaluation: the reward that another policy would have earned, estimated from the log
+//! of the policy that ran.
 //!
 //! Three estimates, each with its interval for one look: inverse propensity scores (Horvitz and Thompson, 1952), the same
 //! self-normalised (Swaminathan and Joachims, 2015), which trades a small bias for far less variance, and doubly robust
@@ -19,7 +20,7 @@ pub struct Logged {
     pub arm: usize,
     /// The probability with which it was chosen.
     pub propensity: f64,
-    /// What it earned.
+    /// The reward.
     pub reward: f64,
     /// The reward of every arm as predicted without this row; empty where nothing predicts.
     pub predicted: Vec<f64>,
@@ -34,7 +35,7 @@ pub enum Target {
     Distribution(Vec<f64>),
 }
 
-/// What the target would earn per row.
+/// The estimated reward of the target per row.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Earning {
     /// The estimated mean reward.
@@ -43,12 +44,12 @@ pub struct Earning {
     pub low: f64,
     /// The upper end.
     pub high: f64,
-    /// How many rows of the target's own it is worth, (Σ w)² / Σ w² (Kish, 1965). Far below the number of rows, the
-    /// estimate leans on few of them.
+    /// The number of the target's own rows that the log is worth, (Σ w)² / Σ w² (Kish, 1965). Far
+    /// below the number of rows, the estimate leans on few of them. 0 where all weights are.
     pub effective_rows: f64,
 }
 
-/// Why nothing can be estimated.
+/// A reason for which nothing can be estimated.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum Error {
     /// Fewer than two rows have no variance.
@@ -59,7 +60,7 @@ pub enum Error {
     Propensity {
         /// The row.
         row: usize,
-        /// What was logged.
+        /// The logged propensity.
         propensity: f64,
     },
     /// The target is no distribution.
@@ -70,7 +71,7 @@ pub enum Error {
     Predictions {
         /// The row.
         row: usize,
-        /// How many arms it predicts.
+        /// The number of arms that it predicts.
         found: usize,
     },
     /// The target never chooses what was logged.
@@ -79,6 +80,7 @@ pub enum Error {
 }
 
 impl Target {
+    /// π(arm): the target's probability of an arm; 0 beyond the end of a distribution.
     fn probability(&self, arm: usize) -> f64 {
         match self {
             Self::Arm(target) => f64::from(u8::from(*target == arm)),
@@ -86,7 +88,7 @@ impl Target {
         }
     }
 
-    /// How many arms a prediction has to cover.
+    /// The number of arms that a prediction has to cover.
     fn arms(&self) -> usize {
         match self {
             Self::Arm(target) => target + 1,
@@ -142,7 +144,8 @@ pub fn doubly_robust(rows: &[Logged], target: &Target, level: f64) -> Result<Ear
     Ok(earning(&values, &weights, level))
 }
 
-/// The w of every row.
+/// The w of every row. π(arm) / propensity, in the order of the rows. Checks rows and target on the
+/// way.
 fn weights(rows: &[Logged], target: &Target) -> Result<Vec<f64>, Error> {
     if rows.len() < 2 {
         return Err(Error::TooFew(rows.len()));
@@ -162,7 +165,8 @@ fn weights(rows: &[Logged], target: &Target) -> Result<Vec<f64>, Error> {
     rows.iter().enumerate().map(weight).collect()
 }
 
-/// The mean of the values with its normal interval.
+/// The mean of the values with its normal interval. Half the width is z_(1 − level/2) · √(Σ (v −
+/// v̄)² / (n (n − 1))).
 fn earning(values: &[f64], weights: &[f64], level: f64) -> Earning {
     let n = values.len() as f64;
     let value = values.iter().sum::<f64>() / n;

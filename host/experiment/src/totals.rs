@@ -1,4 +1,4 @@
-//! What came of it: running totals for each arm, unit and metric.
+//! Running totals of an experiment's observations, for each arm, unit and metric.
 //!
 //! A request adds to its unit, and the analyses read units: requests of one unit resemble each other, so the unit is the
 //! cluster. The theory of the always-valid intervals takes each unit for complete when it is first read. A unit whose totals
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 pub struct NotFinite {
     /// The metric.
     pub metric: String,
-    /// What was to be added.
+    /// The refused value.
     pub value: f64,
 }
 
@@ -23,7 +23,7 @@ pub struct NotFinite {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Total {
-    /// How many observations, or the sum of a ratio's denominators.
+    /// The number of observations, or the sum of a ratio's denominators.
     pub count: u64,
     /// The sum of the observations, or of a ratio's numerators.
     pub sum: f64,
@@ -33,7 +33,7 @@ pub struct Total {
     pub before: Option<f64>,
 }
 
-/// What is known of one arm.
+/// The totals of one arm.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArmTotals {
@@ -47,7 +47,7 @@ pub struct ArmTotals {
     pub units: BTreeMap<String, BTreeMap<String, Total>>,
 }
 
-/// What is known of an experiment, by arm.
+/// The totals of an experiment, by arm.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Totals {
@@ -55,12 +55,12 @@ pub struct Totals {
     pub arms: BTreeMap<String, ArmTotals>,
 }
 
-/// How a request went.
+/// The outcome of a request for its router and as a whole.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Outcome {
-    /// Whether the router gave up.
+    /// True where the router gave up.
     pub fallback: bool,
-    /// Whether the request failed.
+    /// True where the request failed.
     pub fault: bool,
 }
 
@@ -76,7 +76,7 @@ impl Totals {
         }
     }
 
-    /// Adds one observation.
+    /// Adds one observation. It is an `observe_ratio` with a denominator of 1.
     ///
     /// # Errors
     /// If the value is no finite number; the total stays as it was.
@@ -87,16 +87,19 @@ impl Totals {
         metric: &str,
         value: f64,
     ) -> Result<(), NotFinite> {
-        self.observe_ratio((arm, unit, metric), value, 1)
+        self.observe_ratio(arm, unit, metric, value, 1)
     }
 
-    /// Adds a numerator and a denominator to the total of (arm, unit, metric).
+    /// Adds a numerator and a denominator to a unit's total of a metric. Arm, unit and total are
+    /// made where they are not known yet.
     ///
     /// # Errors
     /// If the numerator is no finite number; the total stays as it was.
     pub fn observe_ratio(
         &mut self,
-        (arm, unit, metric): (&str, &str, &str),
+        arm: &str,
+        unit: &str,
+        metric: &str,
         numerator: f64,
         denominator: u64,
     ) -> Result<(), NotFinite> {
@@ -136,16 +139,19 @@ impl Totals {
         })
     }
 
+    /// The totals of an arm, made where it is not known yet.
     fn arm(&mut self, arm: &str) -> &mut ArmTotals {
         self.arms.entry(arm.to_owned()).or_default()
     }
 
+    /// The total of a unit's metric, made where it is not known yet.
     fn total(&mut self, arm: &str, unit: &str, metric: &str) -> &mut Total {
         let units = &mut self.arm(arm).units;
         units.entry(unit.to_owned()).or_default().entry(metric.to_owned()).or_default()
     }
 }
 
+/// The value, or the error that names the metric.
 fn finite(metric: &str, value: f64) -> Result<f64, NotFinite> {
     if value.is_finite() { Ok(value) } else { Err(NotFinite { metric: metric.to_owned(), value }) }
 }
@@ -160,7 +166,7 @@ mod tests {
         totals.request("a", "u", Outcome { fallback: true, fault: false });
         totals.request("a", "silent", Outcome::default());
         totals.observe("a", "u", "correct", 1.0).unwrap();
-        totals.observe_ratio(("a", "u", "correct"), 2.0, 3).unwrap();
+        totals.observe_ratio("a", "u", "correct", 2.0, 3).unwrap();
         totals.before("a", "u", "correct", 0.25).unwrap();
         let found: Vec<(&str, Total)> = totals.units("a", "correct").collect();
         assert_eq!(found, [("u", Total { count: 4, sum: 3.0, before: Some(0.25) })]);

@@ -1,4 +1,4 @@
-//! What bandits lose against always choosing the best arm, beside arms dealt alike.
+//! The regret of bandits against always choosing the best arm, beside arms dealt alike.
 
 use polyskill_experiment::bandit::{Rewards, Rule};
 use polyskill_experiment::declaration::{Policy, Wanted};

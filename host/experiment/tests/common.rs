@@ -26,7 +26,7 @@ pub(crate) fn names(units: usize) -> Vec<String> {
     (0..units).map(|unit| format!("{unit:06}")).collect()
 }
 
-/// How an arm's units are averaged.
+/// The average over an arm's units.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Average {
     Mean,

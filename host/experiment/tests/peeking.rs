@@ -1,4 +1,5 @@
-//! Looking all the time at arms that are alike: how often a difference is found that is not there.
+//! Repeated looks at arms that are alike, and the share of runs in which a difference is found that
+//! is not there.
 
 use polyskill_experiment::analysis::fixed;
 use polyskill_experiment::analysis::sequence::Sequence;
@@ -16,13 +17,22 @@ const BETWEEN_LOOKS: usize = 10;
 const LEVEL: f64 = 0.05;
 const MINIMUM: usize = 100;
 
-/// The shares of runs in which some look finds a difference: by the sequence, and by the interval for a single look.
+/// The shares of runs in which some look finds a difference that is not there.
+#[derive(Clone, Copy, Debug)]
+struct FalsePositives {
+    /// By the sequence.
+    always: f64,
+    /// By the interval for a single look.
+    naive: f64,
+}
+
+/// Both shares over [`RUNS`] runs whose units are drawn alike for both arms.
 fn false_positives(
     average: Average,
     share: f64,
     seed: u64,
     mut draw: impl FnMut(&mut ChaCha8Rng) -> Total,
-) -> (f64, f64) {
+) -> FalsePositives {
     let names = names(2 * UNITS);
     let sequence = Sequence::tuned(LEVEL, UNITS as f64);
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -43,10 +53,14 @@ fn false_positives(
         always += u32::from(found);
         naive += u32::from(naively);
     }
-    (f64::from(always) / f64::from(RUNS), f64::from(naive) / f64::from(RUNS))
+    FalsePositives {
+        always: f64::from(always) / f64::from(RUNS),
+        naive: f64::from(naive) / f64::from(RUNS),
+    }
 }
 
-fn check(name: &str, (always, naive): (f64, f64)) {
+fn check(name: &str, found: FalsePositives) {
+    let FalsePositives { always, naive } = found;
     eprintln!("{name}: {always} always valid, {naive} for a single look");
     assert!(always <= LEVEL, "{name}: {always}");
     assert!(naive > 3.0 * LEVEL, "{name}: {naive}");

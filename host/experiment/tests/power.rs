@@ -1,4 +1,4 @@
-//! Whether the planner's units find its effects, and what the past of the units saves.
+//! The power of the planner's units against its effects, and the units that CUPED saves.
 
 use polyskill_experiment::analysis::plan::{Design, Plan};
 use polyskill_experiment::analysis::sequence::Sequence;

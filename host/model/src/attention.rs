@@ -1,27 +1,33 @@
 //! Causal attention of flat rows over the paged cache.
 //!
-//! Rows of one sequence that stand together walk its blocks together, so that keys and values are read
-//! once for several rows: long prompts are bound by that traffic. A row's sums run over features and
-//! positions in one fixed order whatever rows it shares a pass with.
+//! Rows of one sequence that stand together walk its blocks together, so that keys and values are
+//! read once for several rows: long prompts are bound by that traffic. A row's sums run over
+//! features and positions in one fixed order whatever rows it shares a pass with.
 
-use crate::compute::{Compute, SharedMut};
-use crate::config::ModelConfig;
-use crate::decoder::Step;
+use crate::compute::SharedMut;
+use crate::decoder::{Decoder, Step};
 use crate::kernels::{add_weighted_values, block_scores, exp};
 use crate::kv::{BLOCK_POSITIONS, KvCache};
 
-/// Rows per task.
+/// Rows per task and query head. More rows share one walk over the blocks, fewer balance the
+/// threads better.
 const ROWS_PER_TASK: usize = 8;
 
 /// Writes the heads' outputs, `[rows, num_heads · head_dim]`, for `queries` of the same shape.
+///
+/// Queries are rotated already, and the keys and values of all rows of the step are in the cache. A
+/// row sees the positions up to its own, or as many of them as the layer's window holds; the
+/// positions of other sequences are never read. The cost grows with rows times positions seen.
 #[expect(unsafe_code, reason = "tasks write disjoint heads of disjoint rows")]
 pub(crate) fn attend(
-    compute: &Compute,
-    config: &ModelConfig,
-    (layer, step, kv): (usize, &Step<'_>, &KvCache),
+    decoder: &Decoder,
+    layer: usize,
+    step: &Step<'_>,
+    kv: &KvCache,
     queries: &[f32],
     outputs: &mut [f32],
 ) {
+    let (compute, config) = (&*decoder.compute, &decoder.config);
     let (num_heads, dim) = (config.num_heads, config.head_dim);
     let num_rows = step.tokens.len();
     let window = config.windows[layer];
@@ -60,25 +66,38 @@ pub(crate) fn attend(
     });
 }
 
-/// One head of one row: what it asks, what it sees, and where its answer goes.
+/// One head of one row: its query, the positions that it sees, and the place of its output.
 struct View<'a> {
+    /// The rotated query, `[head_dim]`.
     query: &'a [f32],
+    /// The first position that the row sees.
     first: usize,
+    /// The row's own position, the last one that it sees.
     last: usize,
+    /// The head's output, `[head_dim]`.
     output: &'a mut [f32],
 }
 
 /// A sequence's cache as one key-value head of a layer sees it.
 struct Past<'a> {
+    /// The cache of the whole step.
     kv: &'a KvCache,
+    /// The sequence's blocks, by position.
     table: &'a [u32],
+    /// The layer whose keys and values are read.
     layer: usize,
+    /// The key-value head, which several query heads share.
     head: usize,
+    /// Factor of the scores before the softmax.
     scale: f32,
 }
 
 impl Past<'_> {
     /// Attention of ascending rows of the sequence.
+    ///
+    /// First the scores of all views, block by block with two rows per pass over the keys; then the
+    /// softmax of each; then the weighted values, again block by block. `scores` is a buffer of
+    /// `[views, positions of the blocks walked]`.
     fn attend(&self, mut views: Vec<View<'_>>, scores: &mut Vec<f32>) {
         let first_block = views.iter().map(|view| view.first).min().unwrap_or(0) / BLOCK_POSITIONS;
         let end_block = views.iter().map(|view| view.last).max().unwrap_or(0) / BLOCK_POSITIONS + 1;
@@ -126,7 +145,11 @@ impl Past<'_> {
     }
 }
 
-/// Turns the scores of the `seen` positions into weights, zero elsewhere; returns their sum.
+/// Turns the scores of the `seen` positions into weights that are not normalised yet, zero
+/// elsewhere; returns their sum.
+///
+/// `exp((score − max) · scale)` is the softmax of the scaled scores for a positive scale. The
+/// caller divides the output by the sum.
 fn weigh(scores: &mut [f32], seen: std::ops::Range<usize>, scale: f32) -> f32 {
     scores[..seen.start].fill(0.0);
     scores[seen.end..].fill(0.0);

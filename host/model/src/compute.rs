@@ -1,8 +1,8 @@
 //! A small pool of compute threads for the kernels of one step.
 //!
-//! A decode step runs some 150 parallel regions of a few microseconds each, so entering one must cost
-//! well under a microsecond: workers spin briefly between regions and sleep when the engine is idle.
-//! Which thread runs a task never changes its result.
+//! A decode step runs some 150 parallel regions of a few microseconds each, so entering one must
+//! cost well under a microsecond: workers spin briefly between regions and sleep when the engine is
+//! idle. The thread that runs a task has no influence on its result.
 
 #![expect(unsafe_code, reason = "hands a borrowed closure to worker threads and waits for them")]
 
@@ -14,28 +14,45 @@ use std::thread::{JoinHandle, Thread};
 
 /// Spins before a worker goes to sleep: about 50 µs, longer than any gap inside a step.
 const SPINS_BEFORE_SLEEP: u32 = 2_000;
+/// Bit of the state that says that workers may enter the job.
 const OPEN: u64 = 1;
+/// Unit of the state's count of workers inside the job.
 const ACTIVE: u64 = 2;
+/// Unit of the state's number of the job; it wraps after 2³² jobs.
 const GENERATION: u64 = 1 << 32;
 
+/// A region's task with its lifetime erased.
 type Task = dyn Fn(usize) + Sync + 'static;
 
 /// A pool of compute threads; the calling thread is one of them.
+///
+/// Tasks are handed out one by one from a shared counter, so that uneven ones balance. Threads that
+/// the system refuses are done without.
 pub struct Compute {
+    /// State that callers and workers share.
     shared: Arc<Shared>,
+    /// The threads besides the caller, for joining.
     workers: Vec<JoinHandle<()>>,
+    /// The same threads, for waking.
     threads: Vec<Thread>,
     /// Serialises callers; the engine has one, so it is never contended there.
     caller: Mutex<()>,
 }
 
+/// State of the pool: the current job, and counters that order access to it.
 struct Shared {
-    /// `generation << 32 | active workers << 1 | open`. Workers may enter a job only while it is open.
+    /// `generation << 32 | active workers << 1 | open`. Workers may enter a job only while it is
+    /// open.
     state: AtomicU64,
+    /// The current task and the number of its calls; `None` before the first job.
     job: UnsafeCell<Option<(*const Task, usize)>>,
+    /// The next call that nobody has taken.
     next: AtomicUsize,
+    /// Workers that are parked or about to park; zero spares the caller the system calls of waking.
     sleeping: AtomicUsize,
+    /// True if a task panicked on a worker since the caller last looked.
     panicked: AtomicBool,
+    /// True once the pool is dropped.
     stop: AtomicBool,
 }
 
@@ -86,6 +103,9 @@ impl Compute {
     }
 
     /// Runs `task(0) .. task(num_tasks - 1)`, each once, and returns when all are done.
+    ///
+    /// Each call is a region of its own; a second caller waits. A task must not call `run` of the
+    /// same pool: it would wait for itself.
     ///
     /// # Panics
     /// If a task panicked on a worker.
@@ -144,6 +164,7 @@ impl Drop for CloseOnDrop<'_> {
 }
 
 impl Shared {
+    /// Runs calls until none is left. Callers and workers do this side by side.
     fn take_tasks(&self, task: &(dyn Fn(usize) + Sync), num_tasks: usize) {
         loop {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
@@ -154,6 +175,7 @@ impl Shared {
         }
     }
 
+    /// A worker's life: enters each open job once, and waits for the next.
     fn work(&self) {
         let mut last_generation = 0;
         while !self.stop.load(Ordering::Relaxed) {
@@ -175,6 +197,8 @@ impl Shared {
         }
     }
 
+    /// Takes calls of the job that this worker has entered, then leaves it. A panic is caught and
+    /// noted, as the caller waits for the worker.
     fn run_entered_job(&self) {
         // SAFETY: this worker is counted as active, so the caller is still inside `run` and keeps the
         // closure alive and `job` unchanged until the count drops below.
@@ -190,11 +214,14 @@ impl Shared {
         self.state.fetch_sub(ACTIVE, Ordering::Release);
     }
 
+    /// True if there is a job that the worker has not entered yet, or the pool stops.
     fn has_news(&self, last_generation: u64) -> bool {
         let state = self.state.load(Ordering::SeqCst);
         (state & OPEN != 0 && state >> 32 != last_generation) || self.stop.load(Ordering::SeqCst)
     }
 
+    /// Spins, then parks until there is news. The count of sleepers is raised before the last look,
+    /// so that a caller that opens a job either sees the sleeper or is seen by it.
     fn wait(&self, last_generation: u64) {
         for _ in 0..SPINS_BEFORE_SLEEP {
             if self.has_news(last_generation) {
@@ -211,9 +238,14 @@ impl Shared {
 }
 
 /// A mutable buffer that tasks of one region write at disjoint places.
+///
+/// A raw pointer with a length and without a lifetime: the callers keep the buffer alive for the
+/// region.
 #[derive(Clone, Copy)]
 pub struct SharedMut<T> {
+    /// The first element.
     pointer: *mut T,
+    /// Number of elements, against which every slice is checked.
     len: usize,
 }
 

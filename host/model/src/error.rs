@@ -1,4 +1,4 @@
-//! What can go wrong while a base model is read.
+//! Errors of reading a base model.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ pub enum Error {
     /// A file or directory could not be read.
     #[error("cannot read {path}: {source}", path = path.display())]
     Io {
-        /// What was being read.
+        /// The file or directory.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
@@ -19,13 +19,13 @@ pub enum Error {
     Malformed {
         /// The offending file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value that was found and the one that was expected.
         reason: String,
     },
     /// The model uses something that this build does not implement.
     #[error("{what} `{found}` is not supported (supported: {supported})")]
     Unsupported {
-        /// Which setting.
+        /// The setting's name, as the configuration or the metadata spells it.
         what: String,
         /// Its value in the model.
         found: String,
@@ -48,7 +48,8 @@ pub enum Error {
         /// The shape that the configuration implies.
         expected: Vec<usize>,
     },
-    /// Experts that are to be kept are not those of the base.
+    /// Experts that are to be kept are not those of the base: a layer is not sparse, a number is
+    /// too large, the list is empty or does not ascend.
     #[error("experts that are kept: {0}")]
     KeptExperts(String),
     /// A tensor holds a value that is not finite.
@@ -60,14 +61,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// A file that the system does not give.
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
 
+    /// A file whose bytes do not fit its format; the reason follows the path in the message.
     pub(crate) fn malformed(path: &Path, reason: impl Into<String>) -> Self {
         Self::Malformed { path: path.to_owned(), reason: reason.into() }
     }
 
+    /// A setting with a value that nothing here computes. `supported` lists what would be accepted,
+    /// for a reader who edits the configuration.
     pub(crate) fn unsupported(
         what: impl Into<String>,
         found: impl Into<String>,

@@ -1,7 +1,7 @@
 //! Model families as variation points: the only place that names a family.
 //!
-//! Reads both layouts of `config.json` (the older with `rope_theta` and `rope_scaling`, the newer with
-//! `rope_parameters`) and GGUF metadata. What is not implemented is refused by name.
+//! Reads both layouts of `config.json` (the older with `rope_theta` and `rope_scaling`, the newer
+//! with `rope_parameters`) and GGUF metadata. What is not implemented is refused by name.
 
 mod gguf;
 mod keys;
@@ -14,11 +14,15 @@ use keys::Keys;
 
 pub(crate) use gguf::from_gguf;
 
+/// The values of `model_type` that are read, for the message about others.
 const SUPPORTED: &str =
     "llama, mistral, qwen2, qwen3, gemma3_text, mixtral, qwen2_moe, qwen3_moe, olmoe";
-/// Larger sizes are a lie or a machine that does not exist yet; they also keep products in range.
+/// Largest size of anything. Larger ones are a lie or a machine that does not exist yet; the bound
+/// also keeps products in range.
 const MAX_SIZE: u64 = 1 << 24;
 /// Settings that change what some model computes and that nothing here computes.
+///
+/// A setting counts as absent if it is null or false.
 const NOT_IMPLEMENTED: [&str; 16] = [
     "quantization_config",
     "attn_logit_softcapping",
@@ -38,7 +42,15 @@ const NOT_IMPLEMENTED: [&str; 16] = [
     "text_config",
 ];
 
-/// Reads a Hugging Face `config.json`, with `generation_config.json` for the end tokens where it exists.
+/// Reads a Hugging Face `config.json`, with `generation_config.json` for the end tokens where it
+/// exists.
+///
+/// Settings that a configuration leaves out are what transformers takes for the family, so that a
+/// file that loads there computes the same here.
+///
+/// # Errors
+/// If the family or a setting of it is not implemented, or a value is of the wrong type or out of
+/// range.
 pub(crate) fn from_hugging_face(
     config: &Json,
     generation: Option<&Json>,
@@ -70,6 +82,7 @@ pub(crate) fn from_hugging_face(
     })
 }
 
+/// Llama 1 to 3, and models that call themselves so.
 fn llama(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config = plain(keys, "llama", &LLAMA)?;
     let attention = keys.flag("attention_bias");
@@ -83,6 +96,7 @@ fn llama(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
+/// Mistral: a llama whose layers have a window unless `sliding_window` is null.
 fn mistral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let defaults = Defaults { max_positions: 131_072, num_kv_heads: Some(8), ..LLAMA };
     let config = plain(keys, "mistral", &defaults)?;
@@ -90,6 +104,7 @@ fn mistral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     Ok(ModelConfig { windows: keys.windows(config.num_layers, window, &|_| true)?, ..config })
 }
 
+/// Qwen 2 and 2.5: biases of q, k and v.
 fn qwen2(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config = plain(keys, "qwen2", &QWEN)?;
     Ok(ModelConfig {
@@ -99,12 +114,13 @@ fn qwen2(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
+/// Qwen 3: norms of queries and keys per head.
 fn qwen3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config = qwen3_like(keys, "qwen3", &Defaults { head_dim: Some(128), ..QWEN })?;
     Ok(ModelConfig { windows: qwen_windows(keys, config.num_layers)?, ..config })
 }
 
-/// What the dense and the sparse models have in common.
+/// The settings that the dense and the sparse Qwen 3 have in common.
 fn qwen3_like(
     keys: &Keys<'_>,
     family: &'static str,
@@ -123,6 +139,7 @@ fn qwen3_like(
     })
 }
 
+/// Defaults of the Qwen families.
 const QWEN: Defaults = Defaults { max_positions: 32_768, num_kv_heads: Some(32), ..LLAMA };
 
 /// Layers from `max_window_layers` on have a window, if any has.
@@ -132,6 +149,7 @@ fn qwen_windows(keys: &Keys<'_>, num_layers: usize) -> Result<Vec<Option<usize>>
     keys.windows(num_layers, window, &|layer| layer >= first)
 }
 
+/// The window of the layers that have one; none at all without `use_sliding_window`.
 fn qwen_window(keys: &Keys<'_>) -> Result<Option<usize>, Error> {
     match keys.flag("use_sliding_window") {
         true => keys.window(Some(4096)),
@@ -139,6 +157,8 @@ fn qwen_window(keys: &Keys<'_>) -> Result<Option<usize>, Error> {
     }
 }
 
+/// Gemma 3, text only: norms at both ends of a block, and five layers with a window for each
+/// without, which have a rotary embedding of their own.
 fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let defaults = Defaults {
         activation: ("hidden_activation", "gelu_pytorch_tanh"),
@@ -173,6 +193,7 @@ fn gemma3(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
+/// Mixtral: a mistral with experts in all layers.
 fn mixtral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config = plain(
         keys,
@@ -201,6 +222,7 @@ fn mixtral(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
+/// Qwen 1.5 and 2 with experts, and a shared one beside them.
 fn qwen2_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config = plain(keys, "qwen2_moe", &Defaults { num_kv_heads: Some(16), ..QWEN })?;
     let experts = Experts {
@@ -223,6 +245,7 @@ fn qwen2_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
+/// Qwen 3 with experts. All layers have the window, if there is one.
 fn qwen3_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let defaults = Defaults { num_kv_heads: Some(4), ..QWEN };
     let config = qwen3_like(keys, "qwen3_moe", &defaults)?;
@@ -241,6 +264,7 @@ fn qwen3_moe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
+/// OLMoE: norms of queries and keys over the full width, and clipped queries, keys and values.
 fn olmoe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     let config =
         plain(keys, "olmoe", &Defaults { max_positions: 4096, norm_epsilon: 1e-5, ..LLAMA })?;
@@ -266,16 +290,22 @@ fn olmoe(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
     })
 }
 
-/// What a family says of its experts; `top_k` is what it takes where nothing is said.
+/// A family's settings of its experts.
 #[derive(Clone, Copy)]
 struct Experts {
+    /// Experts per sparse layer.
     number: usize,
+    /// Experts per token where the configuration does not say.
     top_k: usize,
+    /// Width inside an expert.
     expert_size: usize,
+    /// True if the weights of the chosen experts are made to sum to one.
     renormalise: bool,
+    /// Width inside the shared expert, in families with one.
     shared_expert: Option<usize>,
 }
 
+/// The mixture of a family; the configuration may say how many experts a token gets.
 fn mixture(keys: &Keys<'_>, experts: Experts, sparse: Vec<bool>) -> Result<FeedForward, Error> {
     Ok(FeedForward::Mixture(Mixture {
         num_experts: experts.number,
@@ -287,21 +317,27 @@ fn mixture(keys: &Keys<'_>, experts: Experts, sparse: Vec<bool>) -> Result<FeedF
     }))
 }
 
-/// What a family takes for settings that a configuration leaves out.
+/// Values of a family for settings that a configuration leaves out.
 struct Defaults {
-    /// The name of the setting, and the only value that the family has.
+    /// The name of the activation's setting, and the only value that the family has.
     activation: (&'static str, &'static str),
+    /// Features per head. Without a number, the width divided by the heads.
     head_dim: Option<usize>,
     /// Without a number, as many as there are heads of queries.
     num_kv_heads: Option<usize>,
+    /// Longest sequence.
     max_positions: usize,
+    /// ε of the norms.
     norm_epsilon: f64,
+    /// Base of the rotary frequencies.
     theta: f64,
+    /// True if the head reuses the embedding table.
     tied: bool,
     /// True where kinds of layers have ropes of their own.
     ropes_by_layer: bool,
 }
 
+/// Defaults of llama, from which other families start.
 const LLAMA: Defaults = Defaults {
     activation: ("hidden_act", "silu"),
     head_dim: None,
@@ -313,7 +349,10 @@ const LLAMA: Defaults = Defaults {
     ropes_by_layer: false,
 };
 
-/// A decoder without anything special; families say what differs.
+/// A decoder without anything special: no biases, windows, experts or norms beyond the usual ones.
+/// Families replace the fields that differ.
+///
+/// `eos_tokens` are filled in later.
 fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<ModelConfig, Error> {
     keys.check_types()?;
     let (setting, activation) = defaults.activation;
@@ -356,12 +395,13 @@ fn plain(keys: &Keys<'_>, family: &'static str, defaults: &Defaults) -> Result<M
     })
 }
 
-/// What norms of a Hugging Face checkpoint are short of: gemma keeps them around zero.
+/// Number that is added to the weights of norms in a Hugging Face checkpoint: gemma keeps them
+/// around zero. GGUF files hold the sum.
 pub(crate) fn hugging_face_norm_offset(config: &ModelConfig) -> f32 {
     if config.family == "gemma3" { 1.0 } else { 0.0 }
 }
 
-/// What GGUF files call the architecture: the older families are kinds of llama there.
+/// The architecture's name in GGUF files: the older families are kinds of llama there.
 pub fn gguf_architecture(config: &ModelConfig) -> &'static str {
     match config.family {
         "mistral" | "mixtral" => "llama",
@@ -371,12 +411,12 @@ pub fn gguf_architecture(config: &ModelConfig) -> &'static str {
     }
 }
 
-/// Whether GGUF files of this architecture hold q and k permuted for interleaved rotary embedding.
+/// True if GGUF files of this architecture hold q and k permuted for interleaved rotary embedding.
 pub(crate) fn gguf_permutes_queries_and_keys(config: &ModelConfig) -> bool {
     gguf_architecture(config) == "llama"
 }
 
-/// Relations that every family obeys.
+/// Checks the relations that every family obeys, for both formats.
 fn check(config: ModelConfig) -> Result<ModelConfig, Error> {
     let (heads, kv_heads, dim) = (config.num_heads, config.num_kv_heads, config.head_dim);
     if kv_heads > heads || !heads.is_multiple_of(kv_heads) {
@@ -406,6 +446,7 @@ fn check(config: ModelConfig) -> Result<ModelConfig, Error> {
     Ok(config)
 }
 
+/// Bounds the number of experts, and the choice of each token by it.
 fn check_mixture(mixture: &Mixture) -> Result<(), Error> {
     /// Experts are numbered in 16 bits, and choices take a slot per row and expert.
     const MAX_EXPERTS: usize = 1024;
@@ -421,6 +462,7 @@ fn check_mixture(mixture: &Mixture) -> Result<(), Error> {
     Ok(())
 }
 
+/// A size from 1 to [`MAX_SIZE`]; `key` names it in a refusal.
 fn checked_size(key: &str, found: Option<u64>) -> Result<usize, Error> {
     match found {
         Some(value @ 1..=MAX_SIZE) => Ok(value as usize),

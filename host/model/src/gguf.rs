@@ -1,18 +1,19 @@
 //! The GGUF container: metadata and tensor directory, read from untrusted bytes.
 //!
-//! Versions 2 and 3, little-endian, per ggml's `docs/gguf.md`. Every length is checked against the bytes
-//! that are left before anything is allocated, so a lying header costs nothing.
+//! Versions 2 and 3, little-endian, per ggml's `docs/gguf.md`. Every length is checked against the
+//! bytes that are left before anything is allocated, so a lying header costs nothing.
 
 use std::collections::BTreeMap;
 
 /// Longest key or tensor name that the format allows.
 const MAX_NAME_BYTES: usize = 65_535;
+/// Most dimensions of a tensor, as ggml has them.
 const MAX_DIMENSIONS: usize = 4;
 
 /// A parsed header. Tensor data stays in the file.
 #[derive(Debug)]
 pub struct Header {
-    /// Key-value pairs.
+    /// Key-value pairs, by key. No key appears twice.
     pub metadata: BTreeMap<String, Value>,
     /// Tensors by name.
     pub tensors: BTreeMap<String, TensorInfo>,
@@ -31,12 +32,12 @@ pub enum Value {
     Bool(bool),
     /// UTF-8 text.
     Text(String),
-    /// A list of scalars or texts.
+    /// A list of scalars or texts. Lists of lists are refused.
     List(Vec<Self>),
 }
 
 impl Value {
-    /// The value as an unsigned integer, where it is one.
+    /// The value as an unsigned integer; `None` for negative numbers, floats and all else.
     pub fn as_u64(&self) -> Option<u64> {
         match self {
             Self::Unsigned(value) => Some(*value),
@@ -45,7 +46,7 @@ impl Value {
         }
     }
 
-    /// The value as a float, where it is a number.
+    /// The value as a float; `None` unless it is a number. Integers above 2⁵³ are rounded.
     pub fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Float(value) => Some(*value),
@@ -55,7 +56,7 @@ impl Value {
         }
     }
 
-    /// The value as a flag, where it is one.
+    /// The value as a flag; `None` unless it is one. Numbers are no flags.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(*value),
@@ -63,7 +64,7 @@ impl Value {
         }
     }
 
-    /// The value as text, where it is.
+    /// The value as text; `None` unless it is one.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::Text(value) => Some(value),
@@ -71,7 +72,7 @@ impl Value {
         }
     }
 
-    /// The value as a list, where it is one.
+    /// The value as a list; `None` unless it is one.
     pub fn as_list(&self) -> Option<&[Self]> {
         match self {
             Self::List(values) => Some(values),
@@ -80,7 +81,10 @@ impl Value {
     }
 }
 
-/// How a tensor's elements are stored.
+/// Storage type of a tensor's elements.
+///
+/// K-quants are blocks of 256 elements with scales inside, the others blocks of 32; IQ and ternary
+/// types are not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "ggml's own names")]
 pub enum TensorType {
@@ -100,6 +104,7 @@ pub enum TensorType {
 }
 
 impl TensorType {
+    /// The type of a number in ggml's `enum ggml_type`; `None` for those that are not read.
     fn from_id(id: u32) -> Option<Self> {
         Some(match id {
             0 => Self::F32,
@@ -120,6 +125,8 @@ impl TensorType {
     }
 
     /// `(elements, bytes)` of one block.
+    ///
+    /// Rows consist of whole blocks.
     pub fn block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
@@ -138,14 +145,15 @@ impl TensorType {
     }
 }
 
-/// Where a tensor lies and how it is laid out.
+/// Place and layout of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Outermost dimension first, as everywhere else in this crate.
+    /// Outermost dimension first, as everywhere else in this crate; the file has the innermost
+    /// first.
     pub shape: Vec<usize>,
     /// Storage type.
     pub dtype: TensorType,
-    /// First byte in the file.
+    /// First byte in the file, checked to leave room for the tensor.
     pub start: usize,
     /// Bytes in the file.
     pub num_bytes: usize,
@@ -153,8 +161,12 @@ pub struct TensorInfo {
 
 /// Parses the header of a whole file's bytes.
 ///
+/// Tensors are placed but not read: their bytes are checked to lie inside of the file. They may
+/// overlap.
+///
 /// # Errors
-/// What was found and what was expected, as text; the caller adds the path.
+/// If the bytes are no GGUF file of version 2 or 3: the value that was found and the one that was
+/// expected, as text; the caller adds the path.
 pub fn parse(bytes: &[u8]) -> Result<Header, String> {
     let mut reader = Reader { bytes, at: 0 };
     if reader.take(4)? != b"GGUF" {
@@ -201,6 +213,8 @@ pub fn parse(bytes: &[u8]) -> Result<Header, String> {
 }
 
 /// Turns a tensor's relative offset into a checked position in the file.
+///
+/// `data_start` is the end of the header, rounded up to the alignment.
 fn place(
     name: &str,
     info: &TensorInfo,
@@ -225,12 +239,16 @@ fn place(
     }
 }
 
+/// A cursor over the header's bytes. All reads are checked against the end.
 struct Reader<'a> {
+    /// The whole file.
     bytes: &'a [u8],
+    /// The next byte, never behind the end.
     at: usize,
 }
 
 impl<'a> Reader<'a> {
+    /// The next `len` bytes.
     fn take(&mut self, len: usize) -> Result<&'a [u8], String> {
         let left = self.bytes.len() - self.at;
         if len > left {
@@ -241,16 +259,19 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
+    /// The next `N` bytes.
     fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N)?);
         Ok(array)
     }
 
+    /// A little-endian 32-bit number.
     fn u32(&mut self) -> Result<u32, String> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
+    /// A little-endian 64-bit number.
     fn u64(&mut self) -> Result<u64, String> {
         Ok(u64::from_le_bytes(self.array()?))
     }
@@ -265,6 +286,7 @@ impl<'a> Reader<'a> {
             .ok_or_else(|| format!("{what} count {count}, the file can hold at most {most}"))
     }
 
+    /// Text with its length before it, which must be UTF-8.
     fn text(&mut self, max_bytes: usize) -> Result<String, String> {
         let len = self.count("text byte", 1)?;
         if len > max_bytes {
@@ -273,10 +295,12 @@ impl<'a> Reader<'a> {
         String::from_utf8(self.take(len)?.to_vec()).map_err(|_| "text is not UTF-8".to_owned())
     }
 
+    /// Text of at most [`MAX_NAME_BYTES`]; `what` says in a refusal what it names.
     fn name(&mut self, what: &str) -> Result<String, String> {
         self.text(MAX_NAME_BYTES).map_err(|reason| format!("{what}: {reason}"))
     }
 
+    /// A metadata value of a type by its number in the format.
     fn value(&mut self, type_id: u32, lists_allowed: bool) -> Result<Value, String> {
         Ok(match type_id {
             0 => Value::Unsigned(self.array::<1>()?[0].into()),
@@ -297,6 +321,8 @@ impl<'a> Reader<'a> {
         })
     }
 
+    /// A list: the elements' type, their count, and the elements. The count is bounded by the least
+    /// size of an element before anything is allocated.
     fn list(&mut self) -> Result<Value, String> {
         let type_id = self.u32()?;
         let min_bytes = match type_id {
@@ -309,6 +335,8 @@ impl<'a> Reader<'a> {
         (0..count).map(|_| self.value(type_id, false)).collect::<Result<_, _>>().map(Value::List)
     }
 
+    /// An entry of the directory: name, shape, type and offset. The offset in `start` counts from
+    /// the data's beginning until [`place`] has checked it.
     fn tensor(&mut self) -> Result<(String, TensorInfo), String> {
         let name = self.name("tensor name")?;
         let fail = |reason: String| format!("tensor `{name}`: {reason}");

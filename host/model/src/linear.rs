@@ -11,6 +11,8 @@ use crate::kernels::{
 };
 
 /// Dense elements, owned or borrowed from a mapped file.
+///
+/// Elements are never widened in memory: kernels load 16-bit ones as f32 lanes.
 #[derive(Debug)]
 pub enum DenseWeights {
     /// 32-bit floats.
@@ -19,7 +21,7 @@ pub enum DenseWeights {
     Bf16(Vec<u16>),
     /// IEEE half bit patterns.
     F16(Vec<u16>),
-    /// Elements inside a mapped file.
+    /// Elements inside a mapped file, which the system may page out and in again.
     Mapped(MappedWeights),
 }
 
@@ -35,7 +37,7 @@ impl DenseWeights {
     }
 }
 
-/// How elements of a mapped file are stored.
+/// Storage type of elements in a mapped file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DenseType {
     /// 32-bit floats.
@@ -59,15 +61,19 @@ impl DenseType {
 /// A range of a mapped file that holds aligned little-endian floats.
 #[derive(Debug)]
 pub struct MappedWeights {
+    /// The file, shared by all tensors of it.
     map: Arc<Mmap>,
+    /// The first byte in the file, aligned to the type.
     start: usize,
+    /// Number of elements.
     len: usize,
+    /// Storage type of the elements.
     dtype: DenseType,
 }
 
 impl MappedWeights {
-    /// Borrows `len` elements at byte `start`; `None` if the range lies outside the file, is not aligned
-    /// for its type, or the machine is big-endian.
+    /// Borrows `len` elements at byte `start`; `None` if the range lies outside the file, is not
+    /// aligned for its type, or the machine is big-endian.
     pub fn new(map: Arc<Mmap>, start: usize, len: usize, dtype: DenseType) -> Option<Self> {
         let bytes = len.checked_mul(dtype.num_bytes())?;
         let range = map.get(start..start.checked_add(bytes)?)?;
@@ -96,7 +102,8 @@ impl MappedWeights {
     }
 }
 
-/// A weight matrix `[outs, inner]`.
+/// A weight matrix `[outs, inner]`, row-major: one row per output feature, as `torch.nn.Linear` has
+/// it.
 #[derive(Debug)]
 pub enum Matrix {
     /// Dense rows.
@@ -106,7 +113,7 @@ pub enum Matrix {
         /// Input features.
         inner: usize,
     },
-    /// 4- or 8-bit blocks.
+    /// 4- or 8-bit blocks in the kernels' own layout; `inner` is a multiple of 32.
     Packed(PackedMatrix),
 }
 
@@ -127,7 +134,7 @@ impl Matrix {
         }
     }
 
-    /// Bytes of weights.
+    /// Bytes of weights, mapped ones included.
     pub fn num_bytes(&self) -> usize {
         match self {
             Self::Dense { weights, .. } => match weights.as_slice() {
@@ -160,14 +167,16 @@ impl Matrix {
 pub struct Linear {
     /// `[outs, inner]`
     pub matrix: Matrix,
-    /// `[outs]`
+    /// `[outs]`, added after the product; `None` in most families.
     pub bias: Option<Vec<f32>>,
 }
 
 impl Linear {
-    /// The product of one row with the weights, without the bias, on the calling thread: `y = W · x`.
+    /// The product of one row with the weights, without the bias, on the calling thread:
+    /// `y = W · x`.
     ///
-    /// Gives the bits that the same row gets in a step.
+    /// Gives the bits that the same row gets in a step. `quantised` is a buffer that packed weights
+    /// overwrite.
     ///
     /// # Panics
     /// If `x` or `y` has another length than the weights' rows and columns.
@@ -189,9 +198,12 @@ impl Linear {
     }
 }
 
-/// Products of several projections with some rows each of one input, `[rows, inner]`: `yᵢ = x[rowsᵢ] · Wᵢᵀ + bᵢ`.
+/// Products of several projections with some rows each of one input, `[rows, inner]`:
+/// `yᵢ = x[rowsᵢ] · Wᵢᵀ + bᵢ`.
 ///
-/// Quantised projections share one quantisation of the input, and projections of one form one parallel region.
+/// Quantised projections share one quantisation of the input, and projections of one form one
+/// parallel region: entering a region costs as much as a small product. `quantised` is overwritten
+/// if any of the weights are packed.
 pub(crate) fn project(
     compute: &Compute,
     x: &[f32],

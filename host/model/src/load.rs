@@ -1,6 +1,7 @@
 //! Reading a base model from disk: a Hugging Face directory or a GGUF file.
 //!
-//! Both sources answer for tensors under Hugging Face's names; building the decoder is written once.
+//! Both sources answer for tensors under Hugging Face's names; building the decoder is written
+//! once.
 
 mod gguf_file;
 mod hugging_face;
@@ -26,27 +27,50 @@ pub use crate::family::gguf_architecture;
 pub use gguf_file::{GgufFile, gguf_stored_row, gguf_tensor_name};
 
 /// Called as loading proceeds with `(bytes done, bytes in all)`.
+///
+/// Called from the loading thread every few megabytes.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// A place that tensors come from, under Hugging Face's names.
+///
+/// Matrices are `[outs, inner]` with heads in the half-split order of the rotary embedding, and
+/// free of values that are not finite, whatever the file holds.
 trait WeightSource {
+    /// The model's shape, as the source describes it.
     fn config(&self) -> &ModelConfig;
     /// A vector as f32; `None` if the source has no such tensor.
+    ///
+    /// Values may be infinite or NaN: [`required`] refuses those.
+    ///
+    /// # Errors
+    /// If the tensor has another shape.
     fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error>;
+    /// A matrix in the form that the kernels hold; mapped rather than copied where the file allows
+    /// it.
+    ///
+    /// # Errors
+    /// If the tensor is missing, has another shape or type, or holds a value that is not finite.
     fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error>;
-    /// A projection of a routed expert of a sparse layer.
+    /// A projection of a routed expert of a sparse layer: gate, up or down, `[outs, inner]`.
+    ///
+    /// # Errors
+    /// As [`WeightSource::matrix`].
     fn expert(
         &mut self,
         layer: usize,
-        which: (usize, Projection),
-        shape: (usize, usize),
+        expert: usize,
+        projection: Projection,
+        outs: usize,
+        inner: usize,
     ) -> Result<Matrix, Error>;
+    /// SHA-256 over the source's files.
     fn digest(&self) -> [u8; 32];
-    /// Tensors that the decoder has no place for.
+    /// Tensors that nothing has asked for so far. A source that does not keep track, as a GGUF
+    /// file, gives none.
     fn unread(&self) -> Vec<String> {
         Vec::new()
     }
-    /// What is added to the weights of norms.
+    /// Number that is added to the weights of norms: 1 for checkpoints that keep them around zero.
     fn norm_offset(&self) -> f32 {
         0.0
     }
@@ -54,13 +78,16 @@ trait WeightSource {
 
 /// Loads a base model from a directory with `config.json` and safetensors, or from a `.gguf` file.
 ///
+/// The whole of the weights is read once for their digest, which also warms the system's cache.
+///
 /// # Errors
 /// If files are missing or malformed, or the model needs something that is not implemented.
 pub fn load(path: &Path, compute: Arc<Compute>, progress: Progress<'_>) -> Result<Decoder, Error> {
     load_keeping(path, compute, &KeptExperts::new(), progress)
 }
 
-/// The experts of sparse layers that are held in memory, ascending; all of a layer that is not named.
+/// The experts of sparse layers that are held in memory, by layer, ascending. A layer that is not
+/// named keeps all of its own.
 pub type KeptExperts = BTreeMap<usize, Vec<u32>>;
 
 /// Loads a base model without some of its experts: they are never read, and no row can choose them.
@@ -101,8 +128,10 @@ fn check_kept(kept: &KeptExperts, config: &ModelConfig) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses tensors that nothing reads: what they do would be missing without a word. Tables of positions and experts that
-/// are dropped are no such tensors.
+/// Refuses tensors that nothing reads, as their effect would be missing without a word.
+///
+/// Tables of rotary frequencies, which follow from the configuration, are let through, and so are
+/// experts where some are dropped.
 fn check_unread(unread: &[String], kept: &KeptExperts) -> Result<(), Error> {
     let is_known = |name: &&String| {
         name.ends_with("rotary_emb.inv_freq") || !kept.is_empty() && name.contains(".experts.")
@@ -117,7 +146,9 @@ fn check_unread(unread: &[String], kept: &KeptExperts) -> Result<(), Error> {
     }
 }
 
-/// What a base computes that lacks experts.
+/// Digest of a base from which experts were dropped, and the files' digest where none were: with
+/// other experts a base computes another function, and results for one are not results for the
+/// other.
 fn identity(digest: [u8; 32], kept: &KeptExperts) -> [u8; 32] {
     if kept.is_empty() {
         return digest;
@@ -126,6 +157,7 @@ fn identity(digest: [u8; 32], kept: &KeptExperts) -> [u8; 32] {
     Sha256::new_with_prefix(digest).chain_update(text).finalize().into()
 }
 
+/// Reads all tensors of a source and checks that none is left over. Written once for both formats.
 fn build(
     mut source: impl WeightSource,
     compute: Arc<Compute>,
@@ -136,7 +168,7 @@ fn build(
     let hidden = config.hidden_size;
     let (embeddings, head) = ends(&mut source, &mut config)?;
     let layers = (0..config.num_layers)
-        .map(|layer| build_layer(&mut source, &config, (layer, kept)))
+        .map(|layer| build_layer(&mut source, &config, layer, kept))
         .collect::<Result<_, _>>()?;
     let final_norm = norm(&mut source, "model.norm.weight", hidden)?;
     check_unread(&source.unread(), kept)?;
@@ -156,9 +188,9 @@ fn build(
 
 /// The embedding table, and the head where it is another matrix.
 ///
-/// A configuration may say that both are one while the file holds a head of its own, as merging a module with one leaves
-/// it: as in transformers 5, a head that differs serves, and then nothing is tied. A file with the head alone has the
-/// embedding table in it.
+/// A configuration may say that both are one while the file holds a head of its own, as merging a
+/// module with one leaves it: as in transformers 5, a head that differs serves, and then nothing is
+/// tied. A file with the head alone has the embedding table in it.
 fn ends(
     source: &mut impl WeightSource,
     config: &mut ModelConfig,
@@ -183,6 +215,7 @@ fn ends(
     Ok((embeddings, Some(Linear { matrix: head, bias: None })))
 }
 
+/// True if two matrices have the same values, row by row; they may be of different types.
 fn are_equal(a: &Matrix, b: &Matrix, rows: usize, width: usize) -> bool {
     let [mut of_a, mut of_b] = [vec![0.0; width], vec![0.0; width]];
     (0..rows).all(|row| {
@@ -192,10 +225,12 @@ fn are_equal(a: &Matrix, b: &Matrix, rows: usize, width: usize) -> bool {
     })
 }
 
+/// Reads one layer: projections with their biases, norms, and experts if the layer is sparse.
 fn build_layer(
     source: &mut impl WeightSource,
     config: &ModelConfig,
-    (layer, kept): (usize, &KeptExperts),
+    layer: usize,
+    kept: &KeptExperts,
 ) -> Result<Layer, Error> {
     let prefix = format!("model.layers.{layer}");
     let mut linear = |projection: Projection| {
@@ -219,7 +254,7 @@ fn build_layer(
         None => FeedForward::Dense([linear(gate)?, linear(up)?, linear(down)?]),
         Some(mixture) => {
             let kept = kept.get(&layer).map(Vec::as_slice);
-            FeedForward::Sparse(build_experts(source, config, (layer, mixture, kept))?)
+            FeedForward::Sparse(build_experts(source, config, layer, mixture, kept)?)
         }
     };
     let hidden = config.hidden_size;
@@ -254,10 +289,14 @@ fn build_layer(
     })
 }
 
+/// Reads the router, the experts that are `kept` (all for `None`), and the shared expert of a
+/// sparse layer. Experts that are dropped are not read.
 fn build_experts(
     source: &mut impl WeightSource,
     config: &ModelConfig,
-    (layer, mixture, kept): (usize, &Mixture, Option<&[u32]>),
+    layer: usize,
+    mixture: &Mixture,
+    kept: Option<&[u32]>,
 ) -> Result<Experts, Error> {
     let hidden = config.hidden_size;
     let prefix = format!("model.layers.{layer}.mlp");
@@ -270,8 +309,8 @@ fn build_experts(
             return Ok(None);
         }
         let mut linear = |projection: Projection| {
-            let which = (expert, projection);
-            source.expert(layer, which, mixture.expert_shape(hidden, which)).map(plain)
+            let (outs, inner) = mixture.expert_shape(hidden, expert, projection);
+            source.expert(layer, expert, projection, outs, inner).map(plain)
         };
         let [gate, up, down] = [Projection::Gate, Projection::Up, Projection::Down];
         Ok(Some([linear(gate)?, linear(up)?, linear(down)?]))
@@ -281,7 +320,7 @@ fn build_experts(
         None => None,
         Some(_) => {
             let mut linear = |projection: Projection| {
-                let (outs, inner) = mixture.expert_shape(hidden, (mixture.num_experts, projection));
+                let (outs, inner) = mixture.expert_shape(hidden, mixture.num_experts, projection);
                 let name = format!("{prefix}.shared_expert.{}.weight", projection.name());
                 source.matrix(&name, outs, inner).map(plain)
             };
@@ -293,7 +332,8 @@ fn build_experts(
     Ok(Experts { router: plain(router), routed, shared })
 }
 
-/// One row, which GGUF files hold as a vector.
+/// The gate of a shared expert, `[hidden_size]`: one row of a matrix, which GGUF files hold as a
+/// vector.
 fn shared_gate(
     source: &mut impl WeightSource,
     prefix: &str,
@@ -310,7 +350,7 @@ fn shared_gate(
     }
 }
 
-/// A norm's weights as the decoder multiplies with them.
+/// A norm's weights as the decoder multiplies with them, the source's offset included.
 fn norm(source: &mut impl WeightSource, name: &str, len: usize) -> Result<Vec<f32>, Error> {
     let mut weights = required(source, name, len)?;
     let offset = source.norm_offset();
@@ -318,6 +358,10 @@ fn norm(source: &mut impl WeightSource, name: &str, len: usize) -> Result<Vec<f3
     Ok(weights)
 }
 
+/// A vector that the architecture needs.
+///
+/// # Errors
+/// If it is missing, has another shape or holds a value that is not finite.
 fn required(source: &mut impl WeightSource, name: &str, len: usize) -> Result<Vec<f32>, Error> {
     let values = source.vector(name, len)?;
     let values = values.ok_or_else(|| Error::MissingTensor { name: name.to_owned() })?;
@@ -327,6 +371,7 @@ fn required(source: &mut impl WeightSource, name: &str, len: usize) -> Result<Ve
     Err(Error::NotFinite { name: name.to_owned() })
 }
 
+/// Maps a whole file for reading.
 #[expect(unsafe_code, reason = "memory-maps a file that nothing else writes while it is served")]
 fn map(path: &Path) -> Result<Arc<Mmap>, Error> {
     let file = File::open(path).map_err(|source| Error::io(path, source))?;
@@ -336,7 +381,8 @@ fn map(path: &Path) -> Result<Arc<Mmap>, Error> {
     Ok(Arc::new(map))
 }
 
-/// Adds a file's bytes to a digest, reporting progress.
+/// Adds a file's bytes to a digest, reporting progress every 4 MiB. `done` counts over several
+/// files.
 fn hash(hasher: &mut Sha256, bytes: &[u8], done: &mut u64, total: u64, progress: Progress<'_>) {
     for chunk in bytes.chunks(4 << 20) {
         hasher.update(chunk);

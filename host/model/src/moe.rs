@@ -1,7 +1,8 @@
-//! Mixtures of experts: which experts each row gets, and their feed-forwards over rows grouped by expert.
+//! Mixtures of experts: the choice of experts for each row, and their feed-forwards over rows
+//! grouped by expert.
 //!
-//! Only chosen experts are computed, each once per step for all rows that chose it. A row's experts are
-//! summed in ascending order, so its bits do not depend on the rows beside it.
+//! Only chosen experts are computed, each once per step for all rows that chose it. A row's experts
+//! are summed in ascending order, so its bits do not depend on the rows beside it.
 
 use crate::compute::Compute;
 use crate::config::{Activation, Mixture, ModelConfig};
@@ -9,33 +10,41 @@ use crate::decoder::{activate, for_row_chunks};
 use crate::hooks::{ExpertOutput, ExpertSlots, Hooks};
 use crate::kernels::{Product, QuantisedRows, softmax};
 use crate::linear::{Linear, project};
-use crate::site::{GroupKind, InputGroup, Projection};
+use crate::site::{InputGroup, Projection};
 
 /// The feed-forward of a sparse layer.
+///
+/// Experts that were dropped at load keep their numbers.
 #[derive(Debug)]
 pub struct Experts {
     /// `[num_experts, hidden_size]`
     pub(crate) router: Linear,
-    /// Gate, up and down of each; none of those that were dropped when the base was loaded.
+    /// Gate, up and down of each expert, by number; `None` for one that was dropped when the base
+    /// was loaded.
     pub(crate) routed: Vec<Option<[Linear; 3]>>,
+    /// The expert of every row, in families that have one.
     pub(crate) shared: Option<SharedExpert>,
 }
 
 /// An expert that every row gets.
 #[derive(Debug)]
 pub(crate) struct SharedExpert {
+    /// Gate, up and down.
     pub(crate) linears: [Linear; 3],
     /// `[hidden_size]`: the expert counts with the sigmoid of its product with the input.
     pub(crate) gate: Vec<f32>,
 }
 
 impl Experts {
-    /// Experts without a shared one: a router, `[num_experts, hidden_size]`, and gate, up and down of each.
+    /// Experts without a shared one: a router, `[num_experts, hidden_size]`, and gate, up and down
+    /// of each expert.
     pub fn new(router: Linear, routed: Vec<[Linear; 3]>) -> Self {
         Self { router, routed: routed.into_iter().map(Some).collect(), shared: None }
     }
 
-    /// The router's logits of some rows, `[rows, num_experts]`.
+    /// The router's logits of some rows, `[rows, num_experts]`, for `input`, `[rows, hidden_size]`.
+    ///
+    /// Experts that were dropped get −∞. A step does not call this: it computes its own.
     pub fn logits(&self, compute: &Compute, input: &[f32], logits: &mut Vec<f32>) {
         let inner = self.router.matrix.inner();
         let rows = 0..input.len() / inner;
@@ -45,7 +54,8 @@ impl Experts {
         self.mask(logits);
     }
 
-    /// Takes experts that were dropped out of every softmax.
+    /// Sets the logits of dropped experts to −∞, which takes them out of every softmax and every
+    /// choice.
     fn mask(&self, logits: &mut [f32]) {
         if self.routed.iter().all(Option::is_some) {
             return;
@@ -56,10 +66,15 @@ impl Experts {
         }
     }
 
-    /// What every routed expert makes of every row, chosen or not: `[num_experts, rows, hidden_size]`.
+    /// The output of every routed expert for every row, chosen or not:
+    /// `[num_experts, rows, hidden_size]`.
+    ///
+    /// Not weighted; zero for experts that were dropped. Every expert runs on every row, which is
+    /// for calibration and not for serving.
     pub fn outputs(
         &self,
-        (compute, activation): (&Compute, Activation),
+        compute: &Compute,
+        activation: Activation,
         input: &[f32],
         outputs: &mut Vec<f32>,
     ) {
@@ -93,6 +108,8 @@ impl Experts {
     }
 
     /// A projection of an expert; the shared one is numbered after the routed ones.
+    ///
+    /// `None` if the expert was dropped or does not exist, and for projections of the attention.
     pub fn linear(&self, expert: usize, projection: Projection) -> Option<&Linear> {
         let linears = match self.routed.get(expert) {
             Some(linears) => linears.as_ref()?,
@@ -102,13 +119,15 @@ impl Experts {
         Some(&linears[inside(projection)?])
     }
 
+    /// All matrices in memory: the router, the experts that were kept, and the shared one.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
         let shared = self.shared.iter().flat_map(|shared| &shared.linears);
         [&self.router].into_iter().chain(self.routed.iter().flatten().flatten()).chain(shared)
     }
 }
 
-/// Number of a projection inside a feed-forward.
+/// Number of a projection inside a feed-forward: gate 0, up 1, down 2. `None` for those of the
+/// attention.
 pub(crate) fn inside(projection: Projection) -> Option<usize> {
     match projection {
         Projection::Gate => Some(0),
@@ -118,17 +137,21 @@ pub(crate) fn inside(projection: Projection) -> Option<usize> {
     }
 }
 
-/// Which routed experts each row of a step gets at one layer, with their weights.
+/// The routed experts of each row of a step at one layer, with their weights.
+///
+/// The shared expert is not part of it: every row gets it.
 #[derive(Debug, Default)]
 pub struct ExpertChoice {
+    /// Experts of the layer, the distance between rows in `picks`.
     num_experts: usize,
     /// `[rows, num_experts]`, of which a row uses the first `counts[row]`, by ascending expert.
     picks: Vec<(u32, f32)>,
+    /// Experts that each row uses, from none to all.
     counts: Vec<u32>,
 }
 
 impl ExpertChoice {
-    /// Nothing for any row.
+    /// Makes room for a step's rows, none of which has an expert yet.
     pub fn reset(&mut self, num_rows: usize, num_experts: usize) {
         self.num_experts = num_experts;
         // What lies behind a row's count is never read.
@@ -143,15 +166,17 @@ impl ExpertChoice {
     }
 
     /// A row's experts with their weights, by ascending expert.
+    ///
+    /// Weights are used as they stand: nothing makes them sum to one.
     pub fn row(&self, row: usize) -> &[(u32, f32)] {
         let start = row * self.num_experts;
         &self.picks[start..start + self.counts[row] as usize]
     }
 
-    /// Replaces a row's experts. Weights of an expert that is named twice add up.
+    /// Replaces a row's experts, in any order. Weights of an expert that is named twice add up.
     ///
     /// # Panics
-    /// If an expert does not exist.
+    /// If there is no such row or expert.
     pub fn set(&mut self, row: usize, picks: impl IntoIterator<Item = (u32, f32)>) {
         let start = row * self.num_experts;
         let slots = &mut self.picks[start..start + self.num_experts];
@@ -170,8 +195,10 @@ impl ExpertChoice {
         self.counts[row] = count as u32;
     }
 
-    /// The model's own choice: softmax over all experts, of which the `top_k` largest are kept, the lower
-    /// index first on ties.
+    /// The model's own choice for logits of `[rows, num_experts]`.
+    ///
+    /// Softmax over all experts, of which the `top_k` largest are kept, the lower index first on
+    /// ties, and divided by their sum where the family does so.
     fn choose(&mut self, logits: &[f32], mixture: &Mixture) {
         let num_experts = mixture.num_experts;
         self.reset(logits.len() / num_experts, num_experts);
@@ -190,7 +217,8 @@ impl ExpertChoice {
     }
 }
 
-/// The `count` largest values with their indices, largest first, the lower index first on ties.
+/// Fills `picks` with the `count` largest values and their indices, largest first, the lower index
+/// first on ties.
 fn largest(values: &[f32], count: usize, picks: &mut Vec<(u32, f32)>) {
     picks.clear();
     for (index, &value) in (0..).zip(values) {
@@ -205,13 +233,19 @@ fn largest(values: &[f32], count: usize, picks: &mut Vec<(u32, f32)>) {
 /// Buffers of sparse layers, reused from step to step.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
+    /// The router's logits, `[rows, num_experts]`.
     logits: Vec<f32>,
+    /// The model's choice, after hooks have changed it.
     choice: ExpertChoice,
+    /// The slots that run: those of the routed experts, then those of the shared one.
     grouped: Grouped,
-    /// What the chosen experts read, `[slots, hidden_size]`, and what they make of it.
+    /// The input of the slots, `[slots, hidden_size]`: rows gathered by expert.
     input: Vec<f32>,
+    /// Gate values, `[slots, width of the experts]`, then their activation times `up`.
     gate: Vec<f32>,
+    /// Up values, `[slots, width of the experts]`.
     up: Vec<f32>,
+    /// The experts' outputs, `[slots, hidden_size]`, not weighted yet.
     output: Vec<f32>,
 }
 
@@ -227,7 +261,8 @@ struct Grouped {
 }
 
 impl Grouped {
-    /// Experts that `is_there` denies are passed over.
+    /// Groups a choice by expert, in time linear in rows, picks and experts. Experts that
+    /// `is_there` denies are passed over.
     fn fill(&mut self, choice: &ExpertChoice, is_there: impl Fn(usize) -> bool) {
         let picks = |row: usize| choice.row(row).iter().filter(|pick| is_there(pick.0 as usize));
         let rows = || 0..choice.num_rows();
@@ -256,7 +291,7 @@ impl Grouped {
         }
     }
 
-    /// One expert for every row.
+    /// Gives every row the one expert, with a weight for each.
     fn fill_with(&mut self, expert: usize, weights: impl Iterator<Item = f32>) {
         self.weights.clear();
         self.weights.extend(weights);
@@ -268,22 +303,31 @@ impl Grouped {
     }
 }
 
-/// What stays the same while a sparse layer runs.
+/// The parts of a sparse layer that stay the same while it runs.
 pub(crate) struct SparseLayer<'a> {
+    /// Threads that products run on.
     pub(crate) compute: &'a Compute,
+    /// The base's shape.
     pub(crate) config: &'a ModelConfig,
+    /// The layer's part of the configuration.
     pub(crate) mixture: &'a Mixture,
+    /// The layer's number, for hooks.
     pub(crate) layer: usize,
+    /// The layer's weights.
     pub(crate) experts: &'a Experts,
 }
 
 impl SparseLayer<'_> {
-    /// Runs the layer's experts on `input`, `[rows, hidden_size]`, and writes their weighted sum.
+    /// Runs the layer's experts on `input`, `[rows, hidden_size]`, and overwrites `output` with
+    /// their weighted sum.
+    ///
+    /// The router, the hook `routed`, the routed experts and then the shared one.
     pub(crate) fn run(
         &self,
         input: &[f32],
         output: &mut [f32],
-        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+        quantised: &mut QuantisedRows,
+        hooks: &mut dyn Hooks,
         buffers: &mut Buffers,
     ) {
         let hidden_size = self.config.hidden_size;
@@ -297,7 +341,7 @@ impl SparseLayer<'_> {
         hooks.routed(self.layer, &buffers.logits, &mut buffers.choice);
         output.fill(0.0);
         buffers.grouped.fill(&buffers.choice, |expert| self.experts.routed[expert].is_some());
-        self.add_experts(input, output, (quantised, hooks), buffers);
+        self.add_experts(input, output, quantised, hooks, buffers);
         if let Some(shared) = &self.experts.shared {
             let weight = |row: &[f32]| {
                 let product: f32 = row.iter().zip(&shared.gate).map(|(x, w)| x * w).sum();
@@ -305,23 +349,26 @@ impl SparseLayer<'_> {
             };
             let weights = input.chunks_exact(hidden_size).map(weight);
             buffers.grouped.fill_with(self.mixture.num_experts, weights);
-            self.add_experts(input, output, (quantised, hooks), buffers);
+            self.add_experts(input, output, quantised, hooks, buffers);
         }
     }
 
-    /// Adds what the experts of `buffers.grouped` make of their rows, times their weights.
+    /// Adds the outputs of the experts of `buffers.grouped` for their rows, times their weights.
+    ///
+    /// All experts in it must be equally wide: the routed ones are, and the shared one comes alone.
+    /// Products of all experts share one parallel region per projection.
     fn add_experts(
         &self,
         input: &[f32],
         output: &mut [f32],
-        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+        quantised: &mut QuantisedRows,
+        hooks: &mut dyn Hooks,
         buffers: &mut Buffers,
     ) {
         let hidden_size = self.config.hidden_size;
         let Buffers { grouped, input: gathered, gate, up, output: made, .. } = buffers;
         let Some(&(expert, _)) = grouped.ends.first() else { return };
-        let shape = (expert as usize, Projection::Gate);
-        let (width, _) = self.mixture.expert_shape(hidden_size, shape);
+        let (width, _) = self.mixture.expert_shape(hidden_size, expert as usize, Projection::Gate);
         gathered.clear();
         for &(row, _) in &grouped.slots {
             let row = row as usize * hidden_size;
@@ -332,14 +379,12 @@ impl SparseLayer<'_> {
         up.resize(num_slots * width, 0.0);
         made.resize(num_slots * hidden_size, 0.0);
         let outputs = [(Projection::Gate, &mut gate[..]), (Projection::Up, &mut up[..])];
-        let kind = GroupKind::FeedForwardInput;
-        self.project(kind, (gathered, hidden_size), outputs, grouped, (quantised, hooks));
+        self.project(gathered, outputs, grouped, quantised, hooks);
         for_row_chunks(self.compute, gate, width, |start, gate| {
             activate(self.config.activation, gate, &up[start..start + gate.len()]);
         });
         let outputs = [(Projection::Down, &mut made[..])];
-        let kind = GroupKind::FeedForwardInner;
-        self.project(kind, (gate, width), outputs, grouped, (quantised, hooks));
+        self.project(gate, outputs, grouped, quantised, hooks);
         let parts = made.chunks_exact(hidden_size).zip(&grouped.weights).zip(&grouped.slots);
         for ((part, weight), &(row, _)) in parts {
             let row = row as usize * hidden_size;
@@ -348,15 +393,20 @@ impl SparseLayer<'_> {
         }
     }
 
-    /// Projections of all experts in one region, then the hooks on their outputs.
+    /// Projections of all experts in one parallel region, then the hooks on their outputs.
+    ///
+    /// `input` is `[slots, inputs]` and each of the outputs `[slots, width]`. The outputs must be
+    /// projections of one input group.
     fn project<const N: usize>(
         &self,
-        kind: GroupKind,
-        (input, inner): (&[f32], usize),
+        input: &[f32],
         mut outputs: [(Projection, &mut [f32]); N],
         grouped: &Grouped,
-        (quantised, hooks): (&mut QuantisedRows, &mut dyn Hooks),
+        quantised: &mut QuantisedRows,
+        hooks: &mut dyn Hooks,
     ) {
+        let inner = input.len() / grouped.slots.len();
+        let kind = outputs[0].0.group();
         let mut products = Vec::with_capacity(N * grouped.ends.len());
         for (projection, values) in &mut outputs {
             let width = values.len() / grouped.slots.len();

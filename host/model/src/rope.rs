@@ -4,13 +4,15 @@
 
 use crate::config::{Rope, RopeScaling};
 
-/// Inverse frequencies, `[head_dim / 2]`.
+/// The frequencies of one rotary embedding.
 #[derive(Debug)]
 pub(crate) struct RopeTable {
+    /// Radians per position, `[head_dim / 2]`, after scaling.
     inverse_frequencies: Vec<f32>,
 }
 
 impl RopeTable {
+    /// Computes the frequencies for heads of `head_dim` features, which must be even.
     pub(crate) fn new(rope: &Rope, head_dim: usize) -> Self {
         // In f32 and in this order, as transformers does: at late positions one rounding more or less
         // of a frequency already shows in the logits.
@@ -23,7 +25,10 @@ impl RopeTable {
         Self { inverse_frequencies }
     }
 
-    /// Fills `[head_dim / 2]` cosines and sines of one position.
+    /// Fills the `[head_dim / 2]` cosines and sines of one position.
+    ///
+    /// Computed anew in each step rather than kept per position: the cost is small beside a layer's
+    /// and does not depend on the longest context.
     pub(crate) fn angles(&self, position: u32, cos: &mut [f32], sin: &mut [f32]) {
         for ((frequency, cos), sin) in self.inverse_frequencies.iter().zip(cos).zip(sin) {
             (*sin, *cos) = (position as f32 * frequency).sin_cos();
@@ -31,6 +36,9 @@ impl RopeTable {
     }
 }
 
+/// One frequency after scaling. Llama 3.1 keeps frequencies of wavelengths below
+/// `original / high_freq_factor`, divides those above `original / low_freq_factor`, and mixes both
+/// linearly in between. Pairs without an entry in a list of factors keep their frequency.
 fn scale(frequency: f32, pair: usize, scaling: &RopeScaling) -> f32 {
     match scaling {
         RopeScaling::None => frequency,
@@ -60,7 +68,10 @@ fn scale(frequency: f32, pair: usize, scaling: &RopeScaling) -> f32 {
     }
 }
 
-/// Rotates one head: feature `i` pairs with `i + head_dim / 2`.
+/// Rotates one head in place: feature `i` pairs with `i + head_dim / 2`.
+///
+/// The layout of Hugging Face's `rotate_half`. Rows of q and k that are stored interleaved, as
+/// llama's GGUF files have them, are put in this order at load.
 pub(crate) fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32]) {
     let (low, high) = head.split_at_mut(cos.len());
     for (((low, high), cos), sin) in low.iter_mut().zip(high).zip(cos).zip(sin) {

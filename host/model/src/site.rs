@@ -1,4 +1,4 @@
-//! Sites: where in the network a module can act and a router can decide.
+//! Sites: the places of the network at which a module can act and a router can decide.
 //!
 //! A site is `(layer, projection)`. Names are resolved to these typed keys once, at load; nothing
 //! matches substrings afterwards.
@@ -6,6 +6,8 @@
 use std::fmt;
 
 /// One of the seven linear projections of a decoder layer.
+///
+/// The numbers are part of [`Site::index`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Projection {
@@ -62,7 +64,7 @@ impl Projection {
     }
 }
 
-/// Which hidden state of a layer a group of projections reads.
+/// A hidden state inside a layer, told by the projections that read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum GroupKind {
@@ -93,7 +95,7 @@ impl GroupKind {
 pub struct InputGroup {
     /// Layer number, from 0.
     pub layer: usize,
-    /// Which of the layer's hidden states.
+    /// The hidden state of that layer.
     pub kind: GroupKind,
 }
 
@@ -102,7 +104,7 @@ pub struct InputGroup {
 pub struct Site {
     /// Layer number, from 0.
     pub layer: usize,
-    /// Which projection of that layer.
+    /// The projection of that layer.
     pub projection: Projection,
 }
 
@@ -113,6 +115,8 @@ impl Site {
     }
 
     /// The inverse of [`Site::index`].
+    ///
+    /// Not bounded by a model: an index beyond its sites gives a layer that it lacks.
     pub fn from_index(index: usize) -> Self {
         let per_layer = Projection::ALL.len();
         Self { layer: index / per_layer, projection: Projection::ALL[index % per_layer] }

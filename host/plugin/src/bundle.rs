@@ -1,5 +1,5 @@
-//! Plugin bundles: a directory or a tar with `plugin.toml`, the plugin's file and what it needs, or a bare
-//! file.
+//! Plugin bundles: a directory or a tar with `plugin.toml`, the plugin's file and what it needs, or
+//! a bare file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,42 +17,50 @@ use crate::sandbox::hex;
 pub const MANIFEST_FILE: &str = "plugin.toml";
 /// The detached signature's file.
 pub const SIGNATURE_FILE: &str = "plugin.sig";
-/// The minor of the interface that this host speaks.
+/// The minor of the interface that this host speaks, of the WIT worlds and of the flat ABI alike.
 pub const ABI: &str = "0.1";
-/// Files in a bundle, at most.
+/// Files in a bundle, at most, the manifest included.
 const MAX_FILES: usize = 256;
-/// Folders below a bundle's own.
+/// Folders below a bundle's own: room for `fixtures/` and one more.
 const MAX_DEPTH: usize = 2;
+/// Longest name of a plugin, as it stands in logs and messages.
 const MAX_NAME_BYTES: usize = 64;
 
 /// `plugin.toml`.
+///
+/// Unknown keys are refused: a misspelt one would be without an effect.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The plugin's name: lower-case letters, digits, `-`, `_`, `.`, and `/` after a publisher's prefix.
+    /// The plugin's name: lower-case letters, digits, `-`, `_`, `.`, and `/` after a publisher's
+    /// prefix.
+    ///
+    /// Keys of publishers may be limited to a prefix of it.
     pub name: String,
-    /// The plugin's own version.
+    /// The plugin's own version, free in form.
     pub version: String,
-    /// Minor of the interface that it was built against.
+    /// Minor of the interface that it was built against; must be [`ABI`].
     pub abi: String,
-    /// The plugin's file, beside the manifest.
+    /// The plugin's file, beside the manifest: WebAssembly, a dynamic library or a gate file.
     pub file: String,
-    /// What the plugin is for.
+    /// One or two sentences for people who look for a router.
     #[serde(default)]
     pub description: String,
-    /// What it asks for beyond the ordinary: `hidden`. The operator grants it or not.
+    /// Capabilities beyond the ordinary that it asks for: `hidden`. The operator grants them or
+    /// not.
     #[serde(default)]
     pub capabilities: Vec<Capability>,
-    /// Which modules it is offered as candidates.
+    /// The kinds of modules that it is offered as candidates.
     #[serde(default)]
     pub kinds: ModuleKinds,
 }
 
-/// Which modules a router is offered as candidates.
+/// The kinds of modules that a router is offered as candidates.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum ModuleKinds {
-    /// Plain low-rank products at linears: what programs can pick per row and what has A and B.
+    /// Plain low-rank products at linears: those that programs can pick per row and that have A and
+    /// B.
     #[default]
     LowRank,
     /// Modules with feed-forwards of their own.
@@ -61,7 +69,7 @@ pub enum ModuleKinds {
     Any,
 }
 
-/// What a plugin may ask for beyond the ordinary.
+/// A capability beyond the ordinary, for which a plugin must ask.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "kebab-case")]
 pub enum Capability {
@@ -80,16 +88,25 @@ impl std::fmt::Display for Capability {
 /// A bundle in memory.
 #[derive(Clone)]
 pub(crate) struct Bundle {
+    /// The manifest, or one that was made up for a bare file.
     pub(crate) manifest: Manifest,
     /// All files but the signature, by path within the bundle.
+    ///
+    /// The manifest is one of them. Paths have `/` on every system.
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// The detached signature's text, where there is one.
     pub(crate) signature: Option<String>,
-    /// SHA-256 over the sorted file list, hexadecimal.
+    /// SHA-256 over the sorted file list, hexadecimal: the digest that signatures are of.
     pub(crate) digest: String,
 }
 
 impl Bundle {
+    /// Reads a directory, a tar or a bare file into memory; nothing is compiled and no signature is
+    /// checked.
+    ///
+    /// # Errors
+    /// If a file cannot be read or is too large, or the manifest is missing, malformed or of
+    /// another minor.
     pub(crate) fn read(path: &Path, limits: &Limits) -> Result<Self, Error> {
         let budget = limits.file_mib << 20;
         let mut files = if path.is_dir() {
@@ -121,7 +138,8 @@ impl Bundle {
         Ok(Self { digest: digest(&files), manifest, files, signature })
     }
 
-    /// A file without a manifest.
+    /// A file without a manifest: its stem is its name, and its signature lies beside it with
+    /// `.sig` at the end of the name.
     fn bare(path: &Path, budget: u64) -> Result<Self, Error> {
         let text = |part: Option<&std::ffi::OsStr>| {
             part.unwrap_or_default().to_string_lossy().into_owned()
@@ -142,13 +160,16 @@ impl Bundle {
         Ok(Self { digest: digest(&files), manifest, files, signature })
     }
 
-    /// The plugin's file.
+    /// The bytes of the plugin's file.
     pub(crate) fn code(&self) -> &[u8] {
         self.files.get(&self.manifest.file).map_or(&[], Vec::as_slice)
     }
 
-    /// The bundles in a directory: folders with a manifest, tars, `.wasm` and dynamic libraries; or the
-    /// directory itself, if it is a bundle.
+    /// The bundles in a directory: folders with a manifest, tars, `.wasm` and dynamic libraries; or
+    /// the directory itself, if it is a bundle.
+    ///
+    /// Sorted by path. A gate file needs a manifest to be found. Names that begin with a dot are
+    /// left out.
     pub(crate) fn find(directory: &Path) -> Result<Vec<PathBuf>, Error> {
         if directory.join(MANIFEST_FILE).is_file() {
             return Ok(vec![directory.to_owned()]);
@@ -171,6 +192,9 @@ impl Bundle {
 }
 
 /// SHA-256 over the sorted list of names and contents.
+///
+/// Lengths of names go in as well, so that no two lists give the same bytes. The order of files in
+/// a tar has no influence.
 fn digest(files: &BTreeMap<String, Vec<u8>>) -> String {
     let mut hasher = Sha256::new();
     for (name, content) in files {
@@ -181,6 +205,7 @@ fn digest(files: &BTreeMap<String, Vec<u8>>) -> String {
     hex(&hasher.finalize())
 }
 
+/// Checks the manifest's name.
 fn check(manifest: &Manifest) -> Result<(), String> {
     let name = &manifest.name;
     let plain =
@@ -193,15 +218,18 @@ fn check(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
+/// A refusal of a manifest or of a bundle's layout.
 fn manifest_error(path: &Path, reason: &str) -> Error {
     Error::Manifest { path: path.to_owned(), reason: reason.to_owned() }
 }
 
+/// A refusal of a file that is larger than its limit.
 fn too_large(path: &Path, what: &str) -> Error {
     let source = std::io::Error::new(std::io::ErrorKind::FileTooLarge, what.to_owned());
     Error::Io { path: path.to_owned(), source }
 }
 
+/// Reads a file of at most `budget` bytes, whatever its size was a moment ago.
 fn read_limited(path: &Path, budget: u64) -> Result<Vec<u8>, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let file = fs::File::open(path).map_err(io)?;
@@ -213,6 +241,10 @@ fn read_limited(path: &Path, budget: u64) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+/// Reads all files of a directory within one budget. Names with a dot in front are left out.
+///
+/// # Errors
+/// If it holds links or special files, too many files or too deep folders.
 fn read_directory(root: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     let mut files = BTreeMap::new();
     let mut left = budget;
@@ -245,6 +277,10 @@ fn read_directory(root: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>,
     Ok(files)
 }
 
+/// Reads all files of an archive, which is itself within the budget.
+///
+/// # Errors
+/// If an entry is no plain file, lies outside of the bundle, or is one too many.
 fn read_tar(path: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let bytes = read_limited(path, budget)?;
@@ -273,7 +309,10 @@ fn read_tar(path: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>, Error
     Ok(files)
 }
 
-/// Writes a bundle's directory as a tar, in one order and without dates: equal bundles give equal bytes.
+/// Writes a bundle's directory as a tar, in one order and without dates: equal bundles give equal
+/// bytes.
+///
+/// The detached signature goes in where there is one.
 ///
 /// # Errors
 /// If the directory is no bundle or the file cannot be written.

@@ -1,5 +1,5 @@
-//! The clock that deadlines are counted by. It ticks while plugins run, and for a moment after: a thread
-//! that wakes a thousand times a second would cost every step of the model some per cent.
+//! The clock that deadlines are counted by. It ticks while plugins run, and for a moment after: a
+//! thread that wakes a thousand times a second would cost every step of the model some per cent.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use wasmtime::Engine;
 
 /// The unit of wall-clock deadlines.
+///
+/// A call ends at the first tick behind its deadline at which its code looks at the epoch.
 pub(crate) const EPOCH: Duration = Duration::from_millis(1);
 /// Most units that the clock makes up for at once: a machine that stood still ends no call.
 const MOST_TICKS: u128 = 3;
@@ -18,14 +20,19 @@ const IDLE_TICKS: u32 = 50;
 /// Counts running calls and drives an engine's epochs while there are any.
 #[derive(Debug, Default)]
 pub(crate) struct Clock {
+    /// Calls during which the clock must tick.
     running: AtomicUsize,
-    /// Whether the thread waits to be woken.
+    /// True while the thread waits to be woken.
     parked: AtomicBool,
+    /// True once the thread is to end.
     stopped: AtomicBool,
+    /// The clock's thread, for waking.
     thread: OnceLock<Thread>,
 }
 
 /// A call during which the clock ticks.
+///
+/// The clock ticks for a moment after the last one is dropped, as calls come in bursts.
 pub(crate) struct Running<'a>(&'a Clock);
 
 impl Drop for Running<'_> {
@@ -36,6 +43,8 @@ impl Drop for Running<'_> {
 
 impl Clock {
     /// Starts the clock's thread for an engine.
+    ///
+    /// The thread holds the engine weakly, so that it ends with it even if nobody stops it.
     pub(crate) fn start(engine: &Engine) -> std::io::Result<Arc<Self>> {
         let clock = Arc::new(Self::default());
         let (ticking, engine) = (Arc::clone(&clock), engine.weak());
@@ -69,6 +78,8 @@ impl Clock {
     }
 
     /// Keeps the clock ticking until the result is dropped.
+    ///
+    /// Costs a system call only where the thread is parked.
     pub(crate) fn run(&self) -> Running<'_> {
         self.running.fetch_add(1, SeqCst);
         if self.parked.load(SeqCst) {
@@ -77,12 +88,13 @@ impl Clock {
         Running(self)
     }
 
-    /// Ends the thread.
+    /// Ends the thread, without waiting for it.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, SeqCst);
         self.wake();
     }
 
+    /// Wakes the thread if it is parked, else lets its next park return at once.
     fn wake(&self) {
         if let Some(thread) = self.thread.get() {
             thread.unpark();

@@ -23,24 +23,31 @@ wasmtime::component::bindgen!({ path: "../../sdk/wit/router-0.1", world: "plan-o
 use exports::polyskill::router::planner as wire;
 use polyskill::router::{gate as wire_gate, host as wire_host};
 
-/// What every plugin of this minor exports, without the patch number.
+/// The interface that every plugin of this minor exports, without the patch number.
 const PLANNER: &str = "polyskill:router/planner@0.1.";
+/// The interface of plugins that decide rows themselves.
 const STEPPER: &str = "polyskill:router/stepper@0.1.";
+/// The interface of plugins that choose the base's experts.
 const EXPERT_PLANNER: &str = "polyskill:router/expert-planner@0.1.";
-/// What a plugin without exports is said to export.
+/// Stands for the exports of a plugin that has none.
 pub(crate) const NO_EXPORTS: &str = "nothing";
 
 /// A compiled component.
 pub(crate) struct ComponentCode {
+    /// The component with its imports linked and its types checked.
     pre: PlanOnlyPre<State>,
-    /// The export `stepper.route`, where there is one.
+    /// The export `stepper.route`; `None` for a plugin of the world `plan-only`.
     route: Option<ComponentExportIndex>,
-    /// The export `expert-planner.plan-experts`, where there is one.
+    /// The export `expert-planner.plan-experts`; `None` for a plugin that leaves experts to the
+    /// model.
     plan_experts: Option<ComponentExportIndex>,
 }
 
 impl ComponentCode {
     /// Links a compiled component.
+    ///
+    /// # Errors
+    /// If it exports no planner of this minor, or imports anything but the host's interfaces.
     pub(crate) fn new(name: &str, engine: &Engine, component: &Component) -> Result<Self, Error> {
         check_exports(name, engine, component)?;
         let link = || {
@@ -62,7 +69,7 @@ impl ComponentCode {
     }
 }
 
-/// Names what a plugin of another minor exports, before any of its code runs.
+/// Refuses a plugin of another minor by the names of its exports, before any of its code runs.
 fn check_exports(name: &str, engine: &Engine, component: &Component) -> Result<(), Error> {
     let exports: Vec<String> =
         component.component_type().exports(engine).map(|(export, _)| export.to_owned()).collect();
@@ -96,9 +103,12 @@ impl Code for ComponentCode {
     }
 }
 
+/// The answer of `stepper.route`.
 type RouteAnswer = Result<WireDecision, wire::RouteError>;
 
 /// `stepper.batch`, borrowed.
+///
+/// Written into the guest's memory without a copy in between, as it is on the path of every step.
 #[derive(ComponentType, Lower)]
 #[component(record)]
 struct WireBatch<'a> {
@@ -110,6 +120,7 @@ struct WireBatch<'a> {
     arguments: &'a [f32],
 }
 
+/// `stepper.decision`
 #[derive(ComponentType, Lift)]
 #[component(record)]
 struct WireDecision {
@@ -118,6 +129,7 @@ struct WireDecision {
     weights: Vec<f32>,
 }
 
+/// The function `expert-planner.plan-experts`.
 type PlanExperts =
     TypedFunc<(wire::Request, Vec<WireLayer>), (Result<Vec<WireExpertProgram>, wire::RouteError>,)>;
 
@@ -163,11 +175,16 @@ struct WireExpertProgram {
     module: Option<u32>,
 }
 
+/// A running component.
 struct ComponentInstance {
+    /// Memory, fuel and the host's state.
     store: Store<State>,
+    /// The planner's functions.
     exports: PlanOnly,
+    /// `expert-planner.plan-experts`, where it is exported.
     plan_experts: Option<PlanExperts>,
-    /// Has been checked to take a batch and to give a [`RouteAnswer`].
+    /// `stepper.route`, where it is exported; checked to take a batch and to give a
+    /// [`RouteAnswer`].
     route: Option<Func>,
 }
 
@@ -352,6 +369,7 @@ impl wire_host::Host for State {
     }
 }
 
+/// A module's card as the guest sees it.
 fn to_wire_module(module: &polyskill_sdk::ModuleInfo) -> wire_host::ModuleInfo {
     wire_host::ModuleInfo {
         index: module.index,
@@ -363,10 +381,12 @@ fn to_wire_module(module: &polyskill_sdk::ModuleInfo) -> wire_host::ModuleInfo {
     }
 }
 
+/// A tensor as the guest sees it.
 fn to_wire_tensor(tensor: polyskill_sdk::Tensor) -> wire_host::Tensor {
     wire_host::Tensor { shape: tensor.shape, values: tensor.values }
 }
 
+/// Parameters as the guest sees them.
 pub(crate) fn to_wire_parameters(parameters: &Parameters) -> Vec<wire::Parameter> {
     let value = |value: &Value| match value {
         Value::Flag(value) => wire::Value::Flag(*value),
@@ -378,6 +398,7 @@ pub(crate) fn to_wire_parameters(parameters: &Parameters) -> Vec<wire::Parameter
     parameters.0.iter().map(parameter).collect()
 }
 
+/// A request as the guest sees it.
 pub(crate) fn to_wire_request(request: &Request) -> wire::Request {
     wire::Request {
         parameters: to_wire_parameters(&request.parameters),
@@ -388,6 +409,7 @@ pub(crate) fn to_wire_request(request: &Request) -> wire::Request {
     }
 }
 
+/// A guest's refusal as a fault.
 pub(crate) fn from_wire_error(error: wire::RouteError) -> Fault {
     match error {
         wire::RouteError::Abstain => Fault::Abstain,
@@ -399,6 +421,7 @@ pub(crate) fn from_wire_error(error: wire::RouteError) -> Fault {
     }
 }
 
+/// A guest's plan, unchecked.
 pub(crate) fn from_wire_plan(plan: wire::RoutePlan) -> Plan {
     match plan {
         wire::RoutePlan::Fixed(mixture) => {
@@ -413,6 +436,7 @@ pub(crate) fn from_wire_plan(plan: wire::RoutePlan) -> Plan {
     }
 }
 
+/// A gate program, op by op.
 fn from_wire_program(program: wire_gate::Program) -> Program {
     Program {
         sites: match program.sites {
@@ -429,6 +453,7 @@ fn from_wire_program(program: wire_gate::Program) -> Program {
     }
 }
 
+/// The rule by which picks combine.
 fn from_wire_combine(combine: wire_gate::Combine) -> Combine {
     match combine {
         wire_gate::Combine::OutputSum => Combine::OutputSum,
@@ -436,6 +461,7 @@ fn from_wire_combine(combine: wire_gate::Combine) -> Combine {
     }
 }
 
+/// An op of a gate program.
 fn from_wire_op(op: wire_gate::Op) -> Op {
     match op {
         wire_gate::Op::LoadInput => Op::LoadInput,
@@ -454,6 +480,7 @@ fn from_wire_op(op: wire_gate::Op) -> Op {
     }
 }
 
+/// An op of an expert program.
 fn from_wire_expert_op(op: WireExpertOp) -> ExpertOp {
     match op {
         WireExpertOp::LoadNativeLogits => ExpertOp::LoadNativeLogits,

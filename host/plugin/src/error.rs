@@ -1,8 +1,11 @@
-//! Why a plugin is not loaded.
+//! Reasons for which a plugin is not loaded.
 
 use std::path::PathBuf;
 
 /// A plugin that cannot be loaded; whatever was served before goes on.
+///
+/// Faults of a plugin that is loaded are a [`Fault`](crate::Fault). Each message names the plugin
+/// and is fit for an operator's eyes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -19,7 +22,7 @@ pub enum Error {
     Manifest {
         /// The file.
         path: PathBuf,
-        /// What was found and what was expected.
+        /// The value that was found and the one that was expected.
         reason: String,
     },
     /// The bytes are no plugin.
@@ -27,7 +30,7 @@ pub enum Error {
     NotAPlugin {
         /// The plugin.
         name: String,
-        /// What was found and what was expected.
+        /// The value that was found and the one that was expected.
         reason: String,
     },
     /// The plugin speaks another version of the interface.
@@ -37,7 +40,7 @@ pub enum Error {
     Version {
         /// The plugin.
         name: String,
-        /// What it exports.
+        /// The names that it exports, or its `abi`.
         found: String,
     },
     /// wasmtime refused the plugin.
@@ -55,7 +58,7 @@ pub enum Error {
     FlatVersion {
         /// The plugin.
         name: String,
-        /// What it exports.
+        /// The functions that it exports under other versions, or the one that is missing.
         found: String,
     },
     /// The operator does not trust the plugin.
@@ -63,7 +66,7 @@ pub enum Error {
     Untrusted {
         /// The plugin.
         name: String,
-        /// Why, and what would help.
+        /// The reason, and a remedy.
         reason: String,
     },
 }

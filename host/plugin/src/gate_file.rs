@@ -26,77 +26,103 @@ use polyskill_sdk::{
 };
 use serde::Deserialize;
 
-/// A gate file, read.
+/// A gate file, read. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct GateFile {
+    /// Parameters that a request may set, with their defaults; all of them numbers.
     #[serde(default)]
     parameters: BTreeMap<String, f64>,
+    /// Rows that are defined for candidates before a program runs.
     #[serde(default)]
     define: Vec<Define>,
+    /// The programs. A site is decided by the first one that lists it.
     program: Vec<FileProgram>,
 }
 
-/// Where rows come from.
+/// Source of the rows that a program's `linear` multiplies with, one per module and site.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "from", rename_all = "kebab-case", deny_unknown_fields)]
 enum Define {
-    /// The top right singular vector of the module's delta; by power iteration where `iterations` is set.
+    /// The top right singular vector of the module's delta; exact and of arbitrary sign, or by
+    /// power iteration where `iterations` is set.
     SingularVector {
+        /// Name of the rows, for `linear`.
         name: String,
+        /// Iterations of the power method; 0 for the exact vector.
         #[serde(default)]
         iterations: u32,
+        /// Seed of the power method's first vector.
         #[serde(default)]
         seed: u64,
     },
-    /// An artefact that came with the module; layer-normed and divided by the root of its length on wish.
+    /// An artefact that came with the module, which must have one at each of its sites.
     Artefact {
+        /// Name of the rows, for `linear`.
         name: String,
+        /// The artefact's name in the module.
         artefact: String,
+        /// ε of a layer norm of the row; `None` leaves the row as it is.
         #[serde(default)]
         layer_norm: Option<f32>,
+        /// True if the row is divided by the root of its length, as scores of attention are.
         #[serde(default)]
         over_sqrt_width: bool,
     },
 }
 
+/// One `[[program]]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileProgram {
+    /// Numbers of the sites that it decides; all without a list.
     #[serde(default)]
     sites: Option<Vec<u32>>,
+    /// Scope in which one decision is reused.
     #[serde(default)]
     share: FileShare,
+    /// The rule by which the picks of a row combine.
     #[serde(default)]
     combine: FileCombine,
+    /// The steps, in order.
     ops: Vec<FileOp>,
 }
 
+/// Scope in which the decision of the first site is reused.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum FileShare {
+    /// Every site decides for itself.
     #[default]
     Site,
+    /// Sites that read the same hidden state share a decision.
     Group,
+    /// All sites of a layer share a decision.
     Layer,
 }
 
+/// The rule by which the picks of a row combine.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum FileCombine {
+    /// The weighted sum of the modules' outputs.
     #[default]
     OutputSum,
+    /// The modules' A and B, each summed with the weights.
     AbMerge,
 }
 
-/// A number, or a parameter that holds one.
+/// A number, or the name of a parameter that holds one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 enum Number {
+    /// A number as it stands.
     Given(f64),
+    /// The name of an entry of `[parameters]`.
     Parameter(String),
 }
 
+/// An op by its name in the text; see [`Op`] for the meaning of each.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum FileOp {
@@ -125,6 +151,9 @@ enum FileOp {
 }
 
 /// Reads `[[program]]` text that needs no parameters, as plugins of the flat ABI answer with.
+///
+/// # Errors
+/// If it is no gate file, defines rows, or a number of modules is not whole.
 pub(crate) fn programs(text: &str) -> Result<Vec<Program>, String> {
     let file = parse(text)?;
     if !file.define.is_empty() {
@@ -134,6 +163,9 @@ pub(crate) fn programs(text: &str) -> Result<Vec<Program>, String> {
 }
 
 /// Reads a gate file.
+///
+/// # Errors
+/// If it is no TOML of this form, or its programs cannot be made with the parameters' defaults.
 pub(crate) fn parse(text: &str) -> Result<GateFile, String> {
     let file: GateFile = toml::from_str(text).map_err(|error| error.to_string())?;
     // Every program must be sound with the defaults.
@@ -142,6 +174,12 @@ pub(crate) fn parse(text: &str) -> Result<GateFile, String> {
 }
 
 impl GateFile {
+    /// The programs with the numbers of these parameters. Whether their ops fit together is checked
+    /// where they are compiled.
+    ///
+    /// # Errors
+    /// If an op names a parameter without a default or with another value than a number, or a
+    /// number of modules is not whole.
     fn programs(&self, parameters: &Parameters) -> Result<Vec<Program>, ParameterError> {
         let number = |number: &Number| match number {
             Number::Given(value) => Ok(*value),
@@ -195,6 +233,7 @@ impl GateFile {
         self.program.iter().map(program).collect()
     }
 
+    /// Defines the rows of one module at all of its sites, unless that was done before.
     fn define(&self, host: &mut dyn Host, module: &ModuleInfo) -> Result<(), String> {
         for define in &self.define {
             if host.defined(define.name(), module.index) {
@@ -209,6 +248,7 @@ impl GateFile {
     }
 }
 
+/// A number of modules: whole and at least 1.
 fn whole(value: f64) -> Result<u32, ParameterError> {
     if value.fract() == 0.0 && (1.0..=f64::from(u32::MAX)).contains(&value) {
         return Ok(value as u32);
@@ -218,12 +258,14 @@ fn whole(value: f64) -> Result<u32, ParameterError> {
 }
 
 impl Define {
+    /// Name of the rows.
     fn name(&self) -> &str {
         match self {
             Self::SingularVector { name, .. } | Self::Artefact { name, .. } => name,
         }
     }
 
+    /// The row of one module at one site.
     fn row(&self, host: &dyn Host, module: &ModuleInfo, site: u32) -> Result<Vec<f32>, String> {
         match self {
             Self::SingularVector { iterations, seed, .. } => {
@@ -252,16 +294,24 @@ impl Define {
 }
 
 /// A router that is a gate file.
+///
+/// It needs no sandbox: the engine runs its programs, and nothing else of it runs.
 pub(crate) struct GateRouter {
+    /// The file.
     file: GateFile,
+    /// Name and version from the manifest.
     descriptor: Descriptor,
 }
 
 impl GateRouter {
-    /// Checks the configured parameters.
+    /// Checks the configured parameters. Each request's are checked again, with its plan.
+    ///
+    /// # Errors
+    /// If a parameter is unknown or no number, or the programs cannot be made with them.
     pub(crate) fn new(
         file: GateFile,
-        (name, version): (&str, &str),
+        name: &str,
+        version: &str,
         parameters: &Parameters,
     ) -> Result<Self, Fault> {
         let descriptor =
@@ -271,6 +321,7 @@ impl GateRouter {
         Ok(router)
     }
 
+    /// The programs with these parameters, which must be numbers that the file names.
     fn checked(&self, parameters: &Parameters) -> Result<Vec<Program>, ParameterError> {
         let known: Vec<&str> = self.file.parameters.keys().map(String::as_str).collect();
         parameters.only(&known)?;

@@ -1,4 +1,4 @@
-//! What a bundle is, told from its bytes alone: nothing is compiled, opened or run.
+//! Facts about a bundle, told from its bytes alone: nothing is compiled, opened or run.
 
 use std::path::Path;
 
@@ -10,35 +10,38 @@ use crate::limits::Limits;
 use crate::loader::{COMPONENT_MAGIC, CORE_MAGIC, DYLIB_MAGICS, Kind, exports_flat};
 use crate::trust::verify;
 
-/// The flat ABI's functions, as a dynamic library's bytes hold them.
+/// The flat ABI's functions, as a dynamic library's table of symbols spells them.
 const FLAT_EXPORTS: [&str; 4] = [
     "polyskill_v1_init",
     "polyskill_v1_library_changed",
     "polyskill_v1_plan",
     "polyskill_v1_route",
 ];
+/// Bytes of a page of linear memory.
 const PAGE_BYTES: u64 = 1 << 16;
 
-/// A bundle from outside.
+/// Facts about a bundle from outside.
 #[derive(Clone, Debug)]
 pub struct Inspection {
     /// Its manifest; made up for a bare file.
     pub manifest: Manifest,
     /// SHA-256 over its files, hexadecimal: what is signed.
     pub digest: String,
-    /// What it is made of.
+    /// The form of its code.
     pub kind: Kind,
-    /// The public key whose signature fits, `None` without a signature, else why it does not fit.
+    /// The public key whose signature fits, `None` without a signature, or the reason for which it
+    /// does not fit.
     pub signer: Result<Option<String>, String>,
     /// Its files and their sizes; the signature is none of them.
     pub files: Vec<(String, usize)>,
-    /// Names that it exports; for a dynamic library those of the flat ABI that its bytes mention.
+    /// Names that it exports; for a dynamic library those of the flat ABI that its bytes mention,
+    /// and none for a gate file.
     pub exports: Vec<String>,
-    /// Linear memory that it starts with.
+    /// Linear memory that it starts with, over all of its memories; 0 without any WebAssembly.
     pub memory_bytes: u64,
 }
 
-/// Looks at a bundle. Whether it is trusted and whether it runs is not asked.
+/// Looks at a bundle, without regard to trust, and without a promise that it runs.
 ///
 /// # Errors
 /// If it cannot be read or is no plugin.
@@ -81,6 +84,8 @@ pub fn inspect(path: &Path, limits: &Limits) -> Result<Inspection, Error> {
 }
 
 /// The outermost exports, and the initial size of all memories.
+///
+/// Memories are counted at any depth, exports of the outermost module or component alone.
 fn read_wasm(bytes: &[u8]) -> wasmparser::Result<(Vec<String>, u64)> {
     let (mut exports, mut memory_bytes, mut depth) = (Vec::new(), 0_u64, 0_u32);
     for payload in Parser::new(0).parse_all(bytes) {

@@ -26,13 +26,20 @@ pub(crate) trait Code: Send + Sync {
 
 /// A running plugin. After a [`Fault::Trap`] it is not called again.
 pub(crate) trait Instance: Send {
+    /// The host's state, on which [`State::begin_call`] and [`State::end_call`] are called around
+    /// the functions below.
     fn state(&mut self) -> &mut State;
     /// Renews fuel and deadline.
+    ///
+    /// Without an effect on dynamic libraries.
     fn set_budget(&mut self, budget: Budget) -> Result<(), Fault>;
+    /// Reads the configured parameters and names the router. Called once.
     fn init(&mut self, parameters: &Parameters) -> Result<Descriptor, Fault>;
+    /// Tells of modules that came and went; the indices hold for this call.
     fn library_changed(&mut self, change: &LibraryChange) -> Result<(), Fault>;
+    /// Decides a request's modules, or the programs that do.
     fn plan(&mut self, request: &Request) -> Result<Plan, Fault>;
-    /// Plans experts, where it exports that.
+    /// Plans the base's experts of a request; abstains where the plugin exports no such function.
     fn plan_experts(
         &mut self,
         request: &Request,
@@ -41,8 +48,9 @@ pub(crate) trait Instance: Send {
         let _ = (request, layers);
         Err(Fault::Abstain)
     }
-    /// Whether it exports `route`.
+    /// True if the plugin exports `route`.
     fn routes(&self) -> bool;
+    /// Decides the rows of a batch at one site. The decision is not checked here.
     fn route(&mut self, batch: &Batch<'_>, decision: &mut Decision) -> Result<(), Fault>;
 }
 
@@ -66,24 +74,32 @@ fn shortened(fault: Fault) -> Fault {
     }
 }
 
-/// What instances are made of.
+/// The parts that instances of one plugin are made of.
 #[derive(Clone)]
 pub(crate) struct Source {
+    /// The plugin's name, for its log messages.
     pub(crate) name: Arc<str>,
+    /// The compiled code.
     pub(crate) code: Arc<dyn Code>,
+    /// Limits of each instance.
     pub(crate) limits: Limits,
+    /// Instances that may still be made.
     pub(crate) room: Arc<Room>,
+    /// The clock of deadlines.
     pub(crate) clock: Arc<Clock>,
 }
 
 /// Instances that may still be made, over all plugins of a loader.
 #[derive(Debug)]
 pub(crate) struct Room {
+    /// Instances that there is room for.
     left: AtomicU32,
+    /// `max_instances`, for messages.
     most: u32,
 }
 
 impl Room {
+    /// Room for `max_instances`.
     pub(crate) fn new(limits: &Limits) -> Arc<Self> {
         let most = limits.max_instances;
         Arc::new(Self { left: AtomicU32::new(most), most })
@@ -91,9 +107,12 @@ impl Room {
 }
 
 /// The place of one instance; dropping it makes room.
+///
+/// Kept in the instance's [`State`], so that it lives exactly as long.
 pub(crate) struct Seat(Arc<Room>);
 
 impl Seat {
+    /// A place, or `None` if all are in use.
     fn take(room: &Arc<Room>) -> Option<Self> {
         let one_less = |left: u32| left.checked_sub(1);
         room.left.fetch_update(Relaxed, Relaxed, one_less).ok().map(|_| Self(Arc::clone(room)))
@@ -108,6 +127,12 @@ impl Drop for Seat {
 
 impl Source {
     /// Makes an instance and initialises it.
+    ///
+    /// The start code and `init` have a setup budget together.
+    ///
+    /// # Errors
+    /// If there is no room, the code traps, `init` refuses the parameters, or the descriptor's
+    /// texts are too long.
     fn start(
         &self,
         library: &Arc<dyn LibraryView>,
@@ -135,6 +160,8 @@ impl Source {
         Ok((instance, descriptor))
     }
 
+    /// A router with an instance that is initialised already, so that wrong parameters are found at
+    /// once.
     pub(crate) fn router(
         self,
         library: &Arc<dyn LibraryView>,
@@ -146,14 +173,22 @@ impl Source {
 }
 
 /// A router in its sandbox.
+///
+/// A trap takes the instance away; the next call makes a fresh one, with the same parameters.
 struct Guarded {
+    /// Makes further instances: after a trap, and for deciding rows.
     source: Source,
+    /// The configured parameters.
     parameters: Parameters,
+    /// The answer of the first `init`.
     descriptor: Descriptor,
+    /// The instance that plans; `None` after a trap.
     instance: Option<Box<dyn Instance>>,
 }
 
 impl Guarded {
+    /// Runs one call within a budget; returns its answer and the rows that it defined. The rows of
+    /// a call that fails are dropped.
     fn call<T>(
         &mut self,
         library: &Arc<dyn LibraryView>,
@@ -237,6 +272,8 @@ impl LoadedRouter for Guarded {
 }
 
 /// Bounds a plan's size; its content is checked where it is compiled.
+///
+/// An expert program is counted with its layers and ops elsewhere, in `plan_experts`.
 fn check_size(plan: &Plan, max_items: usize) -> Result<(), Fault> {
     let (count, what) = match plan {
         Plan::Fixed { picks, .. } => (picks.len(), "picks"),
@@ -251,9 +288,13 @@ fn check_size(plan: &Plan, max_items: usize) -> Result<(), Fault> {
     Err(Fault::Failed(format!("a plan with {count} {what}, `plan_items` allows {max_items}")))
 }
 
+/// An instance that decides rows, apart from the one that plans: both may run at the same time.
 struct GuardedStepper {
+    /// The instance. After a trap the engine makes another stepper.
     instance: Box<dyn Instance>,
+    /// The budget of each batch.
     budget: Budget,
+    /// The clock of deadlines.
     clock: Arc<Clock>,
 }
 

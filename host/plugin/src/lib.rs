@@ -1,11 +1,11 @@
 //! Loads router plugins and keeps them in their sandbox.
 //!
-//! A plugin is a WebAssembly component of the WIT world `polyskill:router@0.1`, a core module or a dynamic
-//! library of the flat ABI (`polyskill.h`), or a gate file without any code. [`Loader::load`] reads, trusts
-//! and compiles a bundle; [`Plugin::start`] tests it on its own fixtures and makes a
-//! [`LoadedRouter`](polyskill_sdk::runtime::LoadedRouter) that the engine can use like any other. A
-//! sandboxed guest has fuel, a deadline and a memory cap, sees no clock, randomness or I/O, and whatever it
-//! returns is checked before use.
+//! A plugin is a WebAssembly component of the WIT world `polyskill:router@0.1`, a core module or a
+//! dynamic library of the flat ABI (`polyskill.h`), or a gate file without any code.
+//! [`Loader::load`] reads, trusts and compiles a bundle; [`Plugin::start`] tests it on its own
+//! fixtures and makes a [`LoadedRouter`](polyskill_sdk::runtime::LoadedRouter) that the engine can
+//! use like any other. A sandboxed guest has fuel, a deadline and a memory cap, sees no clock,
+//! randomness or I/O, and whatever it returns is checked before use.
 
 mod bundle;
 mod clock;

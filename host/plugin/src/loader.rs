@@ -22,26 +22,32 @@ use crate::sandbox::{Sandbox, private_directory};
 use crate::self_test;
 use crate::trust::{Trust, granted};
 
-/// The first bytes of a component and of a core module.
+/// The first bytes of a WebAssembly component.
 pub(crate) const COMPONENT_MAGIC: [u8; 8] = *b"\0asm\x0d\0\x01\0";
+/// The first bytes of a core WebAssembly module.
 pub(crate) const CORE_MAGIC: [u8; 8] = *b"\0asm\x01\0\0\0";
-/// The first bytes of dynamic libraries: ELF, Mach-O, PE.
+/// The first bytes of dynamic libraries: ELF, Mach-O of 64 bits, PE.
 pub(crate) const DYLIB_MAGICS: [&[u8]; 3] = [b"\x7fELF", b"\xcf\xfa\xed\xfe", b"MZ"];
 
-/// Loads plugins. One per process.
+/// Loads plugins. One per process: it owns the sandbox, its clock thread and the pool of memories.
 #[derive(Debug)]
 pub struct Loader {
+    /// Compiles WebAssembly for all plugins.
     sandbox: Sandbox,
-    /// Limits of plugins that have no own.
+    /// Limits of plugins that have none of their own.
     default_limits: Limits,
-    /// The largest of all, for reading files.
+    /// The largest of all limits, for reading files before a plugin's name is known.
     limits: Limits,
     /// Limits of plugins that have their own, by name.
     own_limits: BTreeMap<String, Limits>,
+    /// The operator's keys and paths.
     trust: Trust,
+    /// Instances that may still be made.
     room: Arc<Room>,
-    /// Where compiled plugins and copies of dynamic libraries are kept.
+    /// The directory of compiled plugins and of copies of dynamic libraries; without one, nothing
+    /// is cached and copies go to the system's temporary directory.
     cache: Option<PathBuf>,
+    /// Number of the next copy of a dynamic library, for its name.
     copies: AtomicU64,
 }
 
@@ -86,7 +92,8 @@ impl Loader {
         })
     }
 
-    /// The bundles in a directory.
+    /// The bundles in a directory: folders with a manifest, tars, WebAssembly and dynamic
+    /// libraries, told by their names alone.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -95,6 +102,10 @@ impl Loader {
     }
 
     /// Reads, checks and compiles a bundle.
+    ///
+    /// The form is told by the first bytes, not by the file's name; only a gate file is told by
+    /// `.toml`. Trust is decided before anything is compiled or opened. No code of a sandboxed
+    /// plugin runs; a dynamic library's constructors do.
     ///
     /// # Errors
     /// If it is not a plugin that this host can run and its operator trusts.
@@ -124,6 +135,8 @@ impl Loader {
         Ok(Plugin { name, kind, code, signer, limits, room, clock, bundle })
     }
 
+    /// Compiles a component, a core module of the flat ABI, or a core module that the SDK's macro
+    /// made, which is wrapped into a component first.
     fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
         let not_a_plugin = |reason: String| Error::NotAPlugin { name: name.to_owned(), reason };
         match bytes.get(..8) {
@@ -163,8 +176,10 @@ impl Loader {
         }
     }
 
-    /// Opens a private copy of a library: nobody else can change it under our feet, and each load has
-    /// statics of its own.
+    /// Opens a private copy of a library: nobody else can change it under our feet, and each load
+    /// has statics of its own.
+    ///
+    /// The copy is removed as soon as it is mapped, which keeps its pages.
     fn dylib(&self, bundle: &Bundle) -> Result<Arc<dyn Code>, Error> {
         let directory = self.cache.clone().unwrap_or_else(std::env::temp_dir).join("dylibs");
         let copy = self.copies.fetch_add(1, Ordering::Relaxed);
@@ -180,8 +195,9 @@ impl Loader {
     }
 }
 
-/// Whether a core module speaks the flat ABI, in any version; a malformed one is refused when it is
-/// compiled.
+/// True if a core module exports a name of the flat ABI, in any version.
+///
+/// False for a malformed one, which is refused when it is compiled.
 pub(crate) fn exports_flat(bytes: &[u8]) -> bool {
     let exports = wasmparser::Parser::new(0).parse_all(bytes).find_map(|payload| match payload {
         Ok(wasmparser::Payload::ExportSection(exports)) => Some(exports),
@@ -200,7 +216,7 @@ fn wrap_core(bytes: &[u8]) -> Result<Vec<u8>, String> {
     })
 }
 
-/// What a plugin is made of.
+/// The form of a plugin's code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A WebAssembly component of the WIT worlds.
@@ -209,7 +225,7 @@ pub enum Kind {
     Core,
     /// A dynamic library of the flat ABI.
     Dylib,
-    /// A gate file.
+    /// A gate file, which has no code.
     GateFile,
 }
 
@@ -224,22 +240,36 @@ impl fmt::Display for Kind {
     }
 }
 
+/// A plugin's code, ready to be instantiated.
 #[derive(Clone)]
 enum Loaded {
+    /// Code of any kind, sandboxed or native.
     Code(Arc<dyn Code>),
+    /// A gate file, whose programs the engine runs itself.
     Gates(Arc<GateFile>),
 }
 
 /// A compiled plugin.
+///
+/// Cheap to clone. Several routers may be started from one, each with parameters and an instance of
+/// its own.
 #[derive(Clone)]
 pub struct Plugin {
+    /// The manifest's name, or the file's stem.
     name: Arc<str>,
+    /// The form of its code.
     kind: Kind,
+    /// The compiled code, shared by all routers.
     code: Loaded,
+    /// The trusted key that signed it, if any did.
     signer: Option<String>,
+    /// Its own limits, or those of all.
     limits: Limits,
+    /// Instances that may still be made.
     room: Arc<Room>,
+    /// The clock of deadlines.
     clock: Arc<Clock>,
+    /// Manifest, files and digest.
     bundle: Arc<Bundle>,
 }
 
@@ -264,12 +294,13 @@ impl Plugin {
         &self.bundle.digest
     }
 
-    /// What it is made of.
+    /// The form of its code.
     pub fn kind(&self) -> Kind {
         self.kind
     }
 
-    /// The public key that signed it, where that key is trusted.
+    /// The public key that signed it, where that key is trusted; `None` for a bundle that went
+    /// without.
     pub fn signer(&self) -> Option<&str> {
         self.signer.as_deref()
     }
@@ -279,7 +310,7 @@ impl Plugin {
         &self.bundle.manifest
     }
 
-    /// What it may use.
+    /// The resources that each of its instances may use.
     pub fn limits(&self) -> &Limits {
         &self.limits
     }
@@ -289,7 +320,10 @@ impl Plugin {
         granted(&self.bundle.manifest.capabilities, allowed)
     }
 
-    /// Runs the bundle's own fixtures on a made-up library, then makes an instance and initialises it.
+    /// Runs the bundle's own fixtures on a made-up library, then makes an instance and initialises
+    /// it.
+    ///
+    /// Each fixture runs in an instance of its own. A bundle without fixtures is not tested.
     ///
     /// # Errors
     /// If a fixture fails, or the plugin traps or refuses its parameters.
@@ -320,6 +354,7 @@ impl Plugin {
             .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
     }
 
+    /// Makes an instance and initialises it, without the self-test.
     pub(crate) fn instantiate(
         &self,
         library: &Arc<dyn LibraryView>,
@@ -333,8 +368,8 @@ impl Plugin {
                 Source { name, code, limits, room, clock }.router(library, parameters)
             }
             Loaded::Gates(file) => {
-                let identity = (self.name(), self.manifest().version.as_str());
-                let router = GateRouter::new(GateFile::clone(file), identity, &parameters)?;
+                let (file, version) = (GateFile::clone(file), &self.manifest().version);
+                let router = GateRouter::new(file, self.name(), version, &parameters)?;
                 Ok(Box::new(router))
             }
         }

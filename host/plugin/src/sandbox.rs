@@ -20,8 +20,11 @@ use crate::state::State;
 
 /// Compiles plugins and keeps the clock that stops them.
 pub(crate) struct Sandbox {
+    /// Compiles code and counts its epochs.
     pub(crate) engine: Engine,
+    /// The directory of compiled plugins; without one, each start compiles anew.
     cache: Option<PathBuf>,
+    /// The clock of deadlines; stopped with the sandbox.
     pub(crate) clock: Arc<Clock>,
 }
 
@@ -38,6 +41,7 @@ impl Drop for Sandbox {
 }
 
 impl Sandbox {
+    /// Sets wasmtime up for instances of at most these limits, and starts the clock.
     pub(crate) fn new(limits: &Limits, cache: Option<PathBuf>) -> Result<Self, Error> {
         let fail = |error: wasmtime::Error| compile_error("wasmtime", &error);
         let engine = Engine::new(&config(limits)).map_err(fail)?;
@@ -46,8 +50,8 @@ impl Sandbox {
         Ok(Self { engine, cache, clock })
     }
 
-    /// Compiles a component, or takes it from the cache. `make` gives the component where the
-    /// bytes are another form of it.
+    /// Compiles a component, or takes it from the cache. `make` gives the component where the bytes
+    /// are another form of it, and is not called for a cached one.
     pub(crate) fn component(
         &self,
         name: &str,
@@ -87,8 +91,8 @@ impl Sandbox {
         Ok(module)
     }
 
-    /// Where the compiled form of these bytes lies, by their digest, wasmtime's version and settings, and
-    /// the CPU's features.
+    /// The path of the compiled form of these bytes: named by their digest, wasmtime's version and
+    /// settings, and the CPU's features. `None` without a cache.
     fn path(&self, bytes: &[u8]) -> Option<PathBuf> {
         let mut compatibility = DefaultHasher::new();
         self.engine.precompile_compatibility_hash().hash(&mut compatibility);
@@ -97,8 +101,10 @@ impl Sandbox {
         Some(self.cache.as_ref()?.join(name))
     }
 
-    /// A compiled form that is as it was written: loading a damaged one would be unsound, so its digest
-    /// stands beside it, in a directory that only this user may enter.
+    /// The path of a compiled form that is as it was written.
+    ///
+    /// Loading a damaged one would be unsound, so its digest stands beside it, in a directory that
+    /// only this user may enter.
     fn cached(&self, bytes: &[u8], kind: Precompiled) -> Option<PathBuf> {
         let path = self.path(bytes)?;
         let content = fs::read(&path).ok()?;
@@ -109,6 +115,8 @@ impl Sandbox {
     }
 
     /// Writes a compiled form; the cache is a convenience, so a failure is logged and no more.
+    ///
+    /// Each file is renamed into place, so that another process never reads half of one.
     fn store(&self, bytes: &[u8], serialize: impl FnOnce() -> wasmtime::Result<Vec<u8>>) {
         let Some(path) = self.path(bytes) else { return };
         let write = || -> Result<(), String> {
@@ -133,7 +141,7 @@ impl Sandbox {
     }
 }
 
-/// Makes a directory that only this user may enter.
+/// Makes a directory that only this user may enter; one that exists is made so.
 pub(crate) fn private_directory(directory: &Path) -> std::io::Result<()> {
     fs::create_dir_all(directory)?;
     #[cfg(unix)]
@@ -144,6 +152,8 @@ pub(crate) fn private_directory(directory: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// wasmtime's configuration: fuel and epochs are on, and memories come from a pool that is reserved
+/// once, for as many instances as there may be.
 fn config(limits: &Limits) -> Config {
     let instances = limits.max_instances;
     let mut pool = PoolingAllocationConfig::default();
@@ -168,20 +178,25 @@ fn config(limits: &Limits) -> Config {
     config
 }
 
+/// Two lower-case digits per byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A refusal by wasmtime, with all of its causes.
 pub(crate) fn compile_error(name: &str, error: &wasmtime::Error) -> Error {
     Error::Compile { name: name.to_owned(), reason: format!("{error:#}") }
 }
 
+/// A trap of a plugin's function, without the guest's backtrace.
 pub(crate) fn trap(function: &str, error: &wasmtime::Error) -> Fault {
     // The root cause names the trap; the chain before it is the guest's backtrace.
     let cause = error.root_cause().to_string();
     Fault::Trap(format!("`{function}`: {cause}"))
 }
 
+/// Sets fuel and deadline of the next call. One tick is added, as the current one may be almost
+/// over.
 pub(crate) fn set_budget(store: &mut Store<State>, budget: Budget) -> Result<(), Fault> {
     store.set_fuel(budget.fuel).map_err(|error| trap("set_fuel", &error))?;
     let epochs = budget.time.as_millis().div_ceil(EPOCH.as_millis()).max(1);

@@ -1,8 +1,8 @@
 //! A bundle's own fixtures, run before it serves anyone.
 //!
-//! A fixture is a JSON file in `fixtures/`: a made-up library, a request, rows, and what the router must
-//! decide. The library is [`StubHost`]'s: one layer of seven sites, eight features wide, modules of rank 1
-//! with fixed weights.
+//! A fixture is a JSON file in `fixtures/`: a made-up library, a request, rows, and what the router
+//! must decide. The library is [`StubHost`]'s: one layer of seven sites, eight features wide,
+//! modules of rank 1 with fixed weights.
 //!
 //! ```json
 //! {
@@ -15,13 +15,13 @@
 //! }
 //! ```
 //!
-//! `expect` holds one of `fixed` (module and weight per pick), `merged` (the same, where A and B are merged),
-//! `narrowed` (modules), `picks` (per row:
-//! position in the candidates and weight), `programs` (the plan as text of a gate file) or `error`
-//! (`abstain`, `not-ready`, `invalid-parameter`, `failed`). Weights may differ by 1e-4.
+//! `expect` holds one of `fixed` (module and weight per pick), `merged` (the same, where A and B
+//! are merged), `narrowed` (modules), `picks` (per row: position in the candidates and weight),
+//! `programs` (the plan as text of a gate file) or `error` (`abstain`, `not-ready`,
+//! `invalid-parameter`, `failed`). Weights may differ by 1e-4.
 //!
-//! Instead of a request, a fixture may hold rows that `route` is called with, whatever the plan was; they come
-//! from live traffic, so sites are those of a real model. A score of `null` is −∞.
+//! Instead of a request, a fixture may hold rows that `route` is called with, whatever the plan
+//! was; they come from live traffic, so sites are those of a real model. A score of `null` is −∞.
 //!
 //! ```json
 //! {
@@ -42,9 +42,9 @@ use serde::Deserialize;
 
 use crate::loader::Plugin;
 
-/// By how much a weight may differ.
+/// Largest difference of a weight from the one that a fixture expects.
 const TOLERANCE: f32 = 1e-4;
-/// Modules of a made-up library.
+/// Modules of a made-up library, at most.
 const MAX_MODULES: usize = 4_096;
 
 /// A fixture that passed.
@@ -52,26 +52,34 @@ const MAX_MODULES: usize = 4_096;
 pub struct Report {
     /// The fixture's file.
     pub name: String,
-    /// What the router decided, in short.
+    /// The router's decision, in short.
     pub decided: String,
 }
 
-/// A file: one of the two kinds.
+/// A fixture's file, of one of the two kinds: with `modules`, `request` and `expect`, or with
+/// `routed`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    /// The made-up library.
     #[serde(default)]
     modules: Option<Vec<FixtureModule>>,
+    /// The router's configured parameters.
     #[serde(default)]
     parameters: BTreeMap<String, Scalar>,
+    /// The request that is planned.
     #[serde(default)]
     request: Option<FixtureRequest>,
+    /// The site at which rows are decided.
     #[serde(default)]
     site: u32,
+    /// Inputs of that site, each of the made-up model's width.
     #[serde(default)]
     rows: Vec<Vec<f32>>,
+    /// The decision that the router must come to.
     #[serde(default)]
     expect: Option<Expect>,
+    /// Recorded batches.
     #[serde(default)]
     routed: Option<Vec<Routed>>,
 }
@@ -80,29 +88,45 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Routed {
+    /// Number of the site in the model that the batch was recorded of.
     site: u32,
+    /// Positions in the request's candidates, one per column.
     candidates: Vec<u32>,
+    /// Arguments of the program's last op.
     #[serde(default)]
     arguments: Vec<f32>,
+    /// A score per row and candidate; `null` is −∞.
     scores: Vec<Vec<Option<f32>>>,
+    /// Column and weight of each row's picks, by ascending column.
     picks: Vec<Vec<(u32, f32)>>,
 }
 
+/// A fixture of the first kind, complete.
 struct Fixture {
+    /// The made-up library.
     modules: Vec<FixtureModule>,
+    /// The router's configured parameters.
     parameters: BTreeMap<String, Scalar>,
+    /// The request that is planned.
     request: FixtureRequest,
+    /// The site at which rows are decided.
     site: u32,
+    /// Inputs of that site.
     rows: Vec<Vec<f32>>,
+    /// The decision that the router must come to.
     expect: Expect,
 }
 
+/// A module of the made-up library: its card, and artefacts beside fixed weights.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FixtureModule {
+    /// The name on its card.
     name: String,
+    /// Tags of its card.
     #[serde(default)]
     tags: Vec<String>,
+    /// Metadata of its card.
     #[serde(default)]
     metadata: BTreeMap<String, String>,
     /// The same row at every site.
@@ -110,10 +134,13 @@ struct FixtureModule {
     artefacts: BTreeMap<String, Vec<f32>>,
 }
 
+/// A request; its parameters take precedence over the configured ones.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FixtureRequest {
+    /// Numbers of the modules that may be picked.
     candidates: Vec<u32>,
+    /// The last user message.
     #[serde(default)]
     text: Option<String>,
     #[serde(default)]
@@ -124,6 +151,7 @@ struct FixtureRequest {
     parameters: BTreeMap<String, Scalar>,
 }
 
+/// A parameter's value as JSON has it.
 #[derive(Clone, Deserialize)]
 #[serde(untagged)]
 enum Scalar {
@@ -132,17 +160,25 @@ enum Scalar {
     Text(String),
 }
 
+/// A decision, as the module's documentation lists them.
 #[derive(Debug, Deserialize, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum Expect {
+    /// Module and weight of each pick, in the plan's order.
     Fixed(Vec<(u32, f32)>),
+    /// The same, where A and B are merged.
     Merged(Vec<(u32, f32)>),
+    /// The candidates that are left.
     Narrowed(Vec<u32>),
+    /// Column and weight of each row's picks.
     Picks(Vec<Vec<(u32, f32)>>),
+    /// The programs as text of a gate file.
     Programs(String),
+    /// The kind of fault.
     Error(String),
 }
 
+/// Parameters from a fixture's table, in order of their names.
 fn parameters(table: &BTreeMap<String, Scalar>) -> Parameters {
     let value = |scalar: &Scalar| match scalar {
         Scalar::Flag(value) => Value::Flag(*value),
@@ -152,10 +188,11 @@ fn parameters(table: &BTreeMap<String, Scalar>) -> Parameters {
     Parameters(table.iter().map(|(name, scalar)| (name.clone(), value(scalar))).collect())
 }
 
-/// Runs one fixture.
+/// Runs one fixture, in an instance of its own.
 ///
 /// # Errors
-/// What the fixture lacks, or what was decided instead of what it expects.
+/// If the fixture lacks something, or the decision is another than it expects; the message says
+/// both.
 pub fn run(plugin: &Plugin, name: &str, bytes: &[u8]) -> Result<Report, Fault> {
     let fail = |reason: String| Fault::Failed(format!("self-test {name}: {reason}"));
     let file: File = serde_json::from_slice(bytes).map_err(|error| fail(error.to_string()))?;
@@ -237,6 +274,7 @@ fn route(stepper: &mut dyn Stepper, batch: &Batch<'_>) -> Result<Vec<Vec<(u32, f
     checked.collect()
 }
 
+/// The fixture's word for a fault; `None` for a trap, which no fixture may expect.
 fn error_name(fault: &Fault) -> Option<String> {
     let name = match fault {
         Fault::Abstain => "abstain",
@@ -248,6 +286,10 @@ fn error_name(fault: &Fault) -> Option<String> {
     Some(name.to_owned())
 }
 
+/// The made-up library of a fixture.
+///
+/// # Errors
+/// If it is too large, or the fixture names a candidate, a site or a width that it lacks.
 fn library(fixture: &Fixture) -> Result<StubHost, String> {
     if fixture.modules.len() > MAX_MODULES {
         return Err(format!("{} modules, at most {MAX_MODULES}", fixture.modules.len()));
@@ -329,16 +371,19 @@ fn decide(
             let Some(program) = programs.iter().find(at_site) else {
                 return Ok(Expect::Picks(vec![Vec::new(); fixture.rows.len()]));
             };
-            picks(router, &view, &library, (program, &request.candidates), fixture)
+            picks(router, &view, &library, program, &request.candidates, fixture)
         }
     }
 }
 
+/// The picks of the fixture's rows by an interpreted program; its last op may hand the scores to
+/// the router's `route`.
 fn picks(
     router: &dyn LoadedRouter,
     view: &Arc<dyn LibraryView>,
     library: &StubHost,
-    (program, candidates): (&Program, &[u32]),
+    program: &Program,
+    candidates: &[u32],
     fixture: &Fixture,
 ) -> Result<Expect, Fault> {
     let row =
@@ -380,6 +425,7 @@ fn picks(
     Ok(Expect::Picks(route(&mut *router.stepper(view)?, &batch)?))
 }
 
+/// True if both decisions are of one kind and their weights differ by no more than [`TOLERANCE`].
 fn same(found: &Expect, expected: &Expect) -> bool {
     let close = |a: &[(u32, f32)], b: &[(u32, f32)]| {
         let near =

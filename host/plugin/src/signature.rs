@@ -1,8 +1,9 @@
 //! Detached ed25519 signatures over digests, and the files of their keys.
 //!
-//! What is signed is a context followed by the digest, both ASCII, without anything between or after: the
-//! context says what the digest is of, so that a signature of one kind of thing is none of another. The text
-//! of a signature is `ed25519 PUBLIC-KEY SIGNATURE`, both hexadecimal, of 64 and 128 digits.
+//! The message that is signed is a context followed by the digest, both ASCII, without anything
+//! between or after: the context says what the digest is of, so that a signature of one kind of
+//! thing is none of another. The text of a signature is `ed25519 PUBLIC-KEY SIGNATURE`, both
+//! hexadecimal, of 64 and 128 digits.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +13,7 @@ use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use crate::error::Error;
 use crate::sandbox::hex;
 
-/// A key that signs. It is not printed.
+/// A key that signs. Printing it shows the public half alone.
 pub struct SecretKey(SigningKey);
 
 impl std::fmt::Debug for SecretKey {
@@ -41,15 +42,19 @@ impl SecretKey {
         hex(self.0.verifying_key().as_bytes())
     }
 
-    /// The text of a signature, with a line's end.
+    /// The text of a signature over a digest in a context, with a line's end.
+    ///
+    /// Ed25519 is deterministic: the same key and digest give the same text.
     pub fn sign(&self, context: &str, digest: &str) -> String {
         let signature = self.0.sign(message(context, digest).as_bytes());
         format!("ed25519 {} {}\n", self.public(), hex(&signature.to_bytes()))
     }
 }
 
-/// Checks the text of a signature against a digest; returns the signer's public key. Whether that key is
-/// trusted is another question.
+/// Checks the text of a signature against a digest; returns the signer's public key, in lower case.
+///
+/// Any key is accepted: the caller decides whether it is trusted. Words behind the signature are
+/// passed over.
 ///
 /// # Errors
 /// If the text is no signature, or one of something else.
@@ -72,15 +77,17 @@ pub fn verify(context: &str, digest: &str, text: &str) -> Result<String, String>
     Ok(hex(&key_bytes))
 }
 
-/// Whether a text is a public key: 64 hexadecimal digits that are a point of the curve.
+/// True for the text of a public key: 64 hexadecimal digits that are a point of the curve.
 pub fn is_public_key(text: &str) -> bool {
     unhex(text).is_some_and(|bytes| VerifyingKey::from_bytes(&bytes).is_ok())
 }
 
+/// The bytes that are signed.
 fn message(context: &str, digest: &str) -> String {
     format!("{context}{digest}")
 }
 
+/// The bytes of exactly `2 · N` hexadecimal digits; `None` for any other text.
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -92,7 +99,8 @@ fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// Makes a key pair; the secret goes to a file that only this user may read. Returns the public key.
+/// Makes a key pair; the secret goes to a file that only this user may read. Returns the public
+/// key.
 ///
 /// # Errors
 /// If the file exists or cannot be written, or the system has no randomness.

@@ -1,4 +1,5 @@
-//! What the host keeps for one plugin instance, and what it answers: one place for every kind of plugin.
+//! State that the host keeps for one plugin instance, and its answers to the plugin's calls: one
+//! place for every kind of plugin.
 
 use std::sync::Arc;
 
@@ -11,28 +12,39 @@ use wasmtime::{ResourceLimiter, StoreLimits, StoreLimitsBuilder};
 use crate::instance::Seat;
 use crate::limits::Limits;
 
-/// Longest log message that is kept.
+/// Longest log message that is kept, in bytes; the rest is cut off.
 const MAX_LOG_BYTES: usize = 4_096;
 
 /// The data behind one instance.
 pub(crate) struct State {
+    /// The plugin's name, for its log messages.
     plugin: Arc<str>,
+    /// The library of the call that runs; an empty one between calls.
     library: Arc<dyn LibraryView>,
+    /// The plugin's limits.
     limits: Limits,
+    /// Rows that the call has defined so far.
     definitions: Vec<Definition>,
+    /// Bytes that the call may still define.
     definition_bytes_left: usize,
+    /// Messages that the call may still log.
     log_messages_left: usize,
+    /// Bounds of memories and tables, which wasmtime asks for.
     pub(crate) caps: Caps,
     /// Held for as long as the instance lives.
     pub(crate) seat: Option<Seat>,
-    /// What a plugin of the flat ABI reads and writes through calls, rather than through arguments.
+    /// Arguments and answers that a plugin of the flat ABI reads and writes through calls of the
+    /// host.
     pub(crate) exchange: Exchange,
 }
 
-/// What an instance may grow to. `memory_mib` is for all of its memories together: a component has one per
-/// core module.
+/// The growth that an instance is allowed.
+///
+/// `memory_mib` is for all of its memories together: a component has one per core module.
 pub(crate) struct Caps {
+    /// Bounds of tables, and counts of instances, tables and memories.
     limits: StoreLimits,
+    /// Bytes by which all memories together may still grow.
     memory_left: usize,
 }
 
@@ -75,20 +87,27 @@ impl ResourceLimiter for Caps {
 }
 
 /// Arguments and answers of one call in the flat ABI.
+///
+/// Emptied before each call.
 #[derive(Default)]
 pub(crate) struct Exchange {
+    /// The parameters of the router or of the request.
     pub(crate) parameters: Parameters,
+    /// The answer of `init`.
     pub(crate) descriptor: Option<polyskill_sdk::Descriptor>,
+    /// The answer of `plan`, or the reason for which it cannot be used. The last answer counts.
     pub(crate) plan: Option<Result<Plan, String>>,
-    /// Whether a plan is asked for: answers cost the host time, which `route` has not.
+    /// True while a plan is asked for. Answers are refused at other times: reading them costs the
+    /// host time, which `route` has not.
     pub(crate) planning: bool,
     /// Parameter and message of an answer that is an error.
     pub(crate) error: (String, String),
 }
 
-/// What an instance sees between calls: nothing, so that it keeps no module alive.
+/// The library that an instance sees between calls: an empty one, so that it keeps no module alive.
 struct NoLibrary(ModelInfo);
 
+/// The reason that it gives.
 const NO_CALL: &str = "no call is running";
 
 impl LibraryView for NoLibrary {
@@ -116,6 +135,7 @@ impl LibraryView for NoLibrary {
 }
 
 impl State {
+    /// The state of a new instance, whose start code and `init` see `library`.
     pub(crate) fn new(plugin: Arc<str>, library: Arc<dyn LibraryView>, limits: &Limits) -> Self {
         let limited = StoreLimitsBuilder::new()
             .memory_size(limits.memory_mib << 20)
@@ -140,7 +160,7 @@ impl State {
         state
     }
 
-    /// Renews the budgets for a call that sees this library.
+    /// Renews the budgets of definitions and log messages for a call that sees this library.
     pub(crate) fn begin_call(&mut self, library: Arc<dyn LibraryView>) {
         self.library = library;
         self.definitions.clear();
@@ -149,7 +169,7 @@ impl State {
         self.exchange = Exchange::default();
     }
 
-    /// Lets go of the library after a call; returns what the plugin has defined.
+    /// Lets go of the library after a call; returns the rows that the plugin has defined in it.
     pub(crate) fn end_call(&mut self) -> Vec<Definition> {
         self.library = Arc::new(NoLibrary(ModelInfo {
             digest: String::new(),
@@ -161,16 +181,18 @@ impl State {
         std::mem::take(&mut self.definitions)
     }
 
+    /// The plugin's limits.
     pub(crate) fn limits(&self) -> &Limits {
         &self.limits
     }
 
+    /// The library of the call that runs.
     pub(crate) fn library(&self) -> &dyn LibraryView {
         &*self.library
     }
 }
 
-/// A character as it stands in the log.
+/// A character as it stands in the log: control characters, line ends among them, are escaped.
 fn one_line(c: char) -> impl Iterator<Item = char> {
     let escaped = c.is_control().then(|| c.escape_default());
     let plain = escaped.is_none().then_some(c);

@@ -1,4 +1,4 @@
-//! Who may load what: signatures over a bundle's digest, and the operator's keys.
+//! Trust in plugins: signatures over a bundle's digest, and the operator's keys.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,20 +10,25 @@ use crate::error::Error;
 use crate::limits::Limits;
 use crate::signature::{self, SecretKey};
 
-/// What is signed, before the digest: a signature of something else is not one of a plugin.
+/// The context of signatures over plugins; see [`signature`].
 const CONTEXT: &str = "polyskill plugin ";
 
-/// What the operator trusts.
+/// The operator's decision about which plugins may be loaded: `[trust]` in the configuration.
+///
+/// By default nothing is trusted. A sandboxed plugin needs a signature; a dynamic library needs a
+/// signature and an allowed path.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Trust {
-    /// Keys whose signatures count.
+    /// Keys whose signatures count. Several may sign for one prefix.
     pub keys: Vec<TrustedKey>,
-    /// Development: load bundles without a signature, from anywhere.
+    /// For development: load bundles without a signature, from anywhere. Dynamic libraries are
+    /// excepted.
     pub allow_unsigned: bool,
-    /// Development: load bundles without a signature from these directories.
+    /// For development: load bundles without a signature from these directories. Dynamic libraries
+    /// are excepted.
     pub unsigned: Vec<PathBuf>,
-    /// Dynamic libraries and directories of such that may be loaded, if they are signed.
+    /// Dynamic libraries that may be loaded if they are signed, and directories of such.
     pub dylibs: Vec<PathBuf>,
 }
 
@@ -33,10 +38,10 @@ pub struct Trust {
 pub struct TrustedKey {
     /// The public key, hexadecimal, as `polyskill plugin sign` prints it.
     pub key: String,
-    /// Plugins whose names start with this; empty means all.
+    /// The beginning of the names that the key may sign for; empty means all.
     #[serde(default)]
     pub prefix: String,
-    /// Whether dynamic libraries may be signed with it.
+    /// True if dynamic libraries may be signed with it.
     #[serde(default)]
     pub dylibs: bool,
 }
@@ -47,7 +52,13 @@ impl Trust {
         Self { allow_unsigned: true, ..Self::default() }
     }
 
-    /// Decides whether a bundle may be loaded; says who signed it.
+    /// Decides about a bundle from `path`; returns the signer where that key is trusted, and `None`
+    /// for one that may go without.
+    ///
+    /// A signature that does not fit is refused even where none would be needed.
+    ///
+    /// # Errors
+    /// If the bundle is not trusted; the message says what would help.
     pub(crate) fn admit(
         &self,
         path: &Path,
@@ -94,7 +105,8 @@ impl Trust {
     }
 }
 
-/// Whether a path is, or lies in, an allowed one; links are resolved.
+/// True if a path is, or lies in, an allowed one. Links are resolved; a path that does not exist
+/// lies nowhere.
 fn lies_in(path: &Path, allowed: &Path) -> bool {
     match (path.canonicalize(), allowed.canonicalize()) {
         (Ok(path), Ok(allowed)) => path.starts_with(allowed),
@@ -102,12 +114,16 @@ fn lies_in(path: &Path, allowed: &Path) -> bool {
     }
 }
 
-/// Checks a signature's text against a digest; returns the signer's public key.
+/// Checks a plugin's signature against its digest; returns the signer's public key, trusted or not.
 pub(crate) fn verify(digest: &str, text: &str) -> Result<String, String> {
     signature::verify(CONTEXT, digest, text)
 }
 
-/// Signs a bundle: writes its detached signature. Returns digest and public key.
+/// Signs a bundle: writes its detached signature into it, or beside it where it is a file. Returns
+/// digest and public key.
+///
+/// A signature that is there is replaced. Reading a tar looks for a signature inside of it alone,
+/// so a bundle is signed before it is packed.
 ///
 /// # Errors
 /// If the bundle or the key cannot be read, or the signature cannot be written.
@@ -123,7 +139,7 @@ pub fn sign(path: &Path, key: &Path, limits: &Limits) -> Result<(String, String)
     Ok((bundle.digest, public))
 }
 
-/// What is asked for and granted, both or not at all.
+/// Capabilities that are both asked for and granted.
 pub(crate) fn granted(asked: &[Capability], granted: &[Capability]) -> Vec<Capability> {
     asked.iter().copied().filter(|capability| granted.contains(capability)).collect()
 }

@@ -151,7 +151,11 @@ impl Service {
                 router: set.router.clone(),
                 parameters: parameters(&set.params).unwrap_or_default(),
                 modules: set.modules.clone(),
-                beside: set.adapters.iter().map(|(name, weight)| (name.clone(), *weight)).collect(),
+                always_on: set
+                    .adapters
+                    .iter()
+                    .map(|(name, weight)| (name.clone(), *weight))
+                    .collect(),
                 ..RouterRequest::default()
             }));
         }

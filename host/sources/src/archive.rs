@@ -14,18 +14,23 @@ use super::error::Reason;
 use super::format::is_gguf;
 use super::stage::{Clock, Stage};
 
+/// The first bytes of gzip.
 const GZIP: &[u8] = b"\x1f\x8b";
+/// The first bytes of a GGUF file.
 const GGUF: &[u8] = b"GGUF";
-/// A local header, or the end of an archive without entries.
+/// The first bytes of a zip file: a local header, or the end of an archive without entries.
 const ZIP: [&[u8]; 2] = [b"PK\x03\x04", b"PK\x05\x06"];
-/// A compression that is common and not read.
+/// The first bytes of zstd, a compression that is common and not read.
 const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
-/// Where tar has its magic, and the size of its blocks.
+/// The place of tar's magic in a header.
 const USTAR_AT: usize = 257;
+/// The size of tar's blocks.
 const BLOCK: usize = 512;
 
-/// Takes a module out of an archive, or a GGUF file as it is. `name` is that of the file, for a GGUF file
-/// that is kept and for messages.
+/// Takes a module out of an archive, or a GGUF file as it is.
+///
+/// The kind is told by the first bytes, never by the name. `name` is that of the file, for a GGUF
+/// file that is kept and for messages.
 pub(super) fn unpack(mut file: File, name: &str, stage: &mut Stage) -> Result<(), Reason> {
     let length = file.metadata().map_err(unreadable)?.len();
     let mut head = Vec::with_capacity(BLOCK);
@@ -55,26 +60,35 @@ pub(super) fn unpack(mut file: File, name: &str, stage: &mut Stage) -> Result<()
     Err(Reason::unusable(format!("`{name}` is {found}, expected tar, tar.gz, zip or GGUF")))
 }
 
+/// The reason of an archive that cannot be read.
 #[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 fn unreadable(error: std::io::Error) -> Reason {
     Reason::unusable(format!("the archive is not readable: {error}"))
 }
 
+/// True if the first block of a file is one of tar.
 fn is_tar(head: &[u8]) -> bool {
     let ustar = head.get(USTAR_AT..USTAR_AT + 5) == Some(b"ustar");
     // Older than the magic: a block of zeros, which is an empty archive, or a header whose sum is right.
     head.len() == BLOCK && (ustar || head.iter().all(|byte| *byte == 0) || tar::is_header(head))
 }
 
-/// A decompressed archive, which ends with an error where it becomes too large or takes too long.
+/// The bytes of an archive after decompression, which end with an error where they become too many
+/// or take too long.
 struct Metered<R> {
+    /// The decompressed bytes.
     inner: R,
+    /// Bytes that may still come.
     left: u64,
+    /// The message where more come.
     refusal: String,
+    /// The bound on time.
     clock: Clock,
 }
 
 impl<R: Read> Metered<R> {
+    /// A bound for the bytes that an archive of a length unpacks to, headers and left-out entries
+    /// among them.
     fn new(inner: R, archive_bytes: u64, stage: &Stage) -> Self {
         let (most, limit) = stage.limits.unpacked(archive_bytes);
         let refusal = format!(

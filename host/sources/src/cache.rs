@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-/// Where models are kept: `POLYSKILL_CACHE`, or `polyskill` in the user's cache directory.
+/// The directory in which models are kept: `POLYSKILL_CACHE`, or `polyskill` in the user's cache
+/// directory, which is `XDG_CACHE_HOME` or `~/.cache`; without a home, `.polyskill` in the working
+/// directory. It may not exist yet.
 pub fn cache_directory() -> PathBuf {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     variable("POLYSKILL_CACHE")
@@ -22,22 +24,29 @@ pub struct CacheError {
     pub source: std::io::Error,
 }
 
+/// A failure of the file system at a path, for `map_err`.
 pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CacheError + '_ {
     move |source| CacheError { path: path.to_owned(), source }
 }
 
-/// A folder for a download, beside the place where it belongs.
+/// A folder for a download, in the directory where it belongs, so that a rename puts it in place.
+/// It goes when this is dropped.
 #[derive(Debug)]
 pub struct Staging {
+    /// The folder, with a name of its own.
     folder: tempfile::TempDir,
-    /// Held shared as long as the folder is in use, whichever way the process ends.
+    /// Shared lock on the directory's `.lock`, held as long as the folder is in use, whichever way
+    /// the process ends.
     _lock: File,
 }
 
+/// The beginning of the names of such folders; what a killed process left is known by it.
 const STAGING_PREFIX: &str = ".partial-";
 
 impl Staging {
-    /// Makes a folder, and removes those that killed downloads have left.
+    /// Makes a folder in `directory`, and removes those that killed downloads have left.
+    ///
+    /// Leftovers are removed only if no other process has a folder there, as the lock tells.
     ///
     /// # Errors
     /// If the file system fails.
@@ -75,6 +84,7 @@ impl Staging {
     }
 }
 
+/// Removes folders of downloads. The caller must hold the lock alone.
 fn remove_leftovers(directory: &Path) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries {

@@ -1,4 +1,4 @@
-//! Why a module does not come from its source.
+//! Reasons for which a module does not come from its source.
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,13 @@ use super::source::redact;
 #[derive(Debug, thiserror::Error)]
 #[error("module source `{origin}`: {reason}")]
 pub struct SourceError {
-    /// The source, as it is displayed.
+    /// The source, as it is displayed: without secrets.
     pub origin: String,
-    /// What was wrong with it.
+    /// The reason for which nothing came.
     pub reason: Reason,
 }
 
-/// What was wrong with a source. Nothing of it stays in the staging directory.
+/// The reason for which a source gave no module. Nothing of it stays in the staging directory.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Reason {
@@ -24,13 +24,15 @@ pub enum Reason {
     /// The policy does not allow it.
     #[error("not allowed: {0}")]
     NotAllowed(String),
-    /// There is nothing.
+    /// The place can be asked and has nothing of the name.
     #[error("not found: {0}")]
     NotFound(String),
-    /// What is there is no module, or is made to do harm. All that was found wrong.
+    /// There is something, and it is no module or is made to do harm. All that was found wrong,
+    /// each as one sentence.
     #[error("{}", .0.join("; "))]
     Unusable(Vec<String>),
-    /// It is larger than the limits allow.
+    /// It is larger than the limits allow. Often found before any of it is read, by a declared
+    /// length.
     #[error("{what}: more than {most}, which `{limit}` allows")]
     TooLarge {
         /// A file, or what is counted.
@@ -43,11 +45,11 @@ pub enum Reason {
     /// The bytes are not those that were pinned, or that a manifest names.
     #[error("{what} has {found}, expected {expected}")]
     Digest {
-        /// What was hashed.
+        /// The thing that was hashed.
         what: String,
-        /// The digest found.
+        /// Its digest, `sha256:HEX`.
         found: String,
-        /// The digest expected.
+        /// The digest expected, `sha256:HEX`.
         expected: String,
     },
     /// A server, a store or the way to it failed.
@@ -56,10 +58,10 @@ pub enum Reason {
     /// It took longer than the limits allow.
     #[error("not fetched within {seconds} s, which `timeout_seconds` allows")]
     TimedOut {
-        /// The limit.
+        /// The limit for the whole fetch.
         seconds: u64,
     },
-    /// Nobody waits for it any more.
+    /// The caller dropped the future, so nobody waits for it any more.
     #[error("cancelled")]
     Cancelled,
     /// A file could not be read or written.
@@ -73,12 +75,13 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// One thing that makes a module unusable.
+    /// A module that is unusable for one reason.
     pub(super) fn unusable(problem: impl Into<String>) -> Self {
         Self::Unusable(vec![problem.into()])
     }
 
-    /// A failure of somebody else's code, which may quote URLs.
+    /// A failure of somebody else's code, with its causes in one line. Such errors may quote URLs,
+    /// so secrets are taken out.
     pub(super) fn unreachable(error: &dyn std::error::Error) -> Self {
         let mut text = error.to_string();
         let mut cause = error.source();
@@ -92,11 +95,12 @@ impl Reason {
         Self::Unreachable(redact(&text))
     }
 
+    /// A failure of the file system at a path, for `map_err`.
     pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 
-    /// With the source that it is about.
+    /// The error with the source that it is about.
     pub(super) fn at(self, origin: impl std::fmt::Display) -> SourceError {
         SourceError { origin: origin.to_string(), reason: self }
     }

@@ -1,28 +1,32 @@
-//! Which files a module consists of, told by their names alone.
+//! The files that a module consists of, told by their names alone.
 
 use std::collections::BTreeSet;
 
 use super::error::Reason;
 
-/// The card.
+/// The name of the card.
 const CARD: &str = "README.md";
 /// The detached signature of a module in a directory or archive.
 pub const SIGNATURE_FILE: &str = "module.sig";
-/// The pairs of files that make a module, in the order in which the loader looks for them.
+/// The pairs of files that make a module, configuration and weights, in the order in which the
+/// loader looks for them.
+///
+/// PEFT and MLX share the name of the configuration; the weights tell which of the two it is.
 const PAIRS: [(Format, [&str; 2]); 3] = [
     (Format::Polyskill, ["polyskill_config.json", "polyskill_module.safetensors"]),
     (Format::Peft, ["adapter_config.json", "adapter_model.safetensors"]),
     (Format::Mlx, ["adapter_config.json", "adapters.safetensors"]),
 ];
-/// Where artefacts lie, and how their names end.
+/// The folder of router artefacts.
 const ARTEFACTS: &str = "artefacts";
+/// The ending of the names of artefacts.
 const SAFETENSORS: &str = ".safetensors";
-/// Endings of pickles, which run code when they are read.
+/// Endings of pickles, which run code when they are read, in lower case.
 const PICKLES: [&str; 6] = [".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"];
-/// Longest name that is kept, as of modules.
+/// Longest name of a file that is kept, the same bound as that of names of modules.
 const MAX_NAME_BYTES: usize = 128;
 
-/// In which format a module is.
+/// The format of a module, by its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
     /// `adapter_config.json` and `adapter_model.safetensors`.
@@ -35,18 +39,19 @@ pub enum Format {
     Gguf(String),
 }
 
-/// What a file is to a module.
+/// The part that a file plays in a module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// Part of it, under this name.
+    /// Part of it, under this path in the module's directory.
     Part(String),
     /// A pickle, which is never read.
     Pickle,
-    /// Anything else.
+    /// Anything else; it is counted and left out.
     Other,
 }
 
-/// What the file at a path within a module's folder is.
+/// The class of the file at a path within a module's folder, given by its components. Folders other
+/// than that of artefacts have no parts.
 pub(super) fn classify(path: &[&str]) -> Class {
     match path {
         [name] if is_known(name) || is_gguf(name) => Class::Part((*name).to_owned()),
@@ -58,7 +63,8 @@ pub(super) fn classify(path: &[&str]) -> Class {
     }
 }
 
-/// The same for a path in an archive, which may have its module in one folder; also that folder.
+/// The class of a path in an archive, which may have its module in one folder, and that folder; an
+/// empty text where the file lies at the top.
 pub(super) fn classify_below<'a>(path: &[&'a str]) -> (&'a str, Class) {
     match (path, classify(path)) {
         ([top, rest @ ..], Class::Other) if !rest.is_empty() => (top, classify(rest)),
@@ -66,29 +72,38 @@ pub(super) fn classify_below<'a>(path: &[&'a str]) -> (&'a str, Class) {
     }
 }
 
+/// True for the names that belong to a module of some format: card, signature, configurations and
+/// weights.
 fn is_known(name: &str) -> bool {
     name == CARD || name == SIGNATURE_FILE || PAIRS.iter().any(|(_, pair)| pair.contains(&name))
 }
 
+/// True for a GGUF file with a plain name.
 pub(super) fn is_gguf(name: &str) -> bool {
     name.ends_with(".gguf") && is_plain(name)
 }
 
+/// True for the ending of a pickle, in any case of letters.
 fn is_pickle(name: &str) -> bool {
     let lower = name.to_ascii_lowercase();
     PICKLES.iter().any(|ending| lower.ends_with(ending))
 }
 
-/// Names that are the same file on every system.
+/// True for names that are the same file on every system: letters, digits, `-`, `_` and `.`, the
+/// first no dot, and not too long.
 fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     name.len() <= MAX_NAME_BYTES && !name.starts_with('.') && name.chars().all(plain)
 }
 
-/// The components of a name in an archive or listing, which must lead to inside of it.
+/// The components of a name in an archive or listing, which must lead to inside of it. Empty ones
+/// and `.` are left out.
+///
+/// Absolute names, drives of Windows, backslashes, zeros and `..` are refused, even where they
+/// would lead back inside: programs differ in what they make of them.
 ///
 /// # Errors
-/// What is wrong with the name.
+/// A sentence on what is wrong with the name.
 pub(super) fn components(name: &str) -> Result<Vec<&str>, String> {
     let drive = name.as_bytes().get(1) == Some(&b':');
     let wrong = if name.starts_with('/') || drive {
@@ -103,7 +118,7 @@ pub(super) fn components(name: &str) -> Result<Vec<&str>, String> {
     Err(format!("`{}` {wrong}, expected names of files inside", shorten(name)))
 }
 
-/// A name for messages: of a bounded length, on one line.
+/// A name for messages: its first 80 characters, on one line.
 pub(super) fn shorten(name: &str) -> String {
     const MAX_SHOWN: usize = 80;
     let shown: String = name.chars().take(MAX_SHOWN).flat_map(char::escape_debug).collect();
@@ -113,7 +128,10 @@ pub(super) fn shorten(name: &str) -> String {
     }
 }
 
-/// The format of the module that parts make, or why they make none.
+/// The format of the module that parts make, or the reasons for which they make none.
+///
+/// A pair of files comes before a GGUF file. Pickles are named only where there is no pair and not
+/// one GGUF file.
 pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<Format, Reason> {
     // As the loader does it: the first configuration that is there says what the module is.
     let configured = PAIRS.iter().find(|(_, [config, _])| parts.contains(*config));
@@ -158,7 +176,8 @@ pub(super) fn format_of(parts: &BTreeSet<String>, pickles: &[String]) -> Result<
     Err(Reason::Unusable(problems))
 }
 
-/// Whether a part belongs to a module of this format: other GGUF files, such as a converted copy, do not.
+/// True if a part belongs to a module of this format: other GGUF files, such as a converted copy,
+/// do not, nor does a pair beside a GGUF module.
 pub(super) fn belongs(format: &Format, part: &str) -> bool {
     match format {
         Format::Gguf(file) => part == file || part == CARD || part == SIGNATURE_FILE,

@@ -1,7 +1,7 @@
 //! Modules from the Hugging Face hub.
 //!
-//! Files are asked for over plain HTTPS, not through the crate `hf-hub`: its transfers go to servers that
-//! the hub names, past the policy's list of hosts and the bounds on what is read.
+//! Files are asked for over plain HTTPS, not through the crate `hf-hub`: its transfers go to
+//! servers that the hub names, past the policy's list of hosts and the bounds on what is read.
 
 use reqwest::Url;
 use serde::Deserialize;
@@ -12,20 +12,23 @@ use super::source::Repository;
 use super::web::{Web, read_body, read_small};
 use super::{Fetched, Origin, Request};
 
-/// The hub, unless `HF_ENDPOINT` names another.
+/// The address of the hub, unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
 /// The revision, unless the source names another.
 const REVISION: &str = "main";
-/// Longest answer about a repository.
+/// Longest answer about a repository, which lists all its files.
 const MAX_INFO_BYTES: usize = 8 << 20;
 
 /// A hub and who asks it.
 pub(super) struct Hub {
+    /// The address; a path in it is kept, as mirrors have one.
     pub(super) endpoint: Url,
+    /// The token of the user, which goes to the hub's own host only; `None` where none is set.
     pub(super) token: Option<String>,
 }
 
 impl Hub {
+    /// The hub of `HF_ENDPOINT` and the token of `HF_TOKEN`; empty variables count as not set.
     pub(super) fn from_environment() -> Result<Self, Reason> {
         let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
@@ -35,7 +38,8 @@ impl Hub {
         Ok(Self { endpoint, token: variable("HF_TOKEN") })
     }
 
-    /// The endpoint with more parts of a path, each as one part whatever is in it.
+    /// The endpoint with more parts of a path. Each stays one part whatever is in it, since slashes
+    /// are escaped.
     pub(super) fn url<'a>(&self, parts: impl IntoIterator<Item = &'a str>) -> Result<Url, Reason> {
         let mut url = self.endpoint.clone();
         match url.path_segments_mut() {
@@ -49,20 +53,28 @@ impl Hub {
     }
 }
 
-/// What the hub says about a repository.
+/// The hub's answer about a repository at a revision.
 #[derive(Deserialize)]
 struct Info {
+    /// The commit that the revision stands for now.
     sha: String,
+    /// All files of the repository.
     #[serde(default)]
     siblings: Vec<Sibling>,
 }
 
+/// A file of a repository.
 #[derive(Deserialize)]
 struct Sibling {
+    /// Its path from the repository's root.
     rfilename: String,
 }
 
 /// A module from a folder of a repository, at one commit.
+///
+/// The revision is asked for once, and all files are fetched from the commit that it stood for, so
+/// a push meanwhile does not mix two versions. Sizes are not known before a file comes. `hub` is
+/// called only if the policy allows the repository.
 pub(super) async fn fetch(
     repository: &Repository,
     hub: impl FnOnce() -> Result<Hub, Reason>,

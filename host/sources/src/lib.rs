@@ -1,13 +1,14 @@
 //! Getting modules and base models.
 //!
-//! Base models come by [`base_models::resolve`]. Modules come from this machine, web servers, object stores, the
-//! Hugging Face hub and OCI layouts.
+//! Base models come by [`base_models::resolve`]. Modules come from this machine, web servers,
+//! object stores, the Hugging Face hub and OCI layouts.
 //!
-//! [`fetch`] puts a module's files into a folder of their own, or uses a local directory where it lies.
-//! Nothing is allowed unless the [`Policy`] says so, everything is bounded by [`FetchLimits`], and of what
-//! comes only the files that a module consists of are kept: no pickle and no program is ever unpacked.
-//! Whoever calls it loads the module from [`Fetched::directory`], compares its generation with a [`Pin`] and
-//! its signature with [`ModuleTrust`], and only then publishes it.
+//! [`fetch`] puts a module's files into a folder of their own, or uses a local directory where it
+//! lies. Nothing is allowed unless the [`Policy`] says so, everything is bounded by
+//! [`FetchLimits`], and of what comes only the files that a module consists of are kept: no pickle
+//! and no program is ever unpacked. Whoever calls it loads the module from [`Fetched::directory`],
+//! compares its generation with a [`Pin`] and its signature with [`ModuleTrust`], and only then
+//! publishes it.
 
 mod archive;
 pub mod base_models;
@@ -55,24 +56,27 @@ use stage::{Clock, Stage};
 pub struct Fetched {
     /// The directory that the module's files lie in.
     pub directory: PathBuf,
-    /// What no file of the module may lie outside: the directory itself.
+    /// The directory that no file of the module may lie outside: the module's own.
     pub root: PathBuf,
-    /// In which format the module is.
+    /// The format of the module, told by the names of its files.
     pub format: Format,
-    /// What the place said about it.
+    /// The place's own words on it: commit, digest, entity tag.
     pub origin: Origin,
-    /// Bytes of its files.
+    /// Bytes of its files together.
     pub bytes: u64,
-    /// How many files it has.
+    /// The number of its files, card, signature and artefacts among them.
     pub files: usize,
-    /// How many files were there beside them.
+    /// The number of files that were there beside them and are left out.
     pub ignored: usize,
+    /// True where the files belong to somebody else and were not copied.
     in_place: bool,
-    /// The folder that it lies in, which goes with it.
+    /// The folder in the staging directory that it lies in, which goes with it; `None` for files
+    /// used in place or moved elsewhere.
     staging: Option<Staging>,
 }
 
-/// What a place says about what it gave.
+/// The words of a place on what it gave. Nothing of it is checked but the digest, which was
+/// computed here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
     /// The commit of a repository.
@@ -93,7 +97,7 @@ const _: fn() = || {
 const MAX_SIGNATURE_BYTES: u64 = 1_024;
 
 impl Fetched {
-    /// What a loader opens: the GGUF file, or the directory.
+    /// The path that a loader opens: the GGUF file, or the directory.
     pub fn path(&self) -> PathBuf {
         match &self.format {
             Format::Gguf(file) => self.directory.join(file),
@@ -101,13 +105,14 @@ impl Fetched {
         }
     }
 
-    /// Whether the files were used where they lie, rather than copied.
+    /// True if the files were used where they lie, rather than copied. They may change at any time.
     pub fn is_in_place(&self) -> bool {
         self.in_place
     }
 
-    /// The detached signature that came with it: [`SIGNATURE_FILE`], or for a GGUF file that is used where it
-    /// lies `FILE.gguf.sig` beside it.
+    /// The content of the detached signature that came with it: [`SIGNATURE_FILE`], or for a GGUF
+    /// file that is used where it lies `FILE.gguf.sig` beside it. `None` if there is none. It is
+    /// not checked here; [`verify`] does that.
     ///
     /// # Errors
     /// If there is one that cannot be read or is larger than any signature.
@@ -134,7 +139,8 @@ impl Fetched {
         Ok(Some(bytes))
     }
 
-    /// Moves the files to a directory that does not exist yet, in one step, on the same file system.
+    /// Moves the files to a directory that does not exist yet, in one step, on the same file
+    /// system.
     ///
     /// # Errors
     /// If they were not copied, as then they belong to somebody else, or cannot be moved.
@@ -156,16 +162,23 @@ impl Fetched {
     }
 }
 
-/// What one fetch is told.
+/// The settings of one fetch.
 struct Request<'a> {
+    /// The source that was asked for, with its pin.
     source: &'a Source,
+    /// The places that are allowed.
     policy: &'a Policy,
+    /// Bounds on size and time.
     limits: &'a FetchLimits,
+    /// The directory in which the module's folder is made.
     staging: &'a Path,
+    /// The time that is left.
     clock: Clock,
 }
 
 impl Request<'_> {
+    /// An empty folder for the module. It is made only when something will come, after the policy
+    /// was asked.
     fn stage(&self) -> Result<Stage, Reason> {
         Stage::new(self.staging, self.limits, self.clock.clone())
     }
@@ -173,13 +186,14 @@ impl Request<'_> {
 
 /// Fetches a module into a folder of its own in `staging`, or finds it on this machine.
 ///
-/// Local directories and GGUF files are used where they lie unless the policy says to copy them. It works on
-/// a thread of its own and stops soon when the future is dropped. The hub's address and token come from
-/// `HF_ENDPOINT` and `HF_TOKEN`, credentials of object stores from the variables that the crate
-/// `object_store` knows.
+/// Local directories and GGUF files are used where they lie unless the policy says to copy them. It
+/// works on a thread of its own and stops soon when the future is dropped. The hub's address and
+/// token come from `HF_ENDPOINT` and `HF_TOKEN`, credentials of object stores from the variables
+/// that the crate `object_store` knows.
 ///
 /// # Errors
-/// If the policy does not allow it, it cannot be had, it is larger than the limits, or it is no module.
+/// If the policy does not allow it, it cannot be had, it is larger than the limits, or it is no
+/// module.
 pub async fn fetch(
     source: &Source,
     policy: &Policy,
@@ -189,6 +203,8 @@ pub async fn fetch(
     fetch_by(source, policy, limits, staging, hub::Hub::from_environment).await
 }
 
+/// Fetches as [`fetch`] does, from the hub that `hub` gives; it is called only for sources on the
+/// hub.
 async fn fetch_by(
     source: &Source,
     policy: &Policy,
@@ -215,7 +231,7 @@ async fn fetch_by(
     fetched.await.map_err(|reason| reason.at(source))
 }
 
-/// Stores are known and left out of small builds.
+/// The reason of a store in a build without stores. They are known as such all the same.
 #[cfg(not(feature = "object-store"))]
 fn no_stores(url: &reqwest::Url) -> Reason {
     let scheme = url.scheme();
@@ -224,8 +240,11 @@ fn no_stores(url: &reqwest::Url) -> Reason {
     ))
 }
 
-/// Takes a module out of an archive or a GGUF file on this machine, without a policy: for programs that got
-/// the file themselves. Blocks.
+/// Takes a module out of an archive or a GGUF file on this machine, without a policy: for programs
+/// that got the file themselves. Blocks.
+///
+/// The archive itself may not be larger than `max_total_bytes` either. The origin of the result is
+/// empty.
 ///
 /// # Errors
 /// If it is larger than the limits or holds no module.
@@ -249,9 +268,11 @@ pub fn unpack(
     unpack().map_err(|reason: Reason| reason.at(archive.display()))
 }
 
-/// Tells the work that nobody waits any more.
+/// A guard that tells the work when nobody waits any more.
 struct CancelOnDrop {
+    /// The sign for work that blocks, which looks at it between its pieces.
     flag: Arc<AtomicBool>,
+    /// The sign for work that waits for the network.
     notify: Arc<Notify>,
 }
 
@@ -262,8 +283,10 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Runs work that reads and writes files on a thread that may block, until it ends, its time is over or
-/// nobody waits for it any more.
+/// Runs work that reads and writes files on a thread that may block, until it ends, its time is
+/// over or nobody waits for it any more.
+///
+/// The time begins here, before a thread is free. A panic of the work is an error like any other.
 async fn on_own_thread<T: Send + 'static, F: Future<Output = Result<T, Reason>>>(
     limits: &FetchLimits,
     work: impl FnOnce(Clock) -> F + Send + 'static,

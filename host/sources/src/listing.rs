@@ -1,4 +1,4 @@
-//! What a directory, a prefix or a repository holds, before any of it is fetched.
+//! The files that a directory, a prefix or a repository holds, before any of them is fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,33 +6,41 @@ use super::error::Reason;
 use super::format::{Class, Format, belongs, classify, components, format_of};
 use super::policy::FetchLimits;
 
-/// Names and sizes, as they are listed.
+/// Names and sizes, as they are listed, with the bounds checked as they come.
 pub(super) struct Listing<'a> {
+    /// Bounds on entries, files and bytes.
     limits: &'a FetchLimits,
-    /// Where they are listed.
+    /// The kind of place, for messages.
     what: &'static str,
+    /// Entries so far, whatever they are.
     entries: usize,
+    /// Sizes of the files that may be part of a module, by path; 0 where the listing does not tell.
     parts: BTreeMap<String, u64>,
+    /// Paths of pickles.
     pickles: Vec<String>,
+    /// Files that are no part.
     ignored: usize,
 }
 
-/// What is to be fetched.
+/// The files that are to be fetched.
 pub(super) struct Chosen {
+    /// The format of the module that they make.
     pub(super) format: Format,
-    /// Names and bytes of the module's files; 0 where the listing does not tell.
+    /// Names and bytes of the module's files, ascending by name; 0 bytes where the listing does not
+    /// tell.
     pub(super) parts: Vec<(String, u64)>,
-    /// How many others there are.
+    /// The number of files that are left out.
     pub(super) ignored: usize,
 }
 
 impl<'a> Listing<'a> {
+    /// A listing with nothing in it. `what` names the kind of place for messages.
     pub(super) fn new(what: &'static str, limits: &'a FetchLimits) -> Self {
         let (parts, pickles) = (BTreeMap::new(), Vec::new());
         Self { limits, what, entries: 0, parts, pickles, ignored: 0 }
     }
 
-    /// Counts an entry, whatever it is.
+    /// Counts an entry, whatever it is, so that a place with endless entries ends the fetch.
     pub(super) fn count(&mut self) -> Result<(), Reason> {
         self.entries += 1;
         if self.entries <= self.limits.max_entries {
@@ -42,7 +50,8 @@ impl<'a> Listing<'a> {
         Err(Reason::TooLarge { what, most: self.limits.max_entries as u64, limit: "max_entries" })
     }
 
-    /// Takes in the file at a path within the module's folder; whether it is part of one.
+    /// Takes in the file at a path within the module's folder. True if it may be part of a module;
+    /// a part that is too large is refused.
     pub(super) fn add(&mut self, path: &str, bytes: u64) -> Result<bool, Reason> {
         match classify(&components(path).map_err(Reason::unusable)?) {
             Class::Part(part) => {
@@ -67,7 +76,8 @@ impl<'a> Listing<'a> {
         self.entries == 0
     }
 
-    /// The files of the module, if there is one.
+    /// The files of the module, if there is one within the bounds. Parts of other formats are left
+    /// out.
     pub(super) fn choose(self) -> Result<Chosen, Reason> {
         let names: BTreeSet<String> = self.parts.keys().cloned().collect();
         let format = format_of(&names, &self.pickles)?;

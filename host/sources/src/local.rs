@@ -11,10 +11,13 @@ use super::policy::FetchLimits;
 use super::stage::{Sink, Stage, check_digest};
 use super::{Fetched, Origin, Request, SIGNATURE_FILE};
 
-/// Folders of a module's directory in which files belong to it.
+/// Folders of a module's directory in which files belong to it; others are not entered.
 const FOLDERS: [&str; 1] = ["artefacts"];
 
-/// A module from a path.
+/// A module from a path: a directory, a GGUF file, or an archive.
+///
+/// A file is copied before it is read if the policy says so or it has a pin, and archives always
+/// are, so that nobody can change it between the check and the use.
 pub(super) fn fetch(path: &Path, request: &Request<'_>) -> Result<Fetched, Reason> {
     let resolved = request.policy.locate(path)?;
     let metadata = std::fs::metadata(&resolved).map_err(Reason::io(&resolved))?;
@@ -44,7 +47,7 @@ pub(super) fn fetch(path: &Path, request: &Request<'_>) -> Result<Fetched, Reaso
     unpack_pinned(archive, &name, pin, stage)
 }
 
-/// The signature of a GGUF file lies beside it, as `NAME.gguf.sig`.
+/// Copies the signature of a GGUF file, which lies beside it as `NAME.gguf.sig`, if there is one.
 fn copy_signature(file: &Path, stage: &mut Stage) -> Result<(), Reason> {
     let mut path = file.as_os_str().to_owned();
     path.push(".sig");
@@ -59,7 +62,8 @@ fn copy_signature(file: &Path, stage: &mut Stage) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Checks a fetched archive or GGUF file against its pin and takes the module out of it.
+/// Checks a fetched archive or GGUF file against its pin, if there is one, and takes the module out
+/// of it. Its digest becomes part of the origin.
 pub(super) fn unpack_pinned(
     archive: Sink,
     name: &str,
@@ -72,6 +76,7 @@ pub(super) fn unpack_pinned(
     stage.finish(Origin { digest: Some(format!("sha256:{digest}")), ..Origin::default() })
 }
 
+/// A GGUF file that is used where it lies.
 fn gguf_in_place(path: &Path, name: &str, limits: &FetchLimits) -> Result<Fetched, Reason> {
     let (_, metadata) = open_plain(path)?;
     let mut listing = Listing::new("directory", limits);
@@ -80,6 +85,9 @@ fn gguf_in_place(path: &Path, name: &str, limits: &FetchLimits) -> Result<Fetche
 }
 
 /// Opens a plain file; a link, even one that takes its place meanwhile, is refused.
+///
+/// Only the last component is looked at: folders before it may be links. On systems other than Unix
+/// the second check is left out.
 pub(super) fn open_plain(path: &Path) -> Result<(File, Metadata), Reason> {
     let refused = || Reason::unusable(format!("`{}` is a link or no plain file", path.display()));
     let before = std::fs::symlink_metadata(path).map_err(Reason::io(path))?;
@@ -98,15 +106,18 @@ pub(super) fn open_plain(path: &Path) -> Result<(File, Metadata), Reason> {
     Ok((file, opened))
 }
 
-/// Lists a module's directory.
+/// The files of a module's directory.
 fn list(directory: &Path, limits: &FetchLimits) -> Result<Chosen, Reason> {
     let mut listing = Listing::new("directory", limits);
     list_folder(directory, None, &mut listing)?;
     listing.choose()
 }
 
-/// Lists a folder, and those in it that belong to a module. Every link is refused, whatever its name: it is
-/// not known what else will be read of a module one day.
+/// Lists a folder, and those in it that belong to a module. `within` is the folder's name, `None`
+/// for the module's own.
+///
+/// Every link is refused, whatever its name: it is not known what else will be read of a module one
+/// day.
 fn list_folder(
     folder: &Path,
     within: Option<&str>,
@@ -134,6 +145,7 @@ fn list_folder(
     Ok(())
 }
 
+/// A module that is used where it lies.
 fn in_place(directory: PathBuf, chosen: &Chosen) -> Fetched {
     Fetched {
         root: directory.clone(),
@@ -148,6 +160,8 @@ fn in_place(directory: PathBuf, chosen: &Chosen) -> Fetched {
     }
 }
 
+/// Copies the chosen files of a directory. A file that has grown since it was listed is bounded all
+/// the same.
 fn copy(directory: &Path, chosen: &Chosen, mut stage: Stage) -> Result<Fetched, Reason> {
     for (name, _) in &chosen.parts {
         let (mut file, metadata) = open_plain(&directory.join(name))?;

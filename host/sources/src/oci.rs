@@ -1,9 +1,10 @@
 //! Modules from OCI image layouts on disk.
 //!
 //! A layout is a folder with `oci-layout`, `index.json` and `blobs/sha256/*`
-//! (<https://github.com/opencontainers/image-spec/blob/main/image-layout.md>). Every blob that is read has the
-//! size and the SHA-256 that names it, or nothing is fetched. A layer is one file of the module where it has a
-//! title, else an archive; what it has by other addresses is not asked for.
+//! (<https://github.com/opencontainers/image-spec/blob/main/image-layout.md>). Every blob that is
+//! read has the size and the SHA-256 that names it, or nothing is fetched. A layer is one file of
+//! the module where it has a title, else an archive; what it has by other addresses is not asked
+//! for.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -19,46 +20,62 @@ use super::source::{Image, sha256_digits};
 use super::stage::{Stage, check_digest, hex};
 use super::{Fetched, Origin, Request};
 
+/// The file that makes a folder a layout and tells its version.
 const LAYOUT_FILE: &str = "oci-layout";
+/// The file that lists the images.
 const INDEX_FILE: &str = "index.json";
+/// The media type of an index, which one image for several platforms is.
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+/// The annotation with an image's reference, such as a tag.
 const REFERENCE: &str = "org.opencontainers.image.ref.name";
+/// The annotation with the name of the file that a layer is.
 const TITLE: &str = "org.opencontainers.image.title";
-/// Says that a layer with a title is an archive of that folder, as ORAS writes it.
+/// The annotation of a layer with a title that is an archive of that folder, as ORAS writes it.
 const IS_FOLDER: &str = "io.deis.oras.content.unpack";
 /// Longest index, manifest or layout file.
 const MAX_JSON_BYTES: u64 = 1 << 20;
 
+/// Content of `oci-layout`.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Layout {
+    /// The version; 1.x is read.
     image_layout_version: String,
 }
 
+/// An index of images, in a file or a blob.
 #[derive(Deserialize)]
 struct Index {
+    /// Manifests of images, or further indexes.
     manifests: Vec<Descriptor>,
 }
 
+/// The manifest of an image. Its configuration is not read.
 #[derive(Deserialize)]
 struct Manifest {
+    /// The layers, in order.
     layers: Vec<Descriptor>,
 }
 
-/// What names a blob.
+/// The name of a blob, with its size.
 #[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor {
+    /// The type of the blob; it only tells an index from a manifest here.
     #[serde(default)]
     media_type: String,
+    /// The digest, `sha256:HEX`, which is also the path of the blob.
     digest: String,
+    /// Bytes of the blob.
     size: u64,
+    /// Annotations, by name.
     #[serde(default)]
     annotations: BTreeMap<String, String>,
 }
 
 impl Descriptor {
-    /// The SHA-256 of the blob; other digests are not read.
+    /// The SHA-256 of the blob, 64 lower-case hexadecimal digits; other digests, and digits in
+    /// upper case, are refused.
     fn sha256(&self) -> Result<String, Reason> {
         let digits = self.digest.strip_prefix("sha256:").and_then(|hex| sha256_digits(hex).ok());
         digits.filter(|digits| self.digest.ends_with(digits.as_str())).ok_or_else(|| {
@@ -67,12 +84,14 @@ impl Descriptor {
         })
     }
 
+    /// An annotation by its name.
     fn annotation(&self, key: &str) -> Option<&str> {
         self.annotations.get(key).map(String::as_str)
     }
 }
 
-/// A module from an image of a layout.
+/// A module from an image of a layout, which must lie in an allowed directory. Without `image` the
+/// layout must have one image only.
 pub(super) fn fetch(
     directory: &Path,
     image: Option<&Image>,
@@ -104,6 +123,7 @@ pub(super) fn fetch(
     stage.finish(Origin { digest: Some(chosen.digest), ..Origin::default() })
 }
 
+/// The one manifest that fits; all fit where no image is asked for.
 fn choose(manifests: &[Descriptor], image: Option<&Image>) -> Result<Descriptor, Reason> {
     let wanted = |manifest: &&Descriptor| match image {
         None => true,
@@ -128,11 +148,13 @@ fn choose(manifests: &[Descriptor], image: Option<&Image>) -> Result<Descriptor,
 
 /// The files of a layout.
 struct Blobs {
+    /// The layout's directory, after links are resolved.
     layout: PathBuf,
 }
 
 impl Blobs {
-    /// A file inside the layout, after links of folders are resolved; the file itself is none.
+    /// A file inside the layout with its length, after links of folders are resolved; the file
+    /// itself is none.
     fn open(&self, path: &Path) -> Result<(std::fs::File, u64), Reason> {
         let folder = path.parent().unwrap_or(path);
         let resolved = folder.canonicalize().map_err(Reason::io(path))?;
@@ -144,7 +166,7 @@ impl Blobs {
         Ok((file, metadata.len()))
     }
 
-    /// A blob of the size that its descriptor says.
+    /// A blob of the size that its descriptor says. Its digest is not checked yet.
     fn blob(&self, descriptor: &Descriptor) -> Result<std::fs::File, Reason> {
         let path = self.layout.join("blobs/sha256").join(descriptor.sha256()?);
         let (file, found) = self.open(&path)?;
@@ -157,11 +179,13 @@ impl Blobs {
         }
     }
 
+    /// A file of the layout, by its name.
     fn json<T: DeserializeOwned>(&self, name: &str) -> Result<T, Reason> {
         let (file, _) = self.open(&self.layout.join(name))?;
         parse(&read_json(file, name)?, name)
     }
 
+    /// A blob, with its size and digest checked.
     fn json_blob<T: DeserializeOwned>(&self, descriptor: &Descriptor) -> Result<T, Reason> {
         let what = format!("the blob {}", descriptor.digest);
         let bytes = read_json(self.blob(descriptor)?, &what)?;
@@ -170,7 +194,8 @@ impl Blobs {
         parse(&bytes, &what)
     }
 
-    /// Puts the files of a layer in place.
+    /// Puts the file of a layer in place, or the files of the archive that it is. The digest is
+    /// checked before an archive is read, and of a file when it is written.
     fn layer(&self, layer: &Descriptor, stage: &mut Stage) -> Result<(), Reason> {
         let expected = layer.sha256()?;
         let what = format!("the blob {}", layer.digest);
@@ -189,6 +214,7 @@ impl Blobs {
     }
 }
 
+/// The bytes of a file, up to [`MAX_JSON_BYTES`]. `what` names it in messages.
 fn read_json(file: std::fs::File, what: &str) -> Result<Vec<u8>, Reason> {
     let mut bytes = Vec::new();
     let read = file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes);
@@ -199,6 +225,7 @@ fn read_json(file: std::fs::File, what: &str) -> Result<Vec<u8>, Reason> {
     }
 }
 
+/// The value of a text of JSON; unknown fields are passed over.
 fn parse<T: DeserializeOwned>(bytes: &[u8], what: &str) -> Result<T, Reason> {
     serde_json::from_slice(bytes)
         .map_err(|error| Reason::unusable(format!("{what} is not as expected: {error}")))

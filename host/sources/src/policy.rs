@@ -1,4 +1,4 @@
-//! What operators allow: from where modules may come, and how much of them.
+//! Leave of operators: the places that modules may come from, and the bounds on them.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -8,27 +8,31 @@ use serde::{Deserialize, Serialize};
 use super::error::Reason;
 use super::source::Repository;
 
-/// From where modules may come. Nothing is allowed by default.
+/// The places that modules may come from. Nothing is allowed by default.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Policy {
-    /// Directories that local modules, archives and OCI layouts must lie in, after links are resolved.
+    /// Directories that local modules, archives and OCI layouts must lie in, after links are
+    /// resolved.
     pub roots: Vec<PathBuf>,
-    /// Whether local directories and GGUF files are copied, rather than used where they lie.
+    /// Copies local directories and GGUF files rather than using them where they lie. Archives are
+    /// copied in any case.
     pub copy_local: bool,
-    /// Hosts that may be asked over https: `example.org`, `*.example.org` for the hosts below it, each with
-    /// `:PORT` where it is not 443. Redirects lead to such hosts only.
+    /// Hosts that may be asked over https: `example.org`, `*.example.org` for the hosts below it,
+    /// each with `:PORT` where it is not 443. Redirects lead to such hosts only.
     pub hosts: Vec<String>,
     /// Hosts that may be asked over plain http, written alike; the port is 80 unless given.
     pub plain_http: Vec<String>,
-    /// Whether allowed names may resolve to addresses of this machine or of private networks. Addresses that
+    /// Allows names to resolve to addresses of this machine or of private networks. Addresses that
     /// are listed as such need no such leave.
     pub private_networks: bool,
-    /// Prefixes in object stores that may be read: `s3://bucket/modules`.
+    /// Prefixes in object stores that may be read: `s3://bucket/modules`. A prefix ends at a slash:
+    /// it does not allow keys that merely begin with it.
     pub stores: Vec<String>,
     /// Repositories on the Hugging Face hub: `owner/name`, or `owner/*` for all of an owner's.
     pub repositories: Vec<String>,
-    /// Hosts that the hub may redirect to for the bytes of files, written as `hosts`.
+    /// Hosts that the hub may redirect to for the bytes of files, written as `hosts`. By default
+    /// those of Hugging Face, which are only asked for repositories that are listed.
     pub hub_hosts: Vec<String>,
 }
 
@@ -48,27 +52,30 @@ impl Default for Policy {
     }
 }
 
-/// How much may be fetched, and how long that may take.
+/// Bounds on the size of a module, and on the time that it takes. They hold for each fetch on its
+/// own.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct FetchLimits {
-    /// Files of one module.
+    /// Files of one module, card, signature and artefacts among them.
     pub max_files: usize,
-    /// Entries of a directory, an archive, a listing or a manifest, those that are ignored among them.
+    /// Entries of a directory, an archive, a listing or a manifest, those that are ignored among
+    /// them.
     pub max_entries: usize,
     /// Bytes of one file of a module.
     pub max_file_bytes: u64,
     /// Bytes of an archive, and again of everything that is unpacked or fetched for one module.
     pub max_total_bytes: u64,
-    /// Bytes unpacked for each byte of an archive, where that is more than 1 MiB in all.
+    /// Bytes unpacked for each byte of an archive, where that is more than 1 MiB in all. A bound on
+    /// archives that are made to fill a disk.
     pub max_ratio: u64,
     /// Redirects that are followed for one file.
     pub max_redirects: usize,
-    /// Time until a server is connected.
+    /// Seconds until a server is connected.
     pub connect_seconds: u64,
-    /// Time between two pieces of a body.
+    /// Seconds between two pieces of a body.
     pub idle_seconds: u64,
-    /// Time for all of it.
+    /// Seconds for all of a fetch, unpacking included.
     pub timeout_seconds: u64,
 }
 
@@ -88,11 +95,14 @@ impl Default for FetchLimits {
     }
 }
 
-/// Archives may unpack to this without regard to the ratio.
+/// Bytes to which archives may unpack without regard to the ratio, since small ones may compress
+/// well.
 const RATIO_FLOOR: u64 = 1 << 20;
-/// Larger values in limits are mistakes.
+/// Largest number of files and entries in limits, and largest ratio; larger values are mistakes.
 const MOST_ENTRIES: u64 = 1 << 20;
+/// Largest number of bytes in limits, 1 TiB.
 const MOST_BYTES: u64 = 1 << 40;
+/// Largest number of seconds in limits, about twelve days.
 const MOST_SECONDS: u64 = 1 << 20;
 
 impl FetchLimits {
@@ -117,7 +127,8 @@ impl FetchLimits {
         .collect()
     }
 
-    /// Bytes that an archive of a length may unpack to, and the field that says so.
+    /// Bytes that an archive of a length may unpack to, and the field of the limits that says so:
+    /// the smaller of the bound by ratio and that of all.
     pub(super) fn unpacked(&self, archive: u64) -> (u64, &'static str) {
         let by_ratio = archive.saturating_mul(self.max_ratio).max(RATIO_FLOOR);
         match by_ratio < self.max_total_bytes {
@@ -158,7 +169,8 @@ impl Policy {
         problems
     }
 
-    /// Whether a URL may be asked, be it of a source or of a redirect.
+    /// Allows a URL to be asked, be it of a source or of a redirect, or says what is not listed.
+    /// `hub` adds the hosts of the hub, over https only.
     pub(super) fn allow_url(&self, url: &Url, hub: bool) -> Result<(), Reason> {
         let (hosts, field, port) = match url.scheme() {
             "https" => (&self.hosts, "hosts", 443),
@@ -180,7 +192,7 @@ impl Policy {
         )))
     }
 
-    /// Whether a name, without its port, is one that some entry allows.
+    /// True for a name, without its port, that some entry allows.
     pub(super) fn names_host(&self, host: &str) -> bool {
         let lists = [&self.hosts, &self.plain_http, &self.hub_hosts];
         lists.into_iter().flatten().filter_map(|pattern| HostPattern::parse(pattern)).any(
@@ -191,7 +203,8 @@ impl Policy {
         )
     }
 
-    /// Whether an object or prefix may be read.
+    /// Allows an object or prefix to be read that lies under a listed prefix. Prefixes end at
+    /// slashes: `s3://b/a` does not allow `s3://b/ab`.
     pub(super) fn allow_store(&self, url: &Url) -> Result<(), Reason> {
         let asked = store_prefix(url.as_str());
         let inside = |prefix: &String| match (&asked, store_prefix(prefix)) {
@@ -208,7 +221,8 @@ impl Policy {
         }
     }
 
-    /// Whether a repository may be read.
+    /// Allows a repository to be read that is listed, or whose owner is. Folder and revision do not
+    /// matter.
     pub(super) fn allow_repository(&self, repository: &Repository) -> Result<(), Reason> {
         let Repository { owner, name, .. } = repository;
         let allowed = self.repositories.iter().any(|pattern| match pattern.split_once('/') {
@@ -224,7 +238,9 @@ impl Policy {
         }
     }
 
-    /// The path after all links are resolved, if it lies in a root.
+    /// The path after all links are resolved, if it lies below a root. A root itself is no module.
+    ///
+    /// `..` is refused before anything is looked up.
     pub(super) fn locate(&self, path: &Path) -> Result<PathBuf, Reason> {
         let shown = path.display();
         if path.components().any(|part| part == Component::ParentDir) {
@@ -243,7 +259,8 @@ impl Policy {
     }
 }
 
-/// `scheme://bucket/prefix` without a slash at its end, in one spelling.
+/// `scheme://bucket/prefix` without a slash at its end, in one spelling; `None` for a text that is
+/// no source in a store.
 fn store_prefix(text: &str) -> Option<String> {
     let source: super::Source = text.parse().ok()?;
     match source.place {
@@ -254,13 +271,16 @@ fn store_prefix(text: &str) -> Option<String> {
 
 /// An entry of a list of hosts.
 struct HostPattern {
-    /// A host, or what its name ends in, with the dot.
+    /// A host, or with `is_suffix` the end of its name, with the dot.
     host: String,
+    /// True for `*.DOMAIN`, which allows names below the domain and not the domain.
     is_suffix: bool,
+    /// The port; `None` for that of the scheme.
     port: Option<u16>,
 }
 
 impl HostPattern {
+    /// An entry; `None` if it is written in a way that allows nothing.
     fn parse(text: &str) -> Option<Self> {
         let (is_suffix, rest) = match text.strip_prefix("*.") {
             Some(rest) => (true, rest),
@@ -284,7 +304,8 @@ impl HostPattern {
         Some(Self { host: if is_suffix { format!(".{host}") } else { host }, is_suffix, port })
     }
 
-    /// `default` is the port that an entry without one stands for, if the URL names none either.
+    /// True if the entry allows a host on a port. `default` is the port that an entry without one
+    /// stands for, `None` where the URL names a port.
     fn matches(&self, host: &str, port: u16, default: Option<u16>) -> bool {
         let host = host.trim_end_matches('.');
         let named = match self.is_suffix {

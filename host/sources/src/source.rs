@@ -1,4 +1,4 @@
-//! Where a module comes from, as text.
+//! Sources of modules, as text.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,14 +8,14 @@ use reqwest::Url;
 
 use super::error::{Reason, SourceError};
 
-/// Longest text of a source.
+/// Longest text of a source, in bytes.
 const MAX_BYTES: usize = 4_096;
-/// Schemes of object stores.
+/// Schemes of object stores, as the crate `object_store` knows them.
 const STORES: [&str; 8] = ["s3", "s3a", "gs", "az", "adl", "azure", "abfs", "abfss"];
-/// What hides a secret.
+/// The text that stands for a secret.
 const HIDDEN: &str = "…";
 
-/// Where a module comes from.
+/// The place that a module comes from.
 ///
 /// | text | what |
 /// |---|---|
@@ -25,24 +25,25 @@ const HIDDEN: &str = "…";
 /// | `hf://owner/name[/folder][@revision]` | a repository on the Hugging Face hub |
 /// | `oci:DIRECTORY[:REFERENCE]`, `oci:DIRECTORY@sha256:HEX` | an OCI image layout on disk |
 ///
-/// `#sha256=HEX` after a single file pins its bytes. Display and Debug leave out user names and passwords of
-/// web addresses and everything after `?`; without such, the displayed text parses to the same source.
+/// `#sha256=HEX` after a single file pins its bytes. Display and Debug leave out user names and
+/// passwords of web addresses and everything after `?`; without such, the displayed text parses to
+/// the same source.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Source {
-    /// The place.
+    /// The place, and the module in it.
     pub place: Place,
     /// The SHA-256 that the archive or file must have, 64 lower-case hexadecimal digits.
     pub sha256: Option<String>,
 }
 
-/// A kind of place, and where in it.
+/// A kind of place, and a module in it.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Place {
     /// A directory, an archive or a GGUF file on this machine.
     Path(PathBuf),
     /// An archive or a GGUF file on a web server.
     Web(Url),
-    /// An object or a prefix in an object store.
+    /// An object or a prefix in an object store. Such a URL has no query, fragment or password.
     Store(Url),
     /// A repository on the Hugging Face hub.
     Hub(Repository),
@@ -50,12 +51,12 @@ pub enum Place {
     Oci {
         /// The layout's directory.
         directory: PathBuf,
-        /// Which of its images; may be left out where it has one.
+        /// One of its images; may be left out where it has one.
         image: Option<Image>,
     },
 }
 
-/// A folder of a repository on the hub.
+/// A folder of a repository on the hub, at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
     /// The user or organisation.
@@ -68,7 +69,7 @@ pub struct Repository {
     pub revision: Option<String>,
 }
 
-/// An image of a layout.
+/// The choice of an image in a layout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Image {
     /// By the annotation `org.opencontainers.image.ref.name`.
@@ -101,6 +102,8 @@ impl FromStr for Source {
 }
 
 impl Place {
+    /// The place of a text without its pin. A text with a scheme that is not followed by `//` is a
+    /// path, but for `oci:`; one with an unknown scheme is refused.
     fn parse(text: &str) -> Result<Self, String> {
         let Some((scheme, rest)) = text.split_once(':') else {
             return Ok(Self::Path(PathBuf::from(text)));
@@ -129,11 +132,15 @@ impl Place {
     }
 }
 
+/// A URL, with the reason if it is none.
 fn url(text: &str) -> Result<Url, String> {
     Url::parse(text).map_err(|error| format!("is no URL: {error}"))
 }
 
-/// Credentials of stores come from the environment, never from the address.
+/// A URL of an object store, with a bucket and a plain key.
+///
+/// Credentials of stores come from the environment, never from the address. Escaped slashes and
+/// dots are refused, since they could lead out of the prefix that a policy allows.
 fn parse_store(text: &str) -> Result<Url, String> {
     let url = url(text)?;
     if url.host_str().is_none_or(str::is_empty) {
@@ -149,6 +156,10 @@ fn parse_store(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+/// A repository from the text after `hf://`.
+///
+/// Every part of it, revisions included, starts with a letter or digit, so none is `..` or an
+/// option of a command.
 fn parse_hub(rest: &str) -> Result<Repository, String> {
     let (path, revision) = match rest.split_once('@') {
         Some((path, revision)) => (path, Some(revision)),
@@ -177,6 +188,8 @@ fn parse_hub(rest: &str) -> Result<Repository, String> {
     })
 }
 
+/// A layout's directory and image from the text after `oci:`. A colon counts as that of a reference
+/// only if no slash follows.
 fn parse_oci(rest: &str) -> Result<Place, String> {
     let (directory, image) = if let Some((directory, digest)) = rest.rsplit_once("@sha256:") {
         (directory, Some(Image::Digest(sha256_digits(digest)?)))
@@ -193,7 +206,8 @@ fn parse_oci(rest: &str) -> Result<Place, String> {
     }
 }
 
-/// 64 hexadecimal digits, in lower case.
+/// The 64 hexadecimal digits of a SHA-256, in lower case. Any other text is refused, a prefix such
+/// as `sha256:` included.
 pub(super) fn sha256_digits(text: &str) -> Result<String, String> {
     if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err("has a SHA-256 that is not 64 hexadecimal digits".to_owned());
@@ -248,7 +262,8 @@ impl fmt::Debug for Place {
     }
 }
 
-/// What is shown of a text that is no source: of one with an `@`, it is not known which part is a password.
+/// The text that is shown for one that is no source: of one with an `@`, it is not known which part
+/// is a password, so nothing after the scheme is shown.
 fn shown_malformed(text: &str) -> String {
     match text.split_once("://").filter(|(scheme, rest)| *scheme != "hf" && rest.contains('@')) {
         Some((scheme, _)) => format!("{scheme}://{HIDDEN}"),
@@ -256,7 +271,10 @@ fn shown_malformed(text: &str) -> String {
     }
 }
 
-/// A text without the secrets of the URLs in it: what stands before `@` in the host, and after `?` or `#`.
+/// A text without the secrets of the URLs in it: without what stands before `@` in the host, and
+/// after `?` or `#`.
+///
+/// A URL begins at `://` and ends at a space, a quote, `)` or `>`. Everything else stays as it is.
 pub fn redact(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;

@@ -16,24 +16,30 @@ use super::policy::FetchLimits;
 use super::{Fetched, Origin};
 use crate::cache::{CacheError, Staging};
 
-/// Pieces in which files are copied; the clock is looked at between them.
+/// Bytes in which files are copied; the clock is looked at between them.
 const PIECE_BYTES: usize = 1 << 16;
 
-/// When a fetch has to end.
+/// The time at which a fetch has to end, and the sign to end it before. Clones share the sign.
 #[derive(Clone, Debug)]
 pub(super) struct Clock {
+    /// The end of the time that the limits give.
     pub(super) deadline: Instant,
+    /// That time, for messages.
     seconds: u64,
+    /// True once nobody waits for the result.
     pub(super) cancelled: Arc<AtomicBool>,
 }
 
 impl Clock {
+    /// A clock whose time begins now.
     pub(super) fn start(limits: &FetchLimits) -> Self {
         let seconds = limits.timeout_seconds;
         let deadline = Instant::now() + Duration::from_secs(seconds);
         Self { deadline, seconds, cancelled: Arc::default() }
     }
 
+    /// Fails if the time is over or the fetch was cancelled. Work that cannot be interrupted calls
+    /// it between its pieces.
     pub(super) fn check(&self) -> Result<(), Reason> {
         if self.cancelled.load(Ordering::Relaxed) {
             return Err(Reason::Cancelled);
@@ -44,39 +50,61 @@ impl Clock {
         }
     }
 
+    /// The reason of a fetch whose time is over.
     pub(super) fn timed_out(&self) -> Reason {
         Reason::TimedOut { seconds: self.seconds }
     }
 }
 
-/// A folder of its own in the staging directory. It goes when this is dropped, unless the module is finished.
+/// A module that is being put together in a folder of its own in the staging directory. The folder
+/// goes when this is dropped, unless the module is finished.
+///
+/// A part is first taken in by its name, which is checked, and then written: by [`Self::copy`], or
+/// by [`Self::open`] and [`Self::keep`]. Archives lie in the folder beside the module's directory.
 pub(super) struct Stage {
+    /// The folder, which goes with its guard.
     folder: Staging,
     /// The module's directory in it.
     directory: PathBuf,
+    /// Bounds on files and bytes.
     pub(super) limits: FetchLimits,
+    /// The bound on time.
     pub(super) clock: Clock,
+    /// Parts that were taken in.
     parts: BTreeSet<String>,
-    /// The folder of the archive that the first part lay in, and that part.
+    /// The folder of the archive in which the first part lay, and that part's path; later parts
+    /// must lie in the same.
     top: Option<(String, String)>,
+    /// Bytes of the parts that are complete.
     bytes: u64,
+    /// Files that were left out.
     ignored: usize,
+    /// Paths of pickles among them, at most as many as a module may have files.
     pickles: Vec<String>,
+    /// Archives so far, which are numbered.
     archives: usize,
 }
 
-/// A file that is being written, with its bound.
+/// A file that is being written and hashed, with its bound.
 pub(super) struct Sink {
+    /// Its name for messages.
     name: String,
+    /// The path that it is written to.
     path: PathBuf,
+    /// The file, at its end.
     file: File,
+    /// Bytes so far.
     written: u64,
+    /// Most bytes that it may have.
     most: u64,
+    /// The field of the limits that says so.
     limit: &'static str,
+    /// SHA-256 of the bytes so far.
     hasher: Sha256,
 }
 
 impl Stage {
+    /// An empty module in a new folder in `staging`, which is made if it is not there.
     pub(super) fn new(staging: &Path, limits: &FetchLimits, clock: Clock) -> Result<Self, Reason> {
         let io = |CacheError { path, source }| Reason::Io { path, source };
         let folder = Staging::new(staging).map_err(io)?;
@@ -96,7 +124,10 @@ impl Stage {
         })
     }
 
-    /// Takes in a file of an archive by its path there, if it is part of a module: the part's name.
+    /// Takes in a file of an archive by its path there, if it is part of a module; returns the
+    /// part's name.
+    ///
+    /// The module may lie in one folder of the archive. `None` for a file that is no part.
     ///
     /// # Errors
     /// If its path leads out of the archive, or there is another of the name.
@@ -121,7 +152,8 @@ impl Stage {
         Ok(reserved)
     }
 
-    /// Takes in a file by its path within the module's folder, if it is part of a module: the part's name.
+    /// Takes in a file by its path within the module's folder, if it is part of a module; returns
+    /// the part's name. `None` for a file that is no part.
     ///
     /// # Errors
     /// If its path leads out of the folder, or there is another of the name.
@@ -130,6 +162,7 @@ impl Stage {
         self.reserve_class(path, classify(&parts))
     }
 
+    /// Takes in a file of a class, or counts it as left out.
     fn reserve_class(&mut self, path: &str, class: Class) -> Result<Option<String>, Reason> {
         let part = match class {
             Class::Part(part) => part,
@@ -154,7 +187,10 @@ impl Stage {
         }
     }
 
-    /// A place for a part that was taken in. One part is written at a time.
+    /// A place for a part that was taken in, with the smaller of the bounds on a file and on what
+    /// is left of the whole.
+    ///
+    /// One part is written at a time: what another has written counts only when it is kept.
     pub(super) fn open(&mut self, part: String) -> Result<Sink, Reason> {
         let path = self.directory.join(&part);
         if let Some(folder) = path.parent() {
@@ -167,20 +203,22 @@ impl Stage {
         }
     }
 
-    /// A place for an archive, outside the module's directory.
+    /// A place for an archive, outside the module's directory. Archives do not count to the
+    /// module's bytes.
     pub(super) fn scratch(&mut self, name: &str) -> Result<Sink, Reason> {
         let path = self.folder.path().join(format!("archive-{}", self.archives));
         self.archives += 1;
         Sink::create(name.to_owned(), path, self.limits.max_total_bytes, "max_total_bytes")
     }
 
-    /// A part is complete. Returns its SHA-256.
+    /// Counts a part that is complete. Returns its SHA-256, hexadecimal.
     pub(super) fn keep(&mut self, sink: Sink) -> String {
         self.bytes += sink.written;
         hex(&sink.hasher.finalize())
     }
 
-    /// Writes a part of a declared length into its place. Returns its SHA-256.
+    /// Writes a part of a declared length into its place. Returns its SHA-256, hexadecimal. Another
+    /// length is an error.
     pub(super) fn copy(
         &mut self,
         part: String,
@@ -192,12 +230,15 @@ impl Stage {
         Ok(self.keep(sink))
     }
 
-    /// How many files were found and left out, beside those that were seen here.
+    /// Counts files that were found and left out, beside those that were seen here.
     pub(super) fn ignore(&mut self, more: usize) {
         self.ignored += more;
     }
 
-    /// The module, if what was kept is one.
+    /// The module, if the parts make one. Parts of other formats are removed and counted as left
+    /// out.
+    ///
+    /// Nothing of their content is checked; the loader does that.
     pub(super) fn finish(self, origin: Origin) -> Result<Fetched, Reason> {
         let format = format_of(&self.parts, &self.pickles)?;
         let (mut bytes, mut ignored) = (self.bytes, self.ignored);
@@ -227,6 +268,7 @@ impl Stage {
 }
 
 impl Sink {
+    /// A new file of at most `most` bytes, a bound that the field `limit` sets.
     fn create(name: String, path: PathBuf, most: u64, limit: &'static str) -> Result<Self, Reason> {
         // Never into what is there already, whatever the file system takes for the same name.
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
@@ -234,7 +276,7 @@ impl Sink {
         Ok(Self { name, path, file, written: 0, most, limit, hasher: Sha256::new() })
     }
 
-    /// Refuses a length before any of it comes.
+    /// Refuses a length, as it was declared, before any of it comes.
     pub(super) fn expect(&self, length: u64) -> Result<(), Reason> {
         match length <= self.most {
             true => Ok(()),
@@ -242,12 +284,13 @@ impl Sink {
         }
     }
 
+    /// The reason of a file beyond its bound.
     fn too_large(&self) -> Reason {
         let what = format!("bytes of `{}`", self.name);
         Reason::TooLarge { what, most: self.most, limit: self.limit }
     }
 
-    /// Appends a piece.
+    /// Appends a piece, unless the file would become too large by it.
     pub(super) fn push(&mut self, piece: &[u8]) -> Result<(), Reason> {
         self.expect(self.written.saturating_add(piece.len() as u64))?;
         self.file.write_all(piece).map_err(Reason::io(&self.path))?;
@@ -256,7 +299,8 @@ impl Sink {
         Ok(())
     }
 
-    /// Copies everything, which must be of the declared length.
+    /// Copies everything, which must be of the declared length. Reading stops with the piece that
+    /// goes beyond it.
     pub(super) fn fill(
         &mut self,
         from: &mut dyn Read,
@@ -300,7 +344,8 @@ impl Sink {
         self.written
     }
 
-    /// The archive from its beginning, and its SHA-256.
+    /// The archive from its beginning, and its SHA-256, hexadecimal. Its name is removed, so its
+    /// bytes go when it is closed.
     pub(super) fn into_archive(self) -> Result<(File, String), Reason> {
         let Self { path, mut file, hasher, .. } = self;
         // It needs its name no longer; where that cannot go now, it goes with the folder.
@@ -310,11 +355,13 @@ impl Sink {
     }
 }
 
+/// Bytes as lower-case hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Refuses bytes that are not those that were pinned.
+/// Refuses bytes that are not those that were pinned. Digests are lower-case hexadecimal digits;
+/// without an expected one, any is right.
 pub(super) fn check_digest(what: &str, found: &str, expected: Option<&str>) -> Result<(), Reason> {
     match expected {
         Some(expected) if expected != found => Err(Reason::Digest {

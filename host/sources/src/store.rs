@@ -17,10 +17,11 @@ use super::{Fetched, Origin, Request, on_own_thread};
 
 /// Endings of keys that are one archive or file, rather than the prefix of a module's files.
 const SINGLE: [&str; 5] = [".tar", ".tar.gz", ".tgz", ".zip", ".gguf"];
-/// Variables that configure stores, as the crate `object_store` reads them.
+/// Beginnings of the names of variables that configure stores, as the crate `object_store` reads
+/// them. Others are not shown to it.
 const VARIABLES: [&str; 5] = ["AWS_", "GOOGLE_", "SERVICE_ACCOUNT", "AZURE_", "MSI_ENDPOINT"];
 
-/// A module from the store that a URL names.
+/// A module from the store that a URL names, with credentials from the environment.
 pub(super) async fn fetch(url: &Url, request: &Request<'_>) -> Result<Fetched, Reason> {
     let variables = std::env::vars_os().filter_map(|(name, value)| {
         let (name, value) = (name.into_string().ok()?, value.into_string().ok()?);
@@ -29,6 +30,7 @@ pub(super) async fn fetch(url: &Url, request: &Request<'_>) -> Result<Fetched, R
     fetch_with(url, variables.collect(), request).await
 }
 
+/// The same with given variables, by name and value.
 async fn fetch_with(
     url: &Url,
     variables: Vec<(String, String)>,
@@ -41,8 +43,8 @@ async fn fetch_with(
     fetch_key(store.as_ref(), &key, pin, request.stage()?).await
 }
 
-/// Fetches a module from a store that is open: `key` is an archive or GGUF file where it ends like one, else
-/// the prefix under which the module's files lie. No policy is asked.
+/// Fetches a module from a store that is open: `key` is an archive or GGUF file where it ends like
+/// one, else the prefix under which the module's files lie. No policy is asked.
 ///
 /// # Errors
 /// As [`fetch`](super::fetch).
@@ -62,6 +64,8 @@ pub async fn fetch_from_store(
     fetched.await.map_err(at)
 }
 
+/// A module from an archive or GGUF file, or from the files under a prefix; a pin is refused for
+/// the latter.
 async fn fetch_key(
     store: &dyn ObjectStore,
     key: &Path,
@@ -85,6 +89,10 @@ async fn fetch_key(
     Ok(fetched)
 }
 
+/// A module from the objects under a prefix.
+///
+/// All of them are listed before any is read, and those that are no part are not read. Nothing ties
+/// the objects to one time: whoever writes to the prefix meanwhile may mix two versions.
 async fn fetch_prefix(
     store: &dyn ObjectStore,
     prefix: &Path,
@@ -118,7 +126,8 @@ async fn fetch_prefix(
     stage.finish(Origin::default())
 }
 
-/// Reads an object into its place, up to the place's bound; returns its entity tag.
+/// Reads an object into its place, up to the place's bound; returns its entity tag. Fewer or more
+/// bytes than the store declared are an error.
 async fn read_object(
     store: &dyn ObjectStore,
     key: &Path,
@@ -140,6 +149,7 @@ async fn read_object(
     }
 }
 
+/// The reason of a failure of a store.
 fn reason(error: object_store::Error) -> Reason {
     match error {
         object_store::Error::NotFound { path, .. } => {

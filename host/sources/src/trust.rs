@@ -1,8 +1,9 @@
-//! Whose modules are served: pinned generations, signatures, and which names need one.
+//! Trust in modules: pinned generations, signatures, and the names that need one.
 //!
-//! What is signed are the ASCII bytes `polyskill module ` followed by the 64 lower-case hexadecimal digits of
-//! the module's generation, nothing else. A generation covers configuration and weights; it does not cover
-//! the card, artefacts, or the name under which the module is served.
+//! A signature is one of the ASCII bytes `polyskill module ` followed by the 64 lower-case
+//! hexadecimal digits of the module's generation, nothing else. A generation covers configuration
+//! and weights; it does not cover the card, artefacts, or the name under which the module is
+//! served.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -12,18 +13,21 @@ use serde::{Deserialize, Serialize};
 
 use super::source::sha256_digits;
 
-/// What is signed, before the generation: a signature of something else is not one of a module.
+/// The bytes that are signed before the generation: a signature of something else is not one of a
+/// module.
 const CONTEXT: &str = "polyskill module ";
 
-/// Whose signatures count for modules, and which names need one. By default no name does.
+/// Keys whose signatures count for modules, and names that need one. By default no name does.
+///
+/// A module whose name needs none is served with any signature that fits it, and with none.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModuleTrust {
     /// Keys whose signatures count.
     pub keys: Vec<ModuleKey>,
-    /// Which names need a signature; of the prefixes that fit, the longest counts.
+    /// Rules for names that need a signature or none; of the prefixes that fit, the longest counts.
     pub namespaces: Vec<NamespaceRule>,
-    /// What holds for names that no namespace is a prefix of.
+    /// The rule for names that no namespace is a prefix of.
     pub signature: Requirement,
 }
 
@@ -33,44 +37,46 @@ pub struct ModuleTrust {
 pub struct ModuleKey {
     /// The public key, 64 hexadecimal digits.
     pub key: String,
-    /// Modules whose names start with this; empty means all.
+    /// The beginning of the names of modules for which it counts; empty means all.
     #[serde(default)]
     pub prefix: String,
 }
 
-/// What holds for the names that start with a prefix.
+/// The rule for the names that start with a prefix.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct NamespaceRule {
-    /// The prefix.
+    /// The prefix, compared byte by byte: `a` is also one of `ab/c`.
     pub prefix: String,
-    /// Whether they need a signature.
+    /// The need for a signature.
     pub signature: Requirement,
 }
 
-/// Whether a module needs a signature.
+/// The need of a module for a signature.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Requirement {
-    /// It may have none, or one of a key that is not listed; one that does not fit is refused all the same.
+    /// It may have none, or one of a key that is not listed; one that does not fit is refused all
+    /// the same.
     #[default]
     Optional,
     /// It needs one of a key that is listed for its name.
     Required,
 }
 
-/// Who vouches for a module.
+/// The one who vouches for a module. Keys are public keys in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signer {
     /// A key that is listed for the module's name.
     Trusted(String),
-    /// A key that is not, where a signature is optional.
+    /// A key that is not listed for it, where a signature is optional. It proves nothing but that
+    /// the holder of that key signed.
     Unknown(String),
     /// Nobody, where a signature is optional.
     Nobody,
 }
 
-/// Why a module is not served.
+/// A reason for which a module is not served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrustError {
@@ -103,7 +109,7 @@ pub enum TrustError {
     Unfit {
         /// The module.
         name: String,
-        /// What is wrong with it.
+        /// A sentence on what is wrong with the signature.
         reason: String,
     },
     /// The signer is not listed for the name.
@@ -119,12 +125,12 @@ pub enum TrustError {
     Key {
         /// Its file.
         path: std::path::PathBuf,
-        /// Why.
+        /// The reason for which it could not be read.
         reason: String,
     },
 }
 
-/// The generation that a module must have.
+/// The generation that a module must have, parsed from 64 hexadecimal digits in any case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pin(String);
 
@@ -137,7 +143,8 @@ impl FromStr for Pin {
 }
 
 impl Pin {
-    /// Compares a loaded module's generation.
+    /// Compares a loaded module's generation, 64 lower-case hexadecimal digits. `name` is for the
+    /// error.
     ///
     /// # Errors
     /// If it is another.
@@ -153,25 +160,30 @@ impl Pin {
     }
 }
 
+/// A generation in lower case, or the error that names the text.
 fn generation(text: &str) -> Result<String, TrustError> {
     sha256_digits(text)
         .map_err(|_| TrustError::NoGeneration { found: text.chars().take(80).collect() })
 }
 
 impl ModuleTrust {
-    /// The rule for a name, and the prefix that it is written for.
+    /// The rule for a name, and the prefix that it is written for; an empty prefix for the rule of
+    /// all other names.
     fn requirement(&self, name: &str) -> (Requirement, &str) {
         let fitting = self.namespaces.iter().filter(|rule| name.starts_with(&rule.prefix));
         let rule = fitting.max_by_key(|rule| rule.prefix.len());
         rule.map_or((self.signature, ""), |rule| (rule.signature, &rule.prefix))
     }
 
+    /// True if the key is listed for the name.
     fn trusts(&self, key: &str, name: &str) -> bool {
         let mut keys = self.keys.iter();
         keys.any(|known| known.key.eq_ignore_ascii_case(key) && name.starts_with(&known.prefix))
     }
 
-    /// Whether what somebody signed may be served under another name too.
+    /// Allows a module to be served under another name too, by the signer that [`verify`] found.
+    ///
+    /// The signature itself is not looked at again.
     ///
     /// # Errors
     /// If the name needs a signature, and there is none by a key that is listed for it.
@@ -190,7 +202,8 @@ impl ModuleTrust {
         }
     }
 
-    /// Every entry that cannot be meant, each as one sentence.
+    /// Every entry that cannot be meant, each as one sentence: malformed keys, prefixes that come
+    /// twice, and namespaces that need a signature which no key can give.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for key in self.keys.iter().filter(|key| !signature::is_public_key(&key.key)) {
@@ -217,12 +230,12 @@ impl ModuleTrust {
 
 /// Decides whether a module may be served under a name; says who signed it.
 ///
-/// `generation` is that of the loaded module, `signature` the content of its signature file: the line
-/// `ed25519 PUBLIC-KEY SIGNATURE`, hexadecimal.
+/// `generation` is that of the loaded module, `signature` the content of its signature file: the
+/// line `ed25519 PUBLIC-KEY SIGNATURE`, hexadecimal.
 ///
 /// # Errors
-/// If a signature that the name needs is missing or not by a key that is listed for it. A signature that does
-/// not fit the module is refused even where none is needed: it is worse than none.
+/// If a signature that the name needs is missing or not by a key that is listed for it. A signature
+/// that does not fit the module is refused even where none is needed: it is worse than none.
 pub fn verify(
     name: &str,
     generation: &str,
@@ -253,9 +266,9 @@ pub fn verify(
 /// A signature that was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
-    /// What belongs into the signature file.
+    /// The content of the signature file.
     pub text: String,
-    /// The signer's public key.
+    /// The signer's public key, in hexadecimal digits.
     pub public: String,
 }
 

@@ -17,10 +17,11 @@ use super::source::redact;
 use super::stage::Sink;
 use super::{Fetched, Request};
 
-/// Longest entity tag that is kept.
+/// Longest entity tag that is kept; longer ones are left out.
 const MAX_ETAG_BYTES: usize = 256;
 
-/// A module from an archive or GGUF file on a web server.
+/// A module from an archive or GGUF file on a web server. The policy is asked before a folder is
+/// made or a server is asked.
 pub(super) async fn fetch(url: &Url, request: &Request<'_>) -> Result<Fetched, Reason> {
     let web = Web::new(request.policy, request.limits, url, false)?;
     // Before anything is made for it.
@@ -36,7 +37,8 @@ pub(super) async fn fetch(url: &Url, request: &Request<'_>) -> Result<Fetched, R
     Ok(fetched)
 }
 
-/// The last part of a URL's path.
+/// The last part of a URL's path, for messages and for a GGUF file that is kept; `archive` if it is
+/// empty.
 fn file_name(url: &Url) -> String {
     let last = url.path_segments().and_then(|mut segments| segments.next_back());
     match last.unwrap_or_default() {
@@ -45,16 +47,22 @@ fn file_name(url: &Url) -> String {
     }
 }
 
-/// A client that asks allowed hosts only.
+/// A client that asks allowed hosts only. Its bodies are neither decompressed nor bounded;
+/// [`read_body`] and [`read_small`] bound them.
 pub(super) struct Web<'a> {
+    /// The client, which follows no redirects by itself.
     client: Client,
+    /// The hosts that are allowed.
     policy: &'a Policy,
+    /// Bounds on redirects.
     limits: &'a FetchLimits,
-    /// Whether hosts of the hub are allowed beside those for anything.
+    /// Allows hosts of the hub beside those for anything.
     hub: bool,
 }
 
 impl<'a> Web<'a> {
+    /// A client with the timeouts of the limits. `first` is the URL that will be asked first: a
+    /// proxy is not used for this machine's own addresses.
     pub(super) fn new(
         policy: &'a Policy,
         limits: &'a FetchLimits,
@@ -76,7 +84,11 @@ impl<'a> Web<'a> {
         Ok(Self { client, policy, limits, hub })
     }
 
-    /// Asks for a URL and follows redirects to allowed hosts. A token goes to the first host only.
+    /// Asks for a URL and follows redirects to allowed hosts.
+    ///
+    /// Each URL on the way is compared with the policy. A token goes to the first origin only:
+    /// scheme, host and port. An answer other than 200 is an error, and a redirect beyond the bound
+    /// as well.
     pub(super) async fn get(&self, url: Url, token: Option<&str>) -> Result<Response, Reason> {
         let (mut url, mut token) = (url, token);
         for redirects in 0..=self.limits.max_redirects {
@@ -108,6 +120,7 @@ impl<'a> Web<'a> {
     }
 }
 
+/// The response, if it has the file.
 fn accept(response: Response, url: &Url) -> Result<Response, Reason> {
     let status = response.status();
     let shown = redact(url.as_str());
@@ -118,6 +131,8 @@ fn accept(response: Response, url: &Url) -> Result<Response, Reason> {
     }
 }
 
+/// The URL that a response redirects to. One from https to plain http is refused, whatever hosts
+/// are allowed.
 fn redirect(response: &Response, url: &Url) -> Result<Url, Reason> {
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let shown = redact(url.as_str());
@@ -135,6 +150,7 @@ fn redirect(response: &Response, url: &Url) -> Result<Url, Reason> {
     }
 }
 
+/// The entity tag of a response; `None` if it has none or a long one.
 pub(super) fn etag(response: &Response) -> Option<String> {
     let etag = response.headers().get(ETAG)?.to_str().ok()?;
     (etag.len() <= MAX_ETAG_BYTES).then(|| etag.to_owned())
@@ -152,7 +168,7 @@ pub(super) async fn read_body(mut response: Response, sink: &mut Sink) -> Result
     Ok(())
 }
 
-/// The whole of a small body.
+/// The whole of a body of at most `most` bytes. `what` names it in messages.
 pub(super) async fn read_small(
     mut response: Response,
     what: &str,
@@ -169,14 +185,19 @@ pub(super) async fn read_small(
     Ok(bytes)
 }
 
+/// True for a URL on this machine, by its host's name or address.
 fn is_loopback(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
-/// Resolves names, and leaves out addresses that an allowed name must not lead to.
+/// A resolver of names that leaves out addresses which an allowed name must not lead to.
+///
+/// The client connects to the addresses that were checked here, so a name cannot change its mind in
+/// between. Addresses in URLs are not resolved, and need an entry of their own in the policy.
 struct Resolver {
+    /// The policy with the allowed names and the leave for private networks.
     policy: Arc<Policy>,
 }
 
@@ -203,7 +224,8 @@ impl Resolve for Resolver {
     }
 }
 
-/// Whether an address is one of the internet at large.
+/// True for an address of the internet at large, rather than one of this machine or of private and
+/// special networks.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -211,6 +233,8 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
+/// The same for IPv4: addresses that are neither private, local, shared or multicast, nor reserved
+/// or for documentation.
 fn is_public_v4(v4: Ipv4Addr) -> bool {
     let [a, b, ..] = v4.octets();
     // 100.64.0.0/10 is shared by providers and clouds, 192.0.0.0/24 and 198.18.0.0/15 are for networks.
@@ -227,6 +251,7 @@ fn is_public_v4(v4: Ipv4Addr) -> bool {
         || v4.is_documentation())
 }
 
+/// The same for IPv6. An address that carries one of IPv4 is as public as that.
 fn is_public_v6(v6: Ipv6Addr) -> bool {
     let segments = v6.segments();
     let embedded = match segments {

@@ -7,29 +7,38 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::jinja::{ErrorKind, JinjaError, Limits, Template, Value};
 
-/// Longest template.
+/// Longest template. In bytes. A longer one counts as broken, without being read.
 const MAX_SOURCE: usize = 1 << 20;
 
-/// The mark that shows where the last message ends in a rendered chat.
+/// The mark that shows where the last message ends in a rendered chat. transformers appends the
+/// same text. A template that trims the message takes the blank at its end away, which tells how
+/// the rendered text is to be cut.
 const CONTINUE_MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// Names of one field: what an assistant thought before it answered.
+/// Names of one field: what an assistant thought before it answered. In the order in which they are
+/// looked for: templates and clients differ in the name.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// A chat, and how it is to be written.
+/// A chat, and how it is to be written. Borrowed: rendering copies the messages into values of the
+/// template once.
 #[derive(Clone, Debug, Default)]
 pub struct Chat<'a> {
-    /// Messages, each an object with `role` and `content`.
+    /// Messages, each an object with `role` and `content`. transformers' `conversation`. An empty
+    /// list is refused.
     pub messages: &'a [Json],
-    /// Tools that the model may call, as JSON schemas.
+    /// Tools that the model may call, as JSON schemas. With tools, a template named `tool_use` goes
+    /// before `default`.
     pub tools: Option<&'a [Json]>,
     /// Documents that the model may use.
     pub documents: Option<&'a [Json]>,
-    /// Further names for the template.
+    /// Further names for the template. transformers' `chat_template_kwargs`; they hide special
+    /// tokens of the same name, and are hidden by `messages`, `tools`, `documents` and
+    /// `add_generation_prompt`.
     pub kwargs: Option<&'a Map<String, Json>>,
     /// True where the head of the assistant's next message is written.
     pub add_generation_prompt: bool,
-    /// The field of the last message that is left open, to be gone on with: mostly `content`.
+    /// The field of the last message that is left open, to be gone on with: mostly `content`. Not
+    /// together with `add_generation_prompt`.
     pub continue_final_message: Option<&'a str>,
 }
 
@@ -71,6 +80,7 @@ pub enum ChatError {
 }
 
 impl From<JinjaError> for ChatError {
+    /// A syntax error is the template's fault, a bound stops it, and all else is a refusal.
     fn from(error: JinjaError) -> Self {
         let message = error.to_string();
         match error.kind {
@@ -86,19 +96,24 @@ impl From<JinjaError> for ChatError {
 pub(crate) struct ChatTemplates {
     /// By name; a base with one template has it as `default`.
     templates: BTreeMap<String, Parsed>,
-    /// `bos_token` and the like.
+    /// `bos_token` and the like. By the names of `tokenizer_config.json`.
     pub(crate) special: BTreeMap<String, String>,
 }
 
+/// A template with its source. One that cannot be parsed is kept with its error, which is shown
+/// when a chat asks for it.
 #[derive(Debug)]
 struct Parsed {
+    /// The text as it was read; [`ChatTemplates::mentions`] searches it.
     source: String,
+    /// The tree, or the reason for which there is none.
     template: Result<Template, JinjaError>,
     /// The answer of [`ChatTemplates::takes_parts`], once that was asked.
     takes_parts: OnceLock<bool>,
 }
 
 impl ChatTemplates {
+    /// Parses a template and files it under a name; a later one of the same name replaces it.
     pub(crate) fn insert(&mut self, name: &str, source: String) {
         let template = match source.len() > MAX_SOURCE {
             true => Err(JinjaError {
@@ -112,7 +127,9 @@ impl ChatTemplates {
             .insert(name.to_owned(), Parsed { source, template, takes_parts: OnceLock::new() });
     }
 
-    /// Reads `chat_template` of a configuration: a text, or a list of named ones.
+    /// Reads `chat_template` of a configuration: a text, or a list of named ones. A list has
+    /// objects with `name` and `template`; an object maps names to templates. Entries of another
+    /// form are passed over.
     pub(crate) fn insert_json(&mut self, value: &Json) {
         if let Some(source) = value.as_str() {
             return self.insert("default", source.to_owned());
@@ -130,11 +147,13 @@ impl ChatTemplates {
         }
     }
 
+    /// True where the base has no template at all, not even a broken one.
     pub(crate) fn is_empty(&self) -> bool {
         self.templates.is_empty()
     }
 
-    /// The template of a chat: `tool_use` where there are tools and such a template, else `default`.
+    /// The template of a chat: `tool_use` where there are tools and such a template, else
+    /// `default`. As `get_chat_template` of transformers.
     fn choose(&self, with_tools: bool) -> Result<&Parsed, ChatError> {
         let tool_use = self.templates.get("tool_use").filter(|_| with_tools);
         if let Some(found) = tool_use.or_else(|| self.templates.get("default")) {
@@ -146,8 +165,10 @@ impl ChatTemplates {
         }
     }
 
-    /// True where the template of a chat reads the parts of a message's content. It is tried: a part's text comes out, and
-    /// not as Python prints a list of parts.
+    /// True where the template of a chat reads the parts of a message's content. It is tried: a
+    /// part's text comes out, and not as Python prints a list of parts. The answer is kept with the
+    /// template, so that only the first call renders. A template that renders neither parts nor a
+    /// text is judged by its loops: one over `content` takes parts.
     pub(crate) fn takes_parts(&self, with_tools: bool) -> bool {
         const PROBE: &str = "What-a-part-says";
         const PRINTED: [&str; 2] = ["'type'", "\"type\""];
@@ -166,12 +187,17 @@ impl ChatTemplates {
         })
     }
 
-    /// True where the template of a chat mentions a name or text, such as `tools` or a role.
+    /// True where the template of a chat mentions a name or text, such as `tools` or a role. A
+    /// search in the source, comments included, so it may find a word that the template never uses.
     pub(crate) fn mentions(&self, with_tools: bool, word: &str) -> bool {
         self.choose(with_tools).is_ok_and(|chosen| chosen.source.contains(word))
     }
 
-    /// The text of a chat; `now` is the local time.
+    /// The text of a chat; `now` is the local time. With `continue_final_message`, the text is cut
+    /// behind the last message's field.
+    ///
+    /// # Errors
+    /// A [`ChatError`], whose kind says whether template, messages or bounds are at fault.
     pub(crate) fn render(
         &self,
         chat: &Chat<'_>,
@@ -203,7 +229,9 @@ impl ChatTemplates {
         }
     }
 
-    /// The names that a template sees; those of the request go before special tokens.
+    /// The names that a template sees; those of the request go before special tokens. Of equal
+    /// names the last counts: special tokens, `kwargs`, then the names that transformers sets.
+    /// `tools` and `documents` are `None` where there are none.
     fn names(&self, chat: &Chat<'_>, messages: &Json) -> Vec<(String, Value)> {
         let list = |items: Option<&[Json]>| items.map_or(Json::Null, |items| json!(items));
         let special =
@@ -221,7 +249,9 @@ impl ChatTemplates {
     }
 }
 
-/// A message without fields that are null, and with what an assistant thought under all names of it.
+/// A message without fields that are null, since templates ask `is defined` rather than for `None`.
+/// The first of [`REASONING_FIELDS`] that it has is also put under `thinking` and
+/// `reasoning_content`.
 fn plain(message: &Json) -> Map<String, Json> {
     let fields = message.as_object().into_iter().flatten();
     let mut fields: Map<String, Json> =
@@ -236,7 +266,12 @@ fn plain(message: &Json) -> Map<String, Json> {
     fields
 }
 
-/// Puts the mark behind a field of the last message; returns what stands there.
+/// Puts the mark behind a field of the last message; returns what stands there. Of a list of parts,
+/// the last part with `text` is marked.
+///
+/// # Errors
+/// [`ChatError::NotContinued`] where the field is missing or no text, or the template's source does
+/// not mention it.
 fn mark_last(
     messages: &mut [Map<String, Json>],
     field: &str,
@@ -276,6 +311,9 @@ fn mark_last(
     Ok(said.unwrap_or_default())
 }
 
+/// The text before the mark, as `continue_final_message` of transformers leaves it: blanks before
+/// the mark stay only where the template kept the mark's own blank. The stripped last message must
+/// appear in the text.
 fn cut_at_mark(rendered: String, last: &str) -> Result<String, ChatError> {
     let mark = rendered.rfind(CONTINUE_MARK.trim_end());
     let Some(at) = mark.filter(|_| rendered.contains(python_strip(last))) else {
@@ -292,6 +330,8 @@ fn cut_at_mark(rendered: String, last: &str) -> Result<String, ChatError> {
     Ok(text)
 }
 
+/// Text without white space at both ends. Rust's `trim` stands for `str.strip`; they differ in
+/// U+001C to U+001F alone.
 fn python_strip(text: &str) -> &str {
     text.trim()
 }

@@ -18,7 +18,8 @@ use crate::{TokenizerError, parse_tokenizer, unusable};
 use partition::{Blanks, Fragment, Partition};
 use sentence_piece::SentencePiece;
 
-/// Names of tokens that end a generation, whatever the metadata says.
+/// Names of tokens that end a generation, whatever the metadata says. llama.cpp's list of texts
+/// that make a token an end of generation (`special_eog_ids`).
 const END_NAMES: [&str; 22] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -44,7 +45,8 @@ const END_NAMES: [&str; 22] = [
     "[e~[",
 ];
 
-/// Names of tokens for filling in the middle: none of them is text.
+/// Names of tokens for filling in the middle: none of them is text. Prefix, suffix and middle marks
+/// of the models that llama.cpp knows.
 const FILL_NAMES: [&str; 21] = [
     "<|fim_prefix|>",
     "<fim-prefix>",
@@ -69,30 +71,39 @@ const FILL_NAMES: [&str; 21] = [
     "<|code_middle|>",
 ];
 
-/// Names of tokens that end a piece of a file that is filled in, and so a generation, where the key does not say which
-/// token it is.
+/// Names of tokens that end a piece of a file that is filled in, and so a generation, where the key
+/// does not say which token it is. Pairs of the key and its names.
 const FILL_END_NAMES: [(&str, &[&str]); 3] = [
     ("fim_pad_token_id", &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"]),
     ("fim_rep_token_id", &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"]),
     ("fim_sep_token_id", &["<|file_sep|>"]),
 ];
 
-/// Names of tokens that are shown, though their files call them control tokens.
+/// Names of tokens that are shown, though their files call them control tokens. They frame the
+/// parts of an answer in OpenAI's harmony format, which a reader of the text needs.
 const SHOWN_NAMES: [&str; 4] = ["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
-/// A token's type in GGUF.
+/// A token's type in GGUF. SentencePiece had the same numbers before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TokenType {
+    /// Plain text.
     Normal,
+    /// The token for what the vocabulary cannot spell.
     Unknown,
+    /// A mark that texts leave out, such as a beginning or an end.
     Control,
+    /// A token that is found before anything else, and is shown.
     UserDefined,
+    /// A place without a text.
     Unused,
+    /// A single byte, spelled `<0x0A>`.
     Byte,
+    /// Any other number.
     Undefined,
 }
 
 impl TokenType {
+    /// The type of a number, counted from 1.
     fn of(number: u64) -> Self {
         match number {
             1 => Self::Normal,
@@ -105,7 +116,8 @@ impl TokenType {
         }
     }
 
-    /// True where it is looked for in a text before anything else.
+    /// True where it is looked for in a text before anything else. Such tokens make up the
+    /// [`Partition`].
     fn is_special(self) -> bool {
         matches!(self, Self::Control | Self::UserDefined | Self::Unknown)
     }
@@ -114,40 +126,57 @@ impl TokenType {
 /// A tokenizer of a GGUF file.
 #[derive(Debug)]
 pub(crate) struct GgufTokenizer {
+    /// Cuts a text at special tokens, first of all.
     partition: Partition,
+    /// Splits and merges what is between them.
     model: Model,
+    /// The beginning token, put before a prompt where `adds_bos` says so.
     bos: Option<u32>,
+    /// The end token, put behind a prompt where `adds_eos` says so.
     eos: Option<u32>,
+    /// `add_bos_token`, else the default of the model or its pre-tokenizer.
     adds_bos: bool,
+    /// `add_eos_token`, else false.
     adds_eos: bool,
 }
 
+/// The kinds of `tokenizer.ggml.model` that are supported: `gpt2` and `llama`.
 #[derive(Debug)]
 enum Model {
     /// Byte-level BPE behind splits by regular expressions.
     Bpe(Box<Inner>),
+    /// Merges by scores, without a split before.
     SentencePiece(SentencePiece),
 }
 
 /// A GGUF file's tokenizer and what else its metadata says of text.
 pub(crate) struct GgufText {
+    /// The way from text to ids.
     pub(crate) tokenizer: GgufTokenizer,
+    /// The way from ids to bytes.
     pub(crate) vocabulary: Vocabulary,
-    /// Tokens that end a generation.
+    /// Tokens that end a generation. Each once; those that keys name come first.
     pub(crate) ends: Vec<u32>,
-    /// `bos_token` and the like.
+    /// `bos_token` and the like. Names as in `tokenizer_config.json`, with the tokens' texts, for
+    /// chat templates.
     pub(crate) special: Vec<(&'static str, String)>,
 }
 
-/// Defaults of a file whose keys are missing.
+/// Defaults of a file whose keys are missing. They are llama.cpp's for the kind of vocabulary.
 struct Defaults {
+    /// Id of the beginning token.
     bos: Option<u64>,
+    /// Id of the end token.
     eos: Option<u64>,
+    /// Id of the token for what cannot be spelled.
     unknown: Option<u64>,
+    /// True where prompts begin with the beginning token.
     adds_bos: bool,
 }
 
-/// Reads the tokenizer of a file.
+/// Reads the tokenizer of a file. An id of a key that lies beyond the vocabulary is dropped in
+/// favour of the default, as in llama.cpp. `add_space_prefix` is true where it is missing, and then
+/// the first blank of a text is stripped again.
 ///
 /// # Errors
 /// If its kind is not known, or its metadata is not of the form that the kind has.
@@ -213,7 +242,8 @@ pub(crate) fn read(header: &Header) -> Result<GgufText, TokenizerError> {
 }
 
 impl GgufTokenizer {
-    /// Token ids of a text.
+    /// Token ids of a text. `with_special` puts the beginning and end tokens around it, where the
+    /// file adds them. Special tokens that the text spells are found in any case.
     pub(crate) fn encode(
         &self,
         text: &str,
@@ -249,20 +279,25 @@ fn texts<'a>(header: &'a Header, key: &str) -> Result<Vec<&'a str>, TokenizerErr
     })
 }
 
+/// A value of the metadata below `tokenizer.ggml`.
 fn get<'a>(header: &'a Header, key: &str) -> Option<&'a Value> {
     header.metadata.get(&format!("tokenizer.ggml.{key}"))
 }
 
+/// A text below `tokenizer.ggml`; `None` where it is missing or no text.
 fn text<'a>(header: &'a Header, key: &str) -> Option<&'a str> {
     get(header, key).and_then(Value::as_str)
 }
 
+/// A flag below `tokenizer.ggml`; `None` where it is missing, an error where it is no flag.
 fn flag(header: &Header, key: &str) -> Result<Option<bool>, TokenizerError> {
     let Some(value) = get(header, key) else { return Ok(None) };
     let flag = value.as_bool();
     flag.map(Some).ok_or_else(|| unusable(format!("`tokenizer.ggml.{key}` is not true or false")))
 }
 
+/// The type of each token; all are normal without the key. A list that is longer than the
+/// vocabulary is accepted.
 fn types(header: &Header, count: usize) -> Result<Vec<TokenType>, TokenizerError> {
     let Some(value) = get(header, "token_type") else { return Ok(vec![TokenType::Normal; count]) };
     let types = value.as_list().map(|list| {
@@ -272,6 +307,8 @@ fn types(header: &Header, count: usize) -> Result<Vec<TokenType>, TokenizerError
     types.filter(|types| types.len() >= count).ok_or_else(wrong)
 }
 
+/// The score of each token, the logarithm of a probability in SentencePiece; 0 without the key. NaN
+/// is refused, as merges are ordered by scores.
 fn scores(header: &Header, count: usize) -> Result<Vec<f32>, TokenizerError> {
     let Some(value) = get(header, "scores") else { return Ok(vec![0.0; count]) };
     let list = value.as_list();
@@ -283,13 +320,16 @@ fn scores(header: &Header, count: usize) -> Result<Vec<f32>, TokenizerError> {
         .ok_or_else(|| unusable("`tokenizer.ggml.scores` is not a number per token"))
 }
 
-/// Names that end a piece that is filled in, in a file that names no tokens for it.
+/// Names that end a piece that is filled in, in a file that names no tokens for it. A key that is
+/// there, whatever its value, takes its names out of the list.
 fn fill_ends(header: &Header) -> Vec<&'static str> {
     let unnamed = FILL_END_NAMES.iter().filter(|(key, _)| get(header, key).is_none());
     unnamed.flat_map(|(_, names)| names.iter().copied()).collect()
 }
 
-/// Types that follow from a token's name, whatever the file says.
+/// Types that follow from a token's name, whatever the file says. As llama.cpp corrects files on
+/// loading: end and fill names are control tokens, parts of the harmony format are shown, and
+/// `</s>` is plain text for models that end by other tokens.
 fn retype(tokens: &[&str], fills: &[&str], types: &mut [TokenType]) {
     let names: HashSet<&str> = tokens.iter().copied().collect();
     let has = |name: &str| names.contains(name);
@@ -306,13 +346,16 @@ fn retype(tokens: &[&str], fills: &[&str], types: &mut [TokenType]) {
     }
 }
 
-/// True where `<|end|>` ends a part of an answer only.
+/// True where `<|end|>` ends a part of an answer only. True for a vocabulary with the marks of
+/// OpenAI's harmony format: a call, and a return or a flush.
 fn is_harmony(has: &impl Fn(&str) -> bool) -> bool {
     let calls = has("<|call|>") || has("<|calls|>");
     calls && (has("<|return|>") || has("<|flush|>"))
 }
 
-/// Tokens that end a generation: those that the metadata names, and those of known names.
+/// Tokens that end a generation: those that the metadata names, and those of known names. In the
+/// order in which they are found. A name that the vocabulary uses for a part of an answer, such as
+/// harmony's `<|end|>`, is left out unless a key names it.
 fn ends(header: &Header, fills: &[&str], tokens: &[&str]) -> Vec<u32> {
     let names: HashSet<&str> = tokens.iter().copied().collect();
     let has = |name: &str| names.contains(name);
@@ -337,7 +380,8 @@ fn ends(header: &Header, fills: &[&str], tokens: &[&str]) -> Vec<u32> {
     ends
 }
 
-/// The blanks that belong to special tokens, which follows from the model's name.
+/// The blanks that belong to special tokens, by `general.name` and `tokenizer.ggml.pre`, as in
+/// llama.cpp.
 fn blanks(header: &Header) -> Blanks {
     let name = header.metadata.get("general.name").and_then(Value::as_str).unwrap_or_default();
     let name = name.to_lowercase();
@@ -348,6 +392,10 @@ fn blanks(header: &Header) -> Blanks {
     }
 }
 
+/// Builds byte-level BPE as a `tokenizer.json` in memory: no normaliser, the split's expressions in
+/// a row, then GPT-2's spelling of bytes. Special tokens are not part of it, as [`Partition`] cuts
+/// at them before. Merges that name no token of the vocabulary are dropped, and of equal ones the
+/// first counts; a merge is cut at its first blank behind the first byte.
 fn byte_level(
     header: &Header,
     tokens: &[&str],

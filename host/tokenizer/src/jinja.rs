@@ -21,14 +21,16 @@ pub(crate) use error::{ErrorKind, JinjaError};
 pub(crate) use render::Limits;
 pub(crate) use value::Value;
 
-/// A template, ready to render.
+/// A template, ready to render. It holds no values, so that one template renders any number of
+/// chats.
 #[derive(Debug)]
 pub(crate) struct Template {
+    /// The statements of the outermost level.
     body: Vec<ast::Stmt>,
 }
 
 impl Template {
-    /// Reads a template.
+    /// Reads a template. Its nesting is bounded, and its length is bounded by the caller.
     ///
     /// # Errors
     /// If it is no Jinja.
@@ -36,7 +38,9 @@ impl Template {
         Ok(Self { body: parser::parse(source)? })
     }
 
-    /// The text that it makes of `names`; `now` is the local time that `strftime_now` shows.
+    /// The text that it makes of `names`; `now` is the local time that `strftime_now` shows. Of
+    /// equal names the last counts. A template has no way to read a file, the clock or another
+    /// template.
     ///
     /// # Errors
     /// If the template refuses the values, misuses them, or reaches a bound.

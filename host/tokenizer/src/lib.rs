@@ -36,16 +36,21 @@ pub enum TokenizerError {
     Chat(#[from] ChatError),
 }
 
+/// [`TokenizerError::Unusable`] with a text.
 pub(crate) fn unusable(what: impl std::fmt::Display) -> TokenizerError {
     TokenizerError::Unusable(what.to_string())
 }
 
-/// A model's tokenizer and chat templates.
+/// A model's tokenizer and chat templates. Made once per base and shared.
 #[derive(Debug)]
 pub struct Tokenizer {
+    /// The way from text to ids.
     encoder: Encoder,
+    /// The way from ids to bytes.
     vocabulary: Vocabulary,
+    /// Chat templates and the special tokens' texts.
     chat: ChatTemplates,
+    /// See [`Tokenizer::end_tokens`]; empty for a directory, whose configuration names them.
     ends: Vec<u32>,
 }
 
@@ -54,14 +59,19 @@ pub struct Tokenizer {
 enum Encoder {
     /// A `tokenizer.json`.
     HuggingFace(Box<Inner>),
+    /// A tokenizer out of GGUF metadata.
     Gguf {
+        /// Cuts, splits and merges.
         tokenizer: Box<GgufTokenizer>,
+        /// The vocabulary's spelling of each token, by id.
         pieces: Vec<String>,
     },
 }
 
 impl Tokenizer {
-    /// Reads tokenizer and chat templates of a model directory or GGUF file.
+    /// Reads tokenizer and chat templates of a model directory or GGUF file. A directory needs
+    /// `tokenizer.json`. `tokenizer_config.json` and `special_tokens_map.json` are read where they
+    /// are there, the former's entries going before.
     ///
     /// # Errors
     /// If they are missing or not supported. A broken chat template is no error before a chat is asked for.
@@ -69,6 +79,8 @@ impl Tokenizer {
         if path.is_dir() { Self::from_directory(path) } else { Self::from_gguf(path) }
     }
 
+    /// Reads a model directory as transformers saves it. `tokenizer_config.json` may be missing but
+    /// not malformed; `special_tokens_map.json` may be either.
     fn from_directory(path: &Path) -> Result<Self, TokenizerError> {
         let file = path.join("tokenizer.json");
         let of_file = |error: String| unusable(format!("{}: {error}", file.display()));
@@ -97,6 +109,8 @@ impl Tokenizer {
         Ok(Self { encoder, vocabulary, chat, ends: Vec::new() })
     }
 
+    /// Reads the header of a GGUF file alone. `tokenizer.chat_template` is the default template,
+    /// and `tokenizer.chat_templates` lists the names of more.
     fn from_gguf(path: &Path) -> Result<Self, TokenizerError> {
         let header = GgufFile::read_header(path).map_err(unusable)?;
         let read = gguf::read(&header)?;
@@ -123,6 +137,7 @@ impl Tokenizer {
     }
 
     /// Token ids of a plain prompt, with the special tokens that the model expects around it.
+    /// Special tokens that the text spells out are found as well.
     ///
     /// # Errors
     /// If the tokenizer fails on the text.
@@ -167,7 +182,8 @@ impl Tokenizer {
         self.chat.mentions(with_tools, word)
     }
 
-    /// The text of a chat, through the model's template.
+    /// The text of a chat, through the model's template. `strftime_now` of a template shows the
+    /// machine's local time.
     ///
     /// # Errors
     /// If there is no template, it refuses the messages, or it takes too much work or memory.
@@ -187,7 +203,8 @@ impl Tokenizer {
         self.chat.render(chat, now)
     }
 
-    /// Token ids of a chat, through the model's template.
+    /// Token ids of a chat, through the model's template. The template writes special tokens
+    /// itself, so none are put around the text.
     ///
     /// # Errors
     /// As for [`Self::render_chat`], or if the tokenizer fails on the text.
@@ -195,7 +212,8 @@ impl Tokenizer {
         self.encode_more(&self.render_chat(chat)?)
     }
 
-    /// The bytes that a token adds to a text; none for ids that stand for nothing.
+    /// The bytes that a token adds to a text; none for ids that stand for nothing. They may be a
+    /// part of a character: join the bytes of several tokens before reading them as UTF-8.
     pub fn token_bytes(&self, token: u32) -> &[u8] {
         self.vocabulary.bytes(token)
     }
@@ -210,7 +228,8 @@ impl Tokenizer {
         &self.ends
     }
 
-    /// The vocabulary's own spelling of a token, such as `▁time`.
+    /// The vocabulary's own spelling of a token, such as `▁time`. Empty for ids that stand for
+    /// nothing.
     pub fn token_piece(&self, token: u32) -> String {
         match &self.encoder {
             Encoder::HuggingFace(inner) => inner.id_to_token(token).unwrap_or_default(),
@@ -245,7 +264,8 @@ impl Tokenizer {
         text
     }
 
-    /// The text that tokens add behind a prompt, without special tokens.
+    /// The text that tokens add behind a prompt, without special tokens. The prompt only decides
+    /// whether a first blank is stripped: it is kept where the prompt has text.
     pub fn decode_after(&self, prompt: &[u32], tokens: &[u32]) -> String {
         let mut stream = TextStream::after(self, prompt, Special::Hidden, Stops::default());
         let mut text: String = tokens.iter().map(|&token| stream.push(self, token).text).collect();
@@ -253,7 +273,8 @@ impl Tokenizer {
         text
     }
 
-    /// The text of tokens from anywhere in a sequence: their bytes in a row, special ones too.
+    /// The text of tokens from anywhere in a sequence: their bytes in a row, special ones too. No
+    /// blank is stripped, and what is no text becomes U+FFFD.
     pub fn decode_part(&self, tokens: &[u32]) -> String {
         let bytes: Vec<u8> =
             tokens.iter().flat_map(|&token| self.token_bytes(token)).copied().collect();
@@ -278,6 +299,8 @@ impl Tokenizer {
         offsets
     }
 
+    /// Offsets found by laying the tokens' bytes along the text. False where a token that is not
+    /// special does not fit, or the text goes on behind the last one.
     fn offsets_by_bytes(&self, text: &str, tokens: &[u32]) -> (Vec<usize>, bool) {
         let (mut at, mut chars, mut fits) = (0, 0, true);
         let mut offsets = Vec::with_capacity(tokens.len());
@@ -305,16 +328,21 @@ impl Tokenizer {
         (offsets, fits && at == text.len())
     }
 
+    /// See [`Vocabulary::strips_first_blank`].
     pub(crate) fn strips_first_blank(&self) -> bool {
         self.vocabulary.strips_first_blank()
     }
 
+    /// Texts of all special tokens, by which a stop string that names one is known.
     pub(crate) fn special_texts(&self) -> &[String] {
         self.vocabulary.special_texts()
     }
 }
 
-/// Reads the chat templates of a directory: files before the configuration.
+/// Reads the chat templates of a directory: files before the configuration. Later ones replace
+/// earlier ones of the same name: `tokenizer_config.json`, `chat_template.json`,
+/// `chat_template.jinja`, then up to 64 files of `additional_chat_templates`. Files that cannot be
+/// read are passed over.
 fn read_templates(path: &Path, config: &Json, chat: &mut ChatTemplates) {
     chat.insert_json(&config["chat_template"]);
     if let Ok(text) = std::fs::read_to_string(path.join("chat_template.json"))
@@ -343,7 +371,8 @@ fn token_text(value: &Json) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
-/// Bytes with those that are no ASCII text written in hexadecimal.
+/// Bytes with those that are no ASCII text written in hexadecimal. The `\x` escapes have two digits
+/// in lower case.
 fn escaped(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
@@ -358,7 +387,8 @@ fn escaped(bytes: &[u8]) -> String {
     text
 }
 
-/// The library unwraps where some parts of a file are not what it expects.
+/// The library unwraps where some parts of a file are not what it expects. Its panics become
+/// errors. Truncation and padding of the file are turned off.
 pub(crate) fn parse_tokenizer(bytes: &[u8]) -> Result<Inner, String> {
     let parsed = std::panic::catch_unwind(|| Inner::from_bytes(bytes));
     let parsed = parsed.map_err(|_| "not a tokenizer that this server can read".to_owned())?;

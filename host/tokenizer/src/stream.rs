@@ -12,7 +12,7 @@ pub enum Special {
     Shown,
 }
 
-/// The end of a text by its own words.
+/// The end of a text by its own words. Empty by default: nothing ends the text.
 #[derive(Clone, Debug, Default)]
 pub struct Stops {
     /// Texts that end a stream; the one that is complete first, and of those the first in this list.
@@ -23,12 +23,15 @@ pub struct Stops {
     pub min_tokens: usize,
 }
 
-/// The part of a text that one more token has made certain.
+/// The part of a text that one more token has made certain. All pieces and the rest of
+/// [`TextStream::finish`] in a row are the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
-    /// Text that is certain now.
+    /// Text that is certain now. Empty while a character is incomplete or a stop string may have
+    /// begun.
     pub text: String,
-    /// Complete characters of the text before this token.
+    /// Complete characters of the text before this token. Counted from the stream's beginning, held
+    /// text included.
     pub offset: usize,
     /// The stop string that ended the text, by its place in [`Stops::strings`].
     pub stopped: Option<usize>,
@@ -37,11 +40,12 @@ pub struct Piece {
 /// Bytes to characters: complete ones are given out, and what can be none becomes U+FFFD.
 #[derive(Clone, Debug, Default)]
 struct Characters {
-    /// The beginning of a character.
+    /// The beginning of a character. At most three bytes, since a fourth completes or refutes it.
     partial: Vec<u8>,
 }
 
 impl Characters {
+    /// Appends the characters that `bytes` complete to `out`.
     fn push(&mut self, bytes: &[u8], out: &mut String) {
         self.partial.extend_from_slice(bytes);
         let mut rest = self.partial.as_slice();
@@ -65,6 +69,7 @@ impl Characters {
         self.partial.drain(..done);
     }
 
+    /// Ends the text: an incomplete character becomes one U+FFFD.
     fn finish(&mut self, out: &mut String) {
         if !std::mem::take(&mut self.partial).is_empty() {
             out.push('\u{fffd}');
@@ -75,6 +80,7 @@ impl Characters {
 /// A part of the text that has not been given out.
 #[derive(Clone, Debug)]
 struct Held {
+    /// Complete characters.
     text: String,
     /// The text of a special token that is left out.
     is_hidden: bool,
@@ -82,26 +88,36 @@ struct Held {
 
 /// Turns the tokens of one sequence into text.
 ///
-/// Pieces in a row are the text of the whole, whatever the tokens: what a token adds depends on its bytes, on an
-/// unfinished character before it, and on being the first that says something.
+/// Pieces in a row are the text of the whole, whatever the tokens: what a token adds depends on its
+/// bytes, on an unfinished character before it, and on being the first that says something. Text is
+/// held back while it may be the beginning of a stop string; without stop strings, only parts of
+/// characters are.
 #[derive(Clone, Debug)]
 pub struct TextStream {
+    /// Shows or hides special tokens.
     special: Special,
+    /// The stop strings.
     stops: Stops,
     /// True where a stop string names a special token, so that hidden ones must be looked at.
     stops_at_special: bool,
+    /// The character that is not complete yet.
     characters: Characters,
     /// True while nothing of the sequence is visible so far.
     at_start: bool,
+    /// Text that has not been given out, in order; hidden parts only where a stop string may reach
+    /// them.
     held: Vec<Held>,
+    /// Complete characters of the visible text so far.
     num_chars: usize,
+    /// Tokens so far, special ones too.
     num_tokens: usize,
     /// Bytes of held text that belong to tokens too early for stop strings.
     exempt: usize,
 }
 
 impl TextStream {
-    /// A stream of a whole sequence.
+    /// A stream of a whole sequence. No stop strings. The first blank of a text is stripped where
+    /// the tokenizer asks for it.
     pub fn new(special: Special) -> Self {
         Self {
             special,
@@ -116,7 +132,8 @@ impl TextStream {
         }
     }
 
-    /// A stream of the tokens after a prompt, which ends at stop strings.
+    /// A stream of the tokens after a prompt, which ends at stop strings. The first blank of what
+    /// follows is kept where the prompt has a visible token.
     pub fn after(tokenizer: &Tokenizer, prompt: &[u32], special: Special, stops: Stops) -> Self {
         let is_visible = |&token: &u32| special == Special::Shown || !tokenizer.is_special(token);
         let names_special = |stop: &String| {
@@ -130,7 +147,7 @@ impl TextStream {
         }
     }
 
-    /// Takes a token.
+    /// Takes a token. Do not push more once a piece says that it stopped.
     pub fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Piece {
         let offset = self.num_chars;
         self.num_tokens += 1;
@@ -161,7 +178,8 @@ impl TextStream {
         self.num_chars
     }
 
-    /// The rest of the text, when the sequence ends.
+    /// The rest of the text, when the sequence ends. An incomplete character becomes U+FFFD; no
+    /// stop string is looked for any more.
     pub fn finish(&mut self) -> String {
         let mut text = String::new();
         self.characters.finish(&mut text);
@@ -170,6 +188,7 @@ impl TextStream {
         held.into_iter().filter(|held| !held.is_hidden).map(|held| held.text).collect()
     }
 
+    /// Puts visible text behind what is held, and counts its characters.
     fn hold(&mut self, text: String) {
         self.num_chars += text.chars().count();
         if !text.is_empty() {
@@ -206,7 +225,9 @@ impl TextStream {
         (text, None)
     }
 
-    /// The stop string that is complete first.
+    /// The stop string that is complete first. Of those that end at one place, the first of the
+    /// list. Where a stop string names a special token, the text with hidden tokens is searched
+    /// too, and a match must not begin or end inside one.
     fn stop(&self) -> Option<FoundStop> {
         if self.stops.strings.is_empty() || self.num_tokens <= self.stops.min_tokens {
             return None;
@@ -291,7 +312,8 @@ impl TextStream {
         out
     }
 
-    /// Bytes at the end of the text with everything that hold the last `len` visible ones.
+    /// Bytes at the end of the text with everything that hold the last `len` visible ones. Hidden
+    /// parts between and behind these are counted in.
     fn with_hidden(&self, len: usize) -> usize {
         let (mut left, mut bytes) = (len, 0);
         for held in self.held.iter().rev() {
@@ -307,6 +329,7 @@ impl TextStream {
         bytes
     }
 
+    /// Forgets the first `len` bytes of the text with everything.
     fn drop_front(&mut self, mut len: usize) {
         let mut kept = Vec::new();
         for held in std::mem::take(&mut self.held) {
@@ -323,12 +346,15 @@ impl TextStream {
 
 /// A stop string in the held text: where the text is cut, and where the stop string ends.
 struct FoundStop {
+    /// Index of the stop string in [`Stops::strings`].
     which: usize,
+    /// End of the text that is given out: before the stop string, or behind it where it stays.
     cut: usize,
+    /// End of the stop string.
     end: usize,
 }
 
-/// The first place of `stop` that ends behind `exempt` bytes.
+/// The first place of `stop` that ends behind `exempt` bytes. An empty stop string is never found.
 fn first_after(text: &str, stop: &str, exempt: usize) -> Option<usize> {
     if stop.is_empty() {
         return None;
@@ -343,7 +369,8 @@ fn first_after(text: &str, stop: &str, exempt: usize) -> Option<usize> {
     None
 }
 
-/// Bytes at the end of `text` that begin `stop`.
+/// Bytes at the end of `text` that begin `stop`. The longest such part that is not the whole stop
+/// string; 0 without any.
 fn overlap(text: &str, stop: &str) -> usize {
     let most = text.len().min(stop.len().saturating_sub(1));
     let fits = |&len: &usize| stop.is_char_boundary(len) && text.ends_with(&stop[..len]);

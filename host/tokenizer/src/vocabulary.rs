@@ -12,25 +12,33 @@ use tokenizers::Tokenizer as Inner;
 use crate::TokenizerError;
 use crate::gguf::TokenType;
 
-/// Bytes of all tokens.
+/// Bytes of all tokens. All bytes lie in one buffer, of which every token has a range.
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
+    /// Entries by id; ids may have gaps.
     tokens: HashMap<u32, Entry>,
+    /// The tokens' bytes in a row.
     bytes: Vec<u8>,
+    /// See [`Vocabulary::strips_first_blank`].
     strips_first_blank: bool,
-    /// Texts of special tokens.
+    /// Texts of special tokens. In no order, for the search of stop strings.
     special_texts: Vec<String>,
 }
 
+/// One token.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
+    /// First byte in the buffer.
     start: u32,
+    /// Number of bytes.
     len: u32,
+    /// True for a token that texts leave out.
     is_special: bool,
 }
 
 impl Vocabulary {
-    /// Reads the bytes of all tokens off a tokenizer.
+    /// Reads the bytes of all tokens off a tokenizer. Added tokens keep their spelling under a
+    /// byte-level decoder. Special are those that the file marks so.
     ///
     /// # Errors
     /// If its decoder has a step whose result for a token depends on the tokens around it.
@@ -48,7 +56,9 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
-    /// The bytes of a GGUF file's tokens, as llama.cpp writes them.
+    /// The bytes of a GGUF file's tokens, as llama.cpp writes them. `tokens` and `types` go by id.
+    /// Control, unknown and user-defined tokens are spelled as they are; normal ones by GPT-2's
+    /// bytes or with `▁` for a blank.
     ///
     /// # Errors
     /// If they are too many.
@@ -78,11 +88,13 @@ impl Vocabulary {
         Ok(vocabulary)
     }
 
+    /// A vocabulary without tokens.
     fn empty(strips_first_blank: bool) -> Self {
         let special_texts = Vec::new();
         Self { tokens: HashMap::new(), bytes: Vec::new(), strips_first_blank, special_texts }
     }
 
+    /// Adds a token. The buffer is at most 4 GiB, as its places are 32 bits wide.
     fn insert(&mut self, id: u32, bytes: &[u8], is_special: bool) -> Result<(), TokenizerError> {
         let too_large = || crate::unusable("the vocabulary's texts have more than 4 GiB");
         let start = u32::try_from(self.bytes.len()).map_err(|_| too_large())?;
@@ -120,32 +132,47 @@ impl Vocabulary {
     }
 }
 
-/// A tokenizer's decoder, for one token.
+/// A tokenizer's decoder, for one token. Only decoders whose steps act on each piece by itself can
+/// be read into it.
 struct Decoder {
+    /// The steps in their order.
     steps: Vec<Step>,
+    /// True where the decoder takes a blank from the front of the whole text.
     strips_first_blank: bool,
 }
 
+/// One step of a decoder, as `tokenizers` names it.
 enum Step {
     /// Each character stands for a byte, as in GPT-2.
     ByteLevel,
     /// `<0x0A>` is a byte.
     ByteFallback,
+    /// A text that is replaced everywhere in a piece, and its replacement.
     Replace(String, String),
-    /// Characters that are taken off both ends of each piece.
+    /// Characters that are taken off both ends of each piece. As many as are there, and no more
+    /// than `start` in front and `stop` behind.
     Strip {
+        /// The character.
         content: char,
+        /// Most characters in front.
         start: usize,
+        /// Most characters behind.
         stop: usize,
     },
+    /// A blank before each piece.
     Prepend,
+    /// BERT's pieces: one with the prefix continues a word, and any other begins one with a blank.
     WordPiece {
+        /// The mark of a continuation, `##` mostly.
         prefix: String,
+        /// Takes blanks before punctuation away.
         cleanup: bool,
     },
 }
 
 impl Decoder {
+    /// Reads the decoder of a `tokenizer.json`: one step, or a sequence of them. Without a decoder
+    /// `tokenizers` joins pieces by blanks.
     fn read(decoder: &Json) -> Result<Self, TokenizerError> {
         let mut read = Self { steps: Vec::new(), strips_first_blank: false };
         if decoder.is_null() {
@@ -165,6 +192,9 @@ impl Decoder {
         Ok(read)
     }
 
+    /// Adds a step. Behind `Fuse` all pieces are one text, so that `Strip` may take one blank from
+    /// the front alone. `Replace` by a regular expression, and steps that look at neighbours, are
+    /// refused.
     fn step(&mut self, step: &Json, is_fused: &mut bool) -> Result<(), TokenizerError> {
         let text = |key: &str| step[key].as_str().unwrap_or_default().to_owned();
         let count = |key: &str| step[key].as_u64().unwrap_or(0) as usize;
@@ -207,7 +237,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// The bytes of a piece.
+    /// The bytes of a piece. Applies the steps in order; `ByteLevel` and a byte of `ByteFallback`
+    /// end the chain. `is_added` tells an added token.
     fn bytes(&self, piece: &str, is_added: bool) -> Vec<u8> {
         let mut text = piece.to_owned();
         for step in &self.steps {
@@ -243,13 +274,15 @@ impl Decoder {
     }
 }
 
-/// A byte in the spelling of SentencePiece.
+/// A byte in the spelling of SentencePiece. `<0x0A>`, with two hexadecimal digits.
 fn fallback_byte(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok()).flatten()
 }
 
-/// The byte that GPT-2 spells as a character: printable Latin-1 as it is, the others from U+0100 on.
+/// The byte that GPT-2 spells as a character: printable Latin-1 as it is, the others from U+0100
+/// on. The inverse of `bytes_to_unicode` in GPT-2's encoder. `None` for a character that spells no
+/// byte.
 fn byte_of(c: char) -> Option<u8> {
     let code = u32::from(c);
     let is_plain = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
@@ -261,6 +294,7 @@ fn byte_of(c: char) -> Option<u8> {
     others.into_iter().nth(at as usize).map(|byte| byte as u8)
 }
 
+/// The text without up to `start` times `content` in front and up to `stop` times behind.
 fn stripped(text: &str, content: char, start: usize, stop: usize) -> String {
     let leading = text.chars().take(start).take_while(|&c| c == content).count();
     let text: String = text.chars().skip(leading).collect();
@@ -269,7 +303,8 @@ fn stripped(text: &str, content: char, start: usize, stop: usize) -> String {
     text.chars().take(len).collect()
 }
 
-/// WordPiece's clean-up of blanks before punctuation.
+/// WordPiece's clean-up of blanks before punctuation. The pairs are those of `cleanup` in
+/// `tokenizers`, replaced one after another.
 fn cleaned(text: &str) -> String {
     let pairs = [
         (" .", "."),

@@ -18,15 +18,19 @@ use polyskill_sdk::{
     Descriptor, Host, LibraryChange, Parameters, Plan, Request, RouteError, Router, SvdMethod,
 };
 
+/// Names of all parameters.
 const PARAMETERS: [&str; 6] = ["top_k", "temperature", "prototypes", "seed", "share", "combine"];
-/// PEFT's number of power iterations.
+/// PEFT's number of power iterations. `power15` is called after it.
 const ITERATIONS: u32 = 15;
-/// So many new modules get their prototypes at once, before a request asks.
+/// So many new modules get their prototypes at once, before a request asks. More are made for the
+/// candidates of a request alone.
 const EAGER_MODULES: usize = 64;
 
-/// The router.
+/// The router. It keeps only its configuration: the prototypes are the host's.
 #[derive(Debug)]
 pub struct Arrow {
+    /// The prototypes of the configured parameters, made when modules come. A request may ask for
+    /// others.
     configured: Prototypes,
 }
 
@@ -65,15 +69,20 @@ impl Router for Arrow {
     }
 }
 
-/// Which vectors stand for a module.
+/// The kind of vectors that stand for modules. Two requests with different parameters may use
+/// different ones of a module at the same time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Prototypes {
+    /// The way to the top right singular vector of B·A.
     method: SvdMethod,
-    /// Divided by √(input features), for mttl's temperature.
+    /// Divided by √(input features), for mttl's temperature. The scores are then |v·x| / √d, with d
+    /// the site's input size.
     normalised: bool,
 }
 
 impl Prototypes {
+    /// The name under which the host keeps the rows: one for each kind, so that requests with
+    /// different parameters do not mix them up.
     fn name(self) -> String {
         let method = match self.method {
             SvdMethod::Exact => "svd".to_owned(),
@@ -82,6 +91,11 @@ impl Prototypes {
         if self.normalised { format!("{method}/sqrt-d") } else { method }
     }
 
+    /// Defines the prototype of a module at each of its sites. Modules of other kinds than LoRA
+    /// have none, and are passed over.
+    ///
+    /// # Errors
+    /// If the host cannot compute a vector, or refuses a row.
     fn define(self, host: &mut dyn Host, module: u32) -> Result<(), String> {
         if host.module(module).is_none_or(|info| info.kind != "lora") {
             return Ok(());
@@ -98,16 +112,23 @@ impl Prototypes {
     }
 }
 
+/// Parameters of a request.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
+    /// Modules per token and site, from 1.
     top_k: u32,
+    /// The divisor of the scores; 1 where the prototypes are divided by √d instead.
     temperature: f32,
+    /// The vectors that stand for modules.
     prototypes: Prototypes,
+    /// The sites that reuse one decision.
     share: Share,
+    /// The way in which picks combine.
     combine: Combine,
 }
 
 impl Settings {
+    /// Checks all parameters, unknown ones included.
     fn read(parameters: &Parameters) -> Result<Self, polyskill_sdk::ParameterError> {
         parameters.only(&PARAMETERS)?;
         let temperature = parameters.number("temperature", 1.0)? as f32;
@@ -127,6 +148,8 @@ impl Settings {
         })
     }
 
+    /// The gate program: softmax over the `top_k` largest of |v·x| / T, as PEFT's and mttl's Arrow
+    /// compute it. Softmax comes behind the choice, so that the weights sum to one.
     fn program(self) -> Program {
         let mut ops = vec![
             Op::LoadInput,

@@ -21,10 +21,13 @@ use polyskill_sdk::{
 /// The name of the rows of W.
 const ROWS: &str = "router";
 
-/// The router, with scratch.
+/// The router, with scratch. All that `route` knows of a plan is `top_k`, which comes with each
+/// batch.
 #[derive(Debug, Default)]
 pub struct BranchTrainMix {
+    /// The best logits of the row at hand.
     top: TopK,
+    /// Column and weight of the experts of the row, by ascending column.
     picks: Vec<(u32, f32)>,
 }
 
@@ -93,7 +96,11 @@ impl Router for BranchTrainMix {
 }
 
 impl BranchTrainMix {
-    /// Softmax over the best of the logits and the base's 0; what the base gets is left out, because it is there anyway.
+    /// Softmax over the best of the logits and the base's 0; what the base gets is left out,
+    /// because it is there anyway. With z the logits over the temperature and S the `top_k` best of
+    /// them and the base's 0, the weight of an expert in S is e^z / Σ_S e^z. The largest logit is
+    /// taken off before, so that nothing overflows. The result is in `picks`; the base's share
+    /// makes it sum to less than one.
     fn mix(&mut self, logits: &[f32], top_k: usize) {
         let best = self.top.of(logits, top_k);
         // The base comes after all others, so that it loses ties.
@@ -111,7 +118,10 @@ impl BranchTrainMix {
     }
 }
 
-/// Defines a module's rows of W.
+/// Defines a module's rows of W. One row of W per site, as long as the site's input is wide.
+///
+/// # Errors
+/// If the expert lacks a row at one of its sites, or the host refuses one.
 fn define(host: &mut dyn Host, module: u32) -> Result<(), String> {
     for at in host.sites(module) {
         let row = host.artefact(module, at.site, ROUTER).ok_or_else(|| {
@@ -123,13 +133,18 @@ fn define(host: &mut dyn Host, module: u32) -> Result<(), String> {
     Ok(())
 }
 
+/// Parameters of a request. A request's parameters go before the configured ones.
 struct Settings {
+    /// Experts per token and layer, from 1.
     top_k: u32,
+    /// Counts the base's own feed-forward among the experts.
     base: bool,
+    /// The divisor of the logits, above 0.
     temperature: f32,
 }
 
 impl Settings {
+    /// Checks all parameters, unknown ones included.
     fn read(parameters: &Parameters) -> Result<Self, ParameterError> {
         parameters.only(&["top_k", "base", "temperature"])?;
         // More candidates than that are never scored; as f32 it is exact.

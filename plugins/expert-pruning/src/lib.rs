@@ -21,7 +21,7 @@ use polyskill_sdk::{
     Value,
 };
 
-/// The router.
+/// The router. It keeps nothing: policies are read off the modules for each request.
 #[derive(Debug)]
 pub struct ExpertPruning;
 
@@ -79,7 +79,8 @@ impl Router for ExpertPruning {
     }
 }
 
-/// What a policy says of a layer; nothing, where it does not speak of it.
+/// The part of a policy that is about a layer; an empty one where it has none. Artefacts are lists
+/// of f32, exact for numbers of experts below 2²⁴.
 fn read(host: &dyn Host, policy: u32, layer: ExpertLayer) -> LayerPolicy {
     let site = artefact::site(layer.layer);
     let values = |name: &str| host.artefact(policy, site, name).map(|tensor| tensor.values);
@@ -96,16 +97,24 @@ fn read(host: &dyn Host, policy: u32, layer: ExpertLayer) -> LayerPolicy {
     }
 }
 
+/// Parameters of a request. The switches are on by default, and each does nothing where the policy
+/// says nothing.
 #[derive(Debug)]
 struct Settings {
+    /// The name of the policy, where the request names one.
     policy: Option<String>,
+    /// Drops experts that the policy does not keep.
     prune: bool,
+    /// Skips the second expert under β.
     skip: bool,
+    /// Lets experts stand for others.
     merge: bool,
+    /// β in the place of the policy's.
     beta: Option<f32>,
 }
 
 impl Settings {
+    /// Checks all parameters, unknown ones included.
     fn read(parameters: &Parameters) -> Result<Self, ParameterError> {
         parameters.only(&["policy", "prune", "skip", "merge", "beta"])?;
         let policy = match parameters.get("policy") {
@@ -126,7 +135,9 @@ impl Settings {
         Ok(Self { policy, prune: flag("prune")?, skip: flag("skip")?, merge: flag("merge")?, beta })
     }
 
-    /// The policy of a request.
+    /// The policy of a request. By name, which must be that of a candidate; else the first one with
+    /// a tag in the request's text as whole words; else the only one. `None` where there are
+    /// several or none.
     fn find(&self, host: &dyn Host, request: &Request) -> Result<Option<u32>, RouteError> {
         let policies: Vec<ModuleInfo> = request
             .candidates
@@ -152,6 +163,9 @@ impl Settings {
         Ok(named.or(only).map(|policy| policy.index))
     }
 
+    /// A layer's policy with the switches of the request. A β of the request goes before the
+    /// policy's, and `skip` turns off either. Experts that came with the policy stay known, as
+    /// aliases alone point at them.
     fn applied(&self, said: LayerPolicy) -> LayerPolicy {
         LayerPolicy {
             keep: said.keep.filter(|_| self.prune),
@@ -168,6 +182,7 @@ fn words(text: &str) -> String {
     words.fold(" ".to_owned(), |all, word| all + &word.to_lowercase() + " ")
 }
 
+/// The error of a parameter that is not of the expected kind.
 fn wrong(name: &str, found: &Value, expected: &str) -> ParameterError {
     let found = match found {
         Value::Flag(value) => value.to_string(),

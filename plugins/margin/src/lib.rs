@@ -19,11 +19,14 @@ use polyskill_sdk::{
 /// The name of the prototypes.
 const ROWS: &str = "svd";
 
-/// The router, with scratch.
+/// The router, with scratch. An instance holds nothing of a plan, so that any other can decide the
+/// rows of it.
 #[derive(Debug, Default)]
 pub struct Margin {
+    /// The best probabilities of the row at hand.
     top: TopK,
-    /// Column and probability of those that are picked, in ascending order.
+    /// Column and probability of those that are picked, in ascending order. Emptied for each row;
+    /// the memory is kept.
     picks: Vec<(u32, f32)>,
 }
 
@@ -63,7 +66,7 @@ impl Router for Margin {
             return Err(RouteError::Failed("expected two arguments".to_owned()));
         };
         for row in 0..batch.num_rows {
-            self.decide(batch.scores_of(row), (margin, max_k as usize), decision);
+            self.decide(batch.scores_of(row), margin, max_k as usize, decision);
             decision.end_row();
         }
         Ok(())
@@ -71,10 +74,16 @@ impl Router for Margin {
 }
 
 impl Margin {
+    /// Decides one row. `probabilities` has one per candidate and sums to one. Of the `max_k` best,
+    /// those down to the first step of at least `margin` are picked, with their probabilities over
+    /// their sum. All of the `max_k` are picked where there is no such step. The row stays open:
+    /// the caller ends it. A probability that is not a number ranks first and makes every weight
+    /// one, which the host refuses.
     fn decide(
         &mut self,
         probabilities: &[f32],
-        (margin, max_k): (f32, usize),
+        margin: f32,
+        max_k: usize,
         decision: &mut Decision,
     ) {
         let best = self.top.of(probabilities, max_k);
@@ -94,7 +103,11 @@ impl Margin {
     }
 }
 
-/// What `route` needs of the plan.
+/// The numbers that `route` gets with each batch: `[margin, max_k]`. Checks all parameters. `max_k`
+/// is at most 2²⁴, up to which an f32 holds every whole number.
+///
+/// # Errors
+/// An unknown parameter, a negative `margin`, or a `max_k` below 1.
 fn arguments(parameters: &Parameters) -> Result<Vec<f32>, ParameterError> {
     parameters.only(&["margin", "max_k"])?;
     let margin = parameters.number("margin", 0.2)? as f32;
@@ -107,6 +120,8 @@ fn arguments(parameters: &Parameters) -> Result<Vec<f32>, ParameterError> {
     Ok(vec![margin, max_k as f32])
 }
 
+/// Defines the prototype of each candidate that has none yet, at every site of it: the top right
+/// singular vector of B·A, as in Arrow. The host keeps the rows, so a module costs this once.
 fn define(host: &mut dyn Host, candidates: &[u32]) -> Result<(), String> {
     for &module in candidates {
         if host.defined(ROWS, module) {
@@ -184,7 +199,7 @@ mod tests {
     #[test]
     fn what_is_no_probability_gives_no_weight_that_is_not_a_number() {
         let mut decision = Decision::default();
-        Margin::default().decide(&[0.5, -0.5], (2.0, 2), &mut decision);
+        Margin::default().decide(&[0.5, -0.5], 2.0, 2, &mut decision);
         decision.end_row();
         assert_eq!(decision.offsets, [0, 0]);
     }
@@ -192,7 +207,7 @@ mod tests {
     #[test]
     fn a_score_that_is_not_a_number_spoils_its_row() {
         let mut decision = Decision::default();
-        Margin::default().decide(&[1.0, f32::NAN], (0.2, 2), &mut decision);
+        Margin::default().decide(&[1.0, f32::NAN], 0.2, 2, &mut decision);
         decision.end_row();
         assert!(decision.row(0, 2, &mut Vec::new()).is_err());
     }

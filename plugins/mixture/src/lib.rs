@@ -11,11 +11,13 @@ use polyskill_sdk::{
     Router, Value,
 };
 
+/// The one parameter.
 const WEIGHTS: &str = "weights";
 
-/// The router. The names are a cache.
+/// The router. The names are a cache. A request that gives no weights does not need them.
 #[derive(Debug)]
 pub struct Mixture {
+    /// Names of the library's modules by index; `None` when they have to be asked for again.
     names: Option<Vec<String>>,
 }
 
@@ -62,11 +64,16 @@ impl Router for Mixture {
     }
 }
 
+/// An error of the parameter. All errors of this router are about it.
 fn wrong(message: String) -> ParameterError {
     ParameterError { name: WEIGHTS.to_owned(), message }
 }
 
-/// Names and weights, in the order given.
+/// Names and weights, in the order given. Empty where the parameter is missing or empty. A name may
+/// hold `=`, as the last one before the number counts.
+///
+/// # Errors
+/// If an entry is no name with a finite number, or a name stands there twice.
 fn weights(parameters: &Parameters) -> Result<Vec<(&str, f32)>, ParameterError> {
     parameters.only(&[WEIGHTS])?;
     let text = match parameters.get(WEIGHTS) {

@@ -14,18 +14,21 @@ use polyskill_sdk::{
     Descriptor, Host, LibraryChange, ParameterError, Parameters, Plan, Request, RouteError, Router,
 };
 
-/// What a module brings: a vector per site, of the site's input size.
+/// The name of the artefact that each module brings: a gate vector g per site, of the site's input
+/// size.
 pub const ARTEFACT: &str = "phatgoose";
 /// The name of LN(g) / √d.
 const ROWS: &str = "gates";
-/// ε of both layer norms. A gate after a short training is so small that another one changes its direction.
+/// ε of both layer norms. A gate after a short training is so small that another one changes its
+/// direction. It is added to the variance.
 const NORM_EPSILON: f32 = 1e-5;
-/// Added to the sum of the k best.
+/// Added to the sum of the k best. It keeps a sum of zero from dividing.
 const SUM_EPSILON: f32 = 1e-6;
-/// So many new modules get their rows at once, before a request asks.
+/// So many new modules get their rows at once, before a request asks. Rows of a larger library are
+/// made for the candidates of a request alone.
 const EAGER_MODULES: usize = 64;
 
-/// The router.
+/// The router. It keeps nothing: the rows are the host's.
 #[derive(Debug)]
 pub struct Phatgoose;
 
@@ -68,7 +71,11 @@ impl Router for Phatgoose {
     }
 }
 
-/// Defines a module's rows, so that the score is one dot product with LN(x).
+/// Defines a module's rows, so that the score is one dot product with LN(x). The host computes
+/// LN(x)·row, and row is LN(g) / √d, with d the site's input size.
+///
+/// # Errors
+/// If the module lacks a gate at one of its sites, or the host refuses a row.
 fn define(host: &mut dyn Host, module: u32) -> Result<(), String> {
     for at in host.sites(module) {
         let name = |host: &dyn Host| host.module(module).unwrap_or_default().name;
@@ -87,6 +94,10 @@ fn define(host: &mut dyn Host, module: u32) -> Result<(), String> {
     Ok(())
 }
 
+/// The gate program of a request: softmax over LN(x)·LN(g) / √d of all candidates, of which the
+/// `top_k` largest are kept and divided by their sum plus ε. Checks all parameters. `share` says
+/// which sites reuse the decision of the first of them: those of a layer by default, where the
+/// paper decides at each site.
 fn program(parameters: &Parameters) -> Result<Program, ParameterError> {
     parameters.only(&["top_k", "share"])?;
     let k = u32::try_from(parameters.integer("top_k", 2, 1)?).unwrap_or(u32::MAX);

@@ -19,10 +19,10 @@ use polyskill_sdk::{
 
 /// Before the task in a module's metadata.
 const PREFIX: &str = "polytropon.";
-/// Added to the sum.
+/// Added to the sum. It keeps a sum of zero from dividing; the paper's value.
 const EPSILON: f64 = 1e-12;
 
-/// The router.
+/// The router. It keeps nothing: logits come with the request or with the modules.
 #[derive(Debug)]
 pub struct Polytropon;
 
@@ -64,7 +64,12 @@ impl Router for Polytropon {
 /// A task and the logits of its skills by name.
 type Task<'a> = (&'a str, Vec<(&'a str, f64)>);
 
-/// The logit of each candidate, where the task has one.
+/// The logit of each candidate, where the task has one. `tasks` goes before the modules' metadata.
+/// In the order of the candidates. A module that the task's row does not name has none, even if its
+/// metadata has one.
+///
+/// # Errors
+/// If no candidate has one.
 fn logits(
     host: &dyn Host,
     request: &Request,
@@ -90,13 +95,15 @@ fn logits(
     }
 }
 
-/// σ(z) / (Σσ(z) + ε); 0 without a logit.
+/// σ(z) / (Σσ(z) + ε); 0 without a logit. The weights are those of Ponti et al. without their
+/// Gumbel noise, which is for training alone. A module without a logit does not count in the sum.
 fn normalised(logits: &[Option<f64>]) -> Vec<f32> {
     let sigmoid = |z: &Option<f64>| z.map_or(0.0, |z| 1.0 / (1.0 + (-z).exp()));
     let sum = logits.iter().map(sigmoid).sum::<f64>() + EPSILON;
     logits.iter().map(|z| (sigmoid(z) / sum) as f32).collect()
 }
 
+/// A parameter that is a text; empty where it is missing.
 fn text<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, ParameterError> {
     match parameters.get(name) {
         None => Ok(""),
@@ -105,11 +112,13 @@ fn text<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, Parameter
     }
 }
 
+/// An error of a parameter.
 fn wrong(name: &str, message: String) -> ParameterError {
     ParameterError { name: name.to_owned(), message }
 }
 
-/// Reads `tasks`.
+/// Reads `tasks`. Rows have `;` between them and skills `,`. A name may hold `=`, as the last one
+/// before the number counts. Refuses unknown parameters.
 fn table(parameters: &Parameters) -> Result<Vec<Task<'_>>, ParameterError> {
     parameters.only(&["task", "tasks", "combine"])?;
     let skill = |entry: &'_ str| {

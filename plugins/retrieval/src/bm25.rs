@@ -2,25 +2,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How soon more of the same word stops to count.
+/// k₁ of BM25: the larger, the more a further occurrence of a word in a document still counts. 1.2
+/// is the usual value.
 const K1: f32 = 1.2;
-/// How much longer documents are discounted.
+/// b of BM25: the discount of long documents, from 0 (none) to 1 (in full proportion). 0.75 is the
+/// usual value.
 const B: f32 = 0.75;
 
 /// English words that say nothing about a task. In a small library, BM25 alone does not see that.
+/// With a blank around each, so that a search finds whole words.
 const IGNORED: &str = " a an and are as at be by can do does for from give has have how i in into is it its \
                        like me my not of on one or please say so that the this to was what which will \
                        with you your ";
 
-/// Word → documents that hold it, with its share of their score.
+/// An inverted index: for each word the documents that hold it, with its share of their score. The
+/// weights are worked out once, so that a query adds up one number per word and document.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
+    /// Document number and weight, by ascending number.
     postings: BTreeMap<String, Vec<(u32, f32)>>,
+    /// Number of documents, those without a word included.
     num_documents: usize,
 }
 
 impl Index {
-    /// Takes each document as the texts that make it up.
+    /// Takes each document as the texts that make it up. The weight of a word in a document is idf
+    /// · f (k₁ + 1) / (f + k₁ (1 − b + b · l / l̄)), f its occurrences there, l the document's
+    /// words and l̄ their mean over documents, with idf = ln(1 + (N − n + ½) / (n + ½)) for a word
+    /// in n of N documents. Words that all documents hold are left out, unless there is only one
+    /// document.
     pub(crate) fn new(documents: impl Iterator<Item = Vec<String>>) -> Self {
         let mut postings: BTreeMap<String, Vec<(u32, f32)>> = BTreeMap::new();
         let mut lengths: Vec<f32> = Vec::new();
@@ -51,7 +61,8 @@ impl Index {
         Self { postings, num_documents: lengths.len() }
     }
 
-    /// The score of every document; each word of the query counts once.
+    /// The score of every document; each word of the query counts once. By document number; 0 for a
+    /// document that shares no word with the query.
     pub(crate) fn scores(&self, query: &str) -> Vec<f32> {
         let mut scores = vec![0.0; self.num_documents];
         // In one order, so that equal queries give equal bits.
@@ -64,7 +75,9 @@ impl Index {
     }
 }
 
-/// Runs of letters and digits in lower case, without a plural's `s` and without words that say nothing.
+/// Runs of letters and digits in lower case, without a plural's `s` and without words that say
+/// nothing. A plural loses its `s` where more than two letters are left and these do not end with
+/// another `s`.
 fn words(text: &str) -> impl Iterator<Item = String> {
     let runs = text.split(|c: char| !c.is_alphanumeric()).filter(|run| !run.is_empty());
     runs.map(str::to_lowercase).filter(|word| !IGNORED.contains(&format!(" {word} "))).map(

@@ -21,8 +21,10 @@ use polyskill_sdk::{
 };
 
 /// The router. The index is a cache: an instance that has seen no library makes it when it plans.
+/// Modules are narrowed or mixed by their cards alone; their weights are never read.
 #[derive(Debug)]
 pub struct Retrieval {
+    /// The index over all modules of the library; a module's number is its document's.
     index: Option<Index>,
 }
 
@@ -74,6 +76,8 @@ impl Router for Retrieval {
     }
 }
 
+/// Indexes every module of the library: name, tags, and the values of its metadata. Its cost grows
+/// with the words of all cards, so it is kept until the library changes.
 fn index(host: &dyn Host) -> Index {
     let document = |module: ModuleInfo| {
         let metadata = module.metadata.into_iter().map(|(_, value)| value);
@@ -82,6 +86,8 @@ fn index(host: &dyn Host) -> Index {
     Index::new(host.modules().into_iter().map(document))
 }
 
+/// e^((s − max) / T) over the sum of these, for each module with its score s. `scores` is not
+/// empty.
 fn softmax(scores: &[(u32, f32)], temperature: f32) -> Vec<Pick> {
     let max = scores.iter().map(|(_, score)| *score).fold(f32::NEG_INFINITY, f32::max);
     let exponent = |score: f32| ((score - max) / temperature).exp();
@@ -90,14 +96,19 @@ fn softmax(scores: &[(u32, f32)], temperature: f32) -> Vec<Pick> {
     scores.iter().map(pick).collect()
 }
 
+/// Parameters of a request. A request's parameters go before the configured ones.
 #[derive(Clone, Copy, Debug)]
 struct Settings {
+    /// Modules that are left, at most; from 1.
     k: usize,
+    /// Mixes the best modules instead of leaving the choice to the next router.
     mixture: bool,
+    /// T of the softmax, above 0.
     temperature: f32,
 }
 
 impl Settings {
+    /// Checks all parameters, unknown ones included.
     fn read(parameters: &Parameters) -> Result<Self, ParameterError> {
         parameters.only(&["k", "mode", "temperature"])?;
         let temperature = parameters.number("temperature", 1.0)? as f32;

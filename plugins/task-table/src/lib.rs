@@ -20,20 +20,25 @@ use polyskill_sdk::{
     RouteError, Router, Value,
 };
 
-/// A module's share of a mixture, in its metadata.
+/// A module's share of a mixture, in its metadata. Used where the parameter `weights` is
+/// `metadata`.
 const WEIGHT: &str = "weight";
 
 /// The router. What it knows of the modules is a cache.
 #[derive(Debug)]
 pub struct TaskTable {
+    /// The library's modules by index; `None` when they have to be asked for again.
     modules: Option<Vec<Skills>>,
 }
 
-/// What one module can do.
+/// The skills of one module, from its card.
 #[derive(Debug)]
 struct Skills {
+    /// Its tags, as [`normalised`] writes them.
     tags: Vec<String>,
+    /// Its metadata `weight`: finite and at least 0, and 1 where it is missing or no number.
     weight: f32,
+    /// True for a module without a share of a mixture, such as a prefix.
     acts_whole: bool,
 }
 
@@ -76,7 +81,9 @@ impl Router for TaskTable {
     }
 }
 
-/// The modules in their shares; those that act as a whole at the weight 1.
+/// The modules in their shares; those that act as a whole at the weight 1. A share is w / Σ w over
+/// the modules of the mixture, w being 1 or the module's weight. Modules of the weight 0 are left
+/// out.
 fn mixture(active: &[(u32, &Skills)], uniform: bool) -> Vec<Pick> {
     let share = |skills: &Skills| if uniform { 1.0 } else { skills.weight };
     let shares = active.iter().filter(|(_, skills)| !skills.acts_whole);
@@ -92,6 +99,7 @@ fn mixture(active: &[(u32, &Skills)], uniform: bool) -> Vec<Pick> {
 }
 
 impl Skills {
+    /// Reads a module's card.
     fn of(module: &ModuleInfo) -> Self {
         let weight = module.metadata.iter().find(|(key, _)| key == WEIGHT);
         let weight = weight.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(1.0_f32);
@@ -103,23 +111,30 @@ impl Skills {
     }
 }
 
-/// Lower-case words with one space between.
+/// Lower-case words with one space between. Runs of letters and digits are words, so that `sum-up`
+/// and `Sum up` are equal.
 fn normalised(text: &str) -> String {
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
 }
 
+/// Parameters of a request.
 #[derive(Debug)]
 struct Settings {
+    /// The request's tasks, as [`normalised`] writes them, without empty ones.
     tasks: Vec<String>,
     /// Tasks and their tags.
     table: Vec<(String, Vec<String>)>,
+    /// Looks for tasks and tags in the text where the request names no task.
     keywords: bool,
+    /// Gives all modules the same share.
     uniform: bool,
+    /// Leaves the choice among the modules to the next router.
     narrow: bool,
 }
 
 impl Settings {
+    /// Checks all parameters, unknown ones included.
     fn read(parameters: &Parameters) -> Result<Self, ParameterError> {
         parameters.only(&["task", "table", "keywords", "weights", "mode"])?;
         let tasks = text(parameters, "task")?.split(',').map(normalised);
@@ -145,7 +160,9 @@ impl Settings {
         })
     }
 
-    /// The tags of the request's tasks.
+    /// The tags of the request's tasks. A task of the table stands for its tags, and any other for
+    /// the tag of its name. Without a task, those of the table and the candidates' tags that the
+    /// text holds as whole words are taken. An empty set is the answer where nothing is named.
     fn tags(&self, text: Option<&str>, candidates: &[(u32, &Skills)]) -> BTreeSet<String> {
         let mut tasks: BTreeSet<&str> = self.tasks.iter().map(String::as_str).collect();
         let text = text.filter(|_| tasks.is_empty() && self.keywords);
@@ -166,6 +183,7 @@ impl Settings {
     }
 }
 
+/// A parameter that is a text; empty where it is missing.
 fn text<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, ParameterError> {
     match parameters.get(name) {
         None => Ok(""),
@@ -174,6 +192,7 @@ fn text<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, Parameter
     }
 }
 
+/// The error of a parameter that is not of the expected kind.
 fn wrong(name: &str, found: &Value, expected: &str) -> ParameterError {
     let message = format!("found {found:?}, expected {expected}");
     ParameterError { name: name.to_owned(), message }

@@ -1,11 +1,12 @@
-//! Hidden features of experts in one order, so that what is averaged belongs together (UNCURL, Sarkar et al., 2024, after
-//! Ainsworth et al., "Git Re-Basin", 2023).
+//! Hidden features of experts in one order, so that what is averaged belongs together (UNCURL,
+//! Sarkar et al., 2024, after Ainsworth et al., "Git Re-Basin", 2023).
 //!
-//! A feature of a gated feed-forward is a row of its gate, one of its up and a column of its down projection. In whatever
-//! order features stand, the feed-forward is the same function.
+//! A feature of a gated feed-forward is a row of its gate, one of its up and a column of its down
+//! projection. In whatever order features stand, the feed-forward is the same function.
 //!
-//! Products of features take most of the time: a pair of experts with 1,024 features and a hidden size of 2,048 takes 1.3
-//! seconds of one core, of which the assignment takes 0.04, and one with 4,096 features 23 seconds, of which it takes 1.4.
+//! Products of features take most of the time: a pair of experts with 1,024 features and a hidden
+//! size of 2,048 takes 1.3 seconds of one core, of which the assignment takes 0.04, and one with
+//! 4,096 features 23 seconds, of which it takes 1.4.
 
 use polyskill_model::{Experts, Projection};
 
@@ -16,14 +17,17 @@ use crate::transform::{Progress, in_parallel};
 
 /// Most features of an expert: time grows with their third power, memory with their square.
 const MAX_WIDTH: usize = 4096;
-/// Rows that are multiplied with others while they are near: at 2,048 hidden features under a megabyte.
+/// Rows that are multiplied with others while they lie in the cache: at a hidden size of 2,048, so
+/// 6,144 numbers to a row, under a megabyte.
 const CACHED_ROWS: usize = 16;
 
-/// For each expert of a layer, the feature of its own that comes at each place, `[expert_size]`; empty where they stay as
-/// they are.
+/// For each expert of a layer, the feature of its own that comes at each place, `[expert_size]`.
+///
+/// An order is empty where features stay as they are: at leaders, and at experts that were not
+/// loaded.
 pub type Orders = Vec<Vec<u32>>;
 
-/// Whether experts of so many features can be aligned.
+/// Refuses experts with more features than can be aligned in bearable time.
 ///
 /// # Errors
 /// If there are too many.
@@ -36,8 +40,12 @@ pub fn check_width(width: usize) -> Result<(), String> {
     }
 }
 
-/// Orders in which the features of each expert are most like those of the expert that leads its group: the sum of the
-/// products of their rows and columns is the largest.
+/// Orders in which the features of each expert are most like those of the expert that leads its
+/// group: the sum of the products of their rows and columns is the largest.
+///
+/// Only the orders are made; the experts stay as they are. `progress` hears of each expert that is
+/// aligned. The result does not depend on the number of threads, and each thread holds the features
+/// of two experts at a time.
 ///
 /// # Errors
 /// If there are too many features, or weights that are not finite.
@@ -62,6 +70,11 @@ pub fn align(
     Ok(all)
 }
 
+/// The order of one expert's features that fits its leader best, `[expert_size]`; empty if either
+/// was not loaded.
+///
+/// Place `i` of the order names the feature that comes to stand where the leader has its feature
+/// `i`.
 fn order(experts: &Experts, expert: usize, leader: usize) -> Result<Vec<u32>, String> {
     let (Some(own), Some(wanted)) = (features(experts, expert), features(experts, leader)) else {
         return Ok(Vec::new());
@@ -76,7 +89,8 @@ fn order(experts: &Experts, expert: usize, leader: usize) -> Result<Vec<u32>, St
     Ok(assign(&scores).into_iter().map(|feature| feature as u32).collect())
 }
 
-/// Products of all rows with all rows, `[a.rows, b.rows]`.
+/// Products of all rows with all rows, `[a.rows, b.rows]`. Rows of `a` are taken in groups of
+/// [`CACHED_ROWS`], so `b` passes through the cache once per group.
 fn products(a: &Mat, b: &Mat) -> Mat {
     let mut products = Mat::zeros(a.rows, b.rows);
     let targets = products.values.chunks_mut(CACHED_ROWS * b.rows.max(1));
@@ -91,8 +105,8 @@ fn products(a: &Mat, b: &Mat) -> Mat {
     products
 }
 
-/// `[expert_size, 3 × hidden_size]`: of each feature its rows of gate and up and its column of down. `None` for an expert
-/// that was not loaded.
+/// Features of one expert, `[expert_size, 3 × hidden_size]`: for each feature its row of gate, its
+/// row of up and its column of down, side by side. `None` for an expert that was not loaded.
 fn features(experts: &Experts, expert: usize) -> Option<Mat> {
     let linear = |projection| experts.linear(expert, projection).map(|linear| &linear.matrix);
     let parts = [linear(Projection::Gate)?, linear(Projection::Up)?];
@@ -163,7 +177,7 @@ mod tests {
     fn outputs(experts: &Experts, num_experts: usize) -> Mat {
         let input: Vec<f32> = noise(5, HIDDEN, 42).values.iter().map(|v| *v as f32).collect();
         let mut outputs = Vec::new();
-        experts.outputs((&Compute::new(1), Activation::Silu), &input, &mut outputs);
+        experts.outputs(&Compute::new(1), Activation::Silu, &input, &mut outputs);
         Mat::from_f32(num_experts, 5 * HIDDEN, &outputs)
     }
 
@@ -229,13 +243,13 @@ mod tests {
         let logits = [[0.0, 0.0, 9.0, 0.0], [0.0, 0.0, 9.0, 0.0], [9.0, 0.0, 0.0, 0.0]].concat();
         let (usage, groups) = (usage(&logits, 4), vec![2, 1, 2, 2]);
         let orders = aligned(&all, &groups).unwrap();
-        let (targets, found) = merged(&all, &usage, (&groups, &orders));
+        let (targets, found) = merged(&all, &usage, &groups, &orders);
         assert_eq!((&targets[..], found.len()), (&[4, 1, 4, 4][..], 1));
         let expected = [&second[0], &second[1], &second[2].transposed()]
             .map(|part| part.values.iter().map(|v| *v as f32).collect::<Vec<f32>>());
         assert_eq!(values(&found[0]), expected);
         // As they stand, what is averaged does not belong together.
-        let (_, apart) = merged(&all, &usage, (&groups, &vec![Vec::new(); 4]));
+        let (_, apart) = merged(&all, &usage, &groups, &vec![Vec::new(); 4]);
         assert_ne!(values(&apart[0]), expected);
     }
 

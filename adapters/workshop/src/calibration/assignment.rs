@@ -1,16 +1,21 @@
-//! The linear assignment problem: each row of a matrix gets a column of its own, and the sum is the largest.
+//! The linear assignment problem: each row of a matrix gets a column of its own, and the sum is the
+//! largest.
 //!
-//! The Hungarian method (Kuhn, 1955) as shortest augmenting paths, O(n³) (Crouse, "On Implementing 2D Rectangular
-//! Assignment Algorithms", 2016). It is written here because the crates that have it ask for more than it takes:
-//! `pathfinding` for weights with a total order, which floats lack, and six crates; `lapjv` and `hungarian` for ndarray.
+//! The Hungarian method (Kuhn, 1955) as shortest augmenting paths, O(n³) (Crouse, "On Implementing
+//! 2D Rectangular Assignment Algorithms", 2016). It is written here because the crates that have it
+//! ask for more than it takes: `pathfinding` for weights with a total order, which floats lack, and
+//! six crates; `lapjv` and `hungarian` for ndarray.
 
 use crate::transform::matrix::Mat;
 
-/// No row or column yet.
+/// The number that stands for no row or column yet.
 const NONE: usize = usize::MAX;
 
-/// The column of each row of a square matrix of finite scores. Which of several best results it is depends on nothing
-/// but the scores.
+/// The column of each row of a square matrix of finite scores, such that the sum of the chosen
+/// scores is the largest.
+///
+/// Every column is taken once. The choice among several best results depends on nothing but the
+/// scores.
 pub(super) fn assign(scores: &Mat) -> Vec<usize> {
     debug_assert_eq!(scores.rows, scores.columns);
     let mut search = Search::new(scores);
@@ -18,24 +23,34 @@ pub(super) fn assign(scores: &Mat) -> Vec<usize> {
     search.columns
 }
 
-/// Costs are scores with their sign turned; with the prices of its row and column taken off, none is below zero, and
-/// that of a pair that was made is zero.
+/// The state of the search: rows with and without columns, and prices that prove the result.
+///
+/// Costs are scores with their sign turned. With the prices of its row and column taken off, no
+/// cost is below zero, and that of a pair that was made is zero.
 struct Search<'a> {
+    /// The matrix, `[n, n]`.
     scores: &'a Mat,
+    /// Price of each row.
     row_prices: Vec<f64>,
+    /// Price of each column.
     column_prices: Vec<f64>,
-    /// Column of each row, and row of each column.
+    /// Column of each row, [`NONE`] for one that has none yet.
     columns: Vec<usize>,
+    /// Row of each column, [`NONE`] for a free one.
     rows: Vec<usize>,
-    /// Of the path to each column: its length and the row before it.
+    /// Length of the shortest path found to each column, by reduced costs; infinite before one is
+    /// found.
     lengths: Vec<f64>,
+    /// Row before each column on that path.
     before: Vec<usize>,
-    /// Columns whose shortest path is known, and the others.
+    /// Columns whose shortest path is known, in the order in which they were reached.
     reached: Vec<usize>,
+    /// The other columns.
     left: Vec<usize>,
 }
 
 impl<'a> Search<'a> {
+    /// A search in which no row has a column and all prices are zero.
     fn new(scores: &'a Mat) -> Self {
         let n = scores.rows;
         Self {
@@ -51,7 +66,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Gives one more row a column; others may change theirs.
+    /// Gives one more row a column; others may change theirs, but none is left without one. Prices
+    /// of the rows and columns that the search passed change so that they stay valid.
     fn augment(&mut self, start: usize) {
         let free = self.shortest_path(start);
         let length = self.lengths[free];
@@ -73,7 +89,10 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Dijkstra's search from a row to the nearest column without a row.
+    /// Dijkstra's search from a row to the nearest column without a row. Returns that column, which
+    /// is the last of `reached`.
+    ///
+    /// O(n²), for every step looks at all columns that are left.
     fn shortest_path(&mut self, start: usize) -> usize {
         self.lengths.fill(f64::INFINITY);
         self.reached.clear();

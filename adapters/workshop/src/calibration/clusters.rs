@@ -1,8 +1,9 @@
-//! UNCURL's clusters of the experts that a router scores alike (Sarkar et al., "Revisiting SMoE Language Models by
-//! Evaluating Inefficiencies with Task Specific Expert Pruning", 2024).
+//! UNCURL's clusters of the experts that a router scores alike (Sarkar et al., "Revisiting SMoE
+//! Language Models by Evaluating Inefficiencies with Task Specific Expert Pruning", 2024).
 //!
-//! Spectral clustering after Ng, Jordan and Weiss ("On Spectral Clustering", 2001): experts become points by the
-//! eigenvectors of the normalised Laplacian, rows of unit length, and k-means divides them. Nothing is drawn at random.
+//! Spectral clustering after Ng, Jordan and Weiss ("On Spectral Clustering", 2001): experts become
+//! points by the eigenvectors of the normalised Laplacian, rows of unit length, and k-means divides
+//! them. Nothing is drawn at random.
 
 use std::cmp::Reverse;
 
@@ -10,13 +11,16 @@ use super::{Groups, Usage};
 use crate::transform::eigen::largest;
 use crate::transform::matrix::{Mat, dot};
 
-/// Starts of k-means, from as many first centres; the result that lies closest counts.
+/// Starts of k-means, from as many first centres; the result with the smallest sum of squared
+/// distances counts.
 const MAX_STARTS: usize = 32;
-/// Rounds of k-means. It has settled long before.
+/// Rounds of k-means per start: a bound, for it settles long before.
 const MAX_ROUNDS: usize = 100;
 
-/// So many clusters of one layer's experts, at most one for each, by the similarity of the router's logits. Each is led
-/// by its most used expert, the lower one on ties.
+/// So many clusters of one layer's experts, at most one for each, by the similarity of the router's
+/// logits. Each is led by its most used expert, the lower one on ties.
+///
+/// Unlike [`group_globally`](super::group_globally), every layer gets the same number of groups.
 pub fn group_by_spectrum(usage: &Usage, num_clusters: usize) -> Groups {
     let counts = usage.counts();
     let n = counts.len();
@@ -33,7 +37,11 @@ pub fn group_by_spectrum(usage: &Usage, num_clusters: usize) -> Groups {
     (0..n).map(leader).collect()
 }
 
-/// The cluster of each row of a symmetric matrix of similarities; none is empty where there are no more than rows.
+/// The cluster of each row of a symmetric matrix of similarities; none is empty where there are no
+/// more than rows.
+///
+/// Rows are scaled by the roots of their sums, D^(−½)·S·D^(−½), whose largest eigenvectors span the
+/// points. Ties between starts go to the first.
 fn clusters(similarity: &Mat, num_clusters: usize) -> Vec<usize> {
     let n = similarity.rows;
     let degree = |row: usize| similarity.row(row).iter().sum::<f64>();
@@ -59,7 +67,10 @@ fn clusters(similarity: &Mat, num_clusters: usize) -> Vec<usize> {
     results.min_by(|a, b| a.1.total_cmp(&b.1)).map_or_else(Vec::new, |(clusters, _)| clusters)
 }
 
-/// The cluster of each point, `[points, dimensions]`, and the sum of squared distances from the clusters' means.
+/// Lloyd's k-means from centres that lie far apart, the first of them the point `first`.
+///
+/// Returns the cluster of each row of `points`, `[points, dimensions]`, and the sum of squared
+/// distances from the clusters' means.
 fn k_means(points: &Mat, num_clusters: usize, first: usize) -> (Vec<usize>, f64) {
     let mut centres = far_apart(points, num_clusters, first);
     let mut clusters = Vec::new();
@@ -78,7 +89,8 @@ fn k_means(points: &Mat, num_clusters: usize, first: usize) -> (Vec<usize>, f64)
     (clusters, spread)
 }
 
-/// The first point, then always the one that is farthest from those before it.
+/// `count` centres, `[count, dimensions]`: the first point, then always the point that is farthest
+/// from its nearest centre so far.
 fn far_apart(points: &Mat, count: usize, first: usize) -> Mat {
     let mut centres = Mat::zeros(0, points.columns);
     let mut next = first;
@@ -91,7 +103,8 @@ fn far_apart(points: &Mat, count: usize, first: usize) -> Mat {
     centres
 }
 
-/// Gives each cluster without a point the one that is farthest from its centre, of clusters that have others.
+/// Gives each cluster without a point the point that is farthest from its centre, taken from a
+/// cluster that keeps others. A cluster stays empty only if there are more clusters than points.
 fn fill_empty(points: &Mat, centres: &Mat, clusters: &mut [usize]) {
     let size = |clusters: &[usize], of: usize| clusters.iter().filter(|c| **c == of).count();
     for empty in 0..centres.rows {
@@ -106,6 +119,8 @@ fn fill_empty(points: &Mat, centres: &Mat, clusters: &mut [usize]) {
     }
 }
 
+/// The mean of each cluster's points, `[num_clusters, dimensions]`; zeros for a cluster without
+/// points.
 fn means(points: &Mat, clusters: &[usize], num_clusters: usize) -> Mat {
     let mut sums = Mat::zeros(num_clusters, points.columns);
     let mut counts = vec![0_usize; num_clusters];
@@ -120,18 +135,19 @@ fn means(points: &Mat, clusters: &[usize], num_clusters: usize) -> Mat {
     sums
 }
 
-/// The centre that is nearest, the first on ties, and how far it is.
+/// The nearest centre, the first on ties, and its squared distance; `(0, 0.0)` if there are no
+/// centres.
 fn nearest(centres: &Mat, point: &[f64]) -> (usize, f64) {
     let distances = (0..centres.rows).map(|at| (at, distance(centres.row(at), point)));
     distances.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, 0.0))
 }
 
-/// The largest distance, the first on ties.
+/// The number that stands with the largest distance, the first on ties; `None` if there are none.
 fn farthest(distances: impl Iterator<Item = (usize, f64)>) -> Option<usize> {
     distances.min_by(|a, b| b.1.total_cmp(&a.1)).map(|(at, _)| at)
 }
 
-/// Squared.
+/// The squared Euclidean distance of two points.
 fn distance(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum()
 }

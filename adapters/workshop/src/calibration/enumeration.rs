@@ -1,27 +1,36 @@
-//! NAEE's search for the experts that a layer can do without (Lu et al., "Not All Experts are Equal", 2024), and a greedy
-//! one for layers with too many experts to try all sets.
+//! NAEE's search for the experts that a layer can do without (Lu et al., "Not All Experts are
+//! Equal", 2024), and a greedy one for layers with too many experts to try all sets.
 
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, LayerPolicy};
 
 use super::Tokens;
 
-/// Most sets that are tried.
+/// Most sets that are tried. Each set costs a pass over the outputs of its experts for every token.
 const MAX_SETS: usize = 20_000;
 
-/// The losses of candidate sets of kept experts at one layer: Σ over batches of ‖Z − Z′‖, in 64 bits.
+/// The losses of candidate sets of kept experts at one layer: Σ over batches of ‖Z − Z′‖, in 64
+/// bits, where Z is the output of the whole feed-forward and Z′ that with the kept experts alone.
+///
+/// Tokens go in by [`Self::add`], and a batch counts only once [`Self::end_batch`] has ended it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Enumeration {
+    /// The layer, and the base's own choice of experts in it.
     layer: ExpertLayer,
     /// Kept experts of each candidate, ascending.
     sets: Vec<Vec<u32>>,
+    /// The program that chooses among the kept experts, for each candidate.
     programs: Vec<Vec<ExpertOp>>,
+    /// Sums of norms over ended batches, for each candidate.
     losses: Vec<f64>,
-    /// Of the batch that has not ended.
+    /// Squared error of each candidate in the batch that has not ended.
     squares: Vec<f64>,
 }
 
 impl Enumeration {
     /// All sets of `keep` experts, in the lexicographic order of those that are dropped.
+    ///
+    /// There are n! / (keep!·(n − keep)!) of them, so this is for layers with few experts;
+    /// [`Self::without_one`] is for the others.
     ///
     /// # Errors
     /// If there are too many, or not so many experts.
@@ -43,13 +52,16 @@ impl Enumeration {
         }
     }
 
-    /// `kept` without one expert each: a step of the greedy search.
+    /// Candidates of one step of the greedy search: `kept` without one expert each, in the order of
+    /// the dropped one. `kept` must be ascending.
     pub fn without_one(layer: ExpertLayer, kept: &[u32]) -> Self {
         let without =
             |dropped: &u32| kept.iter().copied().filter(|expert| expert != dropped).collect();
         Self::of(layer, kept.iter().map(without).collect())
     }
 
+    /// Candidates with their programs, none of which has a loss yet. Sets must be ascending, as
+    /// masks are.
     fn of(layer: ExpertLayer, sets: Vec<Vec<u32>>) -> Self {
         let program = |keep: &Vec<u32>| {
             LayerPolicy { layer: layer.layer, keep: Some(keep.clone()), ..Default::default() }
@@ -60,14 +72,16 @@ impl Enumeration {
         Self { layer, sets, programs, losses: zeros.clone(), squares: zeros }
     }
 
-    /// Adds some tokens of a batch.
+    /// Adds some tokens of a batch. The cost is one weighted sum of experts' outputs per candidate
+    /// and token.
     pub fn add(&mut self, tokens: Tokens<'_>) {
         for (square, ops) in self.squares.iter_mut().zip(&self.programs) {
             *square += tokens.squared_error(self.layer, ops);
         }
     }
 
-    /// Ends a batch: its norm counts.
+    /// Ends a batch: the root of its squared error is added to each loss. A batch is one sample of
+    /// NAEE's sum, so its size matters to the result.
     pub fn end_batch(&mut self) {
         for (loss, square) in self.losses.iter_mut().zip(&mut self.squares) {
             *loss += std::mem::take(square).sqrt();
@@ -79,7 +93,8 @@ impl Enumeration {
         &self.losses
     }
 
-    /// Goes on where another run stopped, if it has so many sets.
+    /// Goes on where another run stopped, from that run's [`Self::losses`]. False, with nothing
+    /// changed, if it had another number of sets.
     pub fn restore(&mut self, losses: &[f64]) -> bool {
         let fits = losses.len() == self.losses.len();
         if fits {
@@ -88,19 +103,23 @@ impl Enumeration {
         fits
     }
 
-    /// Sets with their losses.
+    /// Kept experts of each candidate, with their losses over ended batches.
     pub fn sets(&self) -> impl Iterator<Item = (&[u32], f64)> {
         self.sets.iter().map(Vec::as_slice).zip(self.losses.iter().copied())
     }
 
-    /// The set with the least loss, the first on ties.
+    /// The set with the least loss, the first on ties; an empty set with an infinite loss if there
+    /// are no candidates.
     pub fn best(&self) -> (&[u32], f64) {
         let least = self.sets().min_by(|a, b| a.1.total_cmp(&b.1));
         least.unwrap_or((&[], f64::INFINITY))
     }
 }
 
-/// What is left of `0..n` when each set of `drop` numbers is taken away, in the order of those sets.
+/// The rest of `0..n` after each set of `drop` numbers is taken away, in the lexicographic order of
+/// those sets.
+///
+/// With `drop` 0 that is one set, of all numbers. The caller bounds the number of sets.
 fn complements(n: usize, drop: usize) -> Vec<Vec<u32>> {
     let mut dropped: Vec<usize> = (0..drop).collect();
     let mut sets = Vec::new();

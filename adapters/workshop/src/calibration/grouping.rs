@@ -1,5 +1,6 @@
-//! Merging experts that are alike: MC-SMoE (Li et al., "Merge, Then Compress", 2024), without the paper's alignment of
-//! hidden units, and UNCURL (Sarkar et al., 2024), with it; both without the papers' training afterwards.
+//! Merging experts that are alike: MC-SMoE (Li et al., "Merge, Then Compress", 2024), without the
+//! paper's alignment of hidden units, and UNCURL (Sarkar et al., 2024), with it; both without the
+//! papers' training afterwards.
 
 use polyskill_model::Experts;
 use polyskill_model::Projection;
@@ -8,11 +9,16 @@ use super::{Orders, Usage};
 use polyskill_adapters::lora::Elements;
 use polyskill_adapters::weights::Expert;
 
-/// The groups of one layer: for each expert, the dominant expert that it belongs to. That one leads its group.
+/// The groups of one layer: for each expert, the number of the dominant expert that it belongs to.
+/// That one leads its group and belongs to itself.
 pub type Groups = Vec<usize>;
 
-/// `num_groups` groups over all layers, at least one in each: the most used experts are dominant, and the others join the
-/// dominant one of their layer whose logits are most like theirs.
+/// `num_groups` groups over all layers, at least one in each: the most used experts are dominant,
+/// and the others join the dominant one of their layer whose logits are most like theirs.
+///
+/// Layers compete for groups, so a layer that uses few experts much gets few groups. If
+/// `num_groups` is below the number of layers, each layer still gets one. On equal similarity the
+/// dominant expert that is less used leads.
 pub fn group_globally(layers: &[Usage], num_groups: usize) -> Vec<Groups> {
     let experts = |layer: usize| layers[layer].counts().iter().enumerate();
     let mut all: Vec<(u64, usize, usize)> = (0..layers.len())
@@ -42,13 +48,18 @@ pub fn group_globally(layers: &[Usage], num_groups: usize) -> Vec<Groups> {
     layers.iter().zip(&dominant).map(join).collect()
 }
 
-/// The merged experts of a layer, averaged by how often each was used, their features in the given orders, and for each
-/// expert the one that is run in its place: itself where it is alone, else a merged one, numbered from the layer's
-/// experts on.
+/// The merged experts of a layer, averaged by how often each was used, their features in the given
+/// orders, and for each expert the one that is run in its place: itself where it is alone, else a
+/// merged one, numbered from the layer's experts on.
+///
+/// Merged experts come by ascending leader and are stored as bfloat16. An expert without an order
+/// keeps its features where they are. Members that nothing chose in the text are averaged with
+/// equal weights if the whole group is unused, else they do not count.
 pub fn merged(
     experts: &Experts,
     usage: &Usage,
-    (groups, orders): (&Groups, &Orders),
+    groups: &Groups,
+    orders: &Orders,
 ) -> (Vec<u32>, Vec<Expert>) {
     let num_experts = groups.len();
     let mut targets: Vec<u32> = (0..num_experts as u32).collect();
@@ -63,7 +74,7 @@ pub fn merged(
         // Experts that nothing chose weigh alike.
         let share = |count: &f64| if sum > 0.0 { count / sum } else { 1.0 / members.len() as f64 };
         let shares: Vec<f64> = counts.iter().map(share).collect();
-        let part = |projection| average(experts, (&members, &shares), orders, projection);
+        let part = |projection| average(experts, &members, &shares, orders, projection);
         let parts = [Projection::Gate, Projection::Up, Projection::Down].map(part);
         let [gate, up, down] = parts.map(|values| {
             let bits = values.iter().map(|value| half::bf16::from_f32(*value).to_bits());
@@ -76,9 +87,15 @@ pub fn merged(
     (targets, merged)
 }
 
+/// Σ share·W over the members of a group, `[outs, inner]` of the projection, with features in the
+/// given orders.
+///
+/// `shares` belong to `members` in order and add up to one. Members that were not loaded are left
+/// out, and their share is not given to the others.
 fn average(
     experts: &Experts,
-    (members, shares): (&[usize], &[f64]),
+    members: &[usize],
+    shares: &[f64],
     orders: &Orders,
     projection: Projection,
 ) -> Vec<f32> {

@@ -1,26 +1,32 @@
-//! How a layer's experts are used: how often, how alike, and how sure the router is.
+//! Usage of a layer's experts: how often, how alike, and how sure the router is.
 
 use polyskill_sdk::experts::{ExpertLayer, ExpertOp, interpret};
 
 /// Statistics of the router's logits at one layer.
+///
+/// Counts and products take n + n² numbers for n experts, however long the text is; ratios take one
+/// number per token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Usage {
+    /// The layer that the logits are of.
     layer: ExpertLayer,
+    /// Tokens that chose each expert, `[experts]`.
     counts: Vec<u64>,
-    /// Products of the logits' columns, `[experts, experts]`.
+    /// Sums over tokens of the products of two experts' logits, `[experts, experts]`.
     products: Vec<f64>,
-    /// Second weight over the first, of every token that has both.
+    /// The smaller weight over the larger, for every token with exactly two experts.
     ratios: Vec<f32>,
 }
 
 impl Usage {
-    /// Nothing seen yet.
+    /// Statistics of a layer of which nothing has been seen yet.
     pub fn new(layer: ExpertLayer) -> Self {
         let n = layer.num_experts as usize;
         Self { layer, counts: vec![0; n], products: vec![0.0; n * n], ratios: Vec::new() }
     }
 
-    /// Adds tokens, `[tokens, experts]`, whose experts the program chooses.
+    /// Adds the logits of some tokens, `[tokens, experts]`. The program chooses the experts that
+    /// are counted; products are of the logits before that choice.
     pub fn add(&mut self, logits: &[f32], ops: &[ExpertOp]) {
         let n = self.layer.num_experts as usize;
         let mut picks = Vec::new();
@@ -38,19 +44,21 @@ impl Usage {
         }
     }
 
-    /// How often each expert was chosen.
+    /// Tokens that chose each expert, `[experts]`.
     pub fn counts(&self) -> &[u64] {
         &self.counts
     }
 
-    /// What a run that goes on later needs: counts, `[experts]`, and sums of products of the logits' columns,
-    /// `[experts, experts]`. Ratios are not among it, so there is no β afterwards.
+    /// Counts, `[experts]`, and sums of products of the logits' columns, `[experts, experts]`: all
+    /// that a run needs to go on later. Ratios are not among it, so there is no β afterwards.
     pub fn sums(&self) -> (&[u64], &[f64]) {
         (&self.counts, &self.products)
     }
 
-    /// Goes on where another run stopped, if it has so many experts.
-    pub fn restore(&mut self, (counts, products): (&[u64], &[f64])) -> bool {
+    /// Goes on where another run stopped, from that run's [`Self::sums`]. Ratios are cleared.
+    ///
+    /// False, with nothing changed, if it had another number of experts.
+    pub fn restore(&mut self, counts: &[u64], products: &[f64]) -> bool {
         let fits = counts.len() == self.counts.len() && products.len() == self.products.len();
         if fits {
             self.counts.copy_from_slice(counts);
@@ -60,8 +68,11 @@ impl Usage {
         fits
     }
 
-    /// NAEE's β: the median of second over first weight, the mean of the middle two where there are two. `None` where
-    /// tokens do not have two experts.
+    /// NAEE's β: the median of the smaller weight over the larger of a token's two experts, the
+    /// mean of the middle two where there are two. `None` where tokens do not have two experts.
+    ///
+    /// An expert policy that skips the second expert under this β skips it for about half of the
+    /// tokens.
     pub fn beta(&self) -> Option<f32> {
         let mut ratios = self.ratios.clone();
         ratios.sort_by(f32::total_cmp);
@@ -73,7 +84,9 @@ impl Usage {
         }
     }
 
-    /// (1 + cos)/2 between two experts' columns of logits over all tokens, as in MC-SMoE and UNCURL.
+    /// (1 + cos)/2 between two experts' columns of logits over all tokens, as in MC-SMoE and
+    /// UNCURL: 1 for columns that point the same way, 0 for opposite ones. An expert whose logits
+    /// are all zero has ½ with every expert.
     pub fn similarity(&self, a: usize, b: usize) -> f64 {
         let n = self.layer.num_experts as usize;
         let norm = (self.products[a * n + a] * self.products[b * n + b]).sqrt();
@@ -100,9 +113,11 @@ mod tests {
         assert!((usage.similarity(1, 1) - 1.0).abs() < 1e-12);
         assert!(usage.similarity(1, 2) > usage.similarity(0, 2));
         let mut later = Usage::new(layer);
-        assert!(later.restore(usage.sums()) && later.sums() == usage.sums());
+        let (counts, products) = usage.sums();
+        assert!(later.restore(counts, products) && later.sums() == usage.sums());
         assert_eq!(later.beta(), None);
         let fewer = Usage::new(ExpertLayer { num_experts: 2, ..layer });
-        assert!(!later.restore(fewer.sums()) && later.sums() == usage.sums());
+        let (counts, products) = fewer.sums();
+        assert!(!later.restore(counts, products) && later.sums() == usage.sums());
     }
 }

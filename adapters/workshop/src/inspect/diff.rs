@@ -1,4 +1,4 @@
-//! How two LoRAs differ.
+//! Differences of two LoRAs.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,18 +12,19 @@ use polyskill_adapters::Generation;
 use polyskill_adapters::files::Problems;
 use polyskill_adapters::peft::raw::RawSite;
 
-/// How two modules differ.
+/// Differences of two LoRAs. In all pairs the first is that of the first module.
 #[derive(Clone, Debug)]
 pub struct Difference {
     /// Their identities.
     pub generations: [Generation; 2],
-    /// Settings that differ.
+    /// Settings that differ, by ascending key.
     pub settings: Vec<Setting>,
-    /// Sites of either, in order.
+    /// Sites of either, by ascending path, equal ones among them.
     pub sites: Vec<SiteDifference>,
-    /// ‖Δ₂ − Δ₁‖ over all sites, in parts of ‖Δ₁‖.
+    /// ‖Δ₂ − Δ₁‖ over all sites, in parts of ‖Δ₁‖; as it is if Δ₁ is zero.
     pub distance: f64,
-    /// The cosine of the angle between all deltas; `None` if one module is zero.
+    /// The cosine of the angle between all deltas, seen as one long vector each; `None` if one
+    /// module is zero.
     pub cosine: Option<f64>,
 }
 
@@ -36,7 +37,7 @@ pub struct Setting {
     pub values: [Option<Json>; 2],
 }
 
-/// How deltas differ at one site. A module that does not act there has a delta of zero.
+/// The difference of the deltas at one site. A module that does not act there has a delta of zero.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SiteDifference {
     /// The path of the linear.
@@ -47,11 +48,14 @@ pub struct SiteDifference {
     pub norms: [f64; 2],
     /// ‖Δ₂ − Δ₁‖ in parts of ‖Δ₁‖; as it is if Δ₁ is zero.
     pub distance: f64,
-    /// The cosine of the angle between the deltas; `None` if one is zero.
+    /// The cosine of the angle between the deltas, −1 to 1; `None` if one is zero.
     pub cosine: Option<f64>,
 }
 
 /// Compares two LoRAs: settings, and deltas by site.
+///
+/// Deltas are compared as products, so factors that differ and multiply out to the same are equal.
+/// No delta is formed: the cost is that of Gram matrices of A and B.
 ///
 /// # Errors
 /// With all problems: what cannot be read, and sites whose inputs or outputs differ.
@@ -90,7 +94,8 @@ pub fn diff(one: &Path, two: &Path) -> Result<Difference, Error> {
     })
 }
 
-/// One site; `sums` gathers ‖Δ₁‖², ‖Δ₂‖², their product and the squared distance.
+/// The difference at one site. `sums` gathers ‖Δ₁‖², ‖Δ₂‖², their inner product and the squared
+/// distance over sites.
 fn compare(path: &str, sites: [Option<&RawSite>; 2], sums: &mut [f64; 4]) -> SiteDifference {
     let factors = sites.map(|site| site.map(Factors::of));
     let norms = factors.each_ref().map(|f| f.as_ref().map_or(0.0, Factors::norm));
@@ -109,11 +114,14 @@ fn compare(path: &str, sites: [Option<&RawSite>; 2], sums: &mut [f64; 4]) -> Sit
     }
 }
 
+/// The cosine from an inner product and two norms, clamped to −1 to 1; `None` if a norm is zero.
 fn cosine(inner: f64, one: f64, two: f64) -> Option<f64> {
     let norms = one * two;
     (norms > 0.0).then(|| (inner / norms).clamp(-1.0, 1.0))
 }
 
+/// Settings with different values in the two configurations, one that is set in one only among
+/// them. Values are compared as JSON, defaults are not filled in.
 fn settings(one: &Source, two: &Source) -> Vec<Setting> {
     let keys: BTreeSet<&String> = one.settings.keys().chain(two.settings.keys()).collect();
     let setting = |key: &String| Setting {

@@ -15,26 +15,26 @@ use polyskill_adapters::files::Files;
 use polyskill_adapters::peft::bundle::{Bundle, card};
 use polyskill_adapters::{mlx, native, peft};
 
+/// Longest GGUF file that is read, since it is read whole.
 const MAX_BYTES: u64 = 4 << 30;
 
-/// A directory of PEFT's, whatever it holds.
+/// A directory of PEFT's, of any `peft_type`, told by its tensors. `settings` is its configuration.
 pub(super) fn peft(directory: &Path, settings: &Map<String, Json>) -> Result<Inspection, Error> {
     let kind = settings.get("peft_type").and_then(Json::as_str).unwrap_or("unknown").to_owned();
-    let files = (peft::CONFIG_FILE, peft::WEIGHTS_FILE, kind.to_ascii_lowercase());
+    let tag = kind.to_ascii_lowercase();
     let base_model = settings.get("base_model_name_or_path").and_then(Json::as_str);
     Ok(Inspection {
         base_model: base_model.filter(|name| !name.is_empty()).map(str::to_owned),
-        ..read(directory, kind, files)?
+        ..read(directory, kind, peft::CONFIG_FILE, peft::WEIGHTS_FILE, &tag)?
     })
 }
 
-/// A directory of MLX's.
+/// A directory that MLX wrote: PEFT's name for the configuration, its own for the weights.
 pub(super) fn mlx(directory: &Path) -> Result<Inspection, Error> {
-    let files = (peft::CONFIG_FILE, mlx::WEIGHTS_FILE, mlx::TAG.to_owned());
-    read(directory, "LORA of MLX".to_owned(), files)
+    read(directory, "LORA of MLX".to_owned(), peft::CONFIG_FILE, mlx::WEIGHTS_FILE, mlx::TAG)
 }
 
-/// A directory of our own format.
+/// A directory of our own format, whose kind `polyskill_type` names.
 pub(super) fn own(directory: &Path) -> Result<Inspection, Error> {
     let name = leaf(directory);
     let files = Files { name: &name, directory, root: directory };
@@ -43,13 +43,19 @@ pub(super) fn own(directory: &Path) -> Result<Inspection, Error> {
         Error::refused(&name, vec![format!("{}: {error}", native::CONFIG_FILE)])
     })?;
     let kind = config["polyskill_type"].as_str().unwrap_or("unknown").to_owned();
-    read(directory, kind, (native::CONFIG_FILE, native::WEIGHTS_FILE, "polyskill".to_owned()))
+    read(directory, kind, native::CONFIG_FILE, native::WEIGHTS_FILE, "polyskill")
 }
 
+/// A directory with a configuration and a safetensors file, told by its tensors.
+///
+/// `config` and `weights` are names of files, and `tag` is the kind that goes into the generation,
+/// so it must be the one that the loader uses. The base model is left out.
 fn read(
     directory: &Path,
     kind: String,
-    (config, weights, tag): (&str, &'static str, String),
+    config: &str,
+    weights: &'static str,
+    tag: &str,
 ) -> Result<Inspection, Error> {
     let name = leaf(directory);
     let files = Files { name: &name, directory, root: directory };
@@ -57,7 +63,7 @@ fn read(
     let tensors = bundle.tensors().map_err(|problems| Error::refused(&name, problems))?;
     Ok(Inspection {
         content: Content::Other { kind, tensors: facts(&tensors) },
-        generation: bundle.generation(&tag),
+        generation: bundle.generation(tag),
         base_model: None,
         card: card(files)?,
         artefacts: artefacts(files)?,
@@ -65,6 +71,7 @@ fn read(
     })
 }
 
+/// Name, type, shape and size of each tensor, by ascending name.
 fn facts(tensors: &SafeTensors<'_>) -> Vec<TensorFacts> {
     let fact = |(name, view): (String, safetensors::tensor::TensorView<'_>)| TensorFacts {
         name,
@@ -77,7 +84,8 @@ fn facts(tensors: &SafeTensors<'_>) -> Vec<TensorFacts> {
     facts
 }
 
-/// Artefacts by name and size; whether they fit is seen when the module is loaded for a base.
+/// Artefacts by name and size, with nothing read of their headers: they count as fitting, and a
+/// load for a base tells.
 fn artefacts(files: Files<'_>) -> Result<Vec<ArtefactFile>, Error> {
     if !files.has(artefact::FOLDER) {
         return Ok(Vec::new());
@@ -91,7 +99,10 @@ fn artefacts(files: Files<'_>) -> Result<Vec<ArtefactFile>, Error> {
     stems.into_iter().map(file).collect()
 }
 
-/// A GGUF file.
+/// A GGUF file, told by its header and its tensors, by ascending name.
+///
+/// Its kind is `gguf` with `general.type`, such as `adapter`, or with the architecture where it has
+/// no type.
 pub(super) fn gguf(path: &Path) -> Result<Inspection, Error> {
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let (root, file) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());

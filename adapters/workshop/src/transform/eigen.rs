@@ -1,11 +1,17 @@
 //! Eigenvalues of symmetric matrices, and the eigenvectors of the largest.
 //!
-//! Householder's reduction to a tridiagonal matrix, implicit QL for all its values, and inverse iteration
-//! for the vectors that are wanted (Golub and Van Loan, "Matrix Computations", chapter 8).
+//! Householder's reduction to a tridiagonal matrix, implicit QL for all its values, and inverse
+//! iteration for the vectors that are wanted (Golub and Van Loan, "Matrix Computations", chapter
+//! 8).
 
 use super::matrix::{Mat, add_scaled, dot};
 
-/// All eigenvalues, descending, and the vectors (rows) of the first `wanted(values)`.
+/// All eigenvalues of a symmetric matrix, descending, and the unit vectors (rows, `[count, n]`) of
+/// the first `wanted(values)`.
+///
+/// O(n³) for the reduction, whatever is wanted, and O(n²) for each vector. A matrix that is zero or
+/// has an infinite element has eigenvalues of zero and the first unit vectors; elements that are no
+/// numbers are not looked for.
 pub(crate) fn largest(mut symmetric: Mat, wanted: impl FnOnce(&[f64]) -> usize) -> (Vec<f64>, Mat) {
     let n = symmetric.rows;
     let largest = symmetric.values.iter().fold(0.0_f64, |largest, v| largest.max(v.abs()));
@@ -29,15 +35,20 @@ pub(crate) fn largest(mut symmetric: Mat, wanted: impl FnOnce(&[f64]) -> usize) 
     (scaled, vectors)
 }
 
+/// A symmetric tridiagonal matrix, and the reflectors that led to it.
 struct Tridiagonal {
+    /// The diagonal, `[n]`.
     diagonal: Vec<f64>,
-    /// `off[i]` couples `i` and `i + 1`.
+    /// The elements beside it, `[n − 1]`: `off[i]` couples `i` and `i + 1`.
     off: Vec<f64>,
-    /// 2/vᵀv of each reflector; the reflectors stand in the rows of the reduced matrix.
+    /// 2/vᵀv of each reflector, 0 for one that does nothing; the reflectors stand in the rows of
+    /// the reduced matrix.
     factors: Vec<f64>,
 }
 
 impl Tridiagonal {
+    /// Householder's reduction. Row `k` of `m` holds the `k`-th reflector afterwards, right of the
+    /// diagonal.
     fn reduce(m: &mut Mat) -> Self {
         let n = m.rows;
         let mut off = vec![0.0; n.saturating_sub(1)];
@@ -66,7 +77,10 @@ impl Tridiagonal {
         Self { diagonal: (0..n).map(|i| m.values[i * n + i]).collect(), off, factors }
     }
 
-    /// Implicit QL without vectors; descending.
+    /// Eigenvalues, descending, by implicit QL without vectors.
+    ///
+    /// An element beside the diagonal counts as zero when it is rounding to its neighbours or to
+    /// the whole matrix. A value that does not settle in 64 sweeps is taken as it is.
     fn eigenvalues(&self) -> Vec<f64> {
         const MAX_SWEEPS: usize = 64;
         let (mut d, mut e) = (self.diagonal.clone(), self.off.clone());
@@ -89,12 +103,16 @@ impl Tridiagonal {
         d
     }
 
+    /// The largest magnitude in the matrix.
     fn size(&self) -> f64 {
         let all = self.diagonal.iter().chain(&self.off);
         all.fold(0.0_f64, |size, value| size.max(value.abs()))
     }
 
-    /// Inverse iteration from fixed starts, each vector kept orthogonal to those before it.
+    /// Unit eigenvectors of the given values, which descend, in rows: inverse iteration from fixed
+    /// starts, each vector kept orthogonal to those before it.
+    ///
+    /// A vector that falls together with earlier ones starts again from other numbers.
     fn eigenvectors(&self, values: &[f64]) -> Mat {
         const ROUNDS: usize = 3;
         let n = self.diagonal.len();
@@ -123,7 +141,10 @@ impl Tridiagonal {
     }
 }
 
-/// Turns x into the v of I − f·vvᵀ that maps x to (α, 0, …): (α, f). f is 0 if x has that shape already.
+/// Turns x into the v of the reflection I − f·vvᵀ that maps x to (α, 0, …); returns (α, f). f is 0
+/// and x stays if x has that shape already.
+///
+/// α has the sign opposite to that of x₀, so that nothing cancels.
 pub(crate) fn reflector(x: &mut [f64]) -> (f64, f64) {
     let Some((&first, rest)) = x.split_first() else { return (0.0, 0.0) };
     let largest = rest.iter().fold(first.abs(), |largest, value| largest.max(value.abs()));
@@ -139,7 +160,7 @@ pub(crate) fn reflector(x: &mut [f64]) -> (f64, f64) {
     (alpha * largest, 2.0 / (x[0] * x[0] + rest))
 }
 
-/// y ← (I − f·vvᵀ)·y.
+/// y ← (I − f·vvᵀ)·y, for `v` and `y` of the same length.
 pub(crate) fn reflect(v: &[f64], factor: f64, y: &mut [f64]) {
     if factor != 0.0 {
         let along = factor * dot(v, y);
@@ -147,14 +168,16 @@ pub(crate) fn reflect(v: &[f64], factor: f64, y: &mut [f64]) {
     }
 }
 
-/// From the tridiagonal matrix's coordinates to those of the matrix that was reduced.
+/// Takes a vector from the tridiagonal matrix's coordinates to those of the matrix that was
+/// reduced, by its reflectors in reverse.
 fn reflect_back(reduced: &Mat, factors: &[f64], vector: &mut [f64]) {
     for k in (0..reduced.rows.saturating_sub(1)).rev() {
         reflect(&reduced.row(k)[k + 1..], factors[k], &mut vector[k + 1..]);
     }
 }
 
-/// One implicit QL step on rows `low..=high`.
+/// One implicit QL step on rows `low..=high` of the tridiagonal matrix with the diagonal `d` and
+/// `e` beside it. `e[low]` must not be zero.
 fn ql_sweep(d: &mut [f64], e: &mut [f64], low: usize, high: usize) {
     let ratio = (d[low + 1] - d[low]) / (2.0 * e[low]);
     let root = (ratio * ratio + 1.0).sqrt();
@@ -183,12 +206,15 @@ fn ql_sweep(d: &mut [f64], e: &mut [f64], low: usize, high: usize) {
 
 /// LU with row exchanges of a tridiagonal matrix minus a shift: U has two diagonals above its own.
 struct Shifted {
+    /// Rows of U, each from its diagonal on; beyond the last column they are zero.
     upper: Vec<[f64; 3]>,
-    /// Multiplier, and whether rows `i` and `i + 1` were exchanged.
+    /// Multiplier of row `i` in row `i + 1`, and true if the two were exchanged before.
     lower: Vec<(f64, bool)>,
 }
 
 impl Shifted {
+    /// Factors T − shift·I. Pivots below `smallest` are raised to it, so that a shift which is an
+    /// eigenvalue can be solved with.
     fn factor(t: &Tridiagonal, shift: f64, smallest: f64) -> Self {
         let n = t.diagonal.len();
         let off = |at: usize| t.off.get(at).copied().unwrap_or(0.0);
@@ -213,6 +239,7 @@ impl Shifted {
         Self { upper, lower }
     }
 
+    /// Solves in place: x ← (T − shift·I)⁻¹·x.
     fn solve(&self, x: &mut [f64]) {
         for (i, &(factor, swapped)) in self.lower.iter().enumerate() {
             if swapped {
@@ -228,6 +255,7 @@ impl Shifted {
     }
 }
 
+/// Brings a vector to unit length; zeros stay zeros.
 fn normalise(x: &mut [f64]) {
     // Solutions near an eigenvalue are huge; their squares may not be finite.
     let largest = x.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
@@ -238,7 +266,8 @@ fn normalise(x: &mut [f64]) {
     }
 }
 
-/// Takes the parts along `others` out of a unit vector; whether enough was left to trust its direction.
+/// Takes the parts along `others`, rows of unit length, out of a unit vector and brings it back to
+/// unit length. True if enough was left to trust its direction.
 fn orthogonalise(x: &mut [f64], others: &Mat) -> bool {
     let mut left = 1.0;
     for _ in 0..2 {
@@ -252,10 +281,12 @@ fn orthogonalise(x: &mut [f64], others: &Mat) -> bool {
     left > 1e-6
 }
 
-/// A fixed stream of numbers in [-1, 1] (xorshift64).
+/// A fixed stream of numbers in [-1, 1] (xorshift64), the same on every machine; the state must not
+/// be zero.
 struct Noise(u64);
 
 impl Noise {
+    /// The next number.
     fn next(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

@@ -3,7 +3,9 @@
 use super::matrix::{Mat, add_scaled, dot};
 use polyskill_adapters::peft::raw::RawSite;
 
-/// Δ = B·A with the scale multiplied in.
+/// A delta Δ = B·A with the scale multiplied in, `[outputs, inputs]` if it were formed.
+///
+/// B is kept transposed, so that both factors have a row for each of the rank's components.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Factors {
     /// A, `[rank, inputs]`.
@@ -26,41 +28,46 @@ impl Factors {
         Self { a: Mat::zeros(1, inputs), bt: Mat::zeros(1, outputs) }
     }
 
+    /// The number of components, which may be above the rank of Δ as a matrix.
     pub(crate) fn rank(&self) -> usize {
         self.a.rows
     }
 
+    /// Columns of Δ.
     pub(crate) fn inputs(&self) -> usize {
         self.a.columns
     }
 
+    /// Rows of Δ.
     pub(crate) fn outputs(&self) -> usize {
         self.bt.columns
     }
 
+    /// The delta times a factor, which goes to A.
     pub(crate) fn scaled(mut self, factor: f64) -> Self {
         self.a = self.a.scaled(factor);
         self
     }
 
-    /// Adds another delta exactly: factors stand side by side.
+    /// Adds another delta of the same shape exactly: factors stand side by side, and ranks add up.
     pub(crate) fn add(&mut self, other: &Self) {
         self.a.stack(&other.a);
         self.bt.stack(&other.bt);
     }
 
-    /// Σᵢⱼ Δᵢⱼ·Δ'ᵢⱼ, through the factors' Gram matrices.
+    /// Σᵢⱼ Δᵢⱼ·Δ'ᵢⱼ, through the products of A with A' and of B with B', `[rank, other rank]` each;
+    /// Δ is never formed.
     pub(crate) fn inner(&self, other: &Self) -> f64 {
         let (a, b) = (self.a.times_transposed(&other.a), self.bt.times_transposed(&other.bt));
         dot(&a.values, &b.values)
     }
 
-    /// ‖Δ‖.
+    /// ‖Δ‖, the Frobenius norm.
     pub(crate) fn norm(&self) -> f64 {
         self.inner(self).max(0.0).sqrt()
     }
 
-    /// ‖Δ − Δ'‖, to 1e-8 of the larger.
+    /// ‖Δ − Δ'‖, to 1e-8 of the larger norm: differences below are rounding of the three products.
     pub(crate) fn distance(&self, other: &Self) -> f64 {
         let squares = self.inner(self) + other.inner(other) - 2.0 * self.inner(other);
         squares.max(0.0).sqrt()
@@ -71,7 +78,7 @@ impl Factors {
         relative(self.distance(from), from.norm())
     }
 
-    /// One row of Δ.
+    /// One row of Δ, into `target` of length `inputs`; its former content is lost.
     pub(crate) fn dense_row(&self, row: usize, target: &mut [f64]) {
         target.fill(0.0);
         for k in 0..self.rank() {
@@ -90,7 +97,7 @@ impl Factors {
         dense
     }
 
-    /// ‖Δ − M‖ for a dense M.
+    /// ‖Δ − M‖ for a dense M, `[outputs, inputs]`. Δ is formed one row at a time.
     pub(crate) fn distance_from_dense(&self, m: &Mat) -> f64 {
         let mut row = vec![0.0; self.inputs()];
         let mut squares = 0.0;
@@ -102,7 +109,8 @@ impl Factors {
         squares.sqrt()
     }
 
-    /// Itself, or a delta of zeros where no rank is left.
+    /// Itself, or a delta of zeros of rank 1 where no component is left, since a module must have a
+    /// rank.
     pub(crate) fn or_zero(self) -> Self {
         if self.rank() > 0 { self } else { Self::zero(self.outputs(), self.inputs()) }
     }

@@ -14,16 +14,18 @@ use polyskill_adapters::files::Problems;
 use polyskill_adapters::peft;
 use polyskill_adapters::tensor_file::{Tensor, tensor_name, weights_file};
 
-/// Subtracts general knowledge from modules, as PEFT's Arrow does with `use_gks` (GenKnowSub, 2025).
+/// Subtracts general knowledge from modules, as PEFT's Arrow does with `use_gks` (GenKnowSub,
+/// 2025).
 ///
-/// With A_g and B_g the means over the `general` modules, a module gets A − A_g and B − B_g. Its product is
-/// then (B − B_g)·(A − A_g), which is not B·A − B_g·A_g. Each result is written to a folder of `out` under
-/// its module's name, as PEFT writes modules and in 32-bit floats: a difference of two 16-bit values is
-/// rarely one. Router artefacts are not taken along, since they belong to the original's weights.
+/// With A_g and B_g the means over the `general` modules, a module gets A − A_g and B − B_g. Its
+/// product is then (B − B_g)·(A − A_g), which is not B·A − B_g·A_g. Each result is written to a
+/// folder of `out` under its module's name, as PEFT writes modules and in 32-bit floats: a
+/// difference of two 16-bit values is rarely one. Router artefacts are not taken along, since they
+/// belong to the original's weights.
 ///
 /// # Errors
-/// If something cannot be read or written, or with all problems: every module must have the sites, ranks,
-/// shapes and scales of every general module, and nothing may stand where a result goes.
+/// If something cannot be read or written, or with all problems: every module must have the sites,
+/// ranks, shapes and scales of every general module, and nothing may stand where a result goes.
 pub fn gen_know_sub(
     general: &[PathBuf],
     modules: &[PathBuf],
@@ -46,10 +48,12 @@ pub fn gen_know_sub(
     Ok(targets)
 }
 
-/// What modules must share for their A and B to be summed.
+/// The numbers that modules must share for their A and B to be summed, as `RawSite::numbers` names
+/// them.
 pub(super) const SHARED: [&str; 4] = ["rank", "scale", "inputs", "outputs"];
 
-/// Adds where `other` does not have the sites of `first`, and at them the same of what must be shared.
+/// Adds sites that only one of two modules has, and those at which one of the numbers named in
+/// `shared` differs.
 pub(super) fn compare(first: &Source, other: &Source, shared: &[&str], problems: &mut Problems) {
     let paths: BTreeSet<&String> = first.sites.keys().chain(other.sites.keys()).collect();
     for path in paths {
@@ -77,7 +81,8 @@ pub(super) fn compare(first: &Source, other: &Source, shared: &[&str], problems:
     }
 }
 
-/// Where the results go: to the names of the modules in a directory.
+/// The places of the results: the names of the modules in the directory `out`, in order. Adds names
+/// that come twice, and places where something is.
 pub(super) fn targets(modules: &[Source], out: &Path, problems: &mut Problems) -> Vec<PathBuf> {
     let mut seen = BTreeSet::new();
     let target = |module: &Source| {
@@ -91,9 +96,12 @@ pub(super) fn targets(modules: &[Source], out: &Path, problems: &mut Problems) -
     modules.iter().map(target).collect()
 }
 
-/// Means of A and B by site.
+/// Means of A, `[rank, inputs]`, and of B, `[outputs, rank]`, by site.
 pub(super) type Mean = BTreeMap<String, [Vec<f32>; 2]>;
 
+/// The means of the general modules' A and B, summed in 64 bits. Scales are not multiplied in.
+///
+/// All must have the sites and shapes of the first, as [`compare`] requires; empty without modules.
 pub(super) fn mean(general: &[Source]) -> Mean {
     let Some(first) = general.first() else { return Mean::new() };
     let mean = |path: &String, of_b: usize| {
@@ -107,7 +115,7 @@ pub(super) fn mean(general: &[Source]) -> Mean {
     first.sites.keys().map(|path| (path.clone(), [mean(path, 0), mean(path, 1)])).collect()
 }
 
-/// The module without the mean: its configuration stays, for its scales and ranks do.
+/// The draft of a module without the mean. Its configuration stays, for its scales and ranks do.
 fn subtracted(module: &Source, general: &[Source], mean: &Mean) -> Result<Draft, Error> {
     let tensors = module.sites.iter().flat_map(|(path, site)| {
         let pairs = ["lora_A", "lora_B"].into_iter().zip(&site.matrices).zip(&mean[path]);
@@ -129,7 +137,8 @@ fn subtracted(module: &Source, general: &[Source], mean: &Mean) -> Result<Draft,
     })
 }
 
-/// Differences of finite values can overflow, and such a module would be refused later.
+/// Refuses weights with a value beyond what modules may have: differences of finite values can
+/// overflow, and such a module would be refused later. Names up to four tensors.
 fn require_finite(weights: &[u8]) -> Result<(), String> {
     let tensors = SafeTensors::deserialize(weights).map_err(|error| error.to_string())?;
     let wrong = tensors.iter().filter(|(_, view)| peft::elements(view).is_err());
@@ -137,6 +146,7 @@ fn require_finite(weights: &[u8]) -> Result<(), String> {
     if names.is_empty() { Ok(()) } else { Err(format!("the difference overflows at {names:?}")) }
 }
 
+/// The card: the module that was changed, and the general ones.
 fn card(module: &Source, general: &[Source], method: &'static str, summary: &str) -> String {
     let mut provenance = Provenance::of(&module.name, method, &[module]);
     provenance.summary = format!("`{}` {summary}.", module.name);
@@ -150,7 +160,8 @@ fn card(module: &Source, general: &[Source], method: &'static str, summary: &str
 mod tests {
     use super::*;
 
-    /// A module of rank 2 at q_proj of some layers, three inputs and two outputs, filled with one value.
+    /// A module of rank 2 at q_proj of some layers, three inputs and two outputs, filled with one
+    /// value.
     fn module(root: &Path, name: &str, layers: &[usize], extra: &str, value: f32) -> PathBuf {
         let directory = root.join(name);
         std::fs::create_dir(&directory).unwrap();

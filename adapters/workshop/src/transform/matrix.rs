@@ -1,34 +1,42 @@
 //! Small dense matrices of 64-bit floats.
 //!
-//! Plain loops in a fixed order: the same inputs give the same bits on every machine, which libraries that
-//! choose their kernels at run time do not promise.
+//! Plain loops in a fixed order: the same inputs give the same bits on every machine, which
+//! libraries that choose their kernels at run time do not promise.
 
-/// A matrix, row by row.
+/// A matrix, row by row: element (i, j) is `values[i * columns + j]`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Mat {
+    /// Number of rows.
     pub(crate) rows: usize,
+    /// Number of columns.
     pub(crate) columns: usize,
+    /// The elements, `[rows, columns]`.
     pub(crate) values: Vec<f64>,
 }
 
 impl Mat {
+    /// A matrix of zeros.
     pub(crate) fn zeros(rows: usize, columns: usize) -> Self {
         Self { rows, columns, values: vec![0.0; rows * columns] }
     }
 
+    /// A matrix of 32-bit floats that stand row by row, `[rows, columns]`.
     pub(crate) fn from_f32(rows: usize, columns: usize, values: &[f32]) -> Self {
         debug_assert_eq!(values.len(), rows * columns);
         Self { rows, columns, values: values.iter().map(|&value| f64::from(value)).collect() }
     }
 
+    /// One row, `[columns]`.
     pub(crate) fn row(&self, row: usize) -> &[f64] {
         &self.values[row * self.columns..(row + 1) * self.columns]
     }
 
+    /// One row, `[columns]`, to be written.
     pub(crate) fn row_mut(&mut self, row: usize) -> &mut [f64] {
         &mut self.values[row * self.columns..(row + 1) * self.columns]
     }
 
+    /// The transpose, as a matrix of its own.
     pub(crate) fn transposed(&self) -> Self {
         let mut transposed = Self::zeros(self.columns, self.rows);
         for row in 0..self.rows {
@@ -39,7 +47,7 @@ impl Mat {
         transposed
     }
 
-    /// `self · other`.
+    /// `self · other`, `[self.rows, other.columns]`.
     pub(crate) fn times(&self, other: &Self) -> Self {
         debug_assert_eq!(self.columns, other.rows);
         let mut product = Self::zeros(self.rows, other.columns);
@@ -52,7 +60,7 @@ impl Mat {
         product
     }
 
-    /// `self · otherᵀ`.
+    /// `self · otherᵀ`, `[self.rows, other.rows]`: inner products of rows with rows.
     pub(crate) fn times_transposed(&self, other: &Self) -> Self {
         debug_assert_eq!(self.columns, other.columns);
         let mut product = Self::zeros(self.rows, other.rows);
@@ -64,25 +72,29 @@ impl Mat {
         product
     }
 
+    /// Every element times a factor.
     pub(crate) fn scaled(mut self, factor: f64) -> Self {
         self.values.iter_mut().for_each(|value| *value *= factor);
         self
     }
 
-    /// Leaves the first rows.
+    /// Leaves the first rows; all of them if there are no more.
     pub(crate) fn keep_rows(&mut self, rows: usize) {
         self.rows = self.rows.min(rows);
         self.values.truncate(self.rows * self.columns);
     }
 
-    /// Puts the rows of `other` below.
+    /// Puts the rows of `other`, which has as many columns, below.
     pub(crate) fn stack(&mut self, other: &Self) {
         debug_assert_eq!(self.columns, other.columns);
         self.values.extend_from_slice(&other.values);
         self.rows += other.rows;
     }
 
-    /// Mᵀ·M.
+    /// Mᵀ·M, `[columns, columns]`.
+    ///
+    /// Four rows go in at a time, and only the upper triangle is computed; the lower one is copied,
+    /// so the result is exactly symmetric.
     pub(crate) fn gram(&self) -> Self {
         let n = self.columns;
         let mut gram = Self::zeros(n, n);
@@ -119,12 +131,13 @@ impl Mat {
     }
 }
 
-/// `target += factor · source`.
+/// `target += factor · source`, over the shorter of the two.
 pub(crate) fn add_scaled(target: &mut [f64], factor: f64, source: &[f64]) {
     target.iter_mut().zip(source).for_each(|(target, source)| *target += factor * source);
 }
 
-/// In eight running sums, which compilers turn into vectors of any width without changing the result.
+/// Σ aᵢ·bᵢ in eight running sums, which compilers turn into vectors of any width without changing
+/// the result. The slices have the same length.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let mut sums = [0.0_f64; 8];
     let (mut left, mut right) = (a.chunks_exact(8), b.chunks_exact(8));

@@ -17,7 +17,8 @@ use polyskill_adapters::files::Problems;
 use polyskill_adapters::peft::raw::RawSite;
 use site::Merge;
 
-/// Elements of the largest delta that is formed.
+/// Elements of the largest delta that is formed: 1 GiB in 32-bit floats, once for each module that
+/// acts at the site.
 const MAX_ELEMENTS: usize = 1 << 28;
 
 /// A module and its weight.
@@ -25,28 +26,32 @@ const MAX_ELEMENTS: usize = 1 << 28;
 pub struct Weighted {
     /// PEFT's directory.
     pub directory: PathBuf,
-    /// The factor on its delta.
+    /// The factor on its delta, any finite number.
     pub weight: f64,
 }
 
-/// How to merge. A setting that the method does not know must be left out.
+/// Settings of a merge. A setting that the method does not know must be left out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MergeOptions {
     /// The method.
     pub method: Method,
     /// The part of elements that stays, above 0 and at most 1, for methods that prune.
     pub density: Option<f64>,
-    /// Whose sign an element gets, for methods that elect signs.
+    /// The rule by which an element gets its sign, for methods that elect signs; the method's usual
+    /// one if left out.
     pub sign: Option<Sign>,
-    /// How far the rank is brought down.
+    /// The bound on the rank, for methods that cut it down. If left out, those that always cut keep
+    /// the highest rank among the sources, and the others cut nothing off.
     pub rank: Option<Rank>,
     /// Start of the random stream, for methods that drop at random; 0 if left out.
     pub seed: Option<u64>,
-    /// Where on the arc, for `slerp`: 0 is the first module, 1 the second; half-way if left out.
+    /// The place on the arc, for `slerp`: 0 is the first module, 1 the second; half-way if left
+    /// out.
     pub t: Option<f64>,
-    /// How the result is stored.
+    /// The type of the new module's weights.
     pub dtype: Dtype,
-    /// Sites that are worked on at a time; each may hold a dense delta per module.
+    /// Sites that are worked on at a time; each may hold a dense delta per module. The result does
+    /// not depend on it.
     pub threads: usize,
 }
 
@@ -68,10 +73,14 @@ impl MergeOptions {
 
 /// Merges modules into a new one at `out`. `progress` hears of each site that is done.
 ///
+/// A site of the result is one at which any of the modules acts; a module that does not act there
+/// adds nothing. The new module has scale 1 at every site: scales and weights are multiplied into A
+/// and B.
+///
 /// # Errors
-/// With all problems, and nothing is written: a weight or setting that is out of range or not the method's,
-/// modules that cannot be read, whose shapes differ, or which are more than A and B, a result that
-/// overflows, or something at `out`.
+/// With all problems, and nothing is written: a weight or setting that is out of range or not the
+/// method's, modules that cannot be read, whose shapes differ, or which are more than A and B, a
+/// result that overflows, or something at `out`.
 pub fn merge(
     inputs: &[Weighted],
     options: &MergeOptions,
@@ -111,7 +120,7 @@ pub fn merge(
     Ok(Made { path: out.to_owned(), generation, sites: reports })
 }
 
-/// PEFT takes `linear` for a single module, whatever was asked for.
+/// The recipe that is followed: PEFT takes `linear` for a single module, whatever was asked for.
 fn recipe(method: Method, modules: usize) -> &'static Recipe {
     let recipe = method.recipe();
     match (recipe.is_pefts() && modules == 1, Method::named("peft-linear")) {
@@ -120,7 +129,7 @@ fn recipe(method: Method, modules: usize) -> &'static Recipe {
     }
 }
 
-/// Adds what is wrong with the settings.
+/// Adds every setting that is out of range or not the method's, without a look at the modules.
 fn check(inputs: &[Weighted], options: &MergeOptions, problems: &mut Problems) {
     let recipe = options.method.recipe();
     let mut require = |holds: bool, problem: &dyn Fn() -> String| {
@@ -166,7 +175,8 @@ fn check(inputs: &[Weighted], options: &MergeOptions, problems: &mut Problems) {
     }
 }
 
-/// Adds what is wrong with a rank.
+/// Requires a rank of at least 1, or a part of the energy above 0 and at most 1. `require` gets a
+/// condition and the problem where it does not hold.
 pub(crate) fn check_rank(rank: Rank, require: &mut dyn FnMut(bool, &dyn Fn() -> String)) {
     match rank {
         Rank::Fixed(rank) => require(rank > 0, &|| "the rank is 0, expected at least 1".to_owned()),
@@ -177,7 +187,10 @@ pub(crate) fn check_rank(rank: Rank, require: &mut dyn FnMut(bool, &dyn Fn() -> 
     }
 }
 
-/// Adds where shapes differ, and what would be too large.
+/// Adds sites with shapes that differ between modules, and deltas that would be too large to form.
+///
+/// Ranks must agree only where A and B are summed each for itself. The first module that acts at a
+/// site is the one that others are compared with.
 fn check_sites(sources: &[Source], recipe: &Recipe, problems: &mut Problems) {
     let mut first: BTreeMap<&String, (&Source, &RawSite)> = BTreeMap::new();
     for source in sources {
@@ -207,12 +220,14 @@ fn check_sites(sources: &[Source], recipe: &Recipe, problems: &mut Problems) {
     }
 }
 
-/// The modules that act at a site, by position.
+/// The modules that act at a site, each with its position among the inputs, which weights and
+/// random streams go by.
 fn present<'a>(sources: &'a [Source], path: &str) -> Vec<(usize, &'a RawSite)> {
     let sites = sources.iter().enumerate();
     sites.filter_map(|(at, source)| Some((at, source.sites.get(path)?))).collect()
 }
 
+/// The card: sources with weights, the settings that the method used, and the errors of the sites.
 fn card(name: &str, merge: &Merge<'_>, sources: &[Source], reports: &[SiteReport]) -> String {
     let options = merge.options;
     let all: Vec<&Source> = sources.iter().collect();

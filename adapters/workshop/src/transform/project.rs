@@ -16,13 +16,17 @@ use polyskill_adapters::files::Problems;
 use polyskill_adapters::peft::raw::{Matrix, RawSite};
 use polyskill_adapters::tensor_file::{Tensor, tensor_name, weights_file};
 
-/// Takes out of each module's A and B what lies in the span of the general modules' mean A and mean B: of
-/// rows of A and of columns of B. Each result is written to a folder of `out` under its module's name, in
-/// 32-bit floats and with the module's configuration.
+/// Takes out of each module's A and B what lies in the span of the general modules' mean A and mean
+/// B: of rows of A and of columns of B. Each result is written to a folder of `out` under its
+/// module's name, in 32-bit floats and with the module's configuration.
+///
+/// Unlike subtraction, ranks and scales of a module may differ from those of the general ones. The
+/// rank is kept as it is written, though the product may have a lower one.
 ///
 /// # Errors
-/// If something cannot be read or written, or with all problems: general modules must agree in sites, ranks,
-/// shapes and scales, and modules must have their sites and shapes; nothing may stand where a result goes.
+/// If something cannot be read or written, or with all problems: general modules must agree in
+/// sites, ranks, shapes and scales, and modules must have their sites and shapes; nothing may stand
+/// where a result goes.
 pub fn project_out(
     general: &[PathBuf],
     modules: &[PathBuf],
@@ -53,9 +57,11 @@ pub fn project_out(
     Ok(made.map(|((path, generation), sites)| Made { path, generation, sites }).collect())
 }
 
-/// Orthonormal rows that span the rows of A, and those that span the columns of B, by site.
+/// Orthonormal rows that span the rows of the mean A, and those that span the columns of the mean
+/// B, by site: `[at most rank, inputs]` and `[at most rank, outputs]`.
 type Bases = BTreeMap<String, [Mat; 2]>;
 
+/// The bases of the means at each site of the first general module.
 fn bases(general: &[Source], mean: &Mean) -> Bases {
     let Some(first) = general.first() else { return Bases::new() };
     let basis = |(path, site): (&String, &RawSite)| {
@@ -68,7 +74,10 @@ fn bases(general: &[Source], mean: &Mean) -> Bases {
     first.sites.iter().map(basis).collect()
 }
 
-/// An orthonormal basis of the span of rows; what is left of a row after the others counts from 10⁻⁶ of it.
+/// An orthonormal basis of the span of rows, `[at most rows, columns]`, by Gram and Schmidt's
+/// method.
+///
+/// A row counts only if what is left of it after the others is longer than 10⁻⁶ of it.
 fn span(rows: &Mat) -> Mat {
     let mut basis = Mat::zeros(0, rows.columns);
     for row in 0..rows.rows {
@@ -87,6 +96,7 @@ fn span(rows: &Mat) -> Mat {
     basis
 }
 
+/// Takes the parts along the rows of an orthonormal basis out of a row.
 fn take_out(row: &mut [f64], basis: &Mat) {
     for at in 0..basis.rows {
         let along = dot(row, basis.row(at));
@@ -94,6 +104,10 @@ fn take_out(row: &mut [f64], basis: &Mat) {
     }
 }
 
+/// The draft of a module with the bases projected out of A and B, and a report on each site.
+///
+/// The projection is exact but for rounding, so the reported error is 0; `from_sum` tells how much
+/// of the delta went.
 fn projected(
     module: &Source,
     general: &[Source],

@@ -1,8 +1,8 @@
 //! Arithmetic on prompts of PEFT's prompt tuning: task prompt vectors (Belanec et al., 2024).
 //!
-//! A task prompt vector is v = P − O, for a prompt P that was trained from the origin O. Vectors of one origin
-//! add up: P' = O + c·Σ w·v. Each vector names its origin by digest, since the sum of vectors from different
-//! origins means something else.
+//! A task prompt vector is v = P − O, for a prompt P that was trained from the origin O. Vectors of
+//! one origin add up: P' = O + c·Σ w·v. Each vector names its origin by digest, since the sum of
+//! vectors from different origins means something else.
 
 use std::path::{Path, PathBuf};
 
@@ -22,22 +22,30 @@ use polyskill_adapters::peft::{
 };
 use polyskill_adapters::tensor_file::{Tensor, weights_file};
 
+/// The name of the only tensor of a prompt, as PEFT writes it.
 const TENSOR: &str = "prompt_embeddings";
-/// The setting that makes a prompt a vector and names its origin.
+/// The setting that makes a prompt a vector and names its origin: `{"origin": DIGEST}`. PEFT does
+/// not know it.
 const VECTOR: &str = "prompt_vector";
+/// Longest file of weights that is read.
 const MAX_PROMPT_BYTES: u64 = 1 << 30;
 
 /// A prompt, or a vector between prompts, as it lies on disk.
 pub(crate) struct Prompt {
+    /// The name of its directory, after links are resolved.
     pub(crate) name: String,
+    /// Its configuration, which results take over.
     settings: Map<String, Json>,
+    /// Its identity: a digest of configuration and weights.
     pub(crate) generation: Generation,
-    /// Tokens and width.
+    /// Virtual tokens, and the width of each.
     pub(crate) shape: [usize; 2],
+    /// The embeddings, `[tokens, width]`.
     values: Vec<f32>,
 }
 
 impl Prompt {
+    /// Reads a prompt or a vector; its files must agree on the shape.
     pub(crate) fn read(directory: &Path) -> Result<Self, Error> {
         let io = |source| Error::io(&leaf(directory), directory, source);
         let directory = directory.canonicalize().map_err(io)?;
@@ -51,25 +59,28 @@ impl Prompt {
         Ok(Self { name, settings, generation, shape, values })
     }
 
+    /// Reads what can be read, in order, and adds the rest to the problems.
     fn read_all(directories: &[&Path], problems: &mut Problems) -> Vec<Self> {
         let read = directories.iter().map(|directory| Self::read(directory));
         read.filter_map(|prompt| prompt.map_err(|error| problems.add(error.to_string())).ok())
             .collect()
     }
 
-    /// The digest of the origin, if this is a vector.
+    /// The digest of the origin's values, if this is a vector; `None` for a prompt.
     pub(crate) fn origin(&self) -> Option<&str> {
         self.settings.get(VECTOR)?.get("origin")?.as_str()
     }
 
-    /// The digest of the values, whatever file they came in: what vectors name as their origin.
+    /// The digest of shape and values, whatever file they came in: vectors name their origin by it.
+    /// A copy with another configuration or in another type has the same digest if its values are
+    /// the same 32-bit floats.
     pub(crate) fn digest(&self) -> String {
         let [tokens, width] = self.shape.map(|size| (size as u64).to_le_bytes());
         let values: Vec<u8> = self.values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Generation::of(&[b"prompt values", &tokens, &width, &values]).to_string()
     }
 
-    /// The card beside it, if there is one.
+    /// The card beside it; an empty one if there is none.
     pub(crate) fn card(&self, directory: &Path) -> Result<Card, Error> {
         let files = Files { name: &self.name, directory, root: directory };
         match files.has(CARD_FILE) {
@@ -78,13 +89,19 @@ impl Prompt {
         }
     }
 
+    /// The prompt as an entry of another's card.
     fn as_origin(&self, role: &'static str, weight: Option<f64>) -> Origin {
         Origin { role, name: self.name.clone(), generation: self.generation.to_string(), weight }
     }
 }
 
+/// Configuration, shape and values.
 type Parsed = (Map<String, Json>, [usize; 2], Vec<f32>);
 
+/// Reads the two files of a prompt, with all problems that are found.
+///
+/// There must be one tensor, `[tokens, width]`, neither of them zero. `num_virtual_tokens` and
+/// `token_dim` must agree with it where they are set.
 fn parse(config: &[u8], weights: &[u8]) -> Result<Parsed, Vec<String>> {
     let settings: Map<String, Json> = serde_json::from_slice(config)
         .map_err(|error| vec![format!("{CONFIG_FILE} is no object: {error}")])?;
@@ -130,9 +147,12 @@ fn parse(config: &[u8], weights: &[u8]) -> Result<Parsed, Vec<String>> {
 
 /// Makes the task prompt vector v = P − O of a prompt, at `out`; it names its origin.
 ///
+/// Settings are those of the prompt. The result has the prompt's shape and is stored in 32-bit
+/// floats.
+///
 /// # Errors
-/// With all problems, and nothing is written: what cannot be read or is no prompt, vectors where prompts are
-/// expected, shapes that differ, a difference that overflows, or something at `out`.
+/// With all problems, and nothing is written: what cannot be read or is no prompt, vectors where
+/// prompts are expected, shapes that differ, a difference that overflows, or something at `out`.
 pub fn prompt_vector(prompt: &Path, origin: &Path, out: &Path) -> Result<Made, Error> {
     let mut problems = Problems::default();
     let name = new_name(out, &mut problems);
@@ -156,25 +176,28 @@ pub fn prompt_vector(prompt: &Path, origin: &Path, out: &Path) -> Result<Made, E
     publish(settings, prompt.shape, values, &provenance, out)
 }
 
-/// What is added to an origin.
+/// The terms of a sum of prompts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PromptSum {
-    /// The prompt that vectors are added to.
+    /// The directory of the prompt O that vectors are added to.
     pub origin: PathBuf,
-    /// Vectors and their weights.
+    /// Directories of vectors v and their weights w, at least one.
     pub vectors: Vec<Weighted>,
-    /// The factor on the sum of the vectors.
+    /// The factor c on the sum of the vectors.
     pub coefficient: f64,
-    /// Whether vectors may come from other origins.
+    /// Allows vectors that were taken from other origins. Their sum with this one means something
+    /// else.
     pub cross_origin: bool,
 }
 
 /// Makes the prompt P = O + c·Σ w·v at `out`.
 ///
+/// Settings are those of the origin. The sum is taken in 64 bits and stored in 32-bit floats.
+///
 /// # Errors
-/// With all problems, and nothing is written: what cannot be read or is no vector, a vector of another
-/// origin unless that is allowed, shapes that differ, factors that are not finite, a sum that overflows, or
-/// something at `out`.
+/// With all problems, and nothing is written: what cannot be read or is no vector, a vector of
+/// another origin unless that is allowed, shapes that differ, factors that are not finite, a sum
+/// that overflows, or something at `out`.
 pub fn prompt_sum(sum: &PromptSum, out: &Path) -> Result<Made, Error> {
     let mut problems = Problems::default();
     let name = new_name(out, &mut problems);
@@ -215,7 +238,8 @@ pub fn prompt_sum(sum: &PromptSum, out: &Path) -> Result<Made, Error> {
     publish(origin.settings.clone(), origin.shape, values.into_iter(), &provenance, out)
 }
 
-/// Adds where an origin is none, a vector is none, or one belongs to another origin.
+/// Adds an origin that is a vector, a vector that is a prompt, and vectors of other origins unless
+/// `cross` allows them.
 fn check_origins(origin: &Prompt, vectors: &[Prompt], cross: bool, problems: &mut Problems) {
     if origin.origin().is_some() {
         problems.add(format!("`{}` is a prompt vector, expected a prompt", origin.name));
@@ -233,6 +257,7 @@ fn check_origins(origin: &Prompt, vectors: &[Prompt], cross: bool, problems: &mu
     }
 }
 
+/// Adds prompts whose shape differs from that of the first.
 fn check_shapes(prompts: &[Prompt], problems: &mut Problems) {
     let Some(first) = prompts.first() else { return };
     for other in prompts.iter().filter(|other| other.shape != first.shape) {
@@ -243,6 +268,8 @@ fn check_shapes(prompts: &[Prompt], problems: &mut Problems) {
     }
 }
 
+/// Writes a prompt with these settings and values, `[tokens, width]`, to `out`. Values beyond what
+/// modules may have are refused.
 fn publish(
     settings: Map<String, Json>,
     shape: [usize; 2],

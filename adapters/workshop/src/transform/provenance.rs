@@ -5,15 +5,21 @@ use std::fmt::Write as _;
 use super::source::Source;
 use super::{Errors, SiteReport};
 
-/// What a module came from.
+/// A module that another was made of.
 pub(crate) struct Origin {
+    /// Its part in the making: `derived_from`, `general`, `origin` or `source`. All but the last
+    /// are also keys of the card's header.
     pub(crate) role: &'static str,
+    /// Its name.
     pub(crate) name: String,
+    /// Its generation, as hexadecimal digits.
     pub(crate) generation: String,
+    /// Its factor, where the method has one.
     pub(crate) weight: Option<f64>,
 }
 
 impl Origin {
+    /// An origin that is a LoRA.
     pub(crate) fn of(role: &'static str, source: &Source, weight: Option<f64>) -> Self {
         let generation = source.content.generation.to_string();
         Self { role, name: source.name.clone(), generation, weight }
@@ -22,19 +28,25 @@ impl Origin {
 
 /// A card that is being written.
 pub(crate) struct Provenance {
+    /// The name of the new module.
     pub(crate) name: String,
+    /// The method that makes it, which is also its last tag.
     pub(crate) method: &'static str,
     /// A sentence on what was done, in Markdown.
     pub(crate) summary: String,
+    /// Tags of the sources, each once.
     pub(crate) tags: Vec<String>,
     /// Entries that are carried over, such as the description.
     pub(crate) kept: Vec<(String, String)>,
+    /// Settings and errors, in the order in which they are written.
     pub(crate) parameters: Vec<(&'static str, String)>,
+    /// Modules that it was made of.
     pub(crate) origins: Vec<Origin>,
 }
 
 impl Provenance {
-    /// Of a module that is made of others: their tags together, and entries of which all say the same.
+    /// Card of a module that is made of others: their tags together, and of their descriptions and
+    /// licences those that all share.
     pub(crate) fn of(name: &str, method: &'static str, sources: &[&Source]) -> Self {
         let mut tags: Vec<String> = Vec::new();
         for tag in sources.iter().flat_map(|source| &source.content.card.tags) {
@@ -62,7 +74,8 @@ impl Provenance {
         }
     }
 
-    /// Says how far the result is from what the method means.
+    /// Adds the distances of the result from the deltas that the method means, as the parameters
+    /// `relative_error_worst` and `relative_error_mean`.
     pub(crate) fn add_errors(&mut self, reports: &[SiteReport]) {
         let errors = Errors::of(reports);
         let number = |value: f64| format!("{value:.3e}");
@@ -72,6 +85,10 @@ impl Provenance {
         ]);
     }
 
+    /// The text of the card: a header in YAML between lines of `---`, then Markdown with the
+    /// summary and a table of origins.
+    ///
+    /// Evaluation scores of the sources are not carried over.
     pub(crate) fn card(&self) -> String {
         let mut text = String::from("---\ntags:\n");
         for tag in self.tags.iter().map(String::as_str).chain([self.method]) {
@@ -107,6 +124,8 @@ impl Provenance {
     }
 }
 
+/// A string of YAML in double quotes. Quotes, backslashes and line breaks become `'`, so nothing
+/// has to be escaped.
 fn quote(text: &str) -> String {
     format!("\"{}\"", text.replace(['"', '\\', '\n'], "'"))
 }

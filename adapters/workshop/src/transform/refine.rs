@@ -13,20 +13,21 @@ use super::{Made, Progress, SiteReport, in_parallel};
 use polyskill_adapters::Error;
 use polyskill_adapters::files::Problems;
 
-/// What becomes of the singular values.
+/// The change of a module's singular values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Refinement {
-    /// The small ones go.
+    /// The small ones are cut off, which gives the nearest delta of the lower rank.
     Rank(Rank),
-    /// Timber (2025): those after the effective rank ⌈exp(−Σ p·ln(p + 10⁻⁹))⌉, p = σ/Σσ, are multiplied by γ;
-    /// 0 drops them.
+    /// Timber (2025): those after the effective rank ⌈exp(−Σ p·ln(p + 10⁻⁹))⌉, p = σ/Σσ, are
+    /// multiplied by γ; 0 drops them.
     Timber {
-        /// γ.
+        /// γ: finite and not below 0. 1 changes nothing, and above 1 the tail grows.
         gamma: f64,
     },
 }
 
 impl Refinement {
+    /// The method's name on cards.
     fn method(self) -> &'static str {
         match self {
             Self::Rank(_) => "svd",
@@ -45,6 +46,8 @@ impl Refinement {
     }
 }
 
+/// Timber at one site. With γ = 0 the rank falls to the effective rank, rounded up; else only
+/// components that are rounding go.
 fn timber(factors: &Factors, gamma: f64) -> Factors {
     let svd = svd::product(factors, <[f64]>::len);
     let kept = effective_rank(&svd.sigma).ceil() as usize;
@@ -59,7 +62,9 @@ fn timber(factors: &Factors, gamma: f64) -> Factors {
     refined.or_zero()
 }
 
-/// exp of the entropy of singular values that descend.
+/// The effective rank of singular values that descend: exp of the entropy of their shares of the
+/// sum (Roy and Vetterli, 2007), with Timber's 10⁻⁹ in the logarithm. Values that are rounding do
+/// not count; 1 if all are zero.
 fn effective_rank(sigma: &[f64]) -> f64 {
     let largest = sigma.first().copied().unwrap_or(0.0);
     let values = || sigma.iter().filter(|&&value| value > SMALLEST * largest);
@@ -71,8 +76,8 @@ fn effective_rank(sigma: &[f64]) -> f64 {
 /// Refines a module into a new one at `out`. `progress` hears of each site that is done.
 ///
 /// # Errors
-/// With all problems, and nothing is written: a module that cannot be read or is more than A and B, a
-/// setting that is out of range, a result that overflows, or something at `out`.
+/// With all problems, and nothing is written: a module that cannot be read or is more than A and B,
+/// a setting that is out of range, a result that overflows, or something at `out`.
 pub fn refine(
     module: &Path,
     refinement: Refinement,
@@ -118,6 +123,7 @@ pub fn refine(
     Ok(Made { path: out.to_owned(), generation, sites: reports })
 }
 
+/// Adds a rank or γ that is out of range.
 fn check(refinement: Refinement, problems: &mut Problems) {
     let mut require = |holds: bool, problem: &dyn Fn() -> String| {
         if !holds {
@@ -132,6 +138,7 @@ fn check(refinement: Refinement, problems: &mut Problems) {
     }
 }
 
+/// The card: the source, the change with its parameter, and the errors of the sites.
 fn card(name: &str, refinement: Refinement, source: &Source, reports: &[SiteReport]) -> String {
     let mut provenance = Provenance::of(name, refinement.method(), &[source]);
     let (what, parameter) = match refinement {

@@ -13,23 +13,26 @@ use polyskill_adapters::Error;
 use polyskill_adapters::files::Problems;
 use polyskill_adapters::peft::MAX_WEIGHT;
 
-/// What deltas are multiplied by.
+/// The factors on a module's deltas.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Scaling {
     /// The same everywhere.
     Factor(f64),
-    /// LiNeS (Wang et al., 2024): α + β·ℓ/(L − 1) in layer ℓ of L, and α at sites outside of layers.
+    /// LiNeS (Wang et al., 2024): α + β·ℓ/(L − 1) in layer ℓ of L, counted from 0, and α at sites
+    /// outside of layers.
     Lines {
         /// The factor in the first layer.
         alpha: f64,
-        /// How much more it is in the last.
+        /// The increase from the first layer to the last.
         beta: f64,
-        /// L; the module's last layer says it if it is left out.
+        /// L, at least 2. If it is left out, the last layer that the module acts in is taken for
+        /// the base's last.
         layers: Option<usize>,
     },
 }
 
 impl Scaling {
+    /// The method's name on cards.
     fn method(self) -> &'static str {
         match self {
             Self::Factor(-1.0) => "negate",
@@ -38,7 +41,8 @@ impl Scaling {
         }
     }
 
-    /// The factor at each site, in order.
+    /// The factor at each site, in the order of `paths`. Adds factors that are not finite, fewer
+    /// than two layers, and a site in a layer beyond L.
     fn factors<'a>(
         self,
         paths: impl Iterator<Item = &'a String> + Clone,
@@ -70,16 +74,20 @@ impl Scaling {
     }
 }
 
-/// The number of the layer that a path lies in: its first component that is a number.
+/// The number of the layer that a path lies in: its first component that is a number; `None`
+/// outside of layers.
 fn layer_of(path: &str) -> Option<usize> {
     path.split('.').find_map(|component| component.parse().ok())
 }
 
 /// Multiplies the deltas of a module, into a new one at `out` with the same weights.
 ///
+/// Only `lora_alpha` and `alpha_pattern` change, so a factor of 0 gives a module that acts as none
+/// and keeps its weights. `SiteReport::from_sum` is |factor − 1|.
+///
 /// # Errors
-/// With all problems, and nothing is written: a module that cannot be read or is more than A and B, factors
-/// that are not finite or overflow, fewer than two layers for LiNeS, or something at `out`.
+/// With all problems, and nothing is written: a module that cannot be read or is more than A and B,
+/// factors that are not finite or overflow, fewer than two layers for LiNeS, or something at `out`.
 pub fn rescale(module: &Path, scaling: Scaling, out: &Path) -> Result<Made, Error> {
     let mut problems = Problems::default();
     let name = new_name(out, &mut problems);
@@ -111,7 +119,8 @@ pub fn rescale(module: &Path, scaling: Scaling, out: &Path) -> Result<Made, Erro
     Ok(Made { path: out.to_owned(), generation, sites })
 }
 
-/// The configuration with other α; the usual one is the default, the rest are patterns.
+/// The configuration with other α by site; the usual one is the default, the rest are patterns with
+/// whole paths.
 fn with_alphas(settings: &Map<String, Json>, alphas: &BTreeMap<&str, f64>) -> Vec<u8> {
     let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
     alphas.values().for_each(|alpha| *counts.entry(alpha.to_bits()).or_default() += 1);
@@ -131,6 +140,7 @@ fn number(value: f64) -> Json {
     if whole as f64 == value { json!(whole) } else { json!(value) }
 }
 
+/// The card: the source and the factors, with L as it was used.
 fn card(name: &str, scaling: Scaling, source: &Source) -> String {
     let mut provenance = Provenance::of(name, scaling.method(), &[source]);
     let what = match scaling {

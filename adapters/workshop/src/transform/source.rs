@@ -11,7 +11,8 @@ use polyskill_adapters::library::check_name;
 use polyskill_adapters::peft::raw::{Content, RawSite};
 use polyskill_adapters::peft::{CONFIG_FILE, MAX_CONFIG_BYTES};
 
-/// Settings that make a module more than B·A, which weight-space methods cannot express.
+/// Settings that make a module more than B·A, which weight-space methods cannot express. Each may
+/// be there with an empty value.
 const BEYOND_LORA: [&str; 6] = [
     "use_dora",
     "bias",
@@ -21,15 +22,21 @@ const BEYOND_LORA: [&str; 6] = [
     "trainable_token_indices",
 ];
 
-/// A module as it lies on disk.
+/// A LoRA as it lies on disk, read whole.
 pub(crate) struct Source {
+    /// The name of its directory, after links are resolved.
     pub(crate) name: String,
+    /// Its files, with generation and card.
     pub(crate) content: Content,
+    /// Its configuration, for the settings that a new module takes over.
     pub(crate) settings: Map<String, Json>,
+    /// A, B and scale, by the path of the linear; there is at least one.
     pub(crate) sites: BTreeMap<String, RawSite>,
 }
 
 impl Source {
+    /// Reads a LoRA. Modules that act at no site, and those that are more than A and B, are
+    /// refused.
     pub(crate) fn read(directory: &Path) -> Result<Self, Error> {
         let io = |source| Error::io(&leaf(directory), directory, source);
         // The name of `.` or `..` is that of the directory it leads to.
@@ -45,7 +52,8 @@ impl Source {
         Ok(Self { name, content, settings, sites })
     }
 
-    /// Reads what can be read and adds the rest to the problems.
+    /// Reads what can be read, in order, and adds the rest to the problems: the result is shorter
+    /// than `directories` where there were any.
     pub(crate) fn read_all(directories: &[PathBuf], problems: &mut Problems) -> Vec<Self> {
         let read = directories.iter().map(|directory| Self::read(directory));
         read.filter_map(|source| source.map_err(|error| problems.add(error.to_string())).ok())
@@ -53,7 +61,8 @@ impl Source {
     }
 }
 
-/// The configuration of a LoRA that is nothing but B·A.
+/// The configuration of a LoRA that is nothing but B·A; every setting that makes it more is named
+/// in the error.
 fn settings(files: Files<'_>) -> Result<Map<String, Json>, Error> {
     let config = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
     let refused = |problems| Error::refused(files.name, problems);
@@ -71,6 +80,7 @@ fn settings(files: Files<'_>) -> Result<Map<String, Json>, Error> {
     if problems.is_empty() { Ok(settings) } else { Err(refused(problems)) }
 }
 
+/// True for values that switch a setting off: null, false, an empty list or an empty object.
 fn is_empty(value: &Json) -> bool {
     match value {
         Json::Null | Json::Bool(false) => true,
@@ -80,12 +90,13 @@ fn is_empty(value: &Json) -> bool {
     }
 }
 
-/// The last component of a path.
+/// The last component of a path; empty for paths that end in `..` or are a root.
 pub(crate) fn leaf(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The name of a module that is to be made at `path`, where nothing may be.
+/// The name of a module that is to be made at `path`, where nothing may be. Adds a name that no
+/// module can have, and anything that is there.
 pub(crate) fn new_name(path: &Path, problems: &mut Problems) -> String {
     let name = leaf(path);
     if let Err(error) = check_name(&name) {

@@ -4,18 +4,19 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
-/// What is set to zero before tensors are merged.
+/// The elements that are set to zero before tensors are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Prune {
-    /// Nothing.
+    /// None.
     Nothing,
-    /// All but the ⌊density·n⌋ largest magnitudes; of equal ones the first stay.
+    /// All but the ⌊density·n⌋ largest magnitudes go; of equal ones the first stay. This is the
+    /// trim of TIES.
     Magnitude,
-    /// Each element with probability 1 − density; the rest is rescaled.
+    /// Each element goes with probability 1 − density; the rest is rescaled. This is DARE.
     Random(Rescale),
 }
 
-/// What keeps the size of a randomly pruned tensor.
+/// The rule that keeps the size of a randomly pruned tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rescale {
     /// Division by the density, as DARE does: the expectation stays.
@@ -24,36 +25,43 @@ pub(crate) enum Rescale {
     Magnitudes,
 }
 
-/// How tensors agree on a sign for each element, and what their sum is divided by.
+/// The election of a sign for each element: who votes how, and the divisor of the sum of those that
+/// agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Consensus {
+    /// The rule of the election.
     pub(crate) sign: Sign,
+    /// The divisor of the sum.
     pub(crate) divisor: Divisor,
 }
 
-/// Whose sign an element gets.
+/// The rule by which tensors elect the sign of an element. Only tensors that have it there are
+/// summed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sign {
-    /// That of Σ w·t.
+    /// That of Σ w·t: a module with a large weight has a large vote. The rule of mergekit.
     Weighted,
-    /// That of Σ t.
+    /// That of Σ t, whatever the weights: the elected sign of the TIES paper.
     Total,
-    /// That of Σ sgn t.
+    /// That of Σ sgn t: every module has one vote.
     Frequency,
 }
 
-/// What the sum of the tensors that agree is divided by.
+/// The number that the sum of the tensors that agree is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Divisor {
-    /// How many agree.
+    /// The number of tensors that agree, which makes the sum a mean.
     Count,
-    /// The sum of their weights.
+    /// The sum of the weights of those that agree.
     Weights,
     /// Nothing.
     One,
 }
 
-/// Prunes a tensor in place. `stream` is the random stream of a tensor of which elements are drawn.
+/// Prunes a tensor in place. `stream` makes the random stream of the tensor, and is called only
+/// where elements are drawn.
+///
+/// A density of 1 or more leaves the tensor as it is.
 pub(crate) fn prune(tensor: &mut [f32], how: Prune, density: f64, stream: impl FnOnce() -> Stream) {
     if density >= 1.0 {
         return;
@@ -65,6 +73,8 @@ pub(crate) fn prune(tensor: &mut [f32], how: Prune, density: f64, stream: impl F
     }
 }
 
+/// Sets all but the `count` largest magnitudes to zero; of those that equal the smallest kept one,
+/// the first stay. O(n) on average. Values must be finite.
 fn keep_largest(tensor: &mut [f32], count: usize) {
     // Magnitudes of finite floats are ordered as their bits are.
     let mut bits: Vec<u32> = tensor.iter().map(|value| value.abs().to_bits()).collect();
@@ -88,6 +98,8 @@ fn keep_largest(tensor: &mut [f32], count: usize) {
     }
 }
 
+/// Sets each element to zero with probability 1 − `density` and multiplies the rest so that the
+/// size stays as `rescale` says.
 fn drop_random(tensor: &mut [f32], density: f64, rescale: Rescale, mut stream: Stream) {
     let magnitudes = |tensor: &[f32]| tensor.iter().map(|&v| f64::from(v.abs())).sum::<f64>();
     let before = magnitudes(tensor);
@@ -109,12 +121,14 @@ fn drop_random(tensor: &mut [f32], density: f64, rescale: Rescale, mut stream: S
 
 /// The random stream of one tensor, the same on every machine.
 ///
-/// ChaCha20 with nonce and counter zero, whose key is the SHA-256 of `polyskill dare`, a zero byte, the seed
-/// and the source's position (64 bits each, little endian), and the site's path. Each element, row by row, takes one
-/// little-endian 32-bit word and stays if the word is below density·2³².
+/// ChaCha20 with nonce and counter zero, whose key is the SHA-256 of `polyskill dare`, a zero byte,
+/// the seed and the source's position (64 bits each, little endian), and the site's path. Each
+/// element, row by row, takes one little-endian 32-bit word and stays if the word is below
+/// density·2³².
 pub(crate) struct Stream(ChaCha20Rng);
 
 impl Stream {
+    /// The stream of the tensor of the source at a position, counted from 0, at a site.
     pub(crate) fn new(seed: u64, site: &str, source: usize) -> Self {
         let mut key = Sha256::new();
         key.update(b"polyskill dare\0");
@@ -124,12 +138,17 @@ impl Stream {
         Self(ChaCha20Rng::from_seed(key.finalize().into()))
     }
 
+    /// Takes one word; true if the next element stays.
     fn keep(&mut self, density: f64) -> bool {
         f64::from(self.0.next_u32()) < density * 4_294_967_296.0
     }
 }
 
-/// Σ w·t, over the tensors that agree with the sign of each element if there is a consensus.
+/// Σ w·t by element in 64 bits, over the tensors that agree with the sign of each element if there
+/// is a consensus.
+///
+/// All tensors have the same length, and weights belong to them in order. The result is empty
+/// without tensors. The divisor is applied only with a consensus.
 pub(crate) fn combine(
     tensors: &[Vec<f32>],
     weights: &[f64],
@@ -150,7 +169,11 @@ pub(crate) fn combine(
     sum
 }
 
-/// The merged value of one element.
+/// The merged value of one element, from pairs of values and weights; `values` is asked twice, for
+/// the vote and the sum.
+///
+/// A vote of exactly zero counts as plus. A divisor of zero, as of an element on which nobody
+/// agrees, divides by nothing.
 fn agreed<I: Iterator<Item = (f64, f64)>>(values: impl Fn() -> I, consensus: Consensus) -> f64 {
     let ballot = |value: f64, weight: f64| match consensus.sign {
         Sign::Weighted => value * weight,
@@ -177,7 +200,7 @@ fn agreed<I: Iterator<Item = (f64, f64)>>(values: impl Fn() -> I, consensus: Con
     if divisor == 0.0 { sum } else { sum / divisor }
 }
 
-/// Zero has no sign and so never agrees.
+/// The sign of a value: −1, 1, or 0 for zero, which has no sign and so never agrees.
 fn sign(value: f64) -> f64 {
     if value == 0.0 { 0.0 } else { value.signum() }
 }
@@ -216,7 +239,8 @@ mod tests {
         }
     }
 
-    /// The words of the stream's documentation, from another implementation of SHA-256 and ChaCha20.
+    /// The words of the stream's documentation, from another implementation of SHA-256 and
+    /// ChaCha20.
     #[test]
     fn the_stream_is_what_its_documentation_says() {
         let words: Vec<u32> = {

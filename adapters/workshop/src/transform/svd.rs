@@ -4,15 +4,17 @@ use super::eigen::{largest, reflect, reflector};
 use super::factors::Factors;
 use super::matrix::Mat;
 
-/// Singular values below this part of the largest are rounding: the Gram matrix holds their squares.
+/// Singular values below this part of the largest are rounding: the Gram matrix holds their
+/// squares.
 pub(crate) const SMALLEST: f64 = 1e-7;
 
-/// How many singular values are kept.
+/// The number of singular values that are kept at a site. Values that are rounding are cut off in
+/// any case.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rank {
-    /// At most so many.
+    /// At most so many; at least 1.
     Fixed(usize),
-    /// As few as hold this part of Σσ², from 0 to 1.
+    /// As few as hold this part of Σσ², above 0 and at most 1.
     Energy(f64),
     /// At most as many as the highest rank among the sources at the site.
     Largest,
@@ -30,6 +32,7 @@ impl std::fmt::Display for Rank {
 
 impl Rank {
     /// The count for singular values that descend; `largest` is the highest rank among the sources.
+    /// It may be above the number of values.
     pub(crate) fn choose(self, sigma: &[f64], largest: usize) -> usize {
         match self {
             Self::Fixed(rank) => rank,
@@ -47,14 +50,19 @@ impl Rank {
     }
 }
 
-/// A decomposition: M ≈ Bᵀᵀ·A with B = U·Σ and A = Vᵀ.
+/// A truncated decomposition: M ≈ B·A with B = U·Σ and A = Vᵀ, so rows of A are orthonormal and σ
+/// stands in B.
 pub(crate) struct Svd {
-    /// All singular values, descending.
+    /// All singular values, descending, those that were cut off among them.
     pub(crate) sigma: Vec<f64>,
+    /// The components that were kept, by descending singular value.
     pub(crate) factors: Factors,
 }
 
-/// Of a dense matrix; `keep` chooses how many of the singular values.
+/// Of a dense matrix; `keep` chooses how many of the singular values, given all of them.
+///
+/// Values and vectors come from the Gram matrix of the smaller side, so singular values below
+/// [`SMALLEST`] of the largest are not told from zero and never kept.
 pub(crate) fn dense(m: &Mat, keep: impl FnOnce(&[f64]) -> usize) -> Svd {
     let wide = m.columns > m.rows;
     // At least as many rows as columns, and no element above 1: squares stay finite.
@@ -88,7 +96,11 @@ pub(crate) fn dense(m: &Mat, keep: impl FnOnce(&[f64]) -> usize) -> Svd {
     Svd { sigma, factors }
 }
 
-/// Of B·A through the QR decompositions of both and the small core between them; B·A is never formed.
+/// Of B·A through the QR decompositions of both and the small core between them; B·A is never
+/// formed.
+///
+/// The core has at most as many rows and columns as the factors have components, so the cost grows
+/// with the rank's third power and only linearly with inputs and outputs.
 pub(crate) fn product(factors: &Factors, keep: impl FnOnce(&[f64]) -> usize) -> Svd {
     let (qa, ra) = qr_of_rows(&factors.a);
     let (qb, rb) = qr_of_rows(&factors.bt);
@@ -97,7 +109,8 @@ pub(crate) fn product(factors: &Factors, keep: impl FnOnce(&[f64]) -> usize) -> 
     Svd { sigma: core.sigma, factors: Factors { a: a.times(&qa), bt: bt.times(&qb) } }
 }
 
-/// M = Rᵀ·Q for rows m of M: Q `[p, columns]` has orthonormal rows, R is `[p, rows]`, p the smaller side.
+/// M = Rᵀ·Q for rows m of M, by Householder reflections: Q `[p, columns]` has orthonormal rows, R
+/// is `[p, rows]`, p the smaller side.
 pub(crate) fn qr_of_rows(m: &Mat) -> (Mat, Mat) {
     let size = m.rows.min(m.columns);
     let mut reduced = m.clone();

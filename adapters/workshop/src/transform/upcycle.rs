@@ -1,9 +1,10 @@
 //! Upcycling: feed-forward experts of a dense base and LoRA modules, for a router to mix.
 //!
-//! A dense layer becomes a mixture whose experts start as copies of its feed-forward (Komatsuzaki et al., "Sparse
-//! Upcycling", 2023), here each with a module's changes multiplied out: E = W + s·B·A for gate, up and down. What the modules
-//! change in the attention is averaged, as in branch-train-mix (Sukhbaatar et al., 2024), into one LoRA that acts beside
-//! them. Gates that were trained for PHATGOOSE at the gate projection become rows of the router: they were trained as
+//! A dense layer becomes a mixture whose experts start as copies of its feed-forward (Komatsuzaki
+//! et al., "Sparse Upcycling", 2023), here each with a module's changes multiplied out: E = W +
+//! s·B·A for gate, up and down. What the modules change in the attention is averaged, as in
+//! branch-train-mix (Sukhbaatar et al., 2024), into one LoRA that acts beside them. Gates that were
+//! trained for PHATGOOSE at the gate projection become rows of the router: they were trained as
 //! logits of the module against the base, with the sigmoid.
 
 use std::collections::BTreeMap;
@@ -26,21 +27,27 @@ use polyskill_adapters::native;
 use polyskill_adapters::peft::site_of;
 use polyskill_adapters::weights::{Expert, FeedForward};
 
-/// The gates that are taken along.
+/// The name of the router artefacts that become rows of the router.
 const GATES: &str = "phatgoose";
-/// The folder of the averaged attention.
+/// The folder of the averaged attention, which no source may have as its name.
 pub const ATTENTION: &str = "attention";
 
-/// What was made.
+/// The modules that were made.
 #[derive(Clone, Debug)]
 pub struct Upcycled {
-    /// One module with experts for each source, with the number of its layers and of those that have a row for the router.
+    /// One module with experts for each source, with the number of its layers and of those that
+    /// have a row for the router.
     pub experts: Vec<(Made, usize, usize)>,
-    /// The mean of what the sources change in the attention, where they do.
+    /// The mean of the sources' changes in the attention; `None` where none has any.
     pub attention: Option<Made>,
 }
 
-/// Makes an expert of each module in `out`, which must not have them yet.
+/// Makes a module with experts of each LoRA in `out`, under the LoRA's name, and one of the
+/// averaged attention.
+///
+/// None of them may be there yet. Each expert has the full size of the base's feed-forward. They
+/// are written one after the other, the attention first: if one fails, those before it stay.
+/// `progress` hears of each source that is done.
 ///
 /// # Errors
 /// With all reasons why nothing was written, or if a file cannot be written.
@@ -85,17 +92,20 @@ pub fn upcycle(
     Ok(Upcycled { experts, attention })
 }
 
+/// The generation of a module in our own format that can be read.
 fn read_own(directory: &Path) -> Result<polyskill_adapters::Generation, Error> {
     let name = leaf(directory);
     native::generation_of(Files { name: &name, directory, root: directory })
 }
 
-/// The three linears of a dense layer's feed-forward.
+/// The three linears of a dense layer's feed-forward: gate, up and down.
 fn inside(layer: usize) -> [Site; 3] {
     [Projection::Gate, Projection::Up, Projection::Down]
         .map(|projection| Site { layer, projection })
 }
 
+/// Adds sites that the base does not have or has in another shape, and a source that changes no
+/// feed-forward.
 fn check(source: &Source, base: &Decoder, problems: &mut Problems) {
     let config = base.config();
     for (path, raw) in &source.sites {
@@ -122,11 +132,15 @@ fn check(source: &Source, base: &Decoder, problems: &mut Problems) {
     }
 }
 
+/// True for the gate, up and down projections of any layer.
 fn is_inside(site: Site) -> bool {
     inside(site.layer).contains(&site)
 }
 
-/// The base's feed-forwards with a module's changes, in the layers where it changes them.
+/// The base's feed-forwards with a module's changes, by layer, in the layers where it changes one
+/// of the three linears.
+///
+/// `path` is the module's directory, which is loaded once more for its router artefacts.
 fn feed_forwards(
     source: &Source,
     path: &Path,
@@ -154,12 +168,15 @@ fn feed_forwards(
     Ok(made)
 }
 
+/// The module's gate at the gate projection of a layer, `[hidden]`; `None` if it has none of that
+/// length.
 fn router_row(module: &Module, layer: usize, hidden: usize) -> Option<Vec<f32>> {
     let (_, row) = module.artefact(GATES, Site { layer, projection: Projection::Gate })?;
     (row.len() == hidden).then_some(row)
 }
 
-/// W + s·B·A, row by row.
+/// W + s·B·A, `[outputs, inputs]`, formed row by row and rounded to the type. Without factors it is
+/// W.
 fn dense(base: &Decoder, site: Site, factors: Option<&Factors>, dtype: Dtype) -> Elements {
     let (outputs, inputs) = base.config().projection_shape(site.projection);
     let mut values = Vec::with_capacity(outputs * inputs);
@@ -181,7 +198,11 @@ fn dense(base: &Decoder, site: Site, factors: Option<&Factors>, dtype: Dtype) ->
     }
 }
 
-/// The mean of what the modules change outside of feed-forwards.
+/// The mean of the modules' changes outside of feed-forwards, written to `out`; `None` where there
+/// are none.
+///
+/// The mean is over all sources, so a module that does not act at a site counts as zero there. It
+/// is exact: its rank at a site is the sum of the ranks.
 fn attention(
     sources: &[Source],
     base: &Decoder,
@@ -220,6 +241,7 @@ fn attention(
     Ok(Some(Made { path: out.to_owned(), generation, sites: Vec::new() }))
 }
 
+/// The card of a module with experts.
 fn card(source: &Source) -> String {
     let mut provenance = Provenance::of(&source.name, "upcycling", &[source]);
     "The base's feed-forwards with the source's changes multiplied out, as experts beside the base's own."

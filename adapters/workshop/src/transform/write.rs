@@ -16,7 +16,7 @@ use polyskill_adapters::Error;
 use polyskill_adapters::Generation;
 use polyskill_adapters::peft::{CARD_FILE, CONFIG_FILE, MAX_WEIGHT, WEIGHTS_FILE};
 
-/// How the weights of new modules are stored.
+/// The type of the weights of new modules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Dtype {
     /// 32-bit floats.
@@ -27,6 +27,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// The bytes of values in this type, little endian, as safetensors has them.
     fn bytes(self, values: impl Iterator<Item = f64>) -> Vec<u8> {
         match self {
             Self::F32 => values.flat_map(|value| (value as f32).to_le_bytes()).collect(),
@@ -36,6 +37,8 @@ impl Dtype {
         }
     }
 
+    /// The nearest value of this type. bfloat16 is rounded by way of 32-bit floats, as it is
+    /// stored.
     fn round(self, value: f64) -> f64 {
         match self {
             Self::F32 => f64::from(value as f32),
@@ -43,7 +46,8 @@ impl Dtype {
         }
     }
 
-    /// What is left of factors in this precision, or the part that overflows it.
+    /// The factors in this precision, as they will be read back. An error names the part that has a
+    /// value beyond what modules may have.
     pub(crate) fn rounded(self, mut factors: Factors) -> Result<Factors, String> {
         for (part, matrix) in [("lora_A", &mut factors.a), ("lora_B", &mut factors.bt)] {
             matrix.values.iter_mut().for_each(|value| *value = self.round(*value));
@@ -55,7 +59,8 @@ impl Dtype {
     }
 }
 
-/// Weights of factors by site.
+/// The safetensors file of factors by site, under PEFT's names: A `[rank, inputs]` and B `[outputs,
+/// rank]`. Factors must be rounded to the type.
 pub(crate) fn weights(sites: &BTreeMap<String, Factors>, dtype: Dtype) -> Result<Vec<u8>, String> {
     let tensors = sites.iter().flat_map(|(site, factors)| {
         let matrix = |part, m: &Mat| {
@@ -74,7 +79,12 @@ pub(crate) fn weights(sites: &BTreeMap<String, Factors>, dtype: Dtype) -> Result
     weights_file(tensors)
 }
 
-/// The configuration of a LoRA with these ranks, in which PEFT's scale is 1 at every site.
+/// The configuration of a LoRA with these ranks, in which PEFT's scale is 1 at every site, because
+/// α equals the rank.
+///
+/// The usual rank is the default, others are patterns. Base model, task and orientation of weights
+/// are taken over where all sources agree; target modules are those of a source that acts at the
+/// same sites, else a list of all paths.
 pub(crate) fn config(sources: &[Source], ranks: &BTreeMap<&str, usize>) -> Vec<u8> {
     let shared = |key: &str| {
         let mut values = sources.iter().map(|source| source.settings.get(key));
@@ -123,7 +133,8 @@ pub(crate) fn config(sources: &[Source], ranks: &BTreeMap<&str, usize>) -> Vec<u
     pretty(&config)
 }
 
-/// Writes a LoRA with scale 1 at every site to `out`.
+/// Writes a LoRA with scale 1 at every site to `out`. `sites` are all that it acts at; `sources`
+/// give the settings that are taken over.
 pub(crate) fn lora(
     sources: &[Source],
     sites: &BTreeMap<String, Factors>,
@@ -142,12 +153,12 @@ pub(crate) fn lora(
     publish_one(out, &draft)
 }
 
-/// JSON as PEFT writes it.
+/// JSON as PEFT writes it: indented, with a line break at the end.
 pub(crate) fn pretty(config: &Json) -> Vec<u8> {
     format!("{config:#}\n").into_bytes()
 }
 
-/// The files of a module in PEFT's format.
+/// The files of a module in PEFT's format, configuration first.
 pub(crate) const PEFT_FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
 
 /// The files of a module that is to be written.
@@ -155,10 +166,14 @@ pub(crate) const PEFT_FILES: [&str; 2] = [CONFIG_FILE, WEIGHTS_FILE];
 pub(crate) struct Draft {
     /// Names of configuration and weights.
     pub(crate) files: [&'static str; 2],
+    /// Content of the configuration.
     pub(crate) config: Vec<u8>,
+    /// Content of the weights.
     pub(crate) weights: Vec<u8>,
+    /// Content of the card.
     pub(crate) card: String,
-    /// Reads what was written as it will be read later.
+    /// Reads what was written as it will be read later, so that nothing is published which would
+    /// then be refused.
     pub(crate) read: fn(&Path) -> Result<Generation, Error>,
 }
 
@@ -167,10 +182,12 @@ pub(crate) fn read_lora(directory: &Path) -> Result<Generation, Error> {
     Source::read(directory).map(|source| source.content.generation)
 }
 
-/// Writes modules into hidden folders beside their targets, reads them back, and then moves all into place.
+/// Writes modules into hidden folders beside their targets, reads them back, and then moves all
+/// into place.
 ///
-/// Nothing stays if anything fails before the first move. Drafts are made one at a time. What comes back are
-/// the generations of what was written, as they were read.
+/// Nothing stays if anything fails before the first move. If a later move fails, modules that were
+/// moved stay. Drafts are made one at a time, in order, and dropped when they are written. Returns
+/// the generations of what was written, as they were read, in the order of the targets.
 pub(crate) fn publish<'a>(
     targets: &[PathBuf],
     mut draft: impl FnMut(usize) -> Result<Cow<'a, Draft>, Error>,
@@ -209,7 +226,8 @@ pub(crate) fn publish_one(target: &Path, draft: &Draft) -> Result<Generation, Er
     publish(&targets, |_| Ok(Cow::Borrowed(draft))).map(|generations| generations[0])
 }
 
-/// An empty hidden folder beside the target.
+/// Makes an empty hidden folder, `.NAME.partial`, beside the target, and the directories above it.
+/// A folder that another run has left there is an error.
 fn stage(target: &Path) -> Result<PathBuf, Error> {
     let parent = target.parent().unwrap_or(Path::new(""));
     if !parent.as_os_str().is_empty() {
@@ -220,6 +238,7 @@ fn stage(target: &Path) -> Result<PathBuf, Error> {
     Ok(folder)
 }
 
+/// Writes the three files of a draft into a folder and reads the module back.
 fn fill(folder: &Path, draft: &Draft) -> Result<Generation, Error> {
     let files = [
         (draft.files[0], draft.config.as_slice()),
@@ -233,6 +252,7 @@ fn fill(folder: &Path, draft: &Draft) -> Result<Generation, Error> {
     (draft.read)(folder)
 }
 
+/// The error of a path that cannot be written.
 fn unwritten(path: &Path, source: &std::io::Error) -> Error {
     transform_error(format!("cannot write {}: {source}", path.display()))
 }

@@ -25,7 +25,9 @@ pub use transform::TransformCommand;
 pub use upcycle::UpcycleArgs;
 pub use verify::VerifyArgs;
 
-/// What can be done with modules.
+/// The commands on modules: those that write a new one, and those that look at one.
+///
+/// A new module goes to a directory of its own; those that it is made of stay as they are.
 #[derive(Clone, Debug, Subcommand)]
 pub enum AdaptersCommand {
     /// Merge modules into a new one.
@@ -45,7 +47,8 @@ pub enum AdaptersCommand {
         #[arg(required = true)]
         modules: Vec<PathBuf>,
     },
-    /// Make experts of LoRA modules: the base's feed-forwards with their changes, for a router to mix.
+    /// Make experts of LoRA modules: the base's feed-forwards with their changes, for a router to
+    /// mix.
     Upcycle(UpcycleArgs),
     /// Show what a module is.
     Inspect {
@@ -59,10 +62,10 @@ pub enum AdaptersCommand {
     Encode(EncodeArgs),
     /// Change and list the modules of a running server.
     Serving {
-        /// Which server.
+        /// The server that is asked.
         #[command(flatten)]
         server: ServerArgs,
-        /// What is to be done.
+        /// The request that is sent to it.
         #[command(subcommand)]
         command: RemoteCommand,
     },
@@ -91,7 +94,7 @@ pub enum AdaptersCommand {
     },
 }
 
-/// How far a rank is brought down.
+/// The bound on a new module's rank: a number of singular values, or a share of their energy.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct RankArgs {
     /// Singular values to keep at each site; by default the highest rank among the sources.
@@ -103,12 +106,13 @@ pub struct RankArgs {
 }
 
 impl RankArgs {
+    /// The bound for the transformation; `None` leaves it to the method.
     fn rank(self) -> Option<Rank> {
         self.rank.map(Rank::Fixed).or(self.energy.map(Rank::Energy))
     }
 }
 
-/// How new weights are stored.
+/// The storage type of new weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum DtypeArg {
     /// 32-bit floats.
@@ -149,15 +153,21 @@ pub fn run(command: &AdaptersCommand, out: &mut dyn Write) -> Result<(), String>
     }
 }
 
+/// The text of an error, for `map_err`.
 fn message(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// Writes a line; fails where the terminal is gone.
 fn say(out: &mut dyn Write, line: &str) -> Result<(), String> {
     writeln!(out, "{line}").map_err(message)
 }
 
-/// The directory of a module: a path, or a name in one of the folders of modules.
+/// The directory of a module: a path that exists, or a name in one of the folders of modules, the
+/// first that has it.
+///
+/// Without folders, `adapters/library` of the working directory is searched. A name has no slash
+/// and does not begin with a dot, so it cannot leave its folder.
 fn resolve(module: &str, folders: &[PathBuf]) -> Result<PathBuf, String> {
     let path = Path::new(module);
     if path.is_dir() {
@@ -177,7 +187,10 @@ fn resolve(module: &str, folders: &[PathBuf]) -> Result<PathBuf, String> {
     })
 }
 
-/// A bar over sites or modules, on a terminal.
+/// A progress bar over sites or modules, and a function that moves it, which takes how many are
+/// done and how many there are.
+///
+/// `of` is the word after the numbers. Where standard error is no terminal, nothing is shown.
 fn bar(of: &str) -> (ProgressBar, impl FnMut(usize, usize) + use<>) {
     let bar = ProgressBar::new(0);
     let template = format!("{{elapsed}} {{wide_bar}} {{pos}}/{{len}} {of}");
@@ -191,7 +204,11 @@ fn bar(of: &str) -> (ProgressBar, impl FnMut(usize, usize) + use<>) {
     })
 }
 
-/// Says what was made: where, which generation, how exact it is, and how far from what it was made of.
+/// Says what was made: its directory, its generation, its ranks, its distance from the deltas that
+/// the method means, and how far it is from what it was made of.
+///
+/// `from` names the latter. Without reports on sites, as for prompts and experts, only the first
+/// two are said.
 fn report(made: &Made, from: &str, out: &mut dyn Write) -> Result<(), String> {
     say(out, &format!("{}\ngeneration {}", made.path.display(), made.generation))?;
     if made.sites.is_empty() {

@@ -14,30 +14,36 @@ use polyskill_server::service::Service;
 use crate::arguments::{ServeArgs, routed};
 use crate::start::start_service;
 
-/// A composition that is measured.
+/// A composition that is measured, such as the base alone.
 #[derive(Clone, Debug)]
 struct Case {
     /// Its name in the table.
     name: String,
-    /// What answers.
+    /// The composition that answers, as a request would name it.
     selection: Selection,
 }
 
+/// Tokens of a prompt whose prefill is measured, where the base's context holds so many.
 const PROMPT_TOKENS: u32 = 256;
+/// Tokens that each request generates where decoding is measured.
 const DECODE_TOKENS: usize = 64;
-/// Cases take turns, so that a drift of the machine meets all of them.
+/// Rounds that are counted, after one that is not. Cases take turns in each, so that a drift of the
+/// machine meets all of them.
 const ROUNDS: usize = 7;
 
-/// Medians of one case over the rounds.
+/// Measurements of one case, one value per round; the table shows their medians.
 #[derive(Clone, Debug, Default)]
 struct Figures {
+    /// Tokens of the prompt per second.
     prefill: Vec<f64>,
-    /// Seconds per step at 1 and at 8 rows.
+    /// The median of seconds per step, at 1 and at 8 rows.
     steps: [Vec<f64>; 2],
+    /// The 99th percentile of seconds per step, at 1 and at 8 rows.
     p99: [Vec<f64>; 2],
 }
 
-/// Measures base, the first module and Arrow, where they are there.
+/// Measures the base, the first module of the library at weight 1, and Arrow over all modules with
+/// its best three, where they are there.
 ///
 /// # Errors
 /// A message for the user.
@@ -59,6 +65,8 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
 }
 
 /// Runs all cases in turns and prints a table; the first case is the reference of the tax.
+///
+/// The whole takes one prefill, and decoding at 1 and at 8 rows, for each case in each round.
 fn measure(service: &Service, cases: &[Case]) -> Result<(), String> {
     let compositions = cases
         .iter()
@@ -84,6 +92,8 @@ fn measure(service: &Service, cases: &[Case]) -> Result<(), String> {
     Ok(())
 }
 
+/// Prints the medians as a Markdown table. The tax is how much longer a step takes than that of the
+/// first case, in percent.
 fn print_table(
     service: &Service,
     cases: &[Case],
@@ -125,6 +135,7 @@ fn prompt_tokens(service: &Service) -> u32 {
     u32::try_from(room).map_or(PROMPT_TOKENS, |room| room.min(PROMPT_TOKENS))
 }
 
+/// The value at the nearest rank: 0 is the least, 1 the largest. NaN without values.
 fn quantile(values: &[f64], q: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -132,6 +143,11 @@ fn quantile(values: &[f64], q: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
+/// Asks for a greedy answer to a prompt of made-up tokens, and returns its events with the times at
+/// which they came.
+///
+/// Prompts are arithmetic sequences of token ids, so their text means nothing. No end token is set:
+/// the answer has `max_tokens` tokens.
 fn submit(
     service: &Service,
     composition: &Arc<Composition>,
@@ -157,6 +173,7 @@ fn submit(
     Ok(events)
 }
 
+/// Seconds from the request to its first token, queueing included.
 fn measure_prefill(service: &Service, composition: &Arc<Composition>) -> Result<f64, String> {
     let started = Instant::now();
     let events = submit(service, composition, prompt_tokens(service), 1)?;
@@ -167,7 +184,9 @@ fn measure_prefill(service: &Service, composition: &Arc<Composition>) -> Result<
     Ok(seconds)
 }
 
-/// Seconds between tokens with `rows` requests decoding together.
+/// Seconds between tokens of the first of `rows` requests that decode together.
+///
+/// The first four gaps are left out, since other requests' prompts are read in them.
 fn measure_decode(
     service: &Service,
     composition: &Arc<Composition>,

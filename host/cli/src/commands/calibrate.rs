@@ -23,23 +23,24 @@ use polyskill_workshop::calibration::{
 use passes::Calibration;
 use polyskill_sources::base_models;
 
-/// What a policy is made from, and how.
+/// The base, the text that stands for its use, and the method by which a policy is made.
 #[derive(Args, Clone, Debug)]
 pub struct CalibrateArgs {
     /// A sparse base: a path, or a name as for `serve`.
     #[arg(long)]
     pub model: String,
-    /// Text that stands for what will be asked: .txt, read as one, or .jsonl with a document in each line's "text", or a
-    /// directory of such files. Repeatable.
+    /// Text that stands for what will be asked: .txt, read as one, or .jsonl with a document in
+    /// each line's "text", or a directory of such files. Repeatable.
     #[arg(long, required = true)]
     pub text: Vec<PathBuf>,
     /// Directory of the new policy, a module; it must not exist.
     #[arg(long)]
     pub out: PathBuf,
-    /// Which experts are dropped or merged.
+    /// Method by which experts are dropped or merged.
     #[arg(long, value_enum, default_value_t = Method::Naee)]
     pub method: Method,
-    /// Experts that are left per layer (with `mc-smoe`: on average; with `uncurl`: clusters); all without it.
+    /// Experts that are left per layer (with `mc-smoe`: on average; with `uncurl`: clusters); all
+    /// without it.
     #[arg(long)]
     pub keep: Option<usize>,
     /// Also measure β, under which the second expert of a token is skipped.
@@ -54,7 +55,7 @@ pub struct CalibrateArgs {
     /// Sequences whose error is one norm.
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
-    /// Of the method `random`.
+    /// Seed of the method `random`.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// A word of questions that this policy is for, for routers that look for tags. Repeatable.
@@ -62,32 +63,39 @@ pub struct CalibrateArgs {
     pub tag: Vec<String>,
 }
 
-/// What the card of UNCURL's policies says.
+/// A paragraph that the card of UNCURL's policies has more than others.
 const UNTRAINED: &str = "\nThis is UNCURL's analysis and merge only (Sarkar et al., 2024): the paper trains a new router \
     and the experts again afterwards. Here the base's router stays, and nothing is trained.\n";
 
-/// How experts are chosen that a layer does without.
+/// The method by which experts are chosen that a layer does without.
+///
+/// The first five give a set of kept experts per layer; the last two give an expert that is run in
+/// the place of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Method {
-    /// NAEE: the set that changes the layer's output least, all sets tried, each layer on the base's own activations.
+    /// NAEE: the set that changes the layer's output least, all sets tried, each layer on the
+    /// base's own activations.
     Naee,
     /// NAEE, layer after layer, on the activations of the base with its first layers pruned.
     NaeeProgressive,
-    /// One expert after the other, the one whose loss is least; for layers with too many experts to try all sets.
+    /// One expert after the other, the one whose loss is least; for layers with too many experts to
+    /// try all sets.
     Greedy,
     /// The experts that are chosen least often are dropped.
     LeastUsed,
-    /// Any experts are dropped; what the others are to be better than.
+    /// Any experts are dropped; a baseline that the others are to be better than.
     Random,
-    /// MC-SMoE: experts that the router scores alike are merged, weighted by use; no training afterwards.
+    /// MC-SMoE: experts that the router scores alike are merged, weighted by use; no training
+    /// afterwards.
     McSmoe,
-    /// UNCURL's analysis and merge only: clusters of experts that the router scores alike, hidden features aligned, averaged
-    /// by use. The paper trains a new router and the experts again afterwards; here the base's router stays, and nothing is
-    /// trained.
+    /// UNCURL's analysis and merge only: clusters of experts that the router scores alike, hidden
+    /// features aligned, averaged by use. The paper trains a new router and the experts again
+    /// afterwards; here the base's router stays, and nothing is trained.
     Uncurl,
 }
 
 impl Method {
+    /// The name on the command line and in the policy's card.
     fn name(self) -> &'static str {
         match self {
             Self::Naee => "naee",
@@ -101,7 +109,12 @@ impl Method {
     }
 }
 
-/// Runs the command.
+/// Makes a policy, writes it, loads it once more as a server would, and prints it layer by layer.
+///
+/// The time is that of the base reading `sequences` sequences: once for `naee`, `least-used`,
+/// `mc-smoe` and `uncurl`, twice per layer for `naee-progressive`, once per dropped expert for
+/// `greedy`, and once more for `skip`. Progress is saved after each batch, and the file is removed
+/// once the policy can be read.
 ///
 /// # Errors
 /// If the base has no experts, a text cannot be read, or the policy cannot be written.
@@ -142,6 +155,10 @@ pub fn run(args: &CalibrateArgs, out: &mut dyn Write) -> Result<(), String> {
     Ok(())
 }
 
+/// Refuses what cannot work, before any text is read.
+///
+/// All sparse layers are taken to be like the first. NAEE's skipping compares the weights of two
+/// experts, so it needs a base that chooses two per token.
 fn check(args: &CalibrateArgs, model: &Decoder) -> Result<(), String> {
     let config = model.config();
     let sparse = (0..config.num_layers).find_map(|layer| config.experts_at(layer));
@@ -170,8 +187,12 @@ fn check(args: &CalibrateArgs, model: &Decoder) -> Result<(), String> {
     Ok(())
 }
 
+/// The policy of each sparse layer, and by layer the experts that merging made, which are stored
+/// with it.
 type Policy = (Vec<LayerPolicy>, BTreeMap<usize, Vec<Expert>>);
 
+/// Chooses the experts of all layers, then measures β with that choice in place, so that β is that
+/// of the policy as it will run.
 fn policy(
     args: &CalibrateArgs,
     model: &Decoder,
@@ -197,8 +218,7 @@ fn policy(
                 policies.iter_mut().zip(kept).for_each(|(policy, kept)| policy.keep = Some(kept));
             }
             None => {
-                let plan = (args.method, keep);
-                merge(model, (calibration, plan), &mut policies, &mut experts)?;
+                merge(model, calibration, args.method, keep, &mut policies, &mut experts)?;
             }
         }
     }
@@ -213,9 +233,16 @@ fn policy(
     Ok((policies, experts))
 }
 
+/// Groups experts by how alike the router's logits are, and merges each group into one expert.
+///
+/// MC-SMoE spreads `keep` groups times the number of layers over all layers, and averages features
+/// where they stand. UNCURL makes `keep` clusters in each layer and first brings the features of
+/// their experts into the leader's order.
 fn merge(
     model: &Decoder,
-    (calibration, (method, keep)): (&mut Calibration<'_>, (Method, usize)),
+    calibration: &mut Calibration<'_>,
+    method: Method,
+    keep: usize,
     policies: &mut [LayerPolicy],
     merged_experts: &mut BTreeMap<usize, Vec<Expert>>,
 ) -> Result<(), String> {
@@ -229,10 +256,10 @@ fn merge(
         (group_globally(&usage, keep * policies.len()), vec![Orders::new(); policies.len()])
     };
     let groups = groups.iter().zip(&orders);
-    for ((policy, usage), groups) in policies.iter_mut().zip(&usage).zip(groups) {
+    for ((policy, usage), (groups, orders)) in policies.iter_mut().zip(&usage).zip(groups) {
         let number = policy.layer as usize;
         let Some(experts) = model.experts(number) else { continue };
-        let (targets, extra) = merged(experts, usage, groups);
+        let (targets, extra) = merged(experts, usage, groups, orders);
         policy.alias = Some(targets);
         policy.num_extra = extra.len() as u32;
         if !extra.is_empty() {
@@ -242,6 +269,7 @@ fn merge(
     Ok(())
 }
 
+/// One line about a layer's policy.
 fn described(policy: &LayerPolicy) -> String {
     let mut text = format!("layer {}:", policy.layer);
     if let Some(keep) = &policy.keep {
@@ -256,6 +284,8 @@ fn described(policy: &LayerPolicy) -> String {
     text
 }
 
+/// The module's card: tags, the digest of the base that the policy is for, and the texts and
+/// settings that it was made with.
 fn card(args: &CalibrateArgs, model: &Decoder, num_tokens: usize) -> String {
     let files: Vec<String> = args
         .text
@@ -284,10 +314,12 @@ fn card(args: &CalibrateArgs, model: &Decoder, num_tokens: usize) -> String {
     )
 }
 
+/// A text in quotes for YAML; quotes, backslashes and line feeds in it become `'`.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace(['"', '\\', '\n'], "'"))
 }
 
+/// The text of an error, for `map_err`.
 fn message(error: impl std::fmt::Display) -> String {
     error.to_string()
 }

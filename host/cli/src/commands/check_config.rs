@@ -2,7 +2,9 @@
 
 use crate::arguments::ServeArgs;
 
-/// Prints the configuration as it is meant, without its secrets.
+/// Prints the effective configuration as TOML, after the checks that a server does at its start.
+///
+/// Keys show as `(set)`. Nothing is loaded, so a path that does not exist may still be printed.
 pub(crate) fn run(args: &ServeArgs) -> Result<(), String> {
     let mut config = args.config()?;
     config.check().map_err(|error| error.to_string())?;

@@ -1,7 +1,8 @@
 //! `polyskill eval`: task files through several compositions, and what each gets right.
 //!
-//! The [`Task`]s and the [`Column`]s to compare are read, every item runs through the engine that serves, and
-//! the [`Outcome`]s become a [`Report`]. They are kept line by line, so that a run that was stopped goes on.
+//! The [`Task`]s and the [`Column`]s to compare are read, every item runs through the engine that
+//! serves, and the [`Outcome`]s become a [`Report`]. They are kept line by line, so that a run that
+//! was stopped goes on.
 
 use std::path::PathBuf;
 
@@ -26,13 +27,13 @@ pub use results::{Outcome, Routing};
 pub use statistics::{Estimate, Pair, bootstrap};
 pub use tasks::{Item, Message, Task, read_tasks};
 
-/// What is evaluated, and where the results go.
+/// The tasks that are evaluated, the columns to compare, and the directory of the results.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
     /// A task file (JSON lines) or a directory of them; repeatable.
     #[arg(long = "tasks", required = true)]
     pub tasks: Vec<PathBuf>,
-    /// What is compared (TOML); without it the base, each item's own module and each skill set.
+    /// Columns to compare (TOML); without it the base, each item's own module and each skill set.
     #[arg(long)]
     pub columns: Option<PathBuf>,
     /// Directory of the results; one that exists is gone on with.
@@ -49,11 +50,15 @@ pub struct EvalArgs {
     pub resamples: usize,
 }
 
-/// Evaluates, and writes `results.jsonl`, `report.json`, `report.md` and `report.html`.
+/// Evaluates, and writes `results.jsonl`, `report.json`, `report.md` and `report.html` into the
+/// directory of the results; returns the Markdown.
+///
+/// Outcomes that the directory has already are not asked for again, where item, column and
+/// composition are the same.
 ///
 /// # Errors
-/// A message for the user: a file that cannot be read, a column that names what is not loaded, or an engine
-/// that fails.
+/// A message for the user: a file that cannot be read, a column that names what is not loaded, or
+/// an engine that fails.
 pub fn run(service: &Service, args: &EvalArgs) -> Result<String, String> {
     if args.parallel == 0 || args.resamples == 0 || args.limit == Some(0) {
         return Err("--parallel, --resamples and --limit are at least 1".to_owned());

@@ -1,4 +1,5 @@
-//! `polyskill experiment`: task files as traffic of an experiment, recorded traffic under every arm, and planning.
+//! `polyskill experiment`: task files as traffic of an experiment, recorded traffic under every
+//! arm, and planning.
 
 mod page;
 mod traffic;
@@ -28,14 +29,14 @@ pub struct AssignArgs {
     pub units: Vec<String>,
 }
 
-/// Traffic, and what it meets.
+/// An experiment, the traffic that meets it, and the place of the report.
 #[derive(Args, Clone, Debug)]
 pub struct TrafficArgs {
     /// The experiment (TOML), as in a configuration's `[[experiment]]`.
     #[arg(long)]
     pub experiment: PathBuf,
-    /// Task files (JSON lines), directories of them, or traces that a server wrote with their prompts; repeatable. Answers to
-    /// traces are measured and not graded.
+    /// Task files (JSON lines), directories of them, or traces that a server wrote with their
+    /// prompts; repeatable. Answers to traces are measured and not graded.
     #[arg(long = "traffic", required = true)]
     pub traffic: Vec<PathBuf>,
     /// Directory of `report.json` and `report.html`.
@@ -52,7 +53,7 @@ pub struct TrafficArgs {
     pub seed: u64,
 }
 
-/// What is planned.
+/// The numbers that a plan takes: one of the effect and the units is given, the other is found.
 #[derive(Args, Clone, Debug)]
 pub struct PlanArgs {
     /// Variance of the metric between units; of a share p it is p·(1 − p).
@@ -86,7 +87,8 @@ pub struct PlanArgs {
 /// Work with experiments that needs no server.
 #[derive(Clone, Debug, Subcommand)]
 pub enum ExperimentCommand {
-    /// Let each conversation of task files meet one arm, as live traffic would, grade the answers, and report.
+    /// Let each conversation of task files meet one arm, as live traffic would, grade the answers,
+    /// and report.
     Run {
         /// The traffic.
         #[command(flatten)]
@@ -104,13 +106,13 @@ pub enum ExperimentCommand {
         #[command(flatten)]
         serve: ServeArgs,
     },
-    /// How many units an experiment needs, or what it can find.
+    /// Find the units that an experiment needs, or the effect that it can find.
     Plan(PlanArgs),
-    /// Which arms units get.
+    /// Print the arms that units get.
     Assign(AssignArgs),
 }
 
-/// Runs the command and prints what it finds.
+/// Runs the command and prints what it finds. Only `run` and `replay` load a base.
 ///
 /// # Errors
 /// A message for the user.
@@ -122,10 +124,10 @@ pub fn command(command: &ExperimentCommand, out: &mut dyn Write) -> Result<(), S
         ExperimentCommand::Replay { traffic, serve } => (traffic, serve, true),
     };
     let service = start_service(&serve.config()?)?;
-    run(&service, (traffic, every_arm), out)
+    run(&service, traffic, every_arm, out)
 }
 
-/// Reads a declaration.
+/// Reads a declaration, without looking at what it says.
 ///
 /// # Errors
 /// If the file cannot be read, or is none.
@@ -135,7 +137,10 @@ fn read(path: &Path) -> Result<Declaration, String> {
     toml::from_str(&text).map_err(|error| fail(&error))
 }
 
-/// Prints the arm of each unit.
+/// Prints the arm of each unit, without a server.
+///
+/// It depends on the declaration and the unit alone. A unit may also be held out, or lie in the
+/// share of a layer that other experiments have.
 ///
 /// # Errors
 /// If the declaration is not usable.
@@ -153,11 +158,13 @@ pub fn assign(args: &AssignArgs, out: &mut dyn Write) -> Result<(), String> {
     Ok(())
 }
 
+/// Writes a line; fails where the terminal is gone.
 fn say(out: &mut dyn Write, line: &str) -> Result<(), String> {
     writeln!(out, "{line}").map_err(|error| error.to_string())
 }
 
-/// Prints needed units, or the smallest effect, of both designs.
+/// Prints needed units, or the smallest effect, of two designs: a look at the end, and always-valid
+/// intervals, which allow any number of looks and need more units for it.
 ///
 /// # Errors
 /// If the numbers are not usable.
@@ -197,13 +204,17 @@ pub fn plan(args: &PlanArgs, out: &mut dyn Write) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs traffic through a service, each conversation under its arm or under every arm; says how it ended.
+/// Runs traffic through a service, each conversation under its arm or, with `every_arm`, under
+/// every arm; says how it ended.
+///
+/// `report.json` and `report.html` in `args.out` are overwritten.
 ///
 /// # Errors
 /// A message for the user.
 pub fn run(
     service: &Service,
-    (args, every_arm): (&TrafficArgs, bool),
+    args: &TrafficArgs,
+    every_arm: bool,
     out: &mut dyn Write,
 ) -> Result<(), String> {
     let declaration = read(&args.experiment)?;
@@ -216,6 +227,11 @@ pub fn run(
     say(out, &format!("report.json and report.html are in {}", args.out.display()))
 }
 
+/// Prints each metric by arm, each arm's difference from the control with its interval, and the
+/// verdict.
+///
+/// The report is read as JSON, as a client of the server would read it. What is missing shows as
+/// nothing or NaN.
 fn summary(report: &Json, out: &mut dyn Write) -> Result<(), String> {
     let list = |value: &Json| value.as_array().cloned().unwrap_or_default();
     let text = |value: &Json| value.as_str().unwrap_or_default().to_owned();

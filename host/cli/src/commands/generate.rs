@@ -17,7 +17,7 @@ use polyskill_server::service::Service;
 use crate::arguments::{ServeArgs, routed, weighted};
 use crate::start::start_service;
 
-/// The prompt and what answers it.
+/// The prompt, the modules or the router that answer it, and the sampling parameters.
 #[derive(Args, Clone, Debug)]
 pub struct GenerateArgs {
     /// The user's message.
@@ -43,18 +43,19 @@ pub struct GenerateArgs {
     /// Start of the random stream.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// The service that answers.
     #[command(flatten)]
     serve: ServeArgs,
 }
 
-/// The prompt and what answers it, checked.
+/// The arguments after their checks.
 #[derive(Clone, Debug)]
 struct Options {
     /// The user's message.
     prompt: String,
-    /// What answers.
+    /// The composition that answers.
     selection: Selection,
-    /// Whether modules are shown.
+    /// Shows modules in colour, and their shares at the end.
     trace: bool,
     /// Tokens at most.
     max_tokens: usize,
@@ -64,10 +65,13 @@ struct Options {
     seed: u64,
 }
 
-/// Colours of the modules, in order of the composition.
+/// Colours of the modules as ANSI codes, in order of the composition; with more than six they come
+/// again.
 const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 
 /// Answers one prompt on the terminal.
+///
+/// Everything that can be checked without a base is, since loading one takes its time.
 ///
 /// # Errors
 /// A message for the user.
@@ -80,7 +84,7 @@ pub fn run(args: GenerateArgs) -> Result<(), String> {
     }
     let selection = match &args.router {
         Some(router) => Selection::Routed(RouterRequest {
-            beside: adapters,
+            always_on: adapters,
             text: Some(args.prompt.clone()),
             ..routed(router.clone(), &args.params)?
         }),
@@ -106,7 +110,7 @@ pub fn run(args: GenerateArgs) -> Result<(), String> {
     answer(&service, &options)
 }
 
-/// Prints the answer as it comes.
+/// Prints the answer as it comes. End tokens are not shown.
 fn answer(service: &Service, options: &Options) -> Result<(), String> {
     let tokenizer = &service.tokenizer;
     let prompt = match tokenizer.has_template() {
@@ -163,7 +167,7 @@ fn answer(service: &Service, options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// The module with the most weight over a token's sites.
+/// The module with the most weight over a token's sites; `None` where none was picked.
 fn strongest(routing: &[polyskill_engine::SitePicks]) -> Option<u32> {
     let mut weights = std::collections::BTreeMap::<u32, f32>::new();
     for &(module, weight) in routing.iter().flat_map(|site| &site.picks) {
@@ -172,6 +176,7 @@ fn strongest(routing: &[polyskill_engine::SitePicks]) -> Option<u32> {
     weights.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(module, _)| module)
 }
 
+/// A text in its module's colour, on a terminal; elsewhere the text as it is.
 fn paint(text: &str, module: Option<u32>) -> String {
     match module {
         Some(module)
@@ -183,6 +188,8 @@ fn paint(text: &str, module: Option<u32>) -> String {
     }
 }
 
+/// Prints the modules in their colours with their shares of the picks, the largest first, and why
+/// the base answered, if it did.
 fn legend(composition: &Composition, share: &[(u32, f64)]) {
     if composition.modules().is_empty() {
         println!("\nno modules: the base answered");

@@ -1,4 +1,5 @@
-//! `polyskill plugin`: everything that the author of a router does, from an empty folder to a signed bundle.
+//! `polyskill plugin`: everything that the author of a router does, from an empty folder to a
+//! signed bundle.
 
 mod bench;
 mod build;
@@ -24,7 +25,7 @@ pub use build::{BuildArgs, Flavour};
 pub use dev::DevArgs;
 pub use new::{Language, NewArgs};
 
-/// What can be done with a plugin.
+/// The commands for the author of a plugin.
 #[derive(Clone, Debug, Subcommand)]
 pub enum PluginCommand {
     /// Write a small project that builds, passes its tests and serves.
@@ -36,7 +37,7 @@ pub enum PluginCommand {
         /// A bundle, or a project that was built.
         #[arg(default_value = ".")]
         bundle: PathBuf,
-        /// How it is run.
+        /// Limits and parameters of the run.
         #[command(flatten)]
         sandbox: SandboxArgs,
     },
@@ -45,7 +46,7 @@ pub enum PluginCommand {
         /// Bundles, or projects that were built.
         #[arg(default_value = ".")]
         bundles: Vec<PathBuf>,
-        /// How it is run.
+        /// Limits and parameters of the run.
         #[command(flatten)]
         sandbox: SandboxArgs,
     },
@@ -91,7 +92,7 @@ pub enum PluginCommand {
     Dev(DevArgs),
 }
 
-/// How bundles are run.
+/// Limits and parameters that bundles are run with.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SandboxArgs {
     /// A server's configuration: its `[limits]` and the router's parameters apply.
@@ -108,7 +109,7 @@ pub struct SandboxArgs {
 /// Runs a command; what it has to say goes to `out`.
 ///
 /// # Errors
-/// What went wrong, for the terminal.
+/// A message for the terminal.
 pub fn run(command: &PluginCommand, out: &mut dyn Write) -> Result<(), String> {
     match command {
         PluginCommand::New(args) => new::run(args, out),
@@ -137,7 +138,7 @@ fn say(out: &mut dyn Write, line: impl std::fmt::Display) -> Result<(), String> 
     writeln!(out, "{line}").map_err(|error| format!("cannot write: {error}"))
 }
 
-/// The manifest of a project or a bundle's folder.
+/// The manifest of a project or a bundle's folder. Its fields are not checked here.
 fn read_manifest(folder: &Path) -> Result<Manifest, String> {
     let path = folder.join(MANIFEST_FILE);
     let text = std::fs::read_to_string(&path).map_err(|error| {
@@ -146,18 +147,23 @@ fn read_manifest(folder: &Path) -> Result<Manifest, String> {
     toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-/// The part of a plugin's name that names folders and files: what follows a publisher's prefix.
+/// The part of a plugin's name that names folders and files: what follows a publisher's prefix,
+/// with dashes for dots.
 fn short_name(name: &str) -> String {
     name.rsplit('/').next().unwrap_or(name).replace('.', "-")
 }
 
-/// Where a project's bundle is built to.
+/// The folder that a project's bundle is built to, `target/bundle/NAME`; a project `.` gives a path
+/// without a dot before it.
 fn bundle_folder(project: &Path, name: &str) -> PathBuf {
     let project = if project == Path::new(".") { Path::new("") } else { project };
     project.join("target/bundle").join(short_name(name))
 }
 
-/// A path that is given as a bundle: a project stands for what was built of it.
+/// The bundle that a path means: a project stands for what was built of it.
+///
+/// A path without a manifest, such as a tar or a bare file, is passed on as it is, and whoever
+/// opens it says what is wrong.
 fn bundle_of(path: &Path) -> Result<PathBuf, String> {
     let Ok(manifest) = read_manifest(path) else { return Ok(path.to_owned()) };
     let built = bundle_folder(path, &manifest.name);
@@ -176,12 +182,16 @@ fn bundle_of(path: &Path) -> Result<PathBuf, String> {
 
 /// Parameters and limits, as a server with this configuration would use them.
 struct Settings {
+    /// Limits of routers that have their own in the configuration, by name.
     own_limits: BTreeMap<String, Limits>,
+    /// The configuration, checked; the defaults without a file.
     config: Config,
+    /// Parameters from the command line.
     flags: Parameters,
 }
 
 impl Settings {
+    /// Reads the configuration. Its keys for signatures are not used by these commands.
     fn new(args: &SandboxArgs) -> Result<Self, String> {
         let config = match &args.config {
             Some(path) => Config::read(path).map_err(|error| error.to_string())?,
@@ -193,6 +203,8 @@ impl Settings {
         Ok(Self { own_limits, flags: parse_parameters(&args.params)?, config })
     }
 
+    /// Parameters of a router: the configured ones, each replaced by that of the command line with
+    /// the same name.
     fn parameters(&self, name: &str) -> Result<Parameters, String> {
         let configured = self.config.router.iter().find(|router| router.name == name);
         let mut merged =
@@ -205,14 +217,19 @@ impl Settings {
 
 /// A bundle ready to be loaded, and the loader for it.
 struct Prepared {
+    /// The loader, with the limits of the settings.
     loader: Loader,
+    /// The bundle, or the signed copy of a dynamic library's.
     path: PathBuf,
     /// Holds a copy of a dynamic library for as long as it is needed.
     _copy: Option<tempfile::TempDir>,
 }
 
-/// Makes a loader for one's own bundles: unsigned ones are fine in the sandbox. A dynamic library is loaded
-/// with a signature only, so its copy gets one of this moment, if the person agrees.
+/// Makes a loader for one's own bundles: unsigned ones are fine in the sandbox.
+///
+/// A dynamic library is loaded with a signature only, so its copy gets one of this moment, with a
+/// key that is made for it and goes away with it, if `native` says that the person agrees. `cache`
+/// is the folder of compiled code; without it each load compiles.
 fn prepare(
     path: &Path,
     settings: &Settings,

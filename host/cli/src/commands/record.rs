@@ -5,12 +5,13 @@ use std::path::Path;
 use polyskill_sources::http_client;
 use serde_json::Value as Json;
 
-/// Where fixtures come from and go to.
+/// A running server, the router whose decisions are taken from it, and the folder of the fixtures.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RecordArgs {
     /// The router whose plans and rows are recorded.
     router: String,
-    /// The running server, which must keep some (`keep_plans` and `keep_rows` in its configuration).
+    /// The running server, which must keep some (`keep_plans` and `keep_rows` in its
+    /// configuration).
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     server: String,
     /// Its admin key.
@@ -21,7 +22,12 @@ pub struct RecordArgs {
     out: std::path::PathBuf,
 }
 
-/// Fetches the plans and rows that a server keeps and writes them as fixtures; returns how many files.
+/// Fetches the plans and rows that a server keeps and writes them as fixtures; returns how many
+/// files.
+///
+/// Plans become `recorded-000.json` and so on, and rows `recorded-rows.json`. Files of these names
+/// are overwritten, and others in the folder stay. The server answers from what it keeps in memory
+/// at that moment, so only recent requests are there.
 ///
 /// # Errors
 /// If the server does not answer with any, or a file cannot be written.
@@ -67,6 +73,7 @@ pub fn record(args: &RecordArgs) -> Result<usize, String> {
     Ok(plans.len() + rows.len())
 }
 
+/// Writes a fixture as indented JSON with a line feed at its end.
 fn write(path: &Path, fixture: &Json) -> Result<(), String> {
     let text = serde_json::to_string_pretty(fixture).map_err(|error| error.to_string())?;
     std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))

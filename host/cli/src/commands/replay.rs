@@ -1,4 +1,5 @@
-//! `polyskill trace replay`: recorded requests once more; the same tokens and the same decisions must come out.
+//! `polyskill trace replay`: recorded requests once more; the same tokens and the same decisions
+//! must come out.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,10 +10,10 @@ use polyskill_engine::{Event, Request, Selection, TraceLevel};
 use polyskill_server::service::Service;
 use polyskill_server::traces::{Repeat, Trace, TracedToken};
 
-/// Longest line that is read.
+/// Longest line that is read. The file is in memory as a whole before this is checked.
 const MAX_LINE: usize = 256 << 20;
 
-/// What is run again.
+/// The file of traces that are run again.
 #[derive(Args, Clone, Debug)]
 pub struct ReplayArgs {
     /// A file of traces, one per line, as `[traces]` writes it or `GET /admin/traces` gives it.
@@ -22,7 +23,10 @@ pub struct ReplayArgs {
     pub limit: Option<usize>,
 }
 
-/// The requests of a file of traces that can be run again, with their ids.
+/// The requests of a file of traces that can be run again, with the ids of their traces, in the
+/// order of the file.
+///
+/// Traces that were written without their prompts are passed over.
 ///
 /// # Errors
 /// If the file cannot be read, or has none.
@@ -41,18 +45,23 @@ pub(crate) fn read_repeats(path: &Path) -> Result<Vec<(String, Repeat)>, String>
     }
 }
 
-/// How a trace came out.
+/// The result of one trace that was run again.
 #[derive(Debug, PartialEq)]
 enum Outcome {
+    /// The same tokens, the same picks at every site, and the same experts.
     Same,
-    /// Something else answers now.
+    /// The composition is another or cannot be made any more, so nothing was run; the reason.
     Changed(String),
-    /// The same answers, and otherwise.
+    /// The composition is the same, and tokens or decisions differ; the first difference.
     Differs(String),
+    /// The trace was written without its prompt and sampling parameters.
     NotRepeatable,
 }
 
-/// Runs traces again, and says of each that differs how.
+/// Runs traces again, one after the other, and says of each that differs in what.
+///
+/// A trace whose composition has another digest now is counted and is no failure: base, modules,
+/// router or plan have changed since. Traces beyond `args.limit` are not run.
 ///
 /// # Errors
 /// If the file cannot be read, or where decisions differ under the same composition.
@@ -93,10 +102,13 @@ pub fn run(service: &Service, args: &ReplayArgs, out: &mut dyn Write) -> Result<
     }
 }
 
+/// Writes a line; fails where the terminal is gone.
 fn say(out: &mut dyn Write, line: &str) -> Result<(), String> {
     writeln!(out, "{line}").map_err(|error| error.to_string())
 }
 
+/// Runs one trace and compares. It is alone in the engine's step, but a row's bits do not depend on
+/// that.
 fn again(service: &Service, trace: Trace) -> Result<Outcome, String> {
     let Some(repeat) = trace.repeat else { return Ok(Outcome::NotRepeatable) };
     let selection = Selection::from(repeat.selection);
@@ -128,7 +140,10 @@ fn again(service: &Service, trace: Trace) -> Result<Outcome, String> {
     Ok(compared(&trace.tokens, &tokens))
 }
 
-/// The first difference in tokens and picks. A client that went away may have cut the recorded one short.
+/// The first difference in tokens, picks and experts, in this order at each token.
+///
+/// A client that went away may have cut the recorded answer short, so more tokens now are no
+/// difference.
 fn compared(before: &[TracedToken], now: &[TracedToken]) -> Outcome {
     if before.len() > now.len() {
         return Outcome::Differs(format!("{} tokens, {} before", now.len(), before.len()));

@@ -7,7 +7,9 @@ use polyskill_server::serve;
 use crate::arguments::ServeArgs;
 use crate::start::start_service;
 
-/// Serves until a signal; `until_input_ends` is for programs that hold the other end of standard input.
+/// Serves until a signal, or until standard input ends where `until_input_ends` says so.
+///
+/// The latter is for programs that start a server and hold the other end of its standard input.
 pub(crate) fn run(args: &ServeArgs, until_input_ends: bool) -> Result<(), String> {
     if until_input_ends {
         end_with_input()?;
@@ -17,8 +19,10 @@ pub(crate) fn run(args: &ServeArgs, until_input_ends: bool) -> Result<(), String
     serve::run(&service, &config, |line| eprintln!("polyskill: {line}"))
 }
 
-/// Ends this process as soon as standard input ends. `plugin dev` holds the other end, and the system closes
-/// it however that process ends.
+/// Ends this process as soon as standard input ends, by a thread that reads and drops it.
+///
+/// `plugin dev` holds the other end, and the system closes it however that process ends. The
+/// process exits with code 0 and without a clean stop, so requests in progress are lost.
 fn end_with_input() -> Result<(), String> {
     let watch = || {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());

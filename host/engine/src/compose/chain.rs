@@ -1,26 +1,28 @@
-//! What one router of a chain is told, and what its answer is worth.
+//! Requests to the routers of a chain, and checks of their answers.
 
 use std::sync::Arc;
 
-use polyskill_adapters::{Generation, Kind, Snapshot};
+use polyskill_adapters::{Generation, Kind};
 use polyskill_sdk::{ParameterError, Parameters, Pick, Request};
 
+use super::ask::Question;
 use super::selection::{ComposeError, MAX_WEIGHT, RouterRequest};
 use super::versions::Link;
 use crate::compose::composition::RouterIdentity;
 use crate::routers::health::OnFault;
-use crate::routers::version::{Offered, RouterSlot};
+use crate::routers::version::{Offered, RouterVersion};
 
-/// The candidates that a router may be offered.
-pub(super) fn offered(snapshot: &Snapshot, slot: &RouterSlot, candidates: &[u32]) -> Vec<u32> {
-    let all: Vec<&Arc<polyskill_adapters::Module>> =
-        snapshot.iter().map(|(_, module)| module).collect();
-    let is_offered = |index: &u32| match slot.settings.offered {
-        Offered::Any => true,
-        Offered::LowRank => all[*index as usize].shape().is_low_rank(),
-        Offered::Experts => all[*index as usize].kind() == Kind::Expert,
+/// Those of a question's candidates that a router may be offered.
+pub(super) fn offered(question: &Question<'_>, slot: &RouterVersion) -> Vec<u32> {
+    let is_offered = |index: &u32| {
+        let (_, module) = question.modules[*index as usize];
+        match slot.settings.offered {
+            Offered::Any => true,
+            Offered::LowRank => module.shape().is_low_rank(),
+            Offered::Experts => module.kind() == Kind::Expert,
+        }
     };
-    candidates.iter().copied().filter(is_offered).collect()
+    question.candidates.iter().copied().filter(is_offered).collect()
 }
 
 /// Refuses parameters of routers that are not in the chain.
@@ -38,7 +40,7 @@ pub(super) fn check_prefixes(asked: &RouterRequest, chain: &[Link]) -> Result<()
 /// A parameter as the request names it: with its router where it was given so.
 pub(super) fn as_given(
     asked: &RouterRequest,
-    slot: &RouterSlot,
+    slot: &RouterVersion,
     mut error: ParameterError,
 ) -> ParameterError {
     let prefixed = format!("{}.{}", slot.name, error.name);
@@ -48,10 +50,11 @@ pub(super) fn as_given(
     error
 }
 
-/// What one router of a chain is told: parameters under its own name, and if it is the last, plain ones.
+/// The request to one router of a chain: parameters under its own name, and if it is the last, plain ones.
 pub(super) fn request_for(
-    slot: &RouterSlot,
-    (asked, is_last): (&RouterRequest, bool),
+    slot: &RouterVersion,
+    asked: &RouterRequest,
+    is_last: bool,
     candidates: &[u32],
 ) -> Request {
     let mut request = Request::for_candidates(candidates);
@@ -67,12 +70,12 @@ pub(super) fn request_for(
     request
 }
 
-/// A chain is identified by the digests of the routers that were asked.
-pub(super) fn identity(name: &str, digests: &[&str]) -> RouterIdentity {
-    let digest = match digests {
-        [one] => (*one).to_owned(),
+/// The identity of a chain: the digests of the versions that were asked.
+pub(super) fn identity(name: &str, asked: &[Arc<RouterVersion>]) -> RouterIdentity {
+    let digest = match asked {
+        [one] => one.digest.clone(),
         several => {
-            let parts: Vec<&[u8]> = several.iter().map(|digest| digest.as_bytes()).collect();
+            let parts: Vec<&[u8]> = several.iter().map(|slot| slot.digest.as_bytes()).collect();
             Generation::of(&parts).to_string()
         }
     };
@@ -123,7 +126,7 @@ pub(super) fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32
 
 /// Counts an answer that is not usable. Where the request gave parameters or candidates of its own, these may
 /// be the reason, and no client may take a router from all others.
-pub(super) fn count(slot: &RouterSlot, asked: &RouterRequest, reason: &str) {
+pub(super) fn count(slot: &RouterVersion, asked: &RouterRequest, reason: &str) {
     let asks = !asked.parameters.0.is_empty() || !asked.modules.is_empty();
     match asks {
         true => slot.count_unusable(reason),
@@ -132,7 +135,7 @@ pub(super) fn count(slot: &RouterSlot, asked: &RouterRequest, reason: &str) {
 }
 
 /// An error where the policy is to fail the request.
-pub(super) fn refused(slot: &RouterSlot, reason: &str) -> Result<(), ComposeError> {
+pub(super) fn refused(slot: &RouterVersion, reason: &str) -> Result<(), ComposeError> {
     if slot.health.policy().on_fault != OnFault::FailRequest {
         return Ok(());
     }

@@ -10,21 +10,21 @@ use polyskill_adapters::{Generation, Lease, Module, Weights};
 use crate::hooks::expert_choice::ExpertPlan;
 use crate::hooks::gates::Gates;
 use crate::routers::health::OnFault;
-use crate::routers::version::RouterSlot;
+use crate::routers::version::RouterVersion;
 
 /// A composition, pinned from admission to the end of a request.
 #[derive(Debug)]
 pub struct Composition {
     pub(crate) digest: Generation,
-    pub(crate) modules: Vec<LeasedModule>,
+    pub(crate) modules: Vec<NamedModule>,
     /// The modules' weights, in the same order.
     pub(crate) leases: Vec<Lease>,
     pub(crate) plan: Plan,
     /// Indices into `modules` of those that act on every row beside the plan, with weights.
-    pub(crate) beside: Vec<(u32, f32)>,
+    pub(crate) always_on: Vec<(u32, f32)>,
     pub(crate) router: Option<RouterIdentity>,
     /// The version of the router that made the plan: it decides rows, and is pinned by this.
-    pub(crate) slot: Option<Arc<RouterSlot>>,
+    pub(crate) slot: Option<Arc<RouterVersion>>,
     pub(crate) fallback: Option<String>,
     /// What keys and values depend on beside tokens; `None` where they must not be shared.
     pub(crate) cache_identity: Option<Generation>,
@@ -92,7 +92,7 @@ impl Beyond {
 
 /// A module that a composition may use.
 #[derive(Clone, Debug)]
-pub struct LeasedModule {
+pub struct NamedModule {
     /// The name under which it was found.
     pub name: String,
     /// The generation.
@@ -145,19 +145,26 @@ impl Composition {
     }
 
     /// Modules that act on every row beside what the router picks, with their weights.
-    pub fn beside(&self) -> impl Iterator<Item = (&LeasedModule, f32)> {
+    pub fn always_on(&self) -> impl Iterator<Item = (&NamedModule, f32)> {
         let lease =
             |&(module, weight): &(u32, f32)| Some((self.modules.get(module as usize)?, weight));
-        self.beside.iter().filter_map(lease)
+        self.always_on.iter().filter_map(lease)
+    }
+
+    /// The weights of the modules that act on every row, with their factors.
+    pub(crate) fn mixture(&self) -> impl Iterator<Item = (&Lease, f32)> {
+        let lease =
+            |(module, weight): &(u32, f32)| Some((self.leases.get(*module as usize)?, *weight));
+        self.on_every_row().filter_map(lease)
     }
 
     /// Modules and weights that act on every row.
     pub(crate) fn on_every_row(&self) -> impl Iterator<Item = &(u32, f32)> {
-        self.beside.iter().chain(self.plan.fixed_picks())
+        self.always_on.iter().chain(self.plan.fixed_picks())
     }
 
     /// The modules that may act, by the indices used in traces.
-    pub fn modules(&self) -> &[LeasedModule] {
+    pub fn modules(&self) -> &[NamedModule] {
         &self.modules
     }
 

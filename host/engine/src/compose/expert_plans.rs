@@ -1,6 +1,5 @@
-//! Asking routers which experts of a sparse base a request gets.
+//! Asking routers for the experts of a sparse base.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use polyskill_adapters::Snapshot;
@@ -8,70 +7,75 @@ use polyskill_model::ModelConfig;
 use polyskill_sdk::experts::ExpertProgram;
 use polyskill_sdk::runtime::Fault;
 
+use super::Composer;
+use super::ask::Question;
 use super::chain::{as_given, count, offered, refused, request_for};
-use super::selection::{ComposeError, RouterRequest};
+use super::selection::ComposeError;
 use super::versions::Link;
-use super::{Composer, Parts, numbered};
-use crate::compose::composition::{Composition, LeasedModule, Plan, RouterIdentity};
+use crate::compose::composition::NamedModule;
 use crate::hooks::expert_choice::ExpertPlan;
+use crate::identity::Fields;
 use crate::routers::health::Standing;
+use crate::routers::version::RouterVersion;
 
-/// What a router says of experts.
-pub(super) struct AskedExperts {
+/// The experts that a router chose for a request.
+pub(super) struct RoutedExperts {
     plan: ExpertPlan,
-    policies: Vec<LeasedModule>,
-    /// The programs and the router that made them, for digests.
-    text: String,
+    policies: Vec<NamedModule>,
+    fields: Fields,
 }
 
-impl AskedExperts {
+impl RoutedExperts {
     fn new(
-        (programs, digest): (&[ExpertProgram], &str),
+        programs: &[ExpertProgram],
+        slot: &RouterVersion,
         snapshot: &Snapshot,
         config: &ModelConfig,
     ) -> Result<Self, String> {
         let (plan, policies) = ExpertPlan::compile(programs, snapshot, config)?;
-        Ok(Self { plan, policies, text: format!(" experts {digest} {programs:?}") })
+        let mut fields = Fields::of("experts");
+        fields.text(&slot.digest).list(programs);
+        Ok(Self { plan, policies, fields })
     }
 
-    pub(super) fn attached(&self, modules: &mut Vec<LeasedModule>) -> ExpertPlan {
+    /// The plan among a composition's modules, which get the policies that they lack.
+    pub(super) fn attached(&self, modules: &mut Vec<NamedModule>) -> ExpertPlan {
         self.plan.attached(&self.policies, modules)
     }
 
-    pub(super) fn text(&self) -> &str {
-        &self.text
+    /// The programs and the router that made them, for digests.
+    pub(super) fn fields(&self) -> Fields {
+        self.fields.clone()
     }
 }
 
 impl Composer {
-    /// What the first router of the chain that has something to say of a sparse base's experts says. A router that fails
+    /// Asks the routers of a chain for the experts of a sparse base, until one chooses. A router that fails
     /// leaves them to the base.
-    pub(super) fn asked_experts(
+    pub(super) fn ask_experts(
         &self,
-        snapshot: &Snapshot,
-        (asked, chain): (&RouterRequest, &[Link]),
-        candidates: &[u32],
-    ) -> Result<Option<AskedExperts>, ComposeError> {
+        question: &Question<'_>,
+        chain: &[Link],
+    ) -> Result<Option<RoutedExperts>, ComposeError> {
         if self.expert_layers.is_empty() {
             return Ok(None);
         }
+        let (asked, snapshot) = (question.request, question.snapshot);
         for (at, link) in chain.iter().enumerate() {
             let slot = &link.slot;
             if slot.health.standing(Instant::now()) != Standing::Serving {
                 continue;
             }
-            let offered = offered(snapshot, slot, candidates);
-            let request = request_for(slot, (asked, at + 1 == chain.len()), &offered);
+            let offered = offered(question, slot);
+            let request = request_for(slot, asked, at + 1 == chain.len(), &offered);
             match slot.plan_experts(snapshot, request, &self.expert_layers) {
-                Ok(programs) => {
-                    match AskedExperts::new((&programs, &slot.digest), snapshot, &self.config) {
-                        Ok(experts) => return Ok(Some(experts)),
-                        Err(reason) => {
-                            count(slot, asked, &reason);
-                            refused(slot, &reason)?;
-                        }
+                Ok(programs) => match RoutedExperts::new(&programs, slot, snapshot, &self.config) {
+                    Ok(experts) => return Ok(Some(experts)),
+                    Err(reason) => {
+                        count(slot, asked, &reason);
+                        refused(slot, &reason)?;
                     }
-                }
+                },
                 Err(Fault::Abstain) => {}
                 Err(Fault::InvalidParameter(error)) => {
                     return Err(ComposeError::Parameter(as_given(asked, slot, error)));
@@ -83,21 +87,5 @@ impl Composer {
             }
         }
         Ok(None)
-    }
-
-    /// The base with other experts, and modules beside.
-    pub(super) fn experts_alone(
-        &self,
-        beside: Vec<(LeasedModule, f32)>,
-        router: RouterIdentity,
-        asked: &AskedExperts,
-    ) -> Result<Arc<Composition>, ComposeError> {
-        let (mut modules, beside) = numbered(beside, 0);
-        let experts = asked.attached(&mut modules);
-        let experts = experts.with_policies(beside.iter(), &modules, &self.config);
-        let text = format!("{beside:?} {}", asked.text());
-        let digest = self.digest(&modules, Some(&router), &text);
-        let (plan, router) = (Plan::Base, Some(router));
-        self.ready(Parts { digest, modules, plan, beside, router, slot: None, experts }, None)
     }
 }

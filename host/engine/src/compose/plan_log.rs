@@ -1,32 +1,33 @@
-//! The last plans, kept to make fixtures of.
+//! The log of the last plans, to make fixtures of.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
 
+use polyskill_adapters::Snapshot;
 use polyskill_sdk::runtime::Fault;
 use polyskill_sdk::{ModuleInfo, Request};
 
 use super::Composer;
-use crate::routers::version::RouterSlot;
+use crate::routers::version::RouterVersion;
 
-/// A request that a router planned, kept to make fixtures of.
+/// A request that a router planned.
 #[derive(Clone, Debug)]
 pub struct PlannedRequest {
     /// The router's name.
     pub router: String,
     /// Digest of its code.
     pub digest: String,
-    /// What it was asked, with the request's own parameters.
+    /// The request to it, with the request's own parameters.
     pub request: Request,
     /// The candidates, in the order of the request.
     pub candidates: Vec<ModuleInfo>,
-    /// What it answered.
+    /// Its answer.
     pub plan: Result<polyskill_sdk::Plan, Fault>,
 }
 
 /// The last plans, as many as the operator wants.
 #[derive(Debug, Default)]
-pub(super) struct KeptPlans {
+pub(super) struct PlanLog {
     most: usize,
     plans: VecDeque<PlannedRequest>,
 }
@@ -38,14 +39,16 @@ impl Composer {
     }
 
     /// The plans that are kept, oldest first.
-    pub fn kept_plans(&self) -> Vec<PlannedRequest> {
+    pub fn recorded_plans(&self) -> Vec<PlannedRequest> {
         let kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         kept.plans.iter().cloned().collect()
     }
 
-    pub(super) fn keep(
+    /// Logs a plan over the snapshot that its candidates are numbered by.
+    pub(super) fn log_plan(
         &self,
-        slot: &RouterSlot,
+        snapshot: &Snapshot,
+        slot: &RouterVersion,
         request: &Request,
         plan: &Result<polyskill_sdk::Plan, Fault>,
     ) {
@@ -53,7 +56,7 @@ impl Composer {
         if kept.most == 0 {
             return;
         }
-        let modules = self.views.modules(&self.library.snapshot());
+        let modules = self.views.modules(snapshot);
         let candidate = |index: &u32| modules.get(*index as usize).cloned();
         let candidates = request.candidates.iter().filter_map(candidate).collect();
         while kept.plans.len() >= kept.most {

@@ -6,7 +6,7 @@ use polyskill_adapters::Snapshot;
 use polyskill_sdk::{ParameterError, Parameters};
 
 use super::versions::MAX_CHAIN;
-use crate::compose::composition::LeasedModule;
+use crate::compose::composition::NamedModule;
 
 /// Largest weight of a module in a request; far beyond it, hidden states overflow.
 pub const MAX_WEIGHT: f32 = 1e3;
@@ -33,7 +33,7 @@ pub struct RouterRequest {
     /// Names, globs (`*`) or `tag:...` of the modules that may be picked; empty means all.
     pub modules: Vec<String>,
     /// Modules by name and weight that act on every row, whatever the router picks. They are no candidates.
-    pub beside: Vec<(String, f32)>,
+    pub always_on: Vec<(String, f32)>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
     /// The last user message.
@@ -116,7 +116,7 @@ pub enum ComposeError {
 pub(super) fn named_modules(
     snapshot: &Snapshot,
     weights: &[(String, f32)],
-) -> Result<Vec<(LeasedModule, f32)>, ComposeError> {
+) -> Result<Vec<(NamedModule, f32)>, ComposeError> {
     let lease = |(name, weight): &(String, f32)| {
         if !(-MAX_WEIGHT..=MAX_WEIGHT).contains(weight) {
             return Err(ComposeError::BadWeight { name: name.clone(), weight: *weight });
@@ -124,7 +124,7 @@ pub(super) fn named_modules(
         let (name, module) = snapshot
             .resolve(name)
             .ok_or_else(|| ComposeError::UnknownModule { name: name.clone() })?;
-        let lease = LeasedModule { name: name.to_owned(), module: Arc::clone(module) };
+        let lease = NamedModule { name: name.to_owned(), module: Arc::clone(module) };
         match partial_start(&lease, *weight) {
             Some(error) => Err(error),
             None => Ok((lease, *weight)),
@@ -138,7 +138,7 @@ pub(super) fn named_modules(
 pub(super) fn candidates(
     snapshot: &Snapshot,
     patterns: &[String],
-    beside: &[(LeasedModule, f32)],
+    beside: &[(NamedModule, f32)],
 ) -> Vec<u32> {
     let matches = |name: &str, tags: &[String]| {
         patterns.is_empty()
@@ -169,7 +169,7 @@ fn glob(pattern: &str, name: &str) -> bool {
 }
 
 /// A weight that would put a part of a prompt or prefix before the sequence, or apply a part of a policy.
-pub(super) fn partial_start(lease: &LeasedModule, weight: f32) -> Option<ComposeError> {
+pub(super) fn partial_start(lease: &NamedModule, weight: f32) -> Option<ComposeError> {
     let shape = lease.module.shape();
     let whole = shape.num_prefix + shape.num_prompt > 0 || !shape.policy.is_empty();
     let partial = whole && weight != 1.0;

@@ -8,7 +8,7 @@ use super::selection::ComposeError;
 use super::{CHAIN, Composer};
 use crate::routers::health::OnFault;
 use crate::routers::row_log::RoutedRows;
-use crate::routers::version::{RouterInfo, RouterSettings, RouterSlot};
+use crate::routers::version::{RouterInfo, RouterSettings, RouterVersion};
 
 /// Versions of a router that are kept to roll back to.
 const MAX_PREVIOUS: usize = 3;
@@ -39,12 +39,12 @@ pub enum RouterError {
 
 /// The serving version of a router and those before it, the last one first.
 pub(super) struct Versions {
-    pub(super) current: Arc<RouterSlot>,
-    pub(super) previous: Vec<Arc<RouterSlot>>,
+    pub(super) current: Arc<RouterVersion>,
+    pub(super) previous: Vec<Arc<RouterVersion>>,
 }
 
 impl Versions {
-    fn publish(&mut self, slot: Arc<RouterSlot>) {
+    fn publish(&mut self, slot: Arc<RouterVersion>) {
         let before = std::mem::replace(&mut self.current, slot);
         let serving = &self.current.digest;
         self.previous.retain(|slot| slot.digest != before.digest && slot.digest != *serving);
@@ -55,16 +55,20 @@ impl Versions {
 
 /// One router of a chain.
 pub(super) struct Link {
-    pub(super) slot: Arc<RouterSlot>,
-    previous: Option<Arc<RouterSlot>>,
+    pub(super) slot: Arc<RouterVersion>,
+    previous: Option<Arc<RouterVersion>>,
 }
 
 impl Link {
-    /// Who is asked in turn, until one answers: after the serving version the previous one, where the
-    /// policy says so.
-    pub(super) fn versions(&self) -> impl Iterator<Item = &Arc<RouterSlot>> {
+    /// The router's name in the chain.
+    pub(super) fn name(&self) -> &str {
+        &self.slot.name
+    }
+
+    /// The version that is asked after a fault of the serving one, where the policy says so.
+    pub(super) fn previous_after_fault(&self) -> Option<&Arc<RouterVersion>> {
         let previous = self.slot.health.policy().on_fault == OnFault::Previous;
-        std::iter::once(&self.slot).chain(self.previous.as_ref().filter(|_| previous))
+        self.previous.as_ref().filter(|_| previous)
     }
 }
 
@@ -82,7 +86,7 @@ impl Composer {
         settings: RouterSettings,
     ) -> Result<(), Fault> {
         let (library, views) = (Arc::clone(&self.library), Arc::clone(&self.views));
-        let slot = Arc::new(RouterSlot::new((name, digest), router, settings, library, views)?);
+        let slot = Arc::new(RouterVersion::new(name, digest, router, settings, library, views)?);
         let mut routers = self.routers.write().unwrap_or_else(PoisonError::into_inner);
         match routers.get_mut(name) {
             Some(versions) => versions.publish(slot),
@@ -112,7 +116,8 @@ impl Composer {
         let mut routers = self.routers.write().unwrap_or_else(PoisonError::into_inner);
         let versions =
             routers.get_mut(name).ok_or_else(|| RouterError::Unknown { name: name.to_owned() })?;
-        let fits = |slot: &Arc<RouterSlot>| !digest.is_empty() && slot.digest.starts_with(digest);
+        let fits =
+            |slot: &Arc<RouterVersion>| !digest.is_empty() && slot.digest.starts_with(digest);
         let Some(at) = versions.previous.iter().position(fits) else {
             return Err(RouterError::UnknownVersion {
                 name: name.to_owned(),
@@ -191,8 +196,8 @@ impl Composer {
 
     /// A sample of the rows that the serving routers decided in `route`, where
     /// [`RouterSettings::keep_rows`] asks for it.
-    pub fn kept_rows(&self) -> Vec<RoutedRows> {
+    pub fn recorded_rows(&self) -> Vec<RoutedRows> {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
-        routers.values().map(|versions| versions.current.kept_rows()).collect()
+        routers.values().map(|versions| versions.current.recorded_rows()).collect()
     }
 }

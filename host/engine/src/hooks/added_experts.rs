@@ -5,12 +5,20 @@
 
 use polyskill_adapters::Generation;
 use polyskill_adapters::weights::{Expert, FeedForward};
+use polyskill_model::Site;
 use polyskill_model::compute::Compute;
 use polyskill_model::config::Activation;
 use polyskill_model::decoder::activate;
 use polyskill_model::kernels::matmul_dense;
 
-use crate::hooks::RowSpan;
+use crate::hooks::{Cell, RowSpan, Rows};
+
+/// The threads and the activation of feed-forwards.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FeedForwardMath<'a> {
+    pub(crate) compute: &'a Compute,
+    pub(crate) activation: Activation,
+}
 
 /// Runs an expert on some rows of a step, in buffers that stay.
 #[derive(Debug, Default)]
@@ -22,18 +30,20 @@ pub(crate) struct ExpertRun {
 }
 
 impl ExpertRun {
-    /// What the expert makes of each of the rows, in their order; `input` is `[rows of the step, hidden]`.
+    /// The expert's output for each of the rows, in their order; `input` is `[rows of the step, hidden]`.
     pub(crate) fn run(
         &mut self,
-        (compute, activation): (&Compute, Activation),
+        math: FeedForwardMath<'_>,
         expert: &Expert,
         rows: impl Iterator<Item = usize>,
-        (input, hidden): (&[f32], usize),
+        input: Rows<'_>,
     ) -> impl Iterator<Item = &[f32]> {
         self.input.clear();
         for row in rows {
-            self.input.extend_from_slice(&input[row * hidden..(row + 1) * hidden]);
+            self.input.extend_from_slice(input.row(row));
         }
+        let FeedForwardMath { compute, activation } = math;
+        let hidden = input.width;
         let (count, width) = (self.input.len() / hidden, expert.width);
         self.gate.resize(count * width, 0.0);
         self.up.resize(count * width, 0.0);
@@ -51,32 +61,31 @@ impl ExpertRun {
 struct PickedRow {
     generation: Generation,
     row: usize,
-    /// Where the weights are: span and module of its composition.
-    place: (usize, u32),
+    /// The span whose composition has the weights.
+    span: usize,
+    /// The module's index in that composition.
+    module: u32,
     weight: f32,
 }
 
 /// Rows that picked modules with feed-forwards at one layer.
 #[derive(Debug, Default)]
-pub(crate) struct Picked {
+pub(crate) struct AddedExperts {
     rows: Vec<PickedRow>,
     written: Vec<f32>,
     run: ExpertRun,
 }
 
-impl Picked {
+impl AddedExperts {
     /// Adds the picks of a row that have a feed-forward at the layer.
-    pub(crate) fn pick(
-        &mut self,
-        (index, span, layer): (usize, &RowSpan, usize),
-        row: usize,
-        picks: &[(u32, f32)],
-    ) {
+    pub(crate) fn pick(&mut self, span: &RowSpan, cell: Cell, picks: &[(u32, f32)]) {
+        let layer = Site::from_index(cell.site).layer;
         for &(module, weight) in picks {
             let own = span.composition.weights(module).is_some_and(|weights| has(weights, layer));
             if own {
                 let generation = span.composition.modules()[module as usize].module.generation();
-                self.rows.push(PickedRow { generation, row, place: (index, module), weight });
+                let Cell { span, row, .. } = cell;
+                self.rows.push(PickedRow { generation, row, span, module, weight });
             }
         }
     }
@@ -84,30 +93,31 @@ impl Picked {
     /// Adds the deltas to what the layer's own feed-forward wrote.
     pub(crate) fn add(
         &mut self,
-        (compute, activation): (&Compute, Activation),
-        (spans, layer): (&[RowSpan], usize),
-        (input, output): (&[f32], &mut [f32]),
+        math: FeedForwardMath<'_>,
+        spans: &[RowSpan],
+        layer: usize,
+        input: Rows<'_>,
+        output: &mut [f32],
     ) {
-        let Some(num_rows) = spans.last().map(|span| span.rows.end) else { return };
         if self.rows.is_empty() {
             return;
         }
-        let hidden = input.len() / num_rows;
+        let hidden = input.width;
         let Self { rows, written, run } = self;
         rows.sort_by_key(|at| (at.generation, at.row));
         written.clear();
         written.extend_from_slice(output);
         for group in rows.chunk_by(|a, b| a.generation == b.generation) {
-            let (span, module) = group[0].place;
+            let PickedRow { span, module, .. } = group[0];
             let weights = spans[span].composition.weights(module);
             let Some(own) = weights.and_then(|weights| weights.feed_forwards.get(&layer)) else {
                 continue;
             };
             let numbers = group.iter().map(|at| at.row);
-            let made = run.run((compute, activation), &own.expert, numbers, (input, hidden));
+            let made = run.run(math, &own.expert, numbers, input);
             for (at, made) in group.iter().zip(made) {
                 let place = at.row * hidden..(at.row + 1) * hidden;
-                add_row(own, at.weight, made, (&written[place.clone()], &mut output[place]));
+                add_row(own, at.weight, made, &written[place.clone()], &mut output[place]);
             }
         }
         rows.clear();
@@ -119,7 +129,7 @@ fn has(weights: &polyskill_adapters::Weights, layer: usize) -> bool {
 }
 
 /// w·E(x), less w·y₀ where the expert takes the place of the layer's own.
-fn add_row(own: &FeedForward, weight: f32, made: &[f32], (written, output): (&[f32], &mut [f32])) {
+fn add_row(own: &FeedForward, weight: f32, made: &[f32], written: &[f32], output: &mut [f32]) {
     let values = output.iter_mut().zip(made).zip(written);
     match own.replaces {
         true => values.for_each(|((output, made), written)| *output += weight * (made - written)),

@@ -1,4 +1,4 @@
-//! Which experts of a sparse base a composition's rows get: policies and routers' programs, run on native logits.
+//! The experts of a sparse base that a row gets: policies and routers' programs, run on native logits.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,15 +8,14 @@ use polyskill_adapters::native::expert_layer;
 use polyskill_adapters::weights::{Expert, ExpertSite};
 use polyskill_adapters::{Lease, Snapshot};
 use polyskill_model::compute::{Compute, SharedMut};
-use polyskill_model::config::Activation;
 use polyskill_model::{ExpertChoice, ExpertOutput, ExpertSlots, ModelConfig};
 use polyskill_sdk::experts::{
     ExpertLayer, ExpertOp, ExpertProgram, LayerPolicy, POLICY_KIND, check, interpret,
 };
 
-use crate::compose::composition::{Composition, LeasedModule};
-use crate::hooks::RowSpan;
-use crate::hooks::added_experts::ExpertRun;
+use crate::compose::composition::{Composition, NamedModule};
+use crate::hooks::added_experts::{ExpertRun, FeedForwardMath};
+use crate::hooks::{RowSpan, Rows};
 
 /// The sparse layers of a base.
 pub(crate) fn layers(config: &ModelConfig) -> Vec<ExpertLayer> {
@@ -43,7 +42,7 @@ impl ExpertPlan {
     pub(crate) fn with_policies<'a>(
         self,
         acting: impl Iterator<Item = &'a (u32, f32)>,
-        modules: &[LeasedModule],
+        modules: &[NamedModule],
         config: &ModelConfig,
     ) -> Self {
         let mut said: BTreeMap<u32, (LayerPolicy, u32)> = BTreeMap::new();
@@ -77,7 +76,7 @@ impl ExpertPlan {
         programs: &[ExpertProgram],
         snapshot: &Snapshot,
         config: &ModelConfig,
-    ) -> Result<(Self, Vec<LeasedModule>), String> {
+    ) -> Result<(Self, Vec<NamedModule>), String> {
         let (mut plan, mut modules) = (Self::default(), Vec::new());
         for (index, program) in programs.iter().enumerate() {
             let policy = |module| policy(snapshot, module, &mut modules);
@@ -108,8 +107,8 @@ impl ExpertPlan {
     /// The plan among a composition's modules, which get the policies that they lack.
     pub(crate) fn attached(
         &self,
-        policies: &[LeasedModule],
-        modules: &mut Vec<LeasedModule>,
+        policies: &[NamedModule],
+        modules: &mut Vec<NamedModule>,
     ) -> Self {
         let places: Vec<u32> = policies.iter().map(|lease| place(modules, lease)).collect();
         let mut plan = self.clone();
@@ -125,7 +124,7 @@ impl ExpertPlan {
 }
 
 /// The index of a module among others, which get it where they lack it.
-fn place(modules: &mut Vec<LeasedModule>, lease: &LeasedModule) -> u32 {
+fn place(modules: &mut Vec<NamedModule>, lease: &NamedModule) -> u32 {
     let known = modules.iter().position(|known| known.name == lease.name);
     let at = known.unwrap_or_else(|| {
         modules.push(lease.clone());
@@ -135,37 +134,43 @@ fn place(modules: &mut Vec<LeasedModule>, lease: &LeasedModule) -> u32 {
 }
 
 /// The index of the policy that a program names.
-fn policy(
-    snapshot: &Snapshot,
-    module: u32,
-    modules: &mut Vec<LeasedModule>,
-) -> Result<u32, String> {
+fn policy(snapshot: &Snapshot, module: u32, modules: &mut Vec<NamedModule>) -> Result<u32, String> {
     let found = snapshot.iter().nth(module as usize);
     let Some((name, found)) = found.filter(|(_, found)| found.kind().as_str() == POLICY_KIND)
     else {
         return Err(format!("module {module} is no expert policy"));
     };
-    Ok(place(modules, &LeasedModule { name: name.to_owned(), module: found.clone() }))
+    Ok(place(modules, &NamedModule { name: name.to_owned(), module: found.clone() }))
+}
+
+/// An expert that came with a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct OwnExpert {
+    /// The span whose composition has the policy.
+    span: usize,
+    /// The policy's index in that composition.
+    module: u32,
+    /// Its number among the policy's own.
+    expert: u32,
 }
 
 /// A row that an expert of a policy is run for.
 #[derive(Clone, Copy, Debug)]
-struct BroughtRow {
-    /// Span, module and expert.
-    expert: (usize, u32, u32),
+struct PolicyRow {
+    expert: OwnExpert,
     row: usize,
     weight: f32,
 }
 
 /// Rows that a policy's own experts are to be run for, kept from the choice to the end of the feed-forward.
 #[derive(Debug, Default)]
-pub(crate) struct Brought {
-    rows: Vec<BroughtRow>,
+pub(crate) struct PolicyExperts {
+    rows: Vec<PolicyRow>,
     picks: Vec<(u32, f32)>,
     run: ExpertRun,
 }
 
-impl Brought {
+impl PolicyExperts {
     /// Replaces the base's choice where a composition has a program for the layer. A row whose weights are not finite
     /// keeps the base's.
     pub(crate) fn choose(
@@ -186,33 +191,34 @@ impl Brought {
                 let native = self.picks.partition_point(|(e, _)| (*e as usize) < plan.num_experts);
                 for &(expert, weight) in &self.picks[native..] {
                     let Some(module) = plan.module else { continue };
-                    let expert = (index, module, expert - plan.num_experts as u32);
-                    self.rows.push(BroughtRow { expert, row, weight });
+                    let expert = expert - plan.num_experts as u32;
+                    let expert = OwnExpert { span: index, module, expert };
+                    self.rows.push(PolicyRow { expert, row, weight });
                 }
                 choice.set(row, self.picks[..native].iter().copied());
             }
         }
     }
 
-    /// Adds what policies' own experts make of their rows.
+    /// Adds the outputs of policies' own experts to their rows.
     pub(crate) fn add(
         &mut self,
-        (compute, activation): (&Compute, Activation),
+        math: FeedForwardMath<'_>,
         spans: &[RowSpan],
         layer: usize,
-        (input, output): (&[f32], &mut [f32]),
+        input: Rows<'_>,
+        output: &mut [f32],
     ) {
-        let Some(num_rows) = spans.last().map(|span| span.rows.end) else { return };
-        let hidden = input.len() / num_rows;
+        let hidden = input.width;
         let mut rows = std::mem::take(&mut self.rows);
         rows.sort_by_key(|at| (at.expert, at.row));
         for group in rows.chunk_by(|a, b| a.expert == b.expert) {
-            let (span, module, expert) = group[0].expert;
+            let OwnExpert { span, module, expert } = group[0].expert;
             let Some(lease) = spans[span].composition.leases.get(module as usize) else { continue };
-            let Some(expert) = brought(lease, layer, expert) else { continue };
+            let Some(expert) = own_expert(lease, layer, expert) else { continue };
             let numbers = group.iter().map(|at| at.row);
-            let made = self.run.run((compute, activation), expert, numbers, (input, hidden));
-            for (BroughtRow { row, weight, .. }, made) in group.iter().zip(made) {
+            let made = self.run.run(math, expert, numbers, input);
+            for (PolicyRow { row, weight, .. }, made) in group.iter().zip(made) {
                 let sum = &mut output[row * hidden..(row + 1) * hidden];
                 sum.iter_mut().zip(made).for_each(|(sum, made)| *sum += weight * made);
             }
@@ -222,7 +228,8 @@ impl Brought {
     }
 }
 
-fn brought(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
+/// An expert of a policy's own at a layer.
+fn own_expert(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
     lease.experts.get(&layer)?.get(expert as usize)
 }
 
@@ -235,7 +242,9 @@ thread_local! {
 pub(crate) fn add_loras(
     compute: &Compute,
     spans: &[RowSpan],
-    (layer, slots, input): (usize, &ExpertSlots<'_>, &[f32]),
+    layer: usize,
+    slots: &ExpertSlots<'_>,
+    input: &[f32],
     outputs: &mut [ExpertOutput<'_>],
 ) {
     const SLOTS_PER_TASK: usize = 8;
@@ -267,7 +276,7 @@ pub(crate) fn add_loras(
                     for &(module, weight) in span.composition.on_every_row() {
                         let weights = span.composition.weights(module);
                         if let Some(lora) = weights.and_then(|w| w.expert_loras.get(&site)) {
-                            low_rank(lora, weight, (x, &mut *y), scratch);
+                            low_rank(lora, weight, x, y, scratch);
                         }
                     }
                 }

@@ -12,7 +12,7 @@ use polyskill_model::kernels::{WeightSlice, dots};
 use polyskill_model::{ModelConfig, Projection, Site};
 use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
 
-use crate::compose::composition::LeasedModule;
+use crate::compose::composition::NamedModule;
 use crate::routers::library_view::Definitions;
 
 /// Scores that a trace keeps of a decision.
@@ -60,9 +60,10 @@ impl Gates {
     /// Makes programs ready.
     pub(crate) fn compile(
         programs: &[Program],
-        modules: &[LeasedModule],
+        modules: &[NamedModule],
         definitions: &Definitions,
-        (config, hidden): (&ModelConfig, bool),
+        config: &ModelConfig,
+        hidden: bool,
     ) -> Result<Self, String> {
         if !hidden && programs.iter().any(|program| asks_hidden(&program.ops)) {
             return Err(
@@ -136,7 +137,7 @@ fn scope(share: Share, site: usize) -> usize {
     }
 }
 
-fn acts_at(modules: &[LeasedModule], site: usize) -> bool {
+fn acts_at(modules: &[NamedModule], site: usize) -> bool {
     modules.iter().any(|lease| lease.module.shape().acts_at(Site::from_index(site)))
 }
 
@@ -158,7 +159,7 @@ fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, Strin
 
 /// Whether a module's weights at a site came in 16 bits: then its rows need no more either, and scoring
 /// reads half the bytes. (PEFT casts Arrow's prototypes to the dtype of A, too.)
-fn is_half(lease: &LeasedModule, site: usize) -> bool {
+fn is_half(lease: &NamedModule, site: usize) -> bool {
     lease.module.shape().at(Site::from_index(site)).is_some_and(|shape| shape.half)
 }
 
@@ -166,10 +167,10 @@ impl Gate {
     fn compile(
         program: &Program,
         site: usize,
-        modules: &[LeasedModule],
+        modules: &[NamedModule],
         definitions: &Definitions,
     ) -> Result<Self, String> {
-        let acts = |lease: &&LeasedModule| lease.module.shape().acts_at(Site::from_index(site));
+        let acts = |lease: &&NamedModule| lease.module.shape().acts_at(Site::from_index(site));
         let candidates: Vec<u32> =
             (0..).zip(modules).filter(|(_, lease)| acts(lease)).map(|(index, _)| index).collect();
         let row = |name: &str, index: u32| {
@@ -222,7 +223,8 @@ impl Gate {
         &self,
         input: &[f32],
         buffers: &mut GateBuffers,
-        (scores, hidden): (&mut [f32], &mut [f32]),
+        scores: &mut [f32],
+        hidden: &mut [f32],
     ) -> bool {
         let mut left = std::mem::take(&mut buffers.scores);
         self.score(input, buffers, &mut left);

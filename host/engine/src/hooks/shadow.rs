@@ -43,14 +43,15 @@ impl Shadow {
         Self { composition, numbers }
     }
 
-    /// What it would pick for a row at a site, compared with what was picked; nothing where it does not decide there, or in
-    /// code of its own.
+    /// Its decision for a row at a site, compared with what was picked; nothing where it does not decide
+    /// there, or decides in code of its own.
     pub(crate) fn compare(
         &self,
         site: usize,
         x: &[f32],
         served: &[(u32, f32)],
-        (buffers, picks): (&mut GateBuffers, &mut Vec<(u32, f32)>),
+        buffers: &mut GateBuffers,
+        picks: &mut Vec<(u32, f32)>,
     ) -> Option<Agreement> {
         match &self.composition.plan {
             Plan::Base => picks.clear(),

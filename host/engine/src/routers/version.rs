@@ -84,7 +84,7 @@ pub struct RouterInfo {
     pub previous: Vec<String>,
 }
 
-pub(crate) struct RouterSlot {
+pub(crate) struct RouterVersion {
     pub(crate) name: String,
     pub(crate) digest: String,
     pub(crate) settings: RouterSettings,
@@ -104,9 +104,9 @@ pub(crate) struct RouterSlot {
     rows: RowSample,
 }
 
-impl std::fmt::Debug for RouterSlot {
+impl std::fmt::Debug for RouterVersion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RouterSlot").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("RouterVersion").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
@@ -127,10 +127,11 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl RouterSlot {
+impl RouterVersion {
     /// A router that has seen the library once.
     pub(crate) fn new(
-        (name, digest): (&str, String),
+        name: &str,
+        digest: String,
         router: Box<dyn LoadedRouter>,
         settings: RouterSettings,
         library: Arc<Library>,
@@ -185,7 +186,7 @@ impl RouterSlot {
     }
 
     /// The rows that are kept of what it decided.
-    pub(crate) fn kept_rows(&self) -> RoutedRows {
+    pub(crate) fn recorded_rows(&self) -> RoutedRows {
         RoutedRows {
             router: self.name.clone(),
             digest: self.digest.clone(),

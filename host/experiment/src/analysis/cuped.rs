@@ -40,12 +40,14 @@ struct Centred {
     shift: f64,
     /// Each unit's value minus the arm's mean.
     values: Vec<f64>,
+    /// Σ of the squared values.
     squares: f64,
     /// Σ of value times influence.
     products: f64,
 }
 
 impl Centred {
+    /// Takes a unit without a value before the experiment for `pooled`, the mean of both arms.
     fn new(estimate: &Estimate<'_>, pooled: f64) -> Self {
         let of = |influence: &Influence<'_>| influence.before.map_or(0.0, |before| before - pooled);
         let mut values: Vec<f64> = estimate.influences.iter().map(of).collect();
@@ -57,6 +59,7 @@ impl Centred {
         Self { shift, values, squares, products }
     }
 
+    /// The estimate less θ times the covariate, in its value and in each influence.
     fn adjusted<'a>(&self, estimate: &Estimate<'a>, theta: f64) -> Estimate<'a> {
         let one = |(influence, value): (&Influence<'a>, &f64)| Influence {
             value: influence.value - theta * value,

@@ -10,10 +10,12 @@ use crate::totals::Total;
 /// A difference below this part of the larger value is rounding: sums of equal values in another order differ so much.
 const ROUNDING: f64 = 1e-12;
 
-/// What one unit contributes.
+/// The contribution of one unit to an estimate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Influence<'a> {
+    /// The unit's name, by which units under both arms are paired.
     pub(super) unit: &'a str,
+    /// The influence ψ.
     pub(super) value: f64,
     /// The unit's value before the experiment.
     pub(super) before: Option<f64>,
@@ -47,7 +49,7 @@ impl<'a> Estimate<'a> {
         Self { value, influences }
     }
 
-    /// How many units the estimate is made of.
+    /// The number of units that the estimate is made of.
     pub fn units(&self) -> u64 {
         self.influences.len() as u64
     }
@@ -59,7 +61,8 @@ impl<'a> Estimate<'a> {
         (units >= 2.0).then(|| squares / (units * (units - 1.0)))
     }
 
-    /// How many units both estimates hold, and the sum of the products of their influences.
+    /// The number of units that both estimates hold, and the sum of the products of their
+    /// influences. One pass over both lists, as these are ordered by unit.
     fn shared(&self, other: &Self) -> (u64, f64) {
         let (mut units, mut products) = (0, 0.0);
         let (mut left, mut right) = (self.influences.iter(), other.influences.iter());
@@ -141,7 +144,8 @@ impl Difference {
     }
 }
 
-/// The Welch–Satterthwaite degrees of freedom.
+/// The Welch–Satterthwaite degrees of freedom. (v₁ + v₂)² / (v₁² / (n₁ − 1) + v₂² / (n₂ − 1));
+/// without any variance, the smaller n − 1.
 fn welch(left: Side, right: Side) -> f64 {
     let part = |side: Side| side.variance.powi(2) / (side.units as f64 - 1.0);
     let below = part(left) + part(right);

@@ -4,12 +4,13 @@
 use super::Difference;
 use crate::distributions::{student_critical, student_two_sided};
 
-/// The two-sided interval of the difference at one look.
+/// The two-sided interval of the difference at one look. The difference ± its standard error times
+/// Student's critical value at Welch's degrees of freedom.
 pub fn interval(difference: &Difference, level: f64) -> [f64; 2] {
     difference.within(difference.error() * student_critical(level, difference.degrees))
 }
 
-/// The two-sided p-value at one look.
+/// The two-sided p-value at one look. 1 where the arms have the same value.
 pub fn p_value(difference: &Difference) -> f64 {
     student_two_sided(difference.score(), difference.degrees)
 }

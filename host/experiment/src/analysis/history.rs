@@ -1,4 +1,4 @@
-//! How a metric's intervals went over time, in few enough points to be drawn.
+//! The course of a metric's intervals over time, in few enough points to be drawn.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,9 +26,10 @@ pub struct Point {
 /// Points by the metric's name, ascending in time: kept by the caller from one report to the next.
 pub type Histories = BTreeMap<String, Vec<Point>>;
 
-/// The old points and the new ones. Every second time is dropped, the last one kept, until at most [`MAX_POINTS`] are left;
-/// whole times are dropped so that no arm loses more points than another. New points at the time of the last old ones take
-/// their place.
+/// The old points and the new ones. Every second time is dropped, the last one kept, until at most
+/// [`MAX_POINTS`] are left; whole times are dropped so that no arm loses more points than another.
+/// New points at the time of the last old ones take their place. `new` has points of one time. A
+/// metric with more than [`MAX_POINTS`] arms keeps its last time whole.
 pub fn extended(old: &[Point], new: Vec<Point>) -> Vec<Point> {
     let now = new.iter().map(|point| point.at).min().unwrap_or(u64::MAX);
     let is_earlier = |point: &&Point| point.at < now;

@@ -3,8 +3,9 @@
 use super::Estimate;
 use crate::totals::Total;
 
-/// The mean over units, with ψ = unit's mean − mean. Units without observations are passed over; `None` without any unit.
-/// Units may come in any order.
+/// The mean over units, with ψ = unit's mean − mean. Units without observations are passed over;
+/// `None` without any unit. Units may come in any order. `before` of each total is carried along
+/// for CUPED.
 pub fn estimate<'a>(units: impl IntoIterator<Item = (&'a str, Total)>) -> Option<Estimate<'a>> {
     let units: Vec<_> = units.into_iter().filter(|(_, total)| total.count > 0).collect();
     let of = |total: &Total| total.sum / total.count as f64;

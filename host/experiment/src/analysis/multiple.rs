@@ -6,7 +6,9 @@
 //! an interval that keeps its promise. An interval without zero implies that Holm's p-value is below the level; Holm may
 //! decide a little before the interval leaves zero.
 
-/// Holm's adjusted p-values ("A simple sequentially rejective multiple test procedure", 1979), in the order given.
+/// Holm's adjusted p-values ("A simple sequentially rejective multiple test procedure", 1979), in
+/// the order given. The p-value of rank i of m, from 0, is multiplied by m − i; none is below that
+/// of a lower rank.
 pub fn holm(p_values: &[f64]) -> Vec<f64> {
     let order = ascending(p_values);
     let mut adjusted = vec![0.0; p_values.len()];
@@ -18,8 +20,10 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// Benjamini and Hochberg's adjusted p-values ("Controlling the False Discovery Rate", 1995), in the order given: the
-/// share of wrong ones among all that are called different. For looking around, not for verdicts.
+/// Benjamini and Hochberg's adjusted p-values ("Controlling the False Discovery Rate", 1995), in
+/// the order given: the share of wrong ones among all that are called different. For looking
+/// around, not for verdicts. The p-value of rank i of m, from 1, is multiplied by m / i; none is
+/// above that of a higher rank.
 pub fn benjamini_hochberg(p_values: &[f64]) -> Vec<f64> {
     let order = ascending(p_values);
     let mut adjusted = vec![0.0; p_values.len()];
@@ -31,6 +35,7 @@ pub fn benjamini_hochberg(p_values: &[f64]) -> Vec<f64> {
     adjusted
 }
 
+/// Indices of the p-values from the least to the greatest; equal ones keep their order.
 fn ascending(p_values: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..p_values.len()).collect();
     order.sort_by(|a, b| p_values[*a].total_cmp(&p_values[*b]));

@@ -1,4 +1,4 @@
-//! How many units an experiment needs, and what it can see with those it has.
+//! Planning: the units that an experiment needs, and the effects that it can see with those it has.
 //!
 //! With V = σ² (1/q + 1/(1 − q)), q the treated share and σ² a unit's variance, N units of both arms give a difference of
 //! variance V / N, and an effect δ is found with the wanted power where δ = (b + z_power) √(V / N). For one look at the end b
@@ -9,7 +9,7 @@
 use super::sequence::tightest;
 use crate::distributions::{normal_cumulative, normal_quantile};
 
-/// What is asked of an experiment with two arms.
+/// The demands on an experiment with two arms. Units are those of both arms together throughout.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     /// The two-sided level.
@@ -34,7 +34,8 @@ pub enum Design {
 }
 
 impl Plan {
-    /// The units of both arms together that an effect needs, rounded up.
+    /// The units of both arms together that an effect needs, rounded up. Infinite for an effect of
+    /// 0.
     pub fn needed_units(&self, design: Design, effect: f64) -> f64 {
         let standard = self.boundary(design) + normal_quantile(self.power);
         (standard.powi(2) * self.spread() / effect.powi(2)).ceil()
@@ -46,24 +47,26 @@ impl Plan {
     }
 
     /// The probability that so many units show the effect, on its own side, at a look at the end.
+    /// The chance of an effect on the wrong side is left out.
     pub fn power_of(&self, design: Design, effect: f64, units: f64) -> f64 {
         normal_cumulative(effect.abs() / (self.spread() / units).sqrt() - self.boundary(design))
     }
 
-    /// How many times the units of a single look the always-valid design needs.
+    /// The factor by which the always-valid design needs more units than a single look.
     pub fn inflation(&self) -> f64 {
         let standard = |design| self.boundary(design) + normal_quantile(self.power);
         (standard(Design::AlwaysValid) / standard(Design::Fixed)).powi(2)
     }
 
-    /// N times the variance of the difference after N units.
+    /// N times the variance of the difference after N units. σ² (1 − ρ²) (1/q + 1/(1 − q)), with q
+    /// = allocation / (1 + allocation).
     fn spread(&self) -> f64 {
         let treated = self.allocation / (1.0 + self.allocation);
         let variance = self.variance * (1.0 - self.correlation.powi(2));
         variance * (1.0 / treated + 1.0 / (1.0 - treated))
     }
 
-    /// How many standard errors from zero a difference has to be.
+    /// The standard errors from zero at which a difference counts as found.
     fn boundary(&self, design: Design) -> f64 {
         match design {
             Design::Fixed => normal_quantile(1.0 - self.level / 2.0),

@@ -6,7 +6,9 @@
 use super::Estimate;
 use crate::totals::Total;
 
-/// The ratio over units. Units without a denominator are passed over; `None` without any unit. Units may come in any order.
+/// The ratio over units. Units without a denominator are passed over; `None` without any unit.
+/// Units may come in any order. ψ = (S − R N) / N̄, with S and N the unit's sums and N̄ the mean of
+/// N over units.
 pub fn estimate<'a>(units: impl IntoIterator<Item = (&'a str, Total)>) -> Option<Estimate<'a>> {
     let units: Vec<_> = units.into_iter().filter(|(_, total)| total.count > 0).collect();
     let sum: f64 = units.iter().map(|(_, total)| total.sum).sum();

@@ -17,7 +17,7 @@ use super::{Difference, Estimate, cuped, fixed, mean, multiple, ratio, sample_ra
 use crate::declaration::{Declaration, Kind, Metric, Mode, Unit, Wanted};
 use crate::totals::{ArmTotals, Totals};
 
-/// What the caller knows of the experiment's course; all times in unix seconds.
+/// The experiment's course as the caller knows it; all times in unix seconds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Situation {
     /// When the report is made.
@@ -26,7 +26,7 @@ pub struct Situation {
     pub started: Option<u64>,
     /// When the experiment stopped.
     pub stopped: Option<u64>,
-    /// Why it stopped.
+    /// The reason for which it stopped.
     pub stop_reason: Option<String>,
 }
 
@@ -35,11 +35,11 @@ pub struct Situation {
 pub struct Report {
     /// The experiment's name.
     pub name: String,
-    /// Where it stands at the time of the report.
+    /// The stage of the experiment at the time of the report.
     pub state: Course,
-    /// How arms meet requests.
+    /// The way in which requests are given to arms.
     pub mode: Mode,
-    /// What is assigned and analysed as one.
+    /// The unit of assignment and of analysis.
     pub unit: Unit,
     /// The layer of experiments that exclude each other.
     pub layer: Option<String>,
@@ -51,19 +51,19 @@ pub struct Report {
     pub started: Option<u64>,
     /// When it stopped.
     pub stopped: Option<u64>,
-    /// Why it stopped.
+    /// The reason for which it stopped.
     pub stop_reason: Option<String>,
     /// The arms in the order of the declaration.
     pub arms: Vec<ArmReport>,
-    /// Whether units were dealt as declared.
+    /// The check of the declared shares against the units seen.
     pub sample_ratio: SampleRatio,
     /// The metrics in the order of the declaration.
     pub metrics: Vec<MetricReport>,
-    /// What may be concluded.
+    /// The experiment's verdict.
     pub verdict: Verdict,
 }
 
-/// Where an experiment stands.
+/// The stage of an experiment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Course {
@@ -75,7 +75,7 @@ pub enum Course {
     Stopped,
 }
 
-/// What one arm served.
+/// The units and requests of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ArmReport {
     /// The arm's name.
@@ -92,12 +92,12 @@ pub struct ArmReport {
     pub faults: u64,
 }
 
-/// Whether units were dealt as declared.
+/// The check of the declared shares against the units seen.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SampleRatio {
     /// The always-valid p-value; 1 in modes without fixed shares.
     pub p_value: f64,
-    /// Whether it is below [`sample_ratio::LEVEL`].
+    /// True where the p-value is below [`sample_ratio::LEVEL`]; all verdicts are blocked then.
     pub mismatch: bool,
     /// Declared shares, in the order of the arms.
     pub expected: Vec<f64>,
@@ -110,11 +110,11 @@ pub struct SampleRatio {
 pub struct MetricReport {
     /// The metric's name.
     pub name: String,
-    /// How units are averaged.
+    /// The average over units.
     pub kind: Kind,
-    /// Which way is better.
+    /// The better direction.
     pub wanted: Wanted,
-    /// Whether the metric only guards.
+    /// True for a metric that only guards.
     pub guard: bool,
     /// The greatest harm that a guard accepts, in the metric's own units.
     #[serde(skip)]
@@ -156,11 +156,11 @@ pub struct Comparison {
     pub p_value: f64,
     /// The same by Holm over all comparisons that carry the verdict; a guard's own p-value.
     pub adjusted_p_value: f64,
-    /// Whether values from before the experiment narrowed the intervals.
+    /// True where values from before the experiment narrowed the intervals.
     pub cuped: bool,
-    /// What may be concluded of this comparison.
+    /// The verdict on this comparison.
     pub verdict: verdict::Comparative,
-    /// Whether both arms have the minimum of units.
+    /// True where both arms have the minimum of units; else no verdict reads the comparison.
     #[serde(skip)]
     pub is_ready: bool,
 }
@@ -219,6 +219,7 @@ impl Report {
     }
 }
 
+/// The stage at `now`, by the times of start and stop.
 fn course(situation: &Situation) -> Course {
     let is_past = |time: Option<u64>| time.is_some_and(|time| time <= situation.now);
     if is_past(situation.stopped) {
@@ -230,6 +231,7 @@ fn course(situation: &Situation) -> Course {
     }
 }
 
+/// The arms in the order of the declaration; an arm without requests has zeros.
 fn arms(declaration: &Declaration, totals: &Totals) -> Vec<ArmReport> {
     let none = ArmTotals::default();
     let pairs = declaration.arms.iter().zip(declaration.shares());
@@ -248,6 +250,7 @@ fn arms(declaration: &Declaration, totals: &Totals) -> Vec<ArmReport> {
         .collect()
 }
 
+/// The check of the shares, which is made in mode `split` alone.
 fn sample_ratio(declaration: &Declaration, arms: &[ArmReport]) -> SampleRatio {
     let expected: Vec<f64> = arms.iter().map(|arm| arm.weight).collect();
     let observed: Vec<u64> = arms.iter().map(|arm| arm.units).collect();
@@ -256,6 +259,8 @@ fn sample_ratio(declaration: &Declaration, arms: &[ArmReport]) -> SampleRatio {
     SampleRatio { p_value, mismatch: p_value < sample_ratio::LEVEL, expected, observed }
 }
 
+/// A metric's values and comparisons. Its history and the verdicts are set later, when all metrics
+/// are known.
 fn metric_report(declaration: &Declaration, totals: &Totals, metric: &Metric) -> MetricReport {
     let estimate = |name: &str| estimate(metric, totals, name);
     let named: Vec<(&str, Option<Estimate<'_>>)> =
@@ -271,7 +276,7 @@ fn metric_report(declaration: &Declaration, totals: &Totals, metric: &Metric) ->
     let others = named.iter().filter(|(name, _)| !is_control(name));
     let comparisons = others
         .filter_map(|(name, estimate)| {
-            comparison(declaration, metric, name, (control?, estimate.as_ref()?))
+            comparison(declaration, metric, name, control?, estimate.as_ref()?)
         })
         .collect();
     MetricReport {
@@ -286,6 +291,7 @@ fn metric_report(declaration: &Declaration, totals: &Totals, metric: &Metric) ->
     }
 }
 
+/// An arm's estimate of a metric; `None` while no unit has an observation.
 fn estimate<'a>(metric: &'a Metric, totals: &'a Totals, arm: &str) -> Option<Estimate<'a>> {
     let units = totals.units(arm, &metric.name);
     match metric.kind {
@@ -294,11 +300,15 @@ fn estimate<'a>(metric: &'a Metric, totals: &'a Totals, arm: &str) -> Option<Est
     }
 }
 
+/// The comparison of an arm with the control; `None` until both have two units. The adjusted
+/// p-value is the plain one here, and the verdict is undecided: both depend on the other
+/// comparisons.
 fn comparison(
     declaration: &Declaration,
     metric: &Metric,
     name: &str,
-    (control, arm): (&Estimate<'_>, &Estimate<'_>),
+    control: &Estimate<'_>,
+    arm: &Estimate<'_>,
 ) -> Option<Comparison> {
     let adjusted = if metric.covariate { cuped::adjust(control, arm) } else { None };
     let cuped = adjusted.is_some();
@@ -327,7 +337,8 @@ fn comparison(
     })
 }
 
-/// The interval and the p-value that hold at every look.
+/// The interval and the p-value that hold at every look. In mode `bandit` by
+/// [`Sequence::separate`], tuned to half of the planned units, as each arm's own units count there.
 fn look(
     declaration: &Declaration,
     name: &str,
@@ -355,7 +366,8 @@ fn planned_units(declaration: &Declaration, name: &str) -> f64 {
     planned * shares.sum::<f64>()
 }
 
-/// How many comparisons carry the verdict: every other arm in every metric that is no guard.
+/// The number of comparisons that carry the verdict: every other arm in every metric that is no
+/// guard. At least 1, so that a level can be divided by it.
 fn carrying(declaration: &Declaration) -> usize {
     let metrics = declaration.metrics.iter().filter(|metric| metric.guard.is_none()).count();
     (metrics * (declaration.arms.len() - 1)).max(1)

@@ -1,5 +1,5 @@
-//! Whether units were dealt to arms as declared. A mismatch means that units were lost or doubled on the way, and then no
-//! comparison of the arms can be believed.
+//! Tests of the sample ratio: were units dealt to arms in the declared shares? A mismatch means that
+//! units were lost or doubled on the way, and then no comparison of the arms can be believed.
 //!
 //! [`sequential`] may be read after every unit, [`chi_square`] once (Fabijan et al., "Diagnosing Sample Ratio Mismatch in
 //! Online Controlled Experiments", 2019).
@@ -11,13 +11,15 @@ use crate::distributions::chi_square_survival;
 /// The level at which a mismatch blocks all verdicts. Low, as there is no reason to doubt a verdict without it.
 pub const LEVEL: f64 = 0.001;
 
-/// How tightly the alternatives of the sequential test lie around the declared shares: they spread like the shares of
-/// so many units. 1,000 puts most weight on skews of a few percent and loses little on smaller ones: of two equal arms,
-/// 51 to 49 is a mismatch from 46,000 units on and 50.5 to 49.5 from 192,000 on.
+/// The concentration of the alternatives of the sequential test around the declared shares: they
+/// spread like the shares of so many units. 1,000 puts most weight on skews of a few percent and
+/// loses little on smaller ones: of two equal arms, 51 to 49 is a mismatch from 46,000 units on and
+/// 50.5 to 49.5 from 192,000 on.
 const CONCENTRATION: f64 = 1_000.0;
 
-/// The p-value of Pearson's chi-square test, for one look. `expected` are weights of any sum; arms of weight zero must be
-/// empty.
+/// The p-value of Pearson's chi-square test, for one look. `expected` are weights of any sum; arms
+/// of weight zero must be empty. `observed` and `expected` go by arms. 1 without units, 0 where an
+/// arm without a weight has some.
 pub fn chi_square(observed: &[u64], expected: &[f64]) -> f64 {
     let Some((cells, total)) = cells(observed, expected) else { return 0.0 };
     let part = |(count, share): &(f64, f64)| (count - total * share).powi(2) / (total * share);
@@ -35,6 +37,9 @@ pub fn chi_square(observed: &[u64], expected: &[f64]) -> f64 {
 /// ```text
 /// M = B(a + n) / B(a) · Π θᵢ^(−nᵢ),  a = 1000 θ,  B the multivariate beta function
 /// ```
+///
+/// `observed` and `expected` go by arms; the same bounds hold as for [`chi_square`]. It depends on
+/// the counts alone, not on their order.
 pub fn sequential(observed: &[u64], expected: &[f64]) -> f64 {
     let Some((cells, total)) = cells(observed, expected) else { return 0.0 };
     let part = |(count, share): &(f64, f64)| {

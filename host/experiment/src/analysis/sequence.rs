@@ -25,10 +25,12 @@ use super::{Difference, Side};
 /// Rounds of the fixed point and of the halving below; both gain at least a binary digit a round.
 const ROUNDS: usize = 100;
 
-/// A boundary with its level and ρ².
+/// A boundary with its level and ρ². A sequence costs the same at every look, whatever came before.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sequence {
+    /// α, the error rate over all looks.
     level: f64,
+    /// ρ² of the normal mixture: large values make the boundary tight early, small ones late.
     rho_squared: f64,
 }
 
@@ -44,13 +46,14 @@ impl Sequence {
         Self { level, ..self }
     }
 
-    /// The boundary after so many units, in standard errors.
+    /// The boundary after so many units, in standard errors. Infinite at 0 units.
     pub fn boundary(&self, units: f64) -> f64 {
         let x = units * self.rho_squared;
         ((x + 1.0) / x * (x.ln_1p() - 2.0 * self.level.ln())).sqrt()
     }
 
-    /// The interval of the difference that holds at every look.
+    /// The interval of the difference that holds at every look, once both arms have the minimum of
+    /// units.
     pub fn interval(&self, difference: &Difference) -> [f64; 2] {
         difference.within(difference.error() * self.boundary(difference.units as f64))
     }
@@ -65,12 +68,14 @@ impl Sequence {
         (-evidence).exp().min(1.0)
     }
 
-    /// The interval of a difference of arms whose shares depend on what was seen.
+    /// The interval of a difference of arms whose shares depend on what was seen. For bandits,
+    /// where the sum of radii replaces the variance of the difference.
     pub fn separate(&self, difference: &Difference) -> [f64; 2] {
         difference.within(self.separate_radius(difference))
     }
 
-    /// The p-value that belongs to [`Self::separate`], found by halving its logarithm.
+    /// The p-value that belongs to [`Self::separate`], found by halving its logarithm. The least
+    /// level at which the interval does not hold zero; never below e⁻⁷⁰⁰.
     pub fn separate_p_value(&self, difference: &Difference) -> f64 {
         let away = difference.difference.abs();
         let excludes = |log: f64| self.at_level(log.exp()).separate_radius(difference) <= away;
@@ -89,6 +94,7 @@ impl Sequence {
         high.exp()
     }
 
+    /// The radii of the two arms' own sequences at half the level each, added.
     fn separate_radius(&self, difference: &Difference) -> f64 {
         let half = self.at_level(self.level / 2.0);
         let radius = |side: Side| side.variance.sqrt() * half.boundary(side.units as f64);
@@ -97,6 +103,7 @@ impl Sequence {
 }
 
 /// The x = N ρ² at which the boundary is tightest. There the boundary is √(x + 1) standard errors.
+/// A fixed point of x ↦ ln(1 + x) + 2 ln(1/α), which contracts, as its slope is 1 / (1 + x).
 pub(super) fn tightest(level: f64) -> f64 {
     let constant = -2.0 * level.ln();
     (0..ROUNDS).fold(constant, |x, _| constant + x.ln_1p())

@@ -1,4 +1,4 @@
-//! What may be concluded: of one comparison, of the experiment, and of an arm that does harm.
+//! Verdicts: on one comparison, on the experiment, and on an arm that does harm.
 //!
 //! A verdict may be acted on at the look that first gives it: the error rate covers all looks. Later looks read their own
 //! intervals, so a caller who goes on may see a narrow verdict become undecided again.
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::report::{Comparison, MetricReport, Report, SampleRatio};
 use crate::declaration::Declaration;
 
-/// What may be concluded of one comparison.
+/// The verdict on one comparison.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Comparative {
@@ -22,7 +22,7 @@ pub enum Comparative {
     Blocked,
 }
 
-/// Whether the experiment has an answer.
+/// The state of the experiment's answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -37,11 +37,11 @@ pub enum State {
 /// The experiment's answer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
-    /// Whether there is one.
+    /// The state of the answer.
     pub state: State,
     /// The arm to keep.
     pub arm: Option<String>,
-    /// Why, for people.
+    /// The reason as a sentence for people.
     pub reason: String,
 }
 
@@ -52,7 +52,7 @@ pub struct Breach {
     pub arm: String,
     /// The guarding metric.
     pub metric: String,
-    /// Why, for people.
+    /// The reason as a sentence for people, with the interval.
     pub reason: String,
 }
 
@@ -62,6 +62,8 @@ pub fn guard_breaches(report: &Report) -> Vec<Breach> {
     breaches(&report.metrics)
 }
 
+/// One breach for each guarding metric and each arm beyond its accepted harm, in the metrics'
+/// order. Arms below the minimum of units are passed over.
 fn breaches(metrics: &[MetricReport]) -> Vec<Breach> {
     let mut breaches = Vec::new();
     for metric in metrics {
@@ -89,8 +91,9 @@ fn breaches(metrics: &[MetricReport]) -> Vec<Breach> {
     breaches
 }
 
-/// Sets the verdicts of a metric's comparisons: by the adjusted p-value, which is at most the level wherever the interval
-/// does not hold zero.
+/// Sets the verdicts of a metric's comparisons: by the adjusted p-value, which is at most the level
+/// wherever the interval does not hold zero. `level` is the declared one, as the p-values are
+/// adjusted already.
 pub(super) fn compare(metric: &mut MetricReport, level: f64, mismatch: bool) {
     let sign = metric.wanted.sign();
     for comparison in &mut metric.comparisons {
@@ -109,29 +112,39 @@ pub(super) fn compare(metric: &mut MetricReport, level: f64, mismatch: bool) {
 
 /// One arm over the metrics that carry the verdict.
 struct Standing<'a> {
+    /// The arm's name.
     arm: &'a str,
+    /// Metrics in which the arm is better than the control.
     better: Vec<&'a str>,
+    /// Metrics in which it is worse.
     worse: Vec<&'a str>,
+    /// Guards that it breaks.
     breached: Vec<&'a str>,
+    /// The least adjusted p-value of its comparisons; 1 without any.
     least_p_value: f64,
 }
 
 impl Standing<'_> {
+    /// Better in some metric, worse in none, and no guard broken.
     fn wins(&self) -> bool {
         !self.better.is_empty() && self.worse.is_empty() && self.breached.is_empty()
     }
 
+    /// A broken guard, or worse in some metric and better in none.
     fn loses(&self) -> bool {
         !self.breached.is_empty() || self.better.is_empty() && !self.worse.is_empty()
     }
 
+    /// Better in one metric and worse in another.
     fn contradicts(&self) -> bool {
         !self.better.is_empty() && !self.worse.is_empty()
     }
 }
 
-/// The arm to keep: one that is better in some metric, worse in none and breaks no guard; of several the one that is better
-/// in most. The control, where every other arm is only worse or breaks a guard.
+/// The arm to keep: one that is better in some metric, worse in none and breaks no guard; of
+/// several the one that is better in most. The control, where every other arm is only worse or
+/// breaks a guard. Ties between winners go to the one with the least p-value. Nothing is decided
+/// while an arm is open, unless another wins.
 pub(super) fn overall(declaration: &Declaration, metrics: &[MetricReport]) -> Verdict {
     let breaches = breaches(metrics);
     let others = declaration.arms.iter().filter(|arm| arm.name != declaration.control);
@@ -159,7 +172,8 @@ pub(super) fn overall(declaration: &Declaration, metrics: &[MetricReport]) -> Ve
     Verdict { state: State::Undecided, arm: None, reason }
 }
 
-/// Arms that are out already, and those that nothing is known of; nothing where no arm is out.
+/// Arms that are out already, and those that nothing is known of; nothing where no arm is out. The
+/// reason of an experiment without an answer yet.
 fn open(standings: &[Standing<'_>]) -> Option<String> {
     let (lost, left): (Vec<_>, Vec<_>) = standings.iter().partition(|standing| standing.loses());
     let reasons: Vec<String> = lost.into_iter().map(loss).collect();
@@ -169,6 +183,7 @@ fn open(standings: &[Standing<'_>]) -> Option<String> {
     Some(format!("{reasons}; {} {are} undecided", list(&left)))
 }
 
+/// The standing of one arm, from the verdicts that [`compare`] has set before.
 fn standing<'a>(arm: &'a str, metrics: &'a [MetricReport], breaches: &'a [Breach]) -> Standing<'a> {
     let of = |metric: &'a MetricReport| {
         let is_arm = |comparison: &&Comparison| comparison.arm == arm;
@@ -188,12 +203,13 @@ fn standing<'a>(arm: &'a str, metrics: &'a [MetricReport], breaches: &'a [Breach
     }
 }
 
+/// The clause that says in what an arm lost.
 fn loss(standing: &Standing<'_>) -> String {
     let names: Vec<&str> = standing.worse.iter().chain(&standing.breached).copied().collect();
     format!("`{}` is worse in {}", standing.arm, list(&names))
 }
 
-/// Why a mismatch blocks the experiment.
+/// The sentence that says why a mismatch blocks the experiment.
 pub(super) fn mismatch(found: &SampleRatio) -> String {
     let pairs = found.observed.iter().zip(&found.expected);
     let parts: Vec<String> =
@@ -205,7 +221,7 @@ pub(super) fn mismatch(found: &SampleRatio) -> String {
     )
 }
 
-/// What an undecided experiment waits for.
+/// The sentence that says what an undecided experiment waits for: units, or intervals without zero.
 fn waiting(declaration: &Declaration, metrics: &[MetricReport]) -> String {
     let carriers: Vec<&MetricReport> = metrics.iter().filter(|metric| !metric.guard).collect();
     if carriers.is_empty() {
@@ -221,6 +237,7 @@ fn waiting(declaration: &Declaration, metrics: &[MetricReport]) -> String {
     format!("an arm has {least} units of the {minimum} that a verdict needs")
 }
 
+/// Names in backticks, with commas between them.
 fn list(names: &[&str]) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
     quoted.join(", ")

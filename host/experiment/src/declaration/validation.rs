@@ -1,4 +1,5 @@
-//! What is refused in a declaration, all problems at once, each with the field, what was found and what is expected.
+//! The checks of a declaration. All problems are reported at once, each with the field, what was
+//! found and what is expected.
 
 use std::collections::BTreeSet;
 use std::fmt::{Debug, Display};
@@ -14,12 +15,15 @@ const MAX_ARMS: usize = 20;
 struct Problems(Vec<String>);
 
 impl Problems {
+    /// Notes a problem with `field` unless `holds`. The problem is one sentence: the field, what
+    /// was found, and what is expected.
     fn expect(&mut self, holds: bool, field: impl Display, found: impl Debug, expected: &str) {
         if !holds {
             self.0.push(format!("`{field}` is {found:?}; expected {expected}"));
         }
     }
 
+    /// Checks a name: 1 to 100 letters, digits, `-`, `_` or `.`, of which no `.` comes first.
     fn name(&mut self, field: impl Display, name: &str) {
         let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         let plain = (1..=100).contains(&name.len()) && name.chars().all(fits);
@@ -32,6 +36,7 @@ impl Problems {
         );
     }
 
+    /// Notes each name that an earlier item of the list `field` has already.
     fn unique<'a>(&mut self, field: &str, names: impl Iterator<Item = &'a str>) {
         let mut seen = BTreeSet::new();
         for (at, name) in names.enumerate() {
@@ -40,11 +45,13 @@ impl Problems {
         }
     }
 
+    /// `Ok` without problems, else all of them in the order in which they were found.
     fn result(self) -> Result<(), Vec<String>> {
         if self.0.is_empty() { Ok(()) } else { Err(self.0) }
     }
 }
 
+/// Checks a declaration by itself. See [`Declaration::validate`].
 pub(super) fn validate(declaration: &Declaration) -> Result<(), Vec<String>> {
     let mut problems = Problems::default();
     naming(&mut problems, declaration);
@@ -70,6 +77,7 @@ pub(super) fn validate(declaration: &Declaration) -> Result<(), Vec<String>> {
     problems.result()
 }
 
+/// The experiment's name, its seed and its layer.
 fn naming(problems: &mut Problems, declaration: &Declaration) {
     problems.name("name", &declaration.name);
     let seed = declaration.seed();
@@ -82,6 +90,7 @@ fn naming(problems: &mut Problems, declaration: &Declaration) {
     }
 }
 
+/// The share of the layer, the holdout, start and stop, and the sample of a full shadow.
 fn shares_and_times(problems: &mut Problems, declaration: &Declaration) {
     let Declaration { mode, layer, share, holdout, start, stop, sample, .. } = declaration;
     if let Some(share @ [low, high]) = share {
@@ -101,6 +110,7 @@ fn shares_and_times(problems: &mut Problems, declaration: &Declaration) {
     }
 }
 
+/// The error rate and the numbers of units that the intervals are tuned to.
 fn analysis(problems: &mut Problems, declaration: &Declaration) {
     let Declaration { level, minimum_units, planned_units, .. } = declaration;
     problems.expect(*level > 0.0 && *level <= 0.5, "level", level, "above 0 and at most 0.5");
@@ -109,6 +119,8 @@ fn analysis(problems: &mut Problems, declaration: &Declaration) {
     problems.expect(holds, "planned_units", planned_units, "at least `minimum_units`");
 }
 
+/// The list of arms as a whole: their number, names, weights in sum, and the control. A control
+/// without a weight is refused in mode `split` alone, where it would never be seen.
 fn arms(problems: &mut Problems, declaration: &Declaration) {
     let Declaration { arms, control, mode, .. } = declaration;
     problems.expect((2..=MAX_ARMS).contains(&arms.len()), "arms", arms.len(), "2 to 20 arms");
@@ -125,6 +137,7 @@ fn arms(problems: &mut Problems, declaration: &Declaration) {
     problems.expect(holds, "control", control, "an arm with a weight above 0");
 }
 
+/// One arm of the list, at index `at`.
 fn arm(problems: &mut Problems, at: usize, arm: &Arm) {
     let field = |name: &str| format!("arms[{at}].{name}");
     problems.name(field("name"), &arm.name);
@@ -144,6 +157,7 @@ fn arm(problems: &mut Problems, at: usize, arm: &Arm) {
     }
 }
 
+/// One metric of the list, at index `at`.
 fn metric(problems: &mut Problems, at: usize, metric: &Metric) {
     let field = |name: &str| format!("metrics[{at}].{name}");
     problems.name(field("name"), &metric.name);
@@ -157,6 +171,8 @@ fn metric(problems: &mut Problems, at: usize, metric: &Metric) {
     }
 }
 
+/// The settings of a bandit. A floor above 1 / number of arms would leave less than nothing to the
+/// policy.
 fn bandit(problems: &mut Problems, declaration: &Declaration, bandit: &Bandit) {
     let is_bandit = declaration.mode == Mode::Bandit;
     problems.expect(is_bandit, "bandit", bandit, "no settings unless `mode` is `bandit`");
@@ -186,6 +202,7 @@ pub fn validate_together(declarations: &[Declaration]) -> Result<(), Vec<String>
     problems.result()
 }
 
+/// Two experiments that run at the same time: names, seeds, and shares of a common layer.
 fn pair(problems: &mut Problems, first: &Declaration, second: &Declaration) {
     let (one, other) = (&first.name, &second.name);
     problems.expect(one != other, format_args!("{other}.name"), other, "a name used once");

@@ -7,9 +7,14 @@ use crate::config::{
 use crate::error::Error;
 use crate::gguf::{Header, Value};
 
+/// The architectures that are read.
 const SUPPORTED: [&str; 7] = ["llama", "qwen2", "qwen3", "gemma3", "qwen2moe", "qwen3moe", "olmoe"];
 
-/// Reads GGUF metadata. `factors` are the divisors of the tensor `rope_freqs.weight`, if there is one.
+/// Reads GGUF metadata. `factors` are the divisors of the tensor `rope_freqs.weight`, if there is
+/// one.
+///
+/// # Errors
+/// If the architecture or a setting of it is not implemented, or a size is missing or out of range.
 pub(crate) fn from_gguf(header: &Header, factors: Option<Vec<f64>>) -> Result<ModelConfig, Error> {
     let architecture = header.metadata.get("general.architecture").and_then(Value::as_str);
     let architecture = architecture.unwrap_or("missing");
@@ -47,7 +52,7 @@ pub(crate) fn from_gguf(header: &Header, factors: Option<Vec<f64>>) -> Result<Mo
     })
 }
 
-/// Mixtral is a llama with experts here.
+/// A llama, or a mixtral, which is a llama with experts here.
 fn llama(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
     if !keys.has_experts() {
         return Ok(ModelConfig { family: "llama", ..config });
@@ -55,6 +60,7 @@ fn llama(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
     Ok(ModelConfig { family: "mixtral", feed_forward: keys.mixture(&config, true)?, ..config })
 }
 
+/// Gemma 3: every sixth layer sees the whole past. Norms are stored with their offset of 1 added.
 fn gemma3(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
     // The largest one scales by the width of a head as if the heads filled the residual stream.
     let width = match config.num_layers {
@@ -79,7 +85,8 @@ fn gemma3(keys: &Keys<'_>, config: ModelConfig) -> Result<ModelConfig, Error> {
     })
 }
 
-/// What all architectures say in the same way.
+/// The settings that all architectures spell in the same way. Biases and a head of its own are told
+/// by the tensors that are there.
 fn plain(keys: &Keys<'_>, factors: Option<Vec<f64>>) -> Result<ModelConfig, Error> {
     for key in ["attn_logit_softcapping", "final_logit_softcapping", "logit_scale"] {
         if let Some(found) = keys.number(key) {
@@ -143,29 +150,36 @@ fn plain(keys: &Keys<'_>, factors: Option<Vec<f64>>) -> Result<ModelConfig, Erro
 
 /// Typed look-ups in the metadata of an architecture.
 struct Keys<'a> {
+    /// Metadata and tensors of the file.
     header: &'a Header,
+    /// The prefix of the architecture's keys.
     architecture: &'a str,
 }
 
 impl Keys<'_> {
+    /// A key with the architecture's prefix.
     fn name(&self, key: &str) -> String {
         format!("{}.{key}", self.architecture)
     }
 
+    /// A number of any type; `None` if the key is missing or something else.
     fn number(&self, key: &str) -> Option<f64> {
         self.header.metadata.get(&self.name(key)).and_then(Value::as_f64)
     }
 
+    /// A size, or its default; see [`checked_size`].
     fn size(&self, key: &str, default: Option<usize>) -> Result<usize, Error> {
         let found = self.number(key).map(|value| value as u64);
         checked_size(&self.name(key), found.or(default.map(|value| value as u64)))
     }
 
+    /// True if the file has a positive number of experts.
     fn has_experts(&self) -> bool {
         self.number("expert_count").is_some_and(|experts| experts > 0.0)
     }
 
-    /// Experts in the layers that have tensors of them; `renormalise` is the family's, unless the file says otherwise.
+    /// Experts in the layers that have tensors of them; `renormalise` is the family's, unless the
+    /// file says otherwise.
     fn mixture(&self, config: &ModelConfig, renormalise: bool) -> Result<FeedForward, Error> {
         let tensor = |layer: usize, name: &str| {
             self.header.tensors.get(&format!("blk.{layer}.{name}.weight"))
@@ -187,11 +201,14 @@ impl Keys<'_> {
         }))
     }
 
+    /// A special token of the tokenizer, if the file names one.
     fn token(&self, key: &str) -> Option<u32> {
         let value = self.header.metadata.get(&format!("tokenizer.ggml.{key}"))?.as_u64()?;
         u32::try_from(value).ok()
     }
 
+    /// Scaling of the rotary frequencies. Divisors that come as a tensor go before the metadata's
+    /// type.
     fn scaling(&self, factors: Option<Vec<f64>>) -> Result<RopeScaling, Error> {
         let name = self.name("rope.scaling.type");
         let kind = self.header.metadata.get(&name).and_then(Value::as_str);

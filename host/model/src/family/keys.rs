@@ -6,9 +6,9 @@ use super::{MAX_SIZE, checked_size};
 use crate::config::{Rope, RopeScaling};
 use crate::error::Error;
 
-/// The context that a scaled rotation was trained for first.
+/// The setting for the context of pre-training, before frequencies were scaled.
 const ORIGINAL: &str = "original_max_position_embeddings";
-/// Settings that are numbers.
+/// Settings that must be numbers where they are given.
 const NUMBERS: [&str; 6] = [
     "rope_theta",
     "rms_norm_eps",
@@ -17,7 +17,7 @@ const NUMBERS: [&str; 6] = [
     "rope_local_base_freq",
     "partial_rotary_factor",
 ];
-/// Settings that are true or false.
+/// Settings that must be true or false where they are given.
 const FLAGS: [&str; 6] = [
     "attention_bias",
     "mlp_bias",
@@ -28,10 +28,13 @@ const FLAGS: [&str; 6] = [
 ];
 
 /// Typed look-ups in a JSON object.
+///
+/// Null counts as missing nearly everywhere, as in transformers.
 pub(super) struct Keys<'a>(pub(super) &'a Json);
 
 impl Keys<'_> {
-    /// Refuses settings whose values are of another type than a family reads: none is taken for its default silently.
+    /// Refuses settings whose values are of another type than a family reads: none is taken for its
+    /// default silently.
     pub(super) fn check_types(&self) -> Result<(), Error> {
         type Is = fn(&Json) -> bool;
         let kinds: [(&str, Is, &[&str]); 5] = [
@@ -52,6 +55,7 @@ impl Keys<'_> {
         Ok(())
     }
 
+    /// A size from 1 to [`MAX_SIZE`]; missing ones are an error without a default.
     pub(super) fn size(&self, key: &str, default: Option<usize>) -> Result<usize, Error> {
         let value = self.0.get(key).filter(|value| !value.is_null());
         match value {
@@ -64,21 +68,25 @@ impl Keys<'_> {
         }
     }
 
-    /// A size under the first of its names that is there, as transformers' attribute maps have them.
+    /// A size under the first of its names that is there, as transformers' attribute maps have
+    /// them.
     pub(super) fn size_of(&self, names: &[&str], default: usize) -> Result<usize, Error> {
         let is_there = |name: &&&str| self.0.get(**name).is_some_and(|value| !value.is_null());
         let name = names.iter().find(is_there).or(names.last()).copied().unwrap_or_default();
         self.size(name, Some(default))
     }
 
+    /// A number; `None` if it is missing. Types are checked by [`Keys::check_types`] before.
     pub(super) fn number(&self, key: &str) -> Option<f64> {
         self.0.get(key).and_then(Json::as_f64)
     }
 
+    /// A flag, false if it is missing.
     pub(super) fn flag(&self, key: &str) -> bool {
         self.flag_or(key, false)
     }
 
+    /// A flag with a default.
     pub(super) fn flag_or(&self, key: &str, default: bool) -> bool {
         self.0.get(key).and_then(Json::as_bool).unwrap_or(default)
     }
@@ -166,6 +174,7 @@ impl Keys<'_> {
         Ok((0..num_layers).map(is_sparse).collect())
     }
 
+    /// Tokens by number: one or a list. Anything else is passed over.
     pub(super) fn tokens(&self, key: &str) -> Vec<u32> {
         let token = |value: &Json| value.as_u64().and_then(|token| u32::try_from(token).ok());
         match self.0.get(key) {
@@ -175,6 +184,7 @@ impl Keys<'_> {
         }
     }
 
+    /// Refuses any value but the accepted ones; a missing one counts as the default.
     pub(super) fn require(&self, key: &str, accepted: &[&str], default: &str) -> Result<(), Error> {
         let found = self.0.get(key).and_then(Json::as_str).unwrap_or(default);
         if accepted.contains(&found) {
@@ -196,8 +206,8 @@ impl Keys<'_> {
         }
     }
 
-    /// `rope_scaling` (older), which goes before `rope_parameters` (newer) unless it is empty; `rope_theta` inside goes
-    /// before the one outside.
+    /// `rope_scaling` (older), which goes before `rope_parameters` (newer) unless it is empty;
+    /// `rope_theta` inside goes before the one outside.
     pub(super) fn rope(&self, default_theta: f64) -> Result<Rope, Error> {
         let object = |key: &str| self.0.get(key).filter(|value| value.is_object());
         let older = object("rope_scaling").filter(|value| *value != &Json::Object(Map::new()));
@@ -205,8 +215,8 @@ impl Keys<'_> {
         self.rope_from(parameters, "rope_theta", default_theta)
     }
 
-    /// The rope of one kind of layer: `rope_parameters.KIND` (newer), or a base of its own (older), where only layers
-    /// that see everything are scaled.
+    /// The rope of one kind of layer: `rope_parameters.KIND` (newer), or a base of its own (older),
+    /// where only layers that see everything are scaled.
     pub(super) fn rope_of(
         &self,
         kind: &str,
@@ -239,6 +249,12 @@ impl Keys<'_> {
         self.rope_from(parameters.as_ref(), theta_key, default_theta)
     }
 
+    /// The rope of an object of parameters; a base outside of it, under `theta_key`, is used if
+    /// there is none inside.
+    ///
+    /// # Errors
+    /// If the type of scaling is not implemented, one of its numbers is missing or not positive, or
+    /// only a part of each head is rotated.
     fn rope_from(
         &self,
         parameters: Option<&Json>,

@@ -5,7 +5,10 @@ use super::simd::{Avx2, Avx512};
 use super::simd::{Isa, Portable, Simd, isa};
 use crate::kv::BLOCK_POSITIONS;
 
-/// Even features in one sum and odd ones in another, per position: a fixed order for every row.
+/// Scores of `ROWS` queries with the 16 keys of a block, `LANES` positions at a time.
+///
+/// Even features go into one sum and odd ones into another, per position: a fixed order for every
+/// row. Two sums hide the latency of fused multiply-adds. `out` is overwritten.
 #[inline(always)]
 unsafe fn scores<S: Simd, const ROWS: usize>(
     queries: [&[f32]; ROWS],
@@ -37,6 +40,8 @@ unsafe fn scores<S: Simd, const ROWS: usize>(
     }
 }
 
+/// Adds weighted rows to the output, `LANES` features at a time, each feature in the order of the
+/// positions.
 #[inline(always)]
 unsafe fn values<S: Simd>(weights: &[f32], values: &[f32], output: &mut [f32]) {
     let dim = output.len();
@@ -61,6 +66,7 @@ unsafe fn values<S: Simd>(weights: &[f32], values: &[f32], output: &mut [f32]) {
     }
 }
 
+/// [`scores`] compiled for AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn scores_avx512<const N: usize>(q: [&[f32]; N], keys: &[f32], out: &mut [&mut [f32]; N]) {
@@ -68,6 +74,7 @@ unsafe fn scores_avx512<const N: usize>(q: [&[f32]; N], keys: &[f32], out: &mut 
     unsafe { scores::<Avx512, N>(q, keys, out) }
 }
 
+/// [`scores`] compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn scores_avx2<const N: usize>(q: [&[f32]; N], keys: &[f32], out: &mut [&mut [f32]; N]) {
@@ -75,6 +82,7 @@ unsafe fn scores_avx2<const N: usize>(q: [&[f32]; N], keys: &[f32], out: &mut [&
     unsafe { scores::<Avx2, N>(q, keys, out) }
 }
 
+/// [`values`] compiled for AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn values_avx512(weights: &[f32], rows: &[f32], output: &mut [f32]) {
@@ -82,6 +90,7 @@ unsafe fn values_avx512(weights: &[f32], rows: &[f32], output: &mut [f32]) {
     unsafe { values::<Avx512>(weights, rows, output) }
 }
 
+/// [`values`] compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn values_avx2(weights: &[f32], rows: &[f32], output: &mut [f32]) {
@@ -90,6 +99,8 @@ unsafe fn values_avx2(weights: &[f32], rows: &[f32], output: &mut [f32]) {
 }
 
 /// Dot products of queries, `[head_dim]` each, with the 16 keys of a block, `[head_dim, 16]`.
+///
+/// Not scaled and not masked: slots behind the end of a sequence get scores of whatever they hold.
 ///
 /// # Panics
 /// If the lengths do not agree or `head_dim` is odd.
@@ -114,6 +125,8 @@ pub(crate) fn block_scores<const N: usize>(
 }
 
 /// `output += Σ weights[j] · rows[j]`, `rows` `[positions, head_dim]`, in order of `j`.
+///
+/// Rows behind the last weight are not read.
 ///
 /// # Panics
 /// If there are fewer rows than weights.

@@ -1,7 +1,7 @@
 //! Products with dense f32, bf16 and f16 weights.
 //!
-//! Every dot product keeps one vector accumulator per (row, output) and walks the inner axis in order:
-//! tiles only change how many of them are in flight.
+//! Every dot product keeps one vector accumulator per (row, output) and walks the inner axis in
+//! order: tiles only change how many of them are in flight.
 
 use super::Product;
 #[cfg(target_arch = "x86_64")]
@@ -10,6 +10,8 @@ use super::simd::{Isa, Portable, Simd, isa};
 use crate::compute::{Compute, SharedMut};
 
 /// Dense weights, row-major, read-only.
+///
+/// Kernels widen elements to f32 in registers and sum in f32, whatever the storage type.
 #[derive(Clone, Copy, Debug)]
 pub enum WeightSlice<'a> {
     /// 32-bit floats.
@@ -29,7 +31,7 @@ impl<'a> WeightSlice<'a> {
         }
     }
 
-    /// Whether there are no elements.
+    /// True if there are no elements.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
@@ -59,6 +61,8 @@ impl<'a> WeightSlice<'a> {
     }
 
     /// All elements as f32.
+    ///
+    /// A copy, for small tensors such as norms and biases.
     pub fn to_f32(self) -> Vec<f32> {
         (0..self.len()).map(|index| self.get(index)).collect()
     }
@@ -66,7 +70,9 @@ impl<'a> WeightSlice<'a> {
 
 /// A weight element type that loads as f32 lanes.
 trait Element: Copy {
+    /// `LANES` elements as f32.
     unsafe fn load<S: Simd>(source: *const Self) -> S::V;
+    /// One element as f32, with the same value that a lane gets.
     fn one(self) -> f32;
 }
 
@@ -82,6 +88,7 @@ impl Element for f32 {
     }
 }
 
+/// A bfloat16 bit pattern: the upper half of an f32.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Bf16(u16);
@@ -98,6 +105,7 @@ impl Element for Bf16 {
     }
 }
 
+/// An IEEE half bit pattern.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct F16(u16);
@@ -115,6 +123,9 @@ impl Element for F16 {
 }
 
 /// `ROWS × OUTS` dot products of length `inner`; `x` rows and `w` rows are `inner` apart.
+///
+/// Larger tiles read each weight and each input less often. The elements behind the last whole
+/// vector are added one by one to the sum of the lanes.
 #[inline(always)]
 unsafe fn dot_tile<S: Simd, E: Element, const ROWS: usize, const OUTS: usize>(
     x: *const f32,
@@ -152,15 +163,29 @@ unsafe fn dot_tile<S: Simd, E: Element, const ROWS: usize, const OUTS: usize>(
     }
 }
 
+/// The columns of a row-major output that one task writes.
+#[derive(Clone, Copy)]
+struct Columns {
+    /// The first of them; there is one per row of the task's weights.
+    first: usize,
+    /// Columns of the whole output: the distance between its rows.
+    width: usize,
+}
+
 /// `y[r, first + o] = x[r] · w[o]` for all rows and the outputs of one task.
+///
+/// `x` is `[rows, inner]`, `w` the task's `[outs, inner]`, and `y` `[rows, columns.width]`, of
+/// which no other task writes these columns. Four outputs at a time read each input row once; the
+/// results do not depend on the tiling.
 #[inline(always)]
 unsafe fn outputs<S: Simd, E: Element>(
     x: &[f32],
     w: &[E],
     inner: usize,
     y: SharedMut<f32>,
-    (first, width): (usize, usize),
+    columns: Columns,
 ) {
+    let Columns { first, width } = columns;
     let num_rows = x.len() / inner;
     let num_outs = w.len() / inner;
     let store = |row: usize, out: usize, values: &[f32]| {
@@ -198,6 +223,8 @@ unsafe fn outputs<S: Simd, E: Element>(
 }
 
 /// `y += Σ_j coefficients[j] · rows[j]`, four rows at a time, in order of `j`.
+///
+/// `y` is as long as a row; its whole vectors are loaded and stored once.
 #[inline(always)]
 unsafe fn axpy<S: Simd, E: Element>(y: &mut [f32], coefficients: &[f32], rows: &[E]) {
     let width = y.len();
@@ -222,6 +249,7 @@ unsafe fn axpy<S: Simd, E: Element>(y: &mut [f32], coefficients: &[f32], rows: &
     }
 }
 
+/// [`outputs`] compiled for AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn outputs_avx512<E: Element>(
@@ -229,12 +257,13 @@ unsafe fn outputs_avx512<E: Element>(
     w: &[E],
     inner: usize,
     y: SharedMut<f32>,
-    at: (usize, usize),
+    columns: Columns,
 ) {
     // SAFETY: forwarded contract.
-    unsafe { outputs::<Avx512, E>(x, w, inner, y, at) }
+    unsafe { outputs::<Avx512, E>(x, w, inner, y, columns) }
 }
 
+/// [`outputs`] compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn outputs_avx2<E: Element>(
@@ -242,12 +271,13 @@ unsafe fn outputs_avx2<E: Element>(
     w: &[E],
     inner: usize,
     y: SharedMut<f32>,
-    at: (usize, usize),
+    columns: Columns,
 ) {
     // SAFETY: forwarded contract.
-    unsafe { outputs::<Avx2, E>(x, w, inner, y, at) }
+    unsafe { outputs::<Avx2, E>(x, w, inner, y, columns) }
 }
 
+/// [`axpy`] compiled for AVX-512.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 unsafe fn axpy_avx512<E: Element>(y: &mut [f32], coefficients: &[f32], rows: &[E]) {
@@ -255,6 +285,7 @@ unsafe fn axpy_avx512<E: Element>(y: &mut [f32], coefficients: &[f32], rows: &[E
     unsafe { axpy::<Avx512, E>(y, coefficients, rows) }
 }
 
+/// [`axpy`] compiled for AVX2.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn axpy_avx2<E: Element>(y: &mut [f32], coefficients: &[f32], rows: &[E]) {
@@ -262,27 +293,29 @@ unsafe fn axpy_avx2<E: Element>(y: &mut [f32], coefficients: &[f32], rows: &[E])
     unsafe { axpy::<Avx2, E>(y, coefficients, rows) }
 }
 
+/// [`outputs`] on an instruction set that the CPU has; tests name narrower ones.
 fn outputs_on<E: Element>(
     isa: Isa,
     x: &[f32],
     w: &[E],
     inner: usize,
     y: SharedMut<f32>,
-    at: (usize, usize),
+    columns: Columns,
 ) {
     // SAFETY: each arm is reached only when the CPU has the instruction set; ranges are disjoint by
     // the callers' partition of the outputs.
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => outputs_avx512(x, w, inner, y, at),
+            Isa::Avx512 => outputs_avx512(x, w, inner, y, columns),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => outputs_avx2(x, w, inner, y, at),
-            _ => outputs::<Portable, E>(x, w, inner, y, at),
+            Isa::Avx2 => outputs_avx2(x, w, inner, y, columns),
+            _ => outputs::<Portable, E>(x, w, inner, y, columns),
         }
     }
 }
 
+/// [`axpy`] on an instruction set that the CPU has.
 fn axpy_on<E: Element>(isa: Isa, y: &mut [f32], coefficients: &[f32], rows: &[E]) {
     assert!(rows.len() == coefficients.len() * y.len(), "rows and coefficients disagree");
     // SAFETY: each arm is reached only when the CPU has the instruction set; lengths are checked above.
@@ -297,27 +330,30 @@ fn axpy_on<E: Element>(isa: Isa, y: &mut [f32], coefficients: &[f32], rows: &[E]
     }
 }
 
+/// The same bits under the type that kernels load.
 fn as_bf16(values: &[u16]) -> &[Bf16] {
     // SAFETY: `Bf16` is a transparent wrapper of `u16`.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
 }
 
+/// The same bits under the type that kernels load.
 fn as_f16(values: &[u16]) -> &[F16] {
     // SAFETY: `F16` is a transparent wrapper of `u16`.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), values.len()) }
 }
 
+/// [`outputs`] for the storage type at hand, on the widest instruction set.
 fn outputs_dispatch(
     x: &[f32],
     w: WeightSlice<'_>,
     inner: usize,
     y: SharedMut<f32>,
-    at: (usize, usize),
+    columns: Columns,
 ) {
     match w {
-        WeightSlice::F32(w) => outputs_on(isa(), x, w, inner, y, at),
-        WeightSlice::Bf16(w) => outputs_on(isa(), x, as_bf16(w), inner, y, at),
-        WeightSlice::F16(w) => outputs_on(isa(), x, as_f16(w), inner, y, at),
+        WeightSlice::F32(w) => outputs_on(isa(), x, w, inner, y, columns),
+        WeightSlice::Bf16(w) => outputs_on(isa(), x, as_bf16(w), inner, y, columns),
+        WeightSlice::F16(w) => outputs_on(isa(), x, as_f16(w), inner, y, columns),
     }
 }
 
@@ -332,7 +368,11 @@ pub fn matmul_dense(compute: &Compute, x: &[f32], w: WeightSlice<'_>, inner: usi
     matmul_dense_rows(compute, x, inner, &mut [Product { weights: w, rows, y }]);
 }
 
-/// `yᵢ = x[rowsᵢ] · wᵢᵀ` for several matrices in one parallel region; each `yᵢ` is `[rows of it, outs of wᵢ]`.
+/// `yᵢ = x[rowsᵢ] · wᵢᵀ` for several matrices in one parallel region; each `yᵢ` is
+/// `[rows of it, outs of wᵢ]`.
+///
+/// Tasks are runs of outputs, so that every weight is read by one thread. All matrices have `inner`
+/// columns; `x` is `[rows, inner]` and may hold rows that no product wants.
 ///
 /// # Panics
 /// If the lengths do not agree.
@@ -363,11 +403,13 @@ pub fn matmul_dense_rows(
         let first = (task - first_task) * OUTS_PER_TASK;
         let outs = OUTS_PER_TASK.min(num_outs - first);
         let weights = weights.slice(first * inner, outs * inner);
-        outputs_dispatch(x, weights, inner, y, (first, num_outs));
+        outputs_dispatch(x, weights, inner, y, Columns { first, width: num_outs });
     });
 }
 
 /// Dot products of one vector with each row of `w`, on the calling thread: `y[o] = x · w[o]`.
+///
+/// Nothing is entered but the kernel: for products that are too small for a parallel region.
 ///
 /// # Panics
 /// If the lengths do not agree.
@@ -375,11 +417,13 @@ pub fn dots(x: &[f32], w: WeightSlice<'_>, y: &mut [f32]) {
     assert_eq!(w.len(), x.len() * y.len(), "weights and output disagree");
     let num_outs = y.len();
     if num_outs > 0 && !x.is_empty() {
-        outputs_dispatch(x, w, x.len(), SharedMut::new(y), (0, num_outs));
+        outputs_dispatch(x, w, x.len(), SharedMut::new(y), Columns { first: 0, width: num_outs });
     }
 }
 
 /// Asks the CPU to bring weights into its second-level cache; a hint without effect on results.
+///
+/// One request per cache line; without an effect on other CPUs than x86-64.
 pub fn prefetch(weights: WeightSlice<'_>) {
     #[cfg(target_arch = "x86_64")]
     {
@@ -400,6 +444,8 @@ pub fn prefetch(weights: WeightSlice<'_>) {
 }
 
 /// `y += Σ_j coefficients[j] · rows[j]` on the calling thread, rows of `y.len()` elements.
+///
+/// A product with a transposed matrix, such as LoRA's `B` stored by rank: every row is read once.
 ///
 /// # Panics
 /// If the lengths do not agree.
@@ -428,7 +474,7 @@ mod tests {
     fn check(isa: Isa, rows: usize, outs: usize, inner: usize) {
         let (x, w) = (values(rows * inner, 1), values(outs * inner, 2));
         let mut y = vec![0.0; rows * outs];
-        outputs_on(isa, &x, &w, inner, SharedMut::new(&mut y), (0, outs));
+        outputs_on(isa, &x, &w, inner, SharedMut::new(&mut y), Columns { first: 0, width: outs });
         for row in 0..rows {
             for out in 0..outs {
                 let expected: f64 = (0..inner)
@@ -443,7 +489,7 @@ mod tests {
                     &w[out * inner..(out + 1) * inner],
                     inner,
                     SharedMut::new(&mut alone),
-                    (0, 1),
+                    Columns { first: 0, width: 1 },
                 );
                 assert_eq!(alone[0].to_bits(), y[row * outs + out].to_bits(), "batch invariance");
             }

@@ -2,7 +2,8 @@
 
 /// eˣ for finite or −∞ input, relative error below 2·10⁻⁷; 0 below −87.
 ///
-/// Cephes' polynomial after splitting off the power of two, without branches.
+/// Cephes' polynomial after splitting off the power of two, without branches, so that loops around
+/// it vectorise. Input above 88 gives e⁸⁸.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -24,6 +25,9 @@ pub fn exp(x: f32) -> f32 {
 }
 
 /// Root-mean-square norm of each row of `x` (`[rows, weight.len()]`) times `weight`, into `y`.
+///
+/// Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019). Rows are summed in 16 lanes,
+/// so that a row's bits do not depend on the rows beside it.
 pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
     let width = weight.len();
     for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
@@ -35,7 +39,7 @@ pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, y: &mut [f32]) {
     }
 }
 
-/// The same in place, over each run of `weight.len()` values.
+/// The same in place, over each run of `weight.len()` values: a row, or each head of a row.
 pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
     for x in x.chunks_exact_mut(weight.len()) {
         let mean = sum_of_squares(x) / weight.len() as f32;
@@ -46,6 +50,7 @@ pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], epsilon: f32) {
     }
 }
 
+/// Σ x², in 16 lanes and then over them; what is left of the last 16 comes at the end.
 fn sum_of_squares(x: &[f32]) -> f32 {
     let mut lanes = [0.0_f32; 16];
     let chunks = x.chunks_exact(16);
@@ -59,6 +64,8 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 }
 
 /// SwiGLU: `gate ← silu(gate) · up`, elementwise.
+///
+/// Shazeer, "GLU Variants Improve Transformer" (2020).
 pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
     for (gate, &up) in gate.iter_mut().zip(up) {
         *gate = *gate / (1.0 + exp(-*gate)) * up;
@@ -77,7 +84,9 @@ pub fn gelu_tanh_mul(gate: &mut [f32], up: &[f32]) {
     }
 }
 
-/// Softmax in place; all −∞ gives zeros.
+/// Softmax in place.
+///
+/// All −∞, or no values, give zeros, so that a row whose choices are all masked chooses nothing.
 pub fn softmax(values: &mut [f32]) {
     let max = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if max == f32::NEG_INFINITY {

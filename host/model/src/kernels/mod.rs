@@ -1,8 +1,8 @@
 //! The arithmetic of a step on the CPU, over plain slices.
 //!
 //! Kernels for AVX-512 (with VNNI) and AVX2 are chosen at run time; a portable version serves every
-//! other CPU. Each computes one output element in one fixed order of operations, whatever other rows or
-//! outputs share the call, so results do not depend on the batch.
+//! other CPU. Each computes one output element in one fixed order of operations, whatever other
+//! rows or outputs share the call, so results do not depend on the batch.
 
 #![expect(unsafe_code, reason = "SIMD intrinsics and disjoint writes from parallel tasks")]
 
@@ -23,10 +23,10 @@ pub use simd::{Isa, isa};
 /// One of several products that share a parallel region: some rows of an input with one matrix.
 #[derive(Debug)]
 pub struct Product<'a, W> {
-    /// The matrix.
+    /// The matrix, `[outs, inner]`.
     pub weights: W,
-    /// Which rows of the input it is multiplied with.
+    /// The rows of the input that it is multiplied with.
     pub rows: Range<usize>,
-    /// The result, `[rows, outs]`.
+    /// The result, `[rows, outs]`, row-major; overwritten.
     pub y: &'a mut [f32],
 }

@@ -1,13 +1,14 @@
 //! Products of 8-bit activations with 4- and 8-bit weights.
 //!
-//! A weight is `scale · q + min` with unsigned `q`, one scale (and for 4 bits one min) per 32 weights of
-//! a row, which holds GGUF's Q4_0, Q4_1 and Q8_0 exactly. Activations are quantised per row and block of
-//! 32 to 8 bits with an f32 scale, as llama.cpp does. Integer sums are exact and the float sums run in
-//! block order, so a result depends on neither the batch nor the instruction set.
+//! A weight is `scale · q + min` with unsigned `q`, one scale (and for 4 bits one min) per 32
+//! weights of a row, which holds GGUF's Q4_0, Q4_1 and Q8_0 exactly. Activations are quantised per
+//! row and block of 32 to 8 bits with an f32 scale, as llama.cpp does. Integer sums are exact and
+//! the float sums run in block order, so a result depends on neither the batch nor the instruction
+//! set.
 //!
-//! Layout: tiles of 16 outputs × 32 inner elements. A 64-byte line of a tile holds four consecutive inner
-//! elements of each of the 16 outputs, the operand of one VNNI instruction; 4-bit tiles keep line `j` in
-//! the low and line `j + 4` in the high nibbles. No horizontal sums are needed.
+//! Layout: tiles of 16 outputs × 32 inner elements. A 64-byte line of a tile holds four consecutive
+//! inner elements of each of the 16 outputs, the operand of one VNNI instruction; 4-bit tiles keep
+//! line `j` in the low and line `j + 4` in the high nibbles. No horizontal sums are needed.
 
 use std::ops::Range;
 
@@ -16,18 +17,23 @@ use super::simd::{Isa, isa};
 use crate::compute::{Compute, SharedMut};
 use half::f16;
 
-/// Weights per scale.
+/// Weights per scale, along a row.
 pub(super) const BLOCK: usize = 32;
-/// Outputs per tile.
+/// Outputs per tile: one 512-bit line holds four inner elements of each.
 const TILE: usize = 16;
 
 /// A quantised weight matrix `[outs, inner]`, packed for the kernels.
+///
+/// Rows behind the last output, which fill up the last tile, hold zeros.
 #[derive(Debug)]
 pub struct PackedMatrix {
+    /// Output features.
     outs: usize,
+    /// Input features, a multiple of [`BLOCK`].
     inner: usize,
+    /// True for 4 bits and a min per block, false for 8 bits around 128.
     four_bit: bool,
-    /// `[tiles, blocks, tile bytes]`
+    /// `[tiles, blocks, tile bytes]`: 256 bytes per block of a tile for 4 bits, 512 for 8.
     quants: Vec<u8>,
     /// f16 bits, `[tiles, blocks, TILE]`
     scales: Vec<u16>,
@@ -58,6 +64,9 @@ impl PackedMatrix {
     }
 
     /// Quantises dense rows to 8 bits, each block's largest magnitude mapped to 127.
+    ///
+    /// Values are rounded to the nearest of 255 levels; the scale itself is rounded to f16 first. A
+    /// remainder of fewer than `inner` weights is left out.
     pub fn from_dense(weights: &[f32], inner: usize) -> Self {
         let mut packed = Self::zeros(weights.len() / inner, inner, false);
         for (out, row) in weights.chunks_exact(inner).enumerate() {
@@ -68,13 +77,16 @@ impl PackedMatrix {
                 let quants = std::array::from_fn(|k| {
                     ((values[k] * inverse).round().clamp(-127.0, 127.0) as i32 + 128) as u8
                 });
-                packed.set_block(out, block, (scale.to_bits(), 0), &quants);
+                packed.set_block(out, block, scale.to_bits(), 0, &quants);
             }
         }
         packed
     }
 
-    /// Sets one block of one output row: f16 bits of (scale, min) and 32 unsigned quants.
+    /// Sets one block of one output row: f16 bits of scale and min, and 32 unsigned quants.
+    ///
+    /// Quants are in the order of the inner elements, one per byte, below 16 for 4 bits. `min` is
+    /// not kept for 8 bits, where 128 stands for zero.
     ///
     /// # Panics
     /// If `out` or `block` lies outside the matrix.
@@ -82,7 +94,8 @@ impl PackedMatrix {
         &mut self,
         out: usize,
         block: usize,
-        (scale, min): (u16, u16),
+        scale: u16,
+        min: u16,
         quants: &[u8; BLOCK],
     ) {
         assert!(out < self.outs && block < self.inner / BLOCK, "block outside the matrix");
@@ -113,7 +126,7 @@ impl PackedMatrix {
         self.inner
     }
 
-    /// Bytes held.
+    /// Bytes held, the filling of the last tile included.
     pub fn num_bytes(&self) -> usize {
         self.quants.len() + 2 * (self.scales.len() + self.mins.len())
     }
@@ -140,14 +153,18 @@ impl PackedMatrix {
         }
     }
 
+    /// Number of the tile's block in `quants` and `scales`, and the output's lane in the tile.
     fn tile_block(&self, out: usize, block: usize) -> (usize, usize) {
         ((out / TILE) * (self.inner / BLOCK) + block, out % TILE)
     }
 }
 
 /// Rows of activations in 8 bits.
+///
+/// A buffer that a step fills once per input and that all packed products of it read.
 #[derive(Debug, Default)]
 pub struct QuantisedRows {
+    /// Features per row, a multiple of [`BLOCK`].
     inner: usize,
     /// `[rows, inner]`
     values: Vec<i8>,
@@ -159,6 +176,9 @@ pub struct QuantisedRows {
 
 impl QuantisedRows {
     /// Quantises `[rows, inner]` activations, reusing the buffers.
+    ///
+    /// A block's largest magnitude is mapped to 127. Each row is quantised by itself, so that its
+    /// bits do not depend on the rows beside it.
     ///
     /// # Panics
     /// If `inner` is not a multiple of 32 or does not divide the length.
@@ -193,11 +213,15 @@ impl QuantisedRows {
         });
     }
 
+    /// Rows of the last input; divides by zero before the first one.
     fn num_rows(&self) -> usize {
         self.values.len() / self.inner
     }
 }
 
+/// Quantises 32 values; returns the scale and the sum of the quants.
+///
+/// The sum spares kernels a pass over the inputs for mins and for the offset of 8-bit weights.
 #[inline(always)]
 fn quantise_block(x: &[f32], quants: &mut [i8]) -> (f32, i32) {
     let mut lanes = [0.0_f32; 8];
@@ -219,25 +243,37 @@ fn quantise_block(x: &[f32], quants: &mut [i8]) -> (f32, i32) {
     (largest / 127.0, sum)
 }
 
-/// What one kernel call needs of a matrix: one tile of it.
+/// The part of a matrix that one kernel call reads: one tile with all its blocks.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
+    /// `[blocks, tile bytes]`
     quants: &'a [u8],
+    /// f16 bits, `[blocks, TILE]`
     scales: &'a [u16],
+    /// f16 bits, `[blocks, TILE]`; empty for 8 bits.
     mins: &'a [u16],
+    /// Blocks along the inner axis.
     blocks: usize,
 }
 
-/// Several rows of quantised activations.
+/// Several rows of quantised activations, at most eight.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
+    /// `[rows, blocks · BLOCK]`
     values: &'a [i8],
+    /// `[rows, blocks]`
     scales: &'a [f32],
+    /// `[rows, blocks]`: sums of the blocks' quants.
     sums: &'a [i32],
+    /// Blocks along the inner axis.
     blocks: usize,
 }
 
-/// `yᵢ = x[rowsᵢ] · wᵢᵀ` for several matrices in one parallel region; each `yᵢ` is `[rows of it, outs of wᵢ]`.
+/// `yᵢ = x[rowsᵢ] · wᵢᵀ` for several matrices in one parallel region; each `yᵢ` is
+/// `[rows of it, outs of wᵢ]`.
+///
+/// Tasks are runs of tiles, about four per thread, which may span matrices. A tile's
+/// weights are unpacked once for several rows.
 ///
 /// # Panics
 /// If the sizes do not agree.
@@ -268,16 +304,22 @@ pub fn matmul_packed(
                 target += 1;
             }
             let (first_tile, matrix, rows, y) = &targets[target];
-            multiply_tile(isa, matrix, tile - first_tile, (x, rows), *y);
+            multiply_tile(isa, matrix, tile - first_tile, x, rows, *y);
         }
     });
 }
 
+/// The outputs of one tile for the rows `range` of the input, in groups of eight, four, two and
+/// one.
+///
+/// The size of a group does not change a row's result. `y` is the product's `[rows, outs]`, whose
+/// first row belongs to the range's first.
 fn multiply_tile(
     isa: Isa,
     matrix: &PackedMatrix,
     tile: usize,
-    (x, range): (&QuantisedRows, &Range<usize>),
+    x: &QuantisedRows,
+    range: &Range<usize>,
     y: SharedMut<f32>,
 ) {
     let blocks = matrix.inner / BLOCK;
@@ -316,6 +358,8 @@ fn multiply_tile(
     }
 }
 
+/// Products of `count` rows with one tile, into the first rows of `y`. `count` is eight, four, two
+/// or one.
 fn tile_product(
     isa: Isa,
     four_bit: bool,
@@ -359,6 +403,11 @@ mod avx512 {
     use super::{BLOCK, Rows, TILE, Tile};
     use std::arch::x86_64::*;
 
+    /// Products of `ROWS` rows with a tile; lane `o` of a row's vector is output `o`.
+    ///
+    /// Weights are unsigned to `vpdpbusd`, and activations signed. For 8 bits the sum starts at
+    /// −128 times the sum of the inputs, as 128 stands for zero; for 4 bits the min is added per
+    /// block.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
     pub(super) unsafe fn product<const ROWS: usize, const FOUR: bool>(
         w: Tile<'_>,
@@ -423,6 +472,7 @@ mod avx2 {
     use super::{BLOCK, Rows, TILE, Tile};
     use std::arch::x86_64::*;
 
+    /// Products of `count` rows with a tile, half a tile at a time, in groups of four rows and one.
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(super) unsafe fn product<const FOUR: bool>(
         w: Tile<'_>,
@@ -437,9 +487,9 @@ mod avx2 {
                 // SAFETY: forwarded; the rows are in bounds.
                 unsafe {
                     if rows == 4 {
-                        half_product::<4, FOUR>(w, x, (half, row), y);
+                        half_product::<4, FOUR>(w, x, half, row, y);
                     } else {
-                        half_product::<1, FOUR>(w, x, (half, row), y);
+                        half_product::<1, FOUR>(w, x, half, row, y);
                     }
                 }
                 row += rows;
@@ -447,12 +497,13 @@ mod avx2 {
         }
     }
 
-    /// Eight outputs (`half` of a tile) for `ROWS` rows from `first` on.
+    /// Eight outputs, those of `half` a tile (0 or 1), for `ROWS` rows from `first` on.
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn half_product<const ROWS: usize, const FOUR: bool>(
         w: Tile<'_>,
         x: Rows<'_>,
-        (half, first): (usize, usize),
+        half: usize,
+        first: usize,
         y: &mut [[f32; TILE]; 8],
     ) {
         let inner = x.blocks * BLOCK;
@@ -514,6 +565,7 @@ mod avx2 {
     }
 }
 
+/// The same products element by element, with the same order of float sums.
 fn portable(four_bit: bool, w: Tile<'_>, x: Rows<'_>, count: usize, y: &mut [[f32; TILE]; 8]) {
     for (row, y) in y[..count].iter_mut().enumerate() {
         let mut sums = [0.0_f32; TILE];
@@ -576,7 +628,7 @@ mod tests {
                     1 => top as u8,
                     _ => ((noise(&mut state) + 1.0) / 2.0 * top) as u8,
                 });
-                packed.set_block(out, block, (scale, min), &quants);
+                packed.set_block(out, block, scale, min, &quants);
             }
         }
         packed
@@ -615,7 +667,7 @@ mod tests {
                     let mut other = vec![0.0; rows * outs];
                     let target = SharedMut::new(&mut other);
                     for tile in 0..outs.div_ceil(TILE) {
-                        multiply_tile(isa, &packed, tile, (&quantised, &(0..rows)), target);
+                        multiply_tile(isa, &packed, tile, &quantised, &(0..rows), target);
                     }
                     assert_eq!(y, other, "{isa:?}");
                 }

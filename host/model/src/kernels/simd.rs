@@ -3,22 +3,27 @@
 use std::sync::OnceLock;
 
 /// An instruction set that kernels are specialised for.
+///
+/// Kernels are compiled for all of them in one binary and chosen per call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
     /// AVX-512 F, BW, VL and VNNI.
     Avx512,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// Anything else.
+    /// Any other CPU: plain Rust that the compiler vectorises as far as it may.
     Portable,
 }
 
 /// The widest instruction set of this CPU that has kernels.
+///
+/// Detected once per process. No kernel runs for an instruction set wider than this one.
 pub fn isa() -> Isa {
     static ISA: OnceLock<Isa> = OnceLock::new();
     *ISA.get_or_init(detect)
 }
 
+/// AVX-512 counts only on a CPU that has AVX2, FMA and F16C too.
 #[cfg(target_arch = "x86_64")]
 fn detect() -> Isa {
     let avx2 = is_x86_feature_detected!("avx2")
@@ -40,18 +45,30 @@ fn detect() -> Isa {
     Isa::Portable
 }
 
-/// A vector of f32. Methods are only called from functions compiled for the instruction set.
+/// A vector of f32 on one instruction set.
+///
+/// Methods are only called from functions compiled for the instruction set, and inlined into them.
+/// Pointers need no alignment and must be valid for `LANES` elements.
 pub(super) trait Simd {
+    /// The register's type.
     type V: Copy;
+    /// Elements per vector; divides 16.
     const LANES: usize;
+    /// All lanes zero.
     unsafe fn zero() -> Self::V;
+    /// All lanes the same value.
     unsafe fn splat(value: f32) -> Self::V;
+    /// `LANES` floats from memory.
     unsafe fn load(source: *const f32) -> Self::V;
+    /// `LANES` bfloat16 bit patterns as f32, which is exact.
     unsafe fn load_bf16(source: *const u16) -> Self::V;
+    /// `LANES` IEEE half bit patterns as f32, which is exact.
     unsafe fn load_f16(source: *const u16) -> Self::V;
+    /// Writes `LANES` floats.
     unsafe fn store(target: *mut f32, value: Self::V);
-    /// `a · b + c`
+    /// `a · b + c`, rounded once.
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The sum of the lanes, in an order that is fixed for the instruction set.
     unsafe fn sum(value: Self::V) -> f32;
 }
 
@@ -63,6 +80,7 @@ mod x86 {
     use super::Simd;
     use std::arch::x86_64::*;
 
+    /// 512-bit vectors.
     pub(in super::super) struct Avx512;
 
     impl Simd for Avx512 {
@@ -114,6 +132,7 @@ mod x86 {
         }
     }
 
+    /// 256-bit vectors with fused multiply-add and conversion of halves.
     pub(in super::super) struct Avx2;
 
     impl Simd for Avx2 {

@@ -21,17 +21,26 @@ use crate::linear::{DenseType, DenseWeights, MappedWeights, Matrix};
 use crate::site::Projection;
 
 /// An opened GGUF file.
+///
+/// Single files only; a model that llama.cpp has split is merged first.
 #[derive(Debug)]
 pub struct GgufFile {
+    /// The file's path, for messages.
     path: PathBuf,
+    /// The whole file.
     map: Arc<Mmap>,
+    /// Metadata and the directory of tensors.
     header: gguf::Header,
+    /// The model's shape, from the metadata.
     config: ModelConfig,
+    /// SHA-256 over the whole file.
     digest: [u8; 32],
 }
 
 impl GgufFile {
     /// Maps a file, checks its header and reads its configuration.
+    ///
+    /// All of the file is read once for its digest.
     ///
     /// # Errors
     /// If the file cannot be read, is malformed, or needs something that is not implemented.
@@ -54,6 +63,10 @@ impl GgufFile {
         gguf::parse(&map(path)?).map_err(|reason| Error::malformed(path, reason))
     }
 
+    /// A tensor and its bytes; `None` if the file lacks it.
+    ///
+    /// # Errors
+    /// If it has another shape.
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Option<(&TensorInfo, &[u8])>, Error> {
         let Some(info) = self.header.tensors.get(name) else { return Ok(None) };
         if info.shape != shape {
@@ -63,11 +76,16 @@ impl GgufFile {
         Ok(Some((info, &self.map[info.start..info.start + info.num_bytes])))
     }
 
+    /// The refusal of a tensor, with the file's path.
     fn not_finite(&self, name: &str) -> Error {
         Error::NotFinite { name: format!("{}: {name}", self.path.display()) }
     }
 
     /// A matrix out of a range of the file.
+    ///
+    /// Dense types stay as they are. Q4_0, Q4_1, Q4_K and Q8_0 keep their quants in the kernels'
+    /// layout. All other block formats are dequantised and then quantised to 8 bits, which takes
+    /// more memory than the file and is nearly exact.
     fn read(&self, name: &str, stored: &StoredMatrix) -> Result<Matrix, Error> {
         let StoredMatrix { dtype, start, outs, inner, order, .. } = *stored;
         let bytes = &self.map[start..start + stored.num_bytes];
@@ -102,6 +120,7 @@ impl GgufFile {
         }
     }
 
+    /// A matrix of a dense type: mapped if its rows are in order and aligned, else copied.
     fn dense(&self, stored: &StoredMatrix, dtype: DenseType) -> Matrix {
         let StoredMatrix { start, outs, inner, .. } = *stored;
         let bytes = &self.map[start..start + stored.num_bytes];
@@ -125,22 +144,31 @@ impl GgufFile {
     }
 }
 
-/// Where a matrix lies in the file, and in what form.
+/// The place of a matrix in the file, and its form.
 struct StoredMatrix {
+    /// Storage type.
     dtype: TensorType,
+    /// The first byte in the file.
     start: usize,
+    /// Bytes in the file.
     num_bytes: usize,
+    /// Rows.
     outs: usize,
+    /// Elements per row.
     inner: usize,
+    /// Order of the rows.
     order: RowOrder,
 }
 
-/// How a matrix's rows lie in the file.
+/// Order of a matrix's rows in the file.
 #[derive(Clone, Copy)]
 enum RowOrder {
+    /// The order of Hugging Face's checkpoints.
     AsStored,
-    /// llama.cpp's converter interleaves the two halves of each head of q and k.
+    /// llama.cpp's converter interleaves the two halves of each head of q and k for architectures
+    /// of the llama kind.
     Interleaved {
+        /// Rows per head.
         head_dim: usize,
     },
 }
@@ -186,8 +214,10 @@ impl WeightSource for GgufFile {
     fn expert(
         &mut self,
         layer: usize,
-        (expert, projection): (usize, Projection),
-        (outs, inner): (usize, usize),
+        expert: usize,
+        projection: Projection,
+        outs: usize,
+        inner: usize,
     ) -> Result<Matrix, Error> {
         let name = match projection {
             Projection::Gate => format!("blk.{layer}.ffn_gate_exps.weight"),
@@ -210,7 +240,7 @@ impl WeightSource for GgufFile {
 }
 
 impl TensorInfo {
-    /// The tensor's elements as 32-bit floats, from its bytes.
+    /// The tensor's elements as 32-bit floats, from its bytes, in the order of the file.
     ///
     /// # Errors
     /// If the bytes are not what its type and shape ask for.
@@ -220,6 +250,8 @@ impl TensorInfo {
 }
 
 /// The row of q or k in a GGUF file that holds row `row` of the half-split layout.
+///
+/// Modules in GGUF form have their rows of q and k in the same order.
 pub fn gguf_stored_row(config: &ModelConfig, row: usize) -> usize {
     match family::gguf_permutes_queries_and_keys(config) {
         true => RowOrder::Interleaved { head_dim: config.head_dim }.stored_row(row),
@@ -228,6 +260,7 @@ pub fn gguf_stored_row(config: &ModelConfig, row: usize) -> usize {
 }
 
 impl GgufFile {
+    /// The order of a tensor's rows, from its name: that of q and k differs in some architectures.
     fn row_order(&self, name: &str) -> RowOrder {
         let rotated = name.contains(".q_proj.") || name.contains(".k_proj.");
         if rotated && family::gguf_permutes_queries_and_keys(&self.config) {
@@ -237,7 +270,9 @@ impl GgufFile {
     }
 }
 
-/// llama.cpp's name of a tensor.
+/// llama.cpp's name of a tensor that has this name in a Hugging Face checkpoint.
+///
+/// Parts without a counterpart stay as they are.
 pub fn gguf_tensor_name(config: &ModelConfig, name: &str) -> String {
     match name {
         "model.embed_tokens.weight" => return "token_embd.weight".to_owned(),
@@ -275,7 +310,7 @@ pub fn gguf_tensor_name(config: &ModelConfig, name: &str) -> String {
         .fold(name.to_owned(), |name, (from, to)| name.replacen(from, to, 1))
 }
 
-/// Packs blocks whose form the kernels hold; `None` if a scale is not finite.
+/// Packs blocks whose form the kernels hold; `None` if a scale or a min is not finite.
 fn pack(
     bytes: &[u8],
     dtype: TensorType,
@@ -299,14 +334,16 @@ fn pack(
     Some(packed)
 }
 
+/// The little-endian half at a byte of a block; `None` if it is not finite.
 fn half_at(block: &[u8], at: usize) -> Option<f16> {
     Some(f16::from_le_bytes([block[at], block[at + 1]])).filter(|value| value.is_finite())
 }
 
+/// Q8_0: an f16 scale and 32 signed bytes. Flipping the top bit adds 128, the kernels' zero.
 fn pack_q8_0(packed: &mut PackedMatrix, out: usize, index: usize, block: &[u8]) -> Option<()> {
     let scale = half_at(block, 0)?;
     let quants = std::array::from_fn(|k| block[2 + k] ^ 0x80);
-    packed.set_block(out, index, (scale.to_bits(), 0), &quants);
+    packed.set_block(out, index, scale.to_bits(), 0, &quants);
     Some(())
 }
 
@@ -321,12 +358,12 @@ fn pack_q4(packed: &mut PackedMatrix, out: usize, index: usize, block: &[u8]) ->
         0..16 => nibbles[k] & 0xf,
         _ => nibbles[k - 16] >> 4,
     });
-    packed.set_block(out, index, (scale.to_bits(), min.to_bits()), &quants);
+    packed.set_block(out, index, scale.to_bits(), min.to_bits(), &quants);
     Some(())
 }
 
-/// Q4_K: eight blocks of 32 with 6-bit scales and mins under two f16 factors. The products are rounded to
-/// f16, half a thousandth of a scale at most and far below the format's own error.
+/// Q4_K: eight blocks of 32 with 6-bit scales and mins under two f16 factors. The products are
+/// rounded to f16, half a thousandth of a scale at most and far below the format's own error.
 fn pack_q4_k(packed: &mut PackedMatrix, out: usize, index: usize, block: &[u8]) -> Option<()> {
     let (scale, min) = (half_at(block, 0)?.to_f32(), half_at(block, 2)?.to_f32());
     let (packed_scales, nibbles) = (&block[4..16], &block[16..]);
@@ -345,12 +382,15 @@ fn pack_q4_k(packed: &mut PackedMatrix, out: usize, index: usize, block: &[u8]) 
         }
         let bytes = &nibbles[sub / 2 * 32..][..32];
         let quants = std::array::from_fn(|k| (bytes[k] >> (4 * (sub % 2))) & 0xf);
-        packed.set_block(out, index * 8 + sub, (scale.to_bits(), min.to_bits()), &quants);
+        packed.set_block(out, index * 8 + sub, scale.to_bits(), min.to_bits(), &quants);
     }
     Some(())
 }
 
-/// Any supported type as f32; block formats through candle.
+/// `len` elements of any supported type as f32; block formats through candle.
+///
+/// # Errors
+/// If the bytes do not make up that many elements.
 fn dequantise(bytes: &[u8], dtype: TensorType, len: usize) -> Result<Vec<f32>, String> {
     let ggml = match dtype {
         TensorType::F32 => return Ok(copy_dense(bytes, DenseType::F32).as_slice().to_f32()),
@@ -386,7 +426,7 @@ pub(super) fn copy_dense(bytes: &[u8], dtype: DenseType) -> DenseWeights {
     }
 }
 
-/// Llama 3's frequency divisors, which its GGUF files carry as a tensor.
+/// Llama 3's frequency divisors, which its GGUF files carry as a tensor; `None` for other models.
 fn rope_factors(path: &Path, map: &Mmap, header: &gguf::Header) -> Result<Option<Vec<f64>>, Error> {
     let Some(info) = header.tensors.get("rope_freqs.weight") else { return Ok(None) };
     let bytes = &map[info.start..info.start + info.num_bytes];

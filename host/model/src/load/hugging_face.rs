@@ -23,23 +23,36 @@ use crate::site::Projection;
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// An opened directory; tensors are read from its maps on demand.
+///
+/// Norms of gemma are kept around zero in this format; see [`WeightSource::norm_offset`].
 pub(super) struct Directory {
+    /// The model's shape, from `config.json`.
     config: ModelConfig,
+    /// All tensors of all files, by the names that the files have.
     tensors: BTreeMap<String, Location>,
-    /// Tensors that were asked for.
+    /// Names of the tensors that were asked for; those that are left are refused at the end.
     read: RefCell<BTreeSet<String>>,
+    /// SHA-256 over `config.json` and the weight files in order of their names.
     digest: [u8; 32],
 }
 
+/// The place of one tensor.
 struct Location {
+    /// The file.
     map: Arc<Mmap>,
+    /// The file's path, for messages.
     path: PathBuf,
+    /// The first byte in the file.
     start: usize,
+    /// Storage type, of which F32, F16 and BF16 are read.
     dtype: Dtype,
+    /// Shape, outermost dimension first.
     shape: Vec<usize>,
 }
 
 impl Directory {
+    /// Reads the configuration, maps all weight files and computes their digest. Tokenizers and
+    /// templates are read elsewhere.
     pub(super) fn open(path: &Path, progress: Progress<'_>) -> Result<Self, Error> {
         let config_path = path.join("config.json");
         let generation_path = path.join("generation_config.json");
@@ -62,6 +75,7 @@ impl Directory {
         Ok(Self { config, tensors, read, digest })
     }
 
+    /// The tensor of a name or of one of its other spellings; it counts as read from then on.
     fn find(&self, name: &str) -> Option<&Location> {
         // Some exporters leave out the `model.` prefix of the bare decoder; mixtral's have another name for the block.
         let found = |name: &str| {
@@ -76,6 +90,7 @@ impl Directory {
     }
 }
 
+/// Reads a JSON file, which is bounded as it comes from strangers.
 fn read_json(path: &Path) -> Result<Json, Error> {
     let len = std::fs::metadata(path).map_err(|source| Error::io(path, source))?.len();
     if len > MAX_JSON_BYTES {
@@ -89,6 +104,9 @@ fn read_json(path: &Path) -> Result<Json, Error> {
 }
 
 /// `model.safetensors`, or the shards that the index names.
+///
+/// Names in the index must be plain file names ending in `.safetensors`: nothing outside of the
+/// directory is opened. Each file comes once, in order of the names.
 fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
     let index_path = path.join("model.safetensors.index.json");
     if !index_path.exists() {
@@ -113,6 +131,10 @@ fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(names.into_iter().map(|name| path.join(name)).collect())
 }
 
+/// Adds the tensors of one file to the table.
+///
+/// # Errors
+/// If the file is malformed, or a tensor is in two files.
 fn locate(
     path: &Path,
     map: &Arc<Mmap>,
@@ -141,11 +163,14 @@ fn locate(
 }
 
 impl Location {
+    /// The whole tensor.
     fn weights(&self, name: &str, shape: &[usize]) -> Result<DenseWeights, Error> {
         self.part(name, shape, 0..shape.iter().product())
     }
 
     /// Some elements of the tensor, which must have this shape.
+    ///
+    /// Mapped where they are aligned in the file, copied otherwise.
     fn part(
         &self,
         name: &str,
@@ -195,8 +220,10 @@ impl WeightSource for Directory {
     fn expert(
         &mut self,
         layer: usize,
-        (expert, projection): (usize, Projection),
-        (outs, inner): (usize, usize),
+        expert: usize,
+        projection: Projection,
+        outs: usize,
+        inner: usize,
     ) -> Result<Matrix, Error> {
         let prefix = format!("model.layers.{layer}");
         let (old, new) = match projection {
@@ -242,6 +269,7 @@ impl WeightSource for Directory {
     }
 }
 
+/// A matrix of the weights, whose every value is looked at once.
 fn finite(name: &str, weights: DenseWeights, inner: usize) -> Result<Matrix, Error> {
     match all_finite(weights.as_slice()) {
         true => Ok(Matrix::Dense { weights, inner }),
@@ -249,6 +277,7 @@ fn finite(name: &str, weights: DenseWeights, inner: usize) -> Result<Matrix, Err
     }
 }
 
+/// True if no value is infinite or NaN, which an exponent of all ones tells.
 pub(super) fn all_finite(weights: WeightSlice<'_>) -> bool {
     match weights {
         WeightSlice::F32(values) => values.iter().all(|value| value.is_finite()),

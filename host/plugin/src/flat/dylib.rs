@@ -1,4 +1,5 @@
-//! Dynamic libraries that speak the flat ABI: trusted, unguarded, and only where the operator allows them.
+//! Dynamic libraries that speak the flat ABI: trusted, unguarded, and only where the operator
+//! allows them.
 
 #![expect(unsafe_code, reason = "a dynamic library is called through raw pointers")]
 
@@ -10,7 +11,7 @@ use libloading::Library;
 use polyskill_sdk::runtime::Fault;
 use polyskill_sdk::{Batch, Decision, Descriptor, LibraryChange, Parameters, Plan, Request};
 
-use super::{Memory, answered, capacity, outcome};
+use super::{Memory, answered, capacity, outcome, slice, svd_method};
 use crate::error::Error;
 use crate::instance::{Code, Instance};
 use crate::limits::Budget;
@@ -37,8 +38,8 @@ impl Memory for Process {
     }
 }
 
-/// `struct polyskill_host`. A pointer of the plugin is an address here; both are 64 bits wide or the
-/// loader refuses.
+/// `struct polyskill_host`. A pointer of the plugin is an address here; both are 64 bits wide or
+/// the loader refuses.
 macro_rules! host_table {
     ($($name:ident($($argument:ident: $type:ty),*) $(-> $answer:ty)?
         = |$memory:ident, $state:ident| $call:expr;)*) => {
@@ -71,8 +72,10 @@ macro_rules! host_table {
     };
 }
 
-/// What a plugin gets where the host could not use its arguments.
+/// The answer to a plugin of which the host could not use the arguments: there is no way to trap
+/// it.
 trait Missing {
+    /// The value.
     const MISSING: Self;
 }
 impl Missing for () {
@@ -85,6 +88,7 @@ impl Missing for i64 {
     const MISSING: Self = -1;
 }
 
+/// The answer of a host function, or the one for "no such thing" with a warning in the log.
 fn answer<T: Missing>(result: Result<T, String>) -> T {
     result.unwrap_or_else(|reason| {
         tracing::warn!(reason, "a plugin's call of the host");
@@ -93,42 +97,51 @@ fn answer<T: Missing>(result: Result<T, String>) -> T {
 }
 
 host_table! {
-    log(level: u32, text: u64, length: u32) = |m, s| super::log(m, s, level, (text, length));
+    log(level: u32, text: u64, length: u32) = |m, s| super::log(m, s, level, slice(text, length));
     model(out: u64) -> i32 = |m, s| super::model(m, s, out);
     site(site: u32, out: u64) -> i32 = |m, s| super::site(m, s, site, out);
     module_site(module: u32, at: u32, out: u64) -> i32
-        = |m, s| super::module_site(m, s, (module, at), out);
+        = |m, s| super::module_site(m, s, module, at, out);
     module_text(module: u32, what: u32, key: u64, length: u32, buffer: u64, capacity: u32) -> i64
-        = |m, s| super::module_text(m, s, (module, what), (key, length), (buffer, capacity));
+        = |m, s| super::module_text(m, s, module, what, slice(key, length), slice(buffer, capacity));
     tensor(module: u32, site: u32, part: u32, buffer: u64, capacity: u32) -> i64
-        = |m, s| super::tensor(m, s, (module, site, part), (buffer, capacity));
+        = |m, s| super::tensor(m, s, module, site, part, slice(buffer, capacity));
     artefact(module: u32, site: u32, name: u64, length: u32, buffer: u64, capacity: u32) -> i64
-        = |m, s| super::artefact(m, s, (module, site), (name, length), (buffer, capacity));
+        = |m, s| super::artefact(m, s, module, site, slice(name, length), slice(buffer, capacity));
     singular_vector(module: u32, site: u32, iterations: u32, seed: u64, buffer: u64, capacity: u32)
         -> i64
-        = |m, s| super::singular_vector(m, s, (module, site), (iterations, seed), (buffer, capacity));
+        = |m, s| {
+            let (method, buffer) = (svd_method(iterations, seed), slice(buffer, capacity));
+            super::singular_vector(m, s, module, site, method, buffer)
+        };
     defined(name: u64, length: u32, module: u32) -> i32
-        = |m, s| super::defined(m, s, (name, length), module);
+        = |m, s| super::defined(m, s, slice(name, length), module);
     define(name: u64, length: u32, module: u32, site: u32, row: u64, row_length: u32) -> i32
-        = |m, s| super::define(m, s, (name, length), (module, site), (row, row_length));
+        = |m, s| super::define(m, s, slice(name, length), module, site, slice(row, row_length));
     parameter_number(name: u64, length: u32, out: u64) -> i32
-        = |m, s| super::parameter_number(m, s, (name, length), out);
+        = |m, s| super::parameter_number(m, s, slice(name, length), out);
     parameter_text(name: u64, length: u32, buffer: u64, capacity: u32) -> i64
-        = |m, s| super::parameter_text(m, s, (name, length), (buffer, capacity));
+        = |m, s| super::parameter_text(m, s, slice(name, length), slice(buffer, capacity));
     parameter_name(at: u32, buffer: u64, capacity: u32) -> i64
-        = |m, s| super::parameter_name(m, s, at, (buffer, capacity));
+        = |m, s| super::parameter_name(m, s, at, slice(buffer, capacity));
     describe(name: u64, name_length: u32, version: u64, version_length: u32, causal: u32)
-        = |m, s| super::describe(m, s, (name, name_length), (version, version_length), causal);
+        = |m, s| {
+            let (name, version) = (slice(name, name_length), slice(version, version_length));
+            super::describe(m, s, name, version, causal)
+        };
     answer_fixed(picks: u64, count: u32, combine: u32) =
-        |m, s| super::answer_fixed(m, s, (picks, count), combine);
-    answer_programs(text: u64, length: u32) = |m, s| super::answer_programs(m, s, (text, length));
+        |m, s| super::answer_fixed(m, s, slice(picks, count), combine);
+    answer_programs(text: u64, length: u32)
+        = |m, s| super::answer_programs(m, s, slice(text, length));
     answer_narrowed(candidates: u64, count: u32)
-        = |m, s| super::answer_narrowed(m, s, (candidates, count));
+        = |m, s| super::answer_narrowed(m, s, slice(candidates, count));
     error(parameter: u64, parameter_length: u32, message: u64, length: u32)
-        = |m, s| super::error(m, s, (parameter, parameter_length), (message, length));
+        = |m, s| super::error(m, s, slice(parameter, parameter_length), slice(message, length));
 }
 
 /// `polyskill_request`.
+///
+/// On a 64-bit machine, as the other structs here. Pointers hold for the call.
 #[repr(C)]
 struct WireRequest {
     size: u32,
@@ -165,11 +178,16 @@ struct WireDecision {
     weights: *mut f32,
 }
 
+/// `polyskill_v1_init`
 type Init = unsafe extern "C" fn(*const Table) -> i32;
+/// `polyskill_v1_plan`
 type PlanRequest = unsafe extern "C" fn(*const Table, *const WireRequest) -> i32;
+/// `polyskill_v1_library_changed`
 type LibraryChanged = unsafe extern "C" fn(*const Table, *const u32, u32) -> i32;
+/// `polyskill_v1_route`
 type RouteBatch = unsafe extern "C" fn(*const Table, *const WireBatch, *mut WireDecision) -> i32;
 
+/// The functions that a library exports; the last two are optional.
 #[derive(Clone, Copy)]
 struct Exports {
     init: Init,
@@ -180,7 +198,9 @@ struct Exports {
 
 /// A dynamic library; never unloaded, as code of it may be anywhere.
 pub(crate) struct DylibCode {
+    /// The functions, valid as long as the library is mapped: for the life of the process.
     exports: Exports,
+    /// The library, which is not unloaded on drop.
     _library: std::mem::ManuallyDrop<Library>,
 }
 
@@ -205,6 +225,7 @@ impl DylibCode {
     }
 }
 
+/// Looks up the functions; the name of the first one that is missing is the error.
 fn exports(library: &Library) -> Result<Exports, &'static str> {
     // SAFETY: the header fixes the types of these names.
     unsafe {
@@ -225,12 +246,17 @@ impl Code for DylibCode {
     }
 }
 
+/// A library with a state of its own for each router; the library's statics are shared by all
+/// instances of one load.
 struct DylibInstance {
+    /// The host's state, at a fixed address that calls of the host find it by.
     state: Box<State>,
+    /// The functions.
     exports: Exports,
 }
 
 impl DylibInstance {
+    /// Calls a function with a table of the host's functions, and reads its code.
     fn call(
         &mut self,
         function: &str,

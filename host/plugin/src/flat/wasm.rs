@@ -6,7 +6,7 @@ use wasmtime::{
     Caller, Engine, ExternType, InstancePre, Linker, Module, Store, TypedFunc, WasmParams,
 };
 
-use super::{Memory, answered, capacity, outcome};
+use super::{Memory, answered, capacity, outcome, slice, svd_method};
 use crate::error::Error;
 use crate::instance::{Code, Instance};
 use crate::limits::Budget;
@@ -15,16 +15,20 @@ use crate::state::State;
 
 /// The module of the host's functions.
 const IMPORTS: &str = "polyskill_v1";
+/// Bytes of a page of linear memory.
 const PAGE: usize = 1 << 16;
-/// Bytes of `polyskill_request`, `polyskill_batch` and `polyskill_decision` on wasm32.
+/// Bytes of `polyskill_request` on wasm32.
 const REQUEST_BYTES: u32 = 32;
+/// Bytes of `polyskill_batch` on wasm32.
 const BATCH_BYTES: u32 = 40;
+/// Bytes of `polyskill_decision` on wasm32.
 const DECISION_BYTES: u32 = 20;
 
 /// A guest's linear memory.
 struct Linear<'a>(&'a mut [u8]);
 
 impl Linear<'_> {
+    /// A range of the memory, checked against its end.
     fn range(&self, address: u64, len: usize) -> Result<std::ops::Range<usize>, String> {
         let start = usize::try_from(address).ok();
         let range = start.and_then(|start| Some(start..start.checked_add(len)?));
@@ -61,10 +65,15 @@ fn with<T>(
         .map_err(|reason| wasmtime::Error::msg(format!("host function `{name}`: {reason}")))
 }
 
+/// The result of linking some of the functions.
 type Linking = wasmtime::Result<()>;
+/// The instance that calls a host function.
 type Guest<'a> = Caller<'a, State>;
 
 /// Links the host's functions; the first argument of each is the host, which means nothing here.
+///
+/// Pointers are 32 bits wide, and each function works on the memory that the caller exports as
+/// `memory`.
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     let mut linker = Linker::new(engine);
     link_reading(&mut linker)?;
@@ -74,9 +83,10 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
     Ok(linker)
 }
 
+/// Log, model and parameters.
 fn link_reading(linker: &mut Linker<State>) -> Linking {
     linker.func_wrap(IMPORTS, "log", |mut c: Guest<'_>, _: u32, level: u32, t: u32, n: u32| {
-        with(&mut c, "log", |m, s| super::log(m, s, level, (t.into(), n)))
+        with(&mut c, "log", |m, s| super::log(m, s, level, slice(t, n)))
     })?;
     linker.func_wrap(IMPORTS, "model", |mut c: Guest<'_>, _: u32, out: u32| {
         with(&mut c, "model", |m, s| super::model(m, s, out.into()))
@@ -89,7 +99,7 @@ fn link_reading(linker: &mut Linker<State>) -> Linking {
         "parameter_number",
         |mut c: Guest<'_>, _: u32, t: u32, n: u32, out: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::parameter_number(m, s, (t.into(), n), out.into())
+                super::parameter_number(m, s, slice(t, n), out.into())
             };
             with(&mut c, "parameter_number", call)
         },
@@ -99,7 +109,7 @@ fn link_reading(linker: &mut Linker<State>) -> Linking {
         "parameter_text",
         |mut c: Guest<'_>, _: u32, t: u32, n: u32, buffer: u32, capacity: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::parameter_text(m, s, (t.into(), n), (buffer.into(), capacity))
+                super::parameter_text(m, s, slice(t, n), slice(buffer, capacity))
             };
             with(&mut c, "parameter_text", call)
         },
@@ -109,7 +119,7 @@ fn link_reading(linker: &mut Linker<State>) -> Linking {
         "parameter_name",
         |mut c: Guest<'_>, _: u32, at: u32, buffer: u32, capacity: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::parameter_name(m, s, at, (buffer.into(), capacity))
+                super::parameter_name(m, s, at, slice(buffer, capacity))
             };
             with(&mut c, "parameter_name", call)
         },
@@ -117,12 +127,13 @@ fn link_reading(linker: &mut Linker<State>) -> Linking {
     Ok(())
 }
 
+/// Cards, weights and artefacts.
 fn link_modules(linker: &mut Linker<State>) -> Linking {
     linker.func_wrap(
         IMPORTS,
         "module_site",
         |mut c: Guest<'_>, _: u32, module: u32, at: u32, out: u32| {
-            with(&mut c, "module_site", |m, s| super::module_site(m, s, (module, at), out.into()))
+            with(&mut c, "module_site", |m, s| super::module_site(m, s, module, at, out.into()))
         },
     )?;
     linker.func_wrap(
@@ -130,7 +141,7 @@ fn link_modules(linker: &mut Linker<State>) -> Linking {
         "module_text",
         |mut c: Guest<'_>, _: u32, module: u32, what: u32, t: u32, n: u32, out: u32, cap: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::module_text(m, s, (module, what), (t.into(), n), (out.into(), cap))
+                super::module_text(m, s, module, what, slice(t, n), slice(out, cap))
             };
             with(&mut c, "module_text", call)
         },
@@ -140,7 +151,7 @@ fn link_modules(linker: &mut Linker<State>) -> Linking {
         "tensor",
         |mut c: Guest<'_>, _: u32, module: u32, site: u32, part: u32, out: u32, cap: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::tensor(m, s, (module, site, part), (out.into(), cap))
+                super::tensor(m, s, module, site, part, slice(out, cap))
             };
             with(&mut c, "tensor", call)
         },
@@ -150,7 +161,7 @@ fn link_modules(linker: &mut Linker<State>) -> Linking {
         "artefact",
         |mut c: Guest<'_>, _: u32, module: u32, site: u32, t: u32, n: u32, out: u32, cap: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::artefact(m, s, (module, site), (t.into(), n), (out.into(), cap))
+                super::artefact(m, s, module, site, slice(t, n), slice(out, cap))
             };
             with(&mut c, "artefact", call)
         },
@@ -167,7 +178,7 @@ fn link_modules(linker: &mut Linker<State>) -> Linking {
          out: u32,
          cap: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::singular_vector(m, s, (module, site), (n, seed), (out.into(), cap))
+                super::singular_vector(m, s, module, site, svd_method(n, seed), slice(out, cap))
             };
             with(&mut c, "singular_vector", call)
         },
@@ -175,12 +186,13 @@ fn link_modules(linker: &mut Linker<State>) -> Linking {
     Ok(())
 }
 
+/// Rows for programs.
 fn link_definitions(linker: &mut Linker<State>) -> Linking {
     linker.func_wrap(
         IMPORTS,
         "defined",
         |mut c: Guest<'_>, _: u32, t: u32, n: u32, module: u32| {
-            with(&mut c, "defined", |m, s| super::defined(m, s, (t.into(), n), module))
+            with(&mut c, "defined", |m, s| super::defined(m, s, slice(t, n), module))
         },
     )?;
     linker.func_wrap(
@@ -188,7 +200,7 @@ fn link_definitions(linker: &mut Linker<State>) -> Linking {
         "define",
         |mut c: Guest<'_>, _: u32, t: u32, n: u32, module: u32, site: u32, row: u32, len: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::define(m, s, (t.into(), n), (module, site), (row.into(), len))
+                super::define(m, s, slice(t, n), module, site, slice(row, len))
             };
             with(&mut c, "define", call)
         },
@@ -196,13 +208,14 @@ fn link_definitions(linker: &mut Linker<State>) -> Linking {
     Ok(())
 }
 
+/// Descriptor, plans and errors.
 fn link_answers(linker: &mut Linker<State>) -> Linking {
     linker.func_wrap(
         IMPORTS,
         "describe",
         |mut c: Guest<'_>, _: u32, t: u32, n: u32, v: u32, len: u32, causal: u32| {
             let call = |m: &mut Linear<'_>, s: &mut State| {
-                super::describe(m, s, (t.into(), n), (v.into(), len), causal)
+                super::describe(m, s, slice(t, n), slice(v, len), causal)
             };
             with(&mut c, "describe", call)
         },
@@ -211,20 +224,20 @@ fn link_answers(linker: &mut Linker<State>) -> Linking {
         IMPORTS,
         "answer_fixed",
         |mut c: Guest<'_>, _: u32, p: u32, n: u32, how: u32| {
-            with(&mut c, "answer_fixed", |m, s| super::answer_fixed(m, s, (p.into(), n), how))
+            with(&mut c, "answer_fixed", |m, s| super::answer_fixed(m, s, slice(p, n), how))
         },
     )?;
     linker.func_wrap(IMPORTS, "answer_programs", |mut c: Guest<'_>, _: u32, t: u32, n: u32| {
-        with(&mut c, "answer_programs", |m, s| super::answer_programs(m, s, (t.into(), n)))
+        with(&mut c, "answer_programs", |m, s| super::answer_programs(m, s, slice(t, n)))
     })?;
     linker.func_wrap(IMPORTS, "answer_narrowed", |mut c: Guest<'_>, _: u32, p: u32, n: u32| {
-        with(&mut c, "answer_narrowed", |m, s| super::answer_narrowed(m, s, (p.into(), n)))
+        with(&mut c, "answer_narrowed", |m, s| super::answer_narrowed(m, s, slice(p, n)))
     })?;
     linker.func_wrap(
         IMPORTS,
         "error",
         |mut c: Guest<'_>, _: u32, p: u32, len: u32, t: u32, n: u32| {
-            with(&mut c, "error", |m, s| super::error(m, s, (p.into(), len), (t.into(), n)))
+            with(&mut c, "error", |m, s| super::error(m, s, slice(p, len), slice(t, n)))
         },
     )?;
     Ok(())
@@ -232,11 +245,15 @@ fn link_answers(linker: &mut Linker<State>) -> Linking {
 
 /// A compiled core module.
 pub(crate) struct FlatCode {
+    /// The module with its imports linked.
     pre: InstancePre<State>,
 }
 
 impl FlatCode {
     /// Links a compiled module.
+    ///
+    /// # Errors
+    /// If it lacks `init` or `plan` of version 1, or imports anything but the host's functions.
     pub(crate) fn new(name: &str, engine: &Engine, module: &Module) -> Result<Self, Error> {
         let is_function = |wanted: &str| {
             module
@@ -277,6 +294,11 @@ impl Code for FlatCode {
 }
 
 /// An export of this name, checked against its type.
+///
+/// `None` if it is not exported.
+///
+/// # Errors
+/// If it has another type.
 fn function<P: WasmParams>(
     store: &mut Store<State>,
     instance: &wasmtime::Instance,
@@ -288,19 +310,30 @@ fn function<P: WasmParams>(
     typed.map(Some).map_err(|error| Fault::Failed(format!("its `{name}`: {error:#}")))
 }
 
+/// The functions that an instance exports; the first argument of each is the host.
 struct Exports {
+    /// `polyskill_v1_init(host)`
     init: TypedFunc<u32, i32>,
+    /// `polyskill_v1_plan(host, request)`
     plan: TypedFunc<(u32, u32), i32>,
+    /// `polyskill_v1_library_changed(host, added, count)`
     library_changed: Option<TypedFunc<(u32, u32, u32), i32>>,
+    /// `polyskill_v1_route(host, batch, decision)`
     route: Option<TypedFunc<(u32, u32, u32), i32>>,
+    /// `polyskill_v1_alloc(size)`: room for arguments, aligned to 8. Without it, the host grows the
+    /// memory.
     alloc: Option<TypedFunc<u32, i32>>,
 }
 
+/// A running core module.
 struct FlatInstance {
+    /// Fuel and the host's state.
     store: Store<State>,
+    /// The linear memory.
     memory: wasmtime::Memory,
+    /// The functions.
     exports: Exports,
-    /// Where arguments are put: address and bytes.
+    /// The place of arguments: address and bytes. It is kept from call to call and only grows.
     area: (u32, usize),
 }
 
@@ -349,16 +382,18 @@ impl FlatInstance {
         Ok(address)
     }
 
+    /// The meaning of what a function returned, or the trap that it ended in.
     fn outcome(&mut self, function: &str, called: wasmtime::Result<i32>) -> Result<(), Fault> {
         let code = called.map_err(|error| trap(function, &error))?;
         outcome(self.store.data_mut(), function, code)
     }
 }
 
-/// What is left of an area of arguments.
+/// The rest of an area of arguments, which is filled from its beginning.
 struct Layout<'a>(&'a mut [u8]);
 
 impl Layout<'_> {
+    /// The next bytes.
     fn bytes(&mut self, bytes: &[u8]) {
         let (now, rest) = std::mem::take(&mut self.0).split_at_mut(bytes.len());
         now.copy_from_slice(bytes);
@@ -374,21 +409,24 @@ impl Layout<'_> {
         self.0 = rest;
     }
 
+    /// The next unsigned numbers.
     fn words(&mut self, words: &[u32]) {
         self.numbers(words, u32::to_le_bytes);
     }
 
+    /// The next floats.
     fn floats(&mut self, values: &[f32]) {
         self.numbers(values, f32::to_le_bytes);
     }
 
+    /// `count` numbers of zero.
     fn zeros(&mut self, count: usize) {
         let (now, rest) = std::mem::take(&mut self.0).split_at_mut(4 * count);
         now.fill(0);
         self.0 = rest;
     }
 
-    /// Leaves room for what the plugin writes.
+    /// Leaves room for `count` numbers that the plugin writes.
     fn skip(&mut self, count: usize) {
         self.0 = std::mem::take(&mut self.0).split_at_mut(4 * count).1;
     }

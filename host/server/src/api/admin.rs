@@ -151,11 +151,11 @@ pub(super) async fn plans(State(service): State<Arc<Service>>) -> JsonReply<Json
     let serves = |name: &str, digest: &str| {
         serving.iter().any(|router| router.name == name && router.digest == digest)
     };
-    let kept = service.composer.kept_plans();
+    let kept = service.composer.recorded_plans();
     let plans = kept.iter().filter(|kept| serves(&kept.router, &kept.digest)).map(plan);
     let plans: Vec<Json> = plans.collect();
     let rows = |kept: &RoutedRows| json!({"router": kept.router, "digest": kept.digest, "fixture": rows_fixture(kept)});
-    let kept = service.composer.kept_rows();
+    let kept = service.composer.recorded_rows();
     let rows: Vec<Json> = kept
         .iter()
         .filter(|kept| !kept.rows.is_empty() && serves(&kept.router, &kept.digest))

@@ -286,15 +286,16 @@ impl CommonParams {
                 let same = |a: &str, b: &str| service.is_one_module(a, b);
                 with_named(module.clone(), adapters.unwrap_or_default(), same)
             }
-            (Selection::Routed(set), adapters) => adapters.unwrap_or_else(|| set.beside.clone()),
+            (Selection::Routed(set), adapters) => adapters.unwrap_or_else(|| set.always_on.clone()),
         };
         let mut selection = match (&self.router, named) {
             (Some(RouterChoice::Name(name)), _) if name == "none" => weighted(acting),
-            (Some(choice), named) => {
-                Selection::Routed(RouterRequest { beside: acting, ..over(named, routed(choice)?) })
-            }
+            (Some(choice), named) => Selection::Routed(RouterRequest {
+                always_on: acting,
+                ..over(named, routed(choice)?)
+            }),
             (None, Selection::Routed(set)) => {
-                Selection::Routed(RouterRequest { beside: acting, ..set })
+                Selection::Routed(RouterRequest { always_on: acting, ..set })
             }
             (None, _) => weighted(acting),
         };
@@ -330,10 +331,10 @@ impl CommonParams {
         let named = service.selection(self.model_name(service));
         let mut selection = match (arm, named) {
             (Selection::Routed(asked), Some(named)) => {
-                let beside = asked.beside.clone();
+                let beside = asked.always_on.clone();
                 let mut asked = over(named, asked);
                 if !beside.is_empty() {
-                    asked.beside = beside;
+                    asked.always_on = beside;
                 }
                 Selection::Routed(asked)
             }
@@ -436,7 +437,7 @@ fn over(named: Selection, mut asked: RouterRequest) -> RouterRequest {
     if asked.modules.is_empty() {
         asked.modules = set.modules;
     }
-    asked.beside = set.beside;
+    asked.always_on = set.always_on;
     asked
 }
 
@@ -462,7 +463,7 @@ pub(crate) fn routing_report(
         "served": if composition.fallback().is_some() { "fallback" } else { "assigned" },
     });
     let beside: Vec<Json> = composition
-        .beside()
+        .always_on()
         .map(|(lease, weight)| json!({"name": lease.name, "weight": weight}))
         .collect();
     if !beside.is_empty() {

@@ -25,7 +25,7 @@ pub(super) fn selection(arm: &Arm) -> Selection {
         router: router.clone(),
         parameters: Parameters(parameters.collect()),
         modules: arm.modules.clone().unwrap_or_default(),
-        beside: adapters,
+        always_on: adapters,
         ..RouterRequest::default()
     })
 }

@@ -23,7 +23,7 @@ impl Modules {
         root: &Path,
     ) -> Result<Loaded, ModuleError> {
         let started = Instant::now();
-        let module = open_module((name, path, root), &self.model, ())?;
+        let module = open_module(name, path, root, &self.model, ())?;
         let signature = local_signature(path);
         let generation = module.generation().to_string();
         let signer = sources::verify(name, &generation, signature.as_deref(), &self.trust)?;
@@ -53,7 +53,7 @@ impl Modules {
         let fetched = self.fetch(&request.source, &self.policy, &staging)?;
         let (path, root) = (fetched.path(), fetched.root.clone());
         let signature = fetched.signature().map_err(ModuleError::Fetched)?;
-        let module = open_module((&request.name, &path, &root), &self.model, fetched)?;
+        let module = open_module(&request.name, &path, &root, &self.model, fetched)?;
         let signer = self.check(&request, &module, signature.as_deref())?;
         let source = request.source.to_string();
         let saved = lock(&self.saved);
@@ -77,7 +77,7 @@ impl Modules {
         let root = state.store().join(&saved.folder);
         let folder = Arc::new(Folder::new(root.clone()));
         let path = saved.file.as_ref().map_or(root.clone(), |file| root.join(file));
-        let module = open_module((name, &path, &root), &self.model, Arc::clone(&folder))?;
+        let module = open_module(name, &path, &root, &self.model, Arc::clone(&folder))?;
         let pin: Pin = saved.generation.parse()?;
         let generation = module.generation().to_string();
         pin.check(name, &generation)?;
@@ -131,7 +131,7 @@ impl Modules {
                 let fetched = self.fetch(&request.source, &self.policy, &staging)?;
                 let (path, root) = (fetched.path(), fetched.root.clone());
                 let signature = fetched.signature().map_err(ModuleError::Fetched)?;
-                let module = open_module((&request.name, &path, &root), &self.model, fetched)?;
+                let module = open_module(&request.name, &path, &root, &self.model, fetched)?;
                 let signer = self.check(request, &module, signature.as_deref())?;
                 let mut saved = lock(&self.saved);
                 let mut next = saved.clone();
@@ -164,8 +164,8 @@ impl Modules {
         // Until the durable set says otherwise, nothing needs it.
         folder.doom();
         let signature = kept.signature().map_err(ModuleError::Fetched)?;
-        let place = (request.name.as_str(), kept.path(), kept.root.clone());
-        let module = open_module((place.0, &place.1, &place.2), &self.model, Arc::clone(&folder))?;
+        let (path, kept_by) = (kept.path(), Arc::clone(&folder));
+        let module = open_module(&request.name, &path, &kept.root, &self.model, kept_by)?;
         let signer = self.check(request, &module, signature.as_deref())?;
         state.sync_folder(&kept.directory).map_err(ModuleError::State)?;
         let mut saved = lock(&self.saved);

@@ -182,7 +182,8 @@ pub enum Selected {
         /// Patterns of the candidates' names.
         modules: Vec<String>,
         /// Modules that are always on, with weights.
-        beside: Vec<(String, f32)>,
+        #[serde(alias = "beside")]
+        always_on: Vec<(String, f32)>,
         /// Tokens of the prompt, as the router was told.
         prompt_tokens: usize,
         /// The text that the router read.
@@ -201,7 +202,7 @@ impl From<&Selection> for Selected {
                 router: asked.router.clone(),
                 parameters: asked.parameters.0.iter().map(to_json).collect(),
                 modules: asked.modules.clone(),
-                beside: asked.beside.clone(),
+                always_on: asked.always_on.clone(),
                 prompt_tokens: asked.prompt_tokens,
                 text: asked.text.clone(),
                 bucket: asked.bucket,
@@ -236,7 +237,7 @@ impl From<Selected> for Selection {
                 router,
                 parameters,
                 modules,
-                beside,
+                always_on,
                 prompt_tokens,
                 text,
                 bucket,
@@ -244,7 +245,7 @@ impl From<Selected> for Selection {
                 router,
                 parameters: Parameters(parameters.into_iter().map(value).collect()),
                 modules,
-                beside,
+                always_on,
                 prompt_tokens,
                 text,
                 bucket,
@@ -269,7 +270,7 @@ mod tests {
                 (text("base"), Value::Flag(false)),
             ]),
             modules: vec![text("tag:x")],
-            beside: vec![(text("a"), -0.3)],
+            always_on: vec![(text("a"), -0.3)],
             prompt_tokens: 7,
             text: Some(text("hello")),
             bucket: u64::MAX,
@@ -289,5 +290,15 @@ mod tests {
             assert_eq!((again.prompt, &again.sampling), (vec![1, 2], &sampling));
             assert_eq!(Selection::from(again.selection), selection);
         }
+    }
+
+    /// Traces that were written before `always_on` had its name.
+    #[test]
+    fn old_names_are_read() {
+        let old = r#"{"routed": {"router": "arrow", "parameters": [["top_k", 2.0]], "modules": [],
+            "beside": [["a", 0.5]], "prompt_tokens": 3, "text": null, "bucket": 7}}"#;
+        let read: Selected = serde_json::from_str(old).unwrap();
+        let Selection::Routed(request) = Selection::from(read) else { panic!("not routed") };
+        assert_eq!(request.always_on, [("a".to_owned(), 0.5)]);
     }
 }

@@ -1,6 +1,7 @@
 //! Modules out of tar files.
 //!
-//! Extensions for long names are read here, with a bound, and not by the crate `tar`, which reads them whole.
+//! Extensions for long names are read here, with a bound, and not by the crate `tar`, which reads
+//! them whole.
 
 use std::io::Read;
 
@@ -13,10 +14,11 @@ use crate::stage::Stage;
 
 /// Longest name of an entry.
 const MAX_NAME_BYTES: u64 = 4_096;
-/// Longest extended header of an entry.
+/// Longest extended header of an entry. An archive may have one for every entry, so it is not read
+/// whole if it is longer.
 const MAX_PAX_BYTES: u64 = 1 << 16;
 
-/// Whether a block is a header, by its sum.
+/// True if a block is a header, by its sum: bytes 148 to 155, which hold the sum, count as spaces.
 pub(super) fn is_header(block: &[u8]) -> bool {
     let mut header = Header::new_old();
     let Some(block) = block.get(..header.as_bytes().len()) else { return false };
@@ -26,13 +28,18 @@ pub(super) fn is_header(block: &[u8]) -> bool {
     header.cksum().is_ok_and(|found| found == sum)
 }
 
-/// Puts the files of a module in place; everything that is no plain file or folder is refused.
+/// Puts the files of a module in place.
+///
+/// Links, devices and everything else that is no plain file or folder refuse the whole archive,
+/// also where they would not be part of the module.
 pub(super) fn unpack(from: impl Read, stage: &mut Stage) -> Result<(), Reason> {
     let clock = stage.clock.clone();
     // An error that the clock made is told by the clock.
     unpack_entries(from, stage).map_err(|reason| clock.check().err().unwrap_or(reason))
 }
 
+/// Goes through the entries in order. A long name that an extension gives holds for the next entry
+/// that is none.
 fn unpack_entries(from: impl Read, stage: &mut Stage) -> Result<(), Reason> {
     let mut archive = Archive::new(from);
     let entries = archive.entries().map_err(unreadable)?.raw(true);
@@ -73,6 +80,8 @@ fn unpack_entries(from: impl Read, stage: &mut Stage) -> Result<(), Reason> {
     Ok(())
 }
 
+/// Writes one entry, if it is part of a module. `name` is the entry's whole name, extensions
+/// included.
 fn unpack_entry(
     entry: &mut Entry<'_, impl Read>,
     name: &[u8],
@@ -102,6 +111,7 @@ fn unpack_entry(
     }
 }
 
+/// The words for a kind of entry in messages.
 fn describe(kind: EntryType) -> String {
     let known = match kind {
         EntryType::Link => "a hard link",
@@ -114,6 +124,7 @@ fn describe(kind: EntryType) -> String {
     known.to_owned()
 }
 
+/// The content of an extension of at most `most` bytes.
 fn read_extension(entry: &mut Entry<'_, impl Read>, most: u64) -> Result<Vec<u8>, Reason> {
     let size = entry.header().entry_size().map_err(unreadable)?;
     if size > most {
@@ -125,8 +136,10 @@ fn read_extension(entry: &mut Entry<'_, impl Read>, most: u64) -> Result<Vec<u8>
     Ok(bytes)
 }
 
-/// The name in an extended header. Times and owners do not matter; what changes how the entry is read is
-/// refused, because programs differ in what they make of it.
+/// The name in the records of an extended header; `None` where they set none.
+///
+/// Times and owners do not matter; what changes how the entry is read is refused, because programs
+/// differ in what they make of it.
 fn pax_name(records: &[u8]) -> Result<Option<Vec<u8>>, Reason> {
     let mut name = None;
     for record in PaxExtensions::new(records) {

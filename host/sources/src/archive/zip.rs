@@ -1,9 +1,9 @@
 //! Modules out of zip files.
 //!
-//! Read here, and not by a crate, because only a narrow kind of zip is wanted, and a reader that accepts no
-//! other needs no guesses: one directory of the archive's entries, right before its end, and both headers of
-//! an entry saying the same. Stored and deflated entries are read; encryption, several disks and the
-//! extension for archives over 4 GiB are refused.
+//! Read here, and not by a crate, because only a narrow kind of zip is wanted, and a reader that
+//! accepts no other needs no guesses: one directory of the archive's entries, right before its end,
+//! and both headers of an entry saying the same. Stored and deflated entries are read; encryption,
+//! several disks and the extension for archives over 4 GiB are refused.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek as _, SeekFrom};
@@ -17,36 +17,58 @@ use crate::error::Reason;
 use crate::format::{components, shorten};
 use crate::stage::Stage;
 
+/// The signature of the end of the archive's directory.
 const END: &[u8] = b"PK\x05\x06";
+/// Bytes of that record, without the comment after it.
 const END_BYTES: usize = 22;
+/// Longest comment, whose length has 16 bits.
 const MAX_COMMENT_BYTES: usize = u16::MAX as usize;
+/// The signature of an entry of the directory.
 const ENTRY: &[u8] = b"PK\x01\x02";
+/// Bytes of such an entry, without name, extra field and comment.
 const ENTRY_BYTES: usize = 46;
+/// The signature of the header before an entry's data.
 const LOCAL: &[u8] = b"PK\x03\x04";
+/// Bytes of such a header, without name and extra field.
 const LOCAL_BYTES: usize = 30;
+/// The flag of encrypted data.
 const ENCRYPTED: u16 = 1;
-/// The local header has no sum and sizes; they follow the data.
+/// The flag of a local header without sum and sizes; they follow the data.
 const SIZES_FOLLOW: u16 = 1 << 3;
+/// The method of data without compression.
 const STORED: u16 = 0;
+/// The method of deflate.
 const DEFLATED: u16 = 8;
-/// The system on which an entry's attributes are those of Unix, and the kinds of files there.
+/// The system on which an entry's attributes are those of Unix.
 const UNIX: u8 = 3;
+/// The bits of those attributes that tell the kind of a file.
 const KIND: u32 = 0o170_000;
+/// The kinds that are read: not told, a plain file, a folder.
 const PLAIN_KINDS: [u32; 3] = [0, 0o100_000, 0o040_000];
 
 /// A part of the module, as the archive's directory describes it.
 struct Part {
+    /// Its path in the module's directory.
     part: String,
-    /// Its path in the archive, byte by byte.
+    /// Its path in the archive, byte by byte, which the local header must repeat.
     path: Vec<u8>,
+    /// Its compression, one of [`STORED`] and [`DEFLATED`].
     method: u16,
+    /// CRC-32 of the unpacked bytes.
     crc: u32,
+    /// Bytes in the archive.
     compressed: u64,
+    /// Unpacked bytes.
     size: u64,
+    /// The place of its local header in the archive.
     offset: u64,
 }
 
-/// Puts the files of a module in place; everything that is no plain file or folder is refused.
+/// Puts the files of a module in place; everything that is no plain file or folder refuses the
+/// whole archive.
+///
+/// `length` is that of the file. Sizes are summed before anything is unpacked, and parts must not
+/// share bytes, so a small archive cannot unpack the same data many times.
 pub(super) fn unpack(file: &mut File, length: u64, stage: &mut Stage) -> Result<(), Reason> {
     let clock = stage.clock.clone();
     let (directory, mut parts) = read_directory(file, length, stage)?;
@@ -65,15 +87,18 @@ pub(super) fn unpack(file: &mut File, length: u64, stage: &mut Stage) -> Result<
     Ok(())
 }
 
+/// A little-endian number; 0 beyond the end.
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
+/// A little-endian number; 0 beyond the end.
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from(u16_at(bytes, at)) | u32::from(u16_at(bytes, at + 2)) << 16
 }
 
-/// Where the archive's directory lies, and how many entries it has.
+/// The bytes in which the archive's directory lies, and the number of its entries. There must be
+/// one record that can be the end, and nothing between it and the directory.
 fn find_directory(
     file: &mut File,
     length: u64,
@@ -118,7 +143,8 @@ fn find_directory(
     Ok((start.into()..end_at, entries))
 }
 
-/// Where the archive's directory begins, and the parts of a module in it.
+/// The beginning of the archive's directory, and the parts of a module in it, in the directory's
+/// order. The name and kind of every entry are checked, also of those that are no part.
 fn read_directory(
     file: &mut File,
     length: u64,
@@ -148,7 +174,8 @@ fn read_directory(
     }
 }
 
-/// An entry of the directory, if it is part of a module.
+/// The part that an entry of the directory describes; `None` for folders and files that are no
+/// part.
 fn part(
     entry: &[u8; ENTRY_BYTES],
     path: Vec<u8>,
@@ -183,7 +210,9 @@ fn part(
     Ok(Some(Part { part, path, method, crc, compressed, size, offset }))
 }
 
-/// Unpacks one entry, which must lie in the free bytes; returns where it ends.
+/// Unpacks one entry, which must lie in the free bytes; returns the end of its data.
+///
+/// Its local header must agree with the directory, and its bytes with size and sum.
 fn unpack_part(
     file: &mut File,
     part: Part,
@@ -229,9 +258,11 @@ fn unpack_part(
     }
 }
 
-/// A reader that sums what it reads.
+/// A reader with the CRC-32 of the bytes so far.
 struct Summed<'a> {
+    /// The unpacked bytes.
     inner: Box<dyn Read + 'a>,
+    /// Their sum so far.
     sum: Crc,
 }
 

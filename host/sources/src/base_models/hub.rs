@@ -1,6 +1,7 @@
 //! Base models from the Hugging Face hub, file by file over plain HTTPS.
 //!
-//! The operator asks for these by name, so no policy of hosts holds here, unlike in the crate's module `hub`.
+//! The operator asks for these by name, so no policy of hosts holds here, unlike in the crate's
+//! module `hub`.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -10,30 +11,36 @@ use std::time::{Duration, Instant};
 use reqwest::header::{ACCEPT_ENCODING, ETAG, IF_RANGE, RANGE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 
+use super::HubRepository;
 use crate::client::http_client;
 use crate::hub::Hub;
 
-/// Longest time for one file.
+/// Longest time for one file, over all its connections.
 const LIMIT: Duration = Duration::from_secs(1_800);
-/// Longest silence of a server.
+/// Longest silence of a server, and longest time until it is connected.
 const IDLE: Duration = Duration::from_secs(60);
-/// Connections that may break before a download fails.
+/// Connections that may break before a download fails; progress between them does not count.
 const ATTEMPTS: usize = 3;
 /// Time between two words on how far a download is.
 const SAY_EVERY: Duration = Duration::from_secs(2);
-/// The hub's name for a file that a repository does not have, in this header.
+/// The header in which the hub says what is missing.
 const ERROR_CODE: &str = "x-error-code";
+/// The hub's word in that header for a file that a repository does not have, rather than a
+/// repository that is not there.
 const NO_SUCH_FILE: &str = "EntryNotFound";
 
-/// One file of a repository into a directory; `None` where the repository has no such file.
+/// One file of a repository's main branch into a directory; `None` where the repository has no such
+/// file.
+///
+/// Blocks, on a runtime of its own. What an interrupted download has written stays in the
+/// directory.
 pub(super) fn from_hub(
-    repository: (&str, &str),
+    repository: HubRepository<'_>,
     file: &str,
     directory: &Path,
     report: &mut dyn FnMut(&str),
 ) -> Result<Option<PathBuf>, String> {
-    let (owner, name) = repository;
-    report(&format!("fetching {file} from the Hugging Face hub ({owner}/{name})"));
+    report(&format!("fetching {file} from the Hugging Face hub ({repository})"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let target = directory.join(file);
@@ -46,13 +53,16 @@ pub(super) fn from_hub(
     Ok(runtime.block_on(download)?.then_some(target))
 }
 
-/// False where the repository has no such file.
+/// Downloads a file to `target`; false where the repository has no such file.
+///
+/// A connection that breaks is followed by another, which goes on where the first ended.
 async fn download(
-    (owner, name): (&str, &str),
+    repository: HubRepository<'_>,
     file: &str,
     target: &Path,
     report: &mut dyn FnMut(&str),
 ) -> Result<bool, String> {
+    let HubRepository { owner, name } = repository;
     let hub = Hub::from_environment().map_err(|reason| reason.to_string())?;
     let url =
         hub.url([owner, name, "resolve", "main", file]).map_err(|reason| reason.to_string())?;
@@ -76,6 +86,7 @@ async fn download(
     Ok(true)
 }
 
+/// A client that waits for a server, and for each piece of a body, as long as [`IDLE`].
 fn client() -> Result<Client, String> {
     http_client()
         .connect_timeout(IDLE)
@@ -84,7 +95,8 @@ fn client() -> Result<Client, String> {
         .map_err(|error| error.to_string())
 }
 
-/// The answer with a file; `None` where the repository has no such file.
+/// The answer with a file, or with the rest of one; `None` where the repository has no such file.
+/// Encodings are declined, so lengths are those of the file.
 async fn answer(request: RequestBuilder) -> Result<Option<Response>, String> {
     let response = request.header(ACCEPT_ENCODING, "identity").send().await;
     let response = response.map_err(|error| unreachable(&error))?;
@@ -99,6 +111,7 @@ async fn answer(request: RequestBuilder) -> Result<Option<Response>, String> {
     }
 }
 
+/// The reason of a failure on the way to the hub, with its cause.
 fn unreachable(error: &reqwest::Error) -> String {
     use std::error::Error as _;
     let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -107,15 +120,23 @@ fn unreachable(error: &reqwest::Error) -> String {
 
 /// A file that is being written, and what is needed to go on with it on another connection.
 struct Download<'a> {
+    /// The file's name, for messages.
     name: &'a str,
+    /// The file, at its end.
     file: File,
+    /// Bytes so far.
     written: u64,
+    /// Bytes that the server declared for the whole; `None` if it did not.
     total: Option<u64>,
+    /// The entity tag of the first answer, by which the server tells that the file is still the
+    /// same.
     etag: Option<String>,
+    /// The time of the last word on the progress.
     said: Instant,
 }
 
 impl<'a> Download<'a> {
+    /// An empty file at `target`, for the body of a response.
     fn new(name: &'a str, response: &Response, target: &Path) -> Result<Self, String> {
         let etag = response.headers().get(ETAG).and_then(|etag| etag.to_str().ok());
         Ok(Self {
@@ -128,7 +149,8 @@ impl<'a> Download<'a> {
         })
     }
 
-    /// Writes what a connection gives, until it ends.
+    /// Appends the body of a response until it ends, which is an error where bytes of the whole are
+    /// missing.
     async fn read(
         &mut self,
         mut response: Response,
@@ -150,6 +172,7 @@ impl<'a> Download<'a> {
         }
     }
 
+    /// A line on the bytes so far.
     fn progress(&self) -> String {
         let mib = |bytes: u64| bytes >> 20;
         match self.total {
@@ -160,7 +183,7 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Asks for what is missing, of the same file.
+    /// Asks for the missing bytes of the same file, or for the whole if the server gave no tag.
     fn rest(&self, request: RequestBuilder) -> RequestBuilder {
         match &self.etag {
             Some(etag) => {
@@ -170,7 +193,8 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Begins anew where the server does not go on.
+    /// Takes in the head of a new response: the file begins anew where the server gives the whole
+    /// again.
     fn resume(&mut self, response: &Response) -> Result<(), String> {
         if response.status() == StatusCode::PARTIAL_CONTENT {
             return Ok(());

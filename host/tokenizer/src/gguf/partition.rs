@@ -5,7 +5,9 @@ use super::TokenType;
 /// A part of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fragment<'t> {
+    /// Text between special tokens, for the model to cut further.
     Text(&'t str),
+    /// The id of a special token.
     Token(u32),
 }
 
@@ -14,6 +16,7 @@ pub(super) enum Fragment<'t> {
 pub(super) struct Partition {
     /// The longest first.
     tokens: Vec<(String, u32)>,
+    /// The blanks to take away beside the tokens.
     blanks: Blanks,
 }
 
@@ -26,11 +29,14 @@ pub(super) struct Blanks {
     pub(super) before_mask: bool,
 }
 
+/// ASCII white space, as C's `isspace` has it.
 fn is_blank(c: char) -> bool {
     c == ' ' || ('\t'..='\r').contains(&c)
 }
 
 impl Partition {
+    /// Takes the tokens whose type is special (control, user-defined or unknown), by descending
+    /// length in bytes. Tokens of one length keep the vocabulary's order.
     pub(super) fn new(tokens: &[&str], types: &[TokenType], blanks: Blanks) -> Self {
         let special = (0..).zip(tokens).zip(types).filter(|(_, kind)| kind.is_special());
         let mut found: Vec<(String, u32)> = special
@@ -41,7 +47,9 @@ impl Partition {
         Self { tokens: found, blanks }
     }
 
-    /// The parts of a text. Each token is looked for in all that the longer ones have left.
+    /// The parts of a text. Each token is looked for in all that the longer ones have left. The
+    /// result has no empty texts. One search of the text per token: the cost grows with the number
+    /// of special tokens times the length of the text.
     pub(super) fn cut<'t>(&self, text: &'t str) -> Vec<Fragment<'t>> {
         let mut fragments = vec![Fragment::Text(text)];
         for (token, id) in &self.tokens {
@@ -62,6 +70,8 @@ impl Partition {
         fragments
     }
 
+    /// Appends the parts of one text around every place of `token`, from left to right. Texts may
+    /// be empty.
     fn cut_at<'t>(&self, text: &'t str, token: &str, id: u32, cut: &mut Vec<Fragment<'t>>) {
         let mut rest = text;
         while let Some(at) = rest.find(token) {

@@ -8,7 +8,8 @@ use crate::{TokenizerError, unusable};
 /// The split of a text before its words are merged.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PreTokenizer {
-    /// Names of one split in `tokenizer.ggml.pre`.
+    /// Names of one split in `tokenizer.ggml.pre`. They are the values that llama.cpp's converter
+    /// writes for the families that split so.
     names: &'static [&'static str],
     /// Expressions in their order: matches, and what is between them, are split further by the next.
     pub(super) patterns: &'static [&'static str],
@@ -18,7 +19,8 @@ pub(super) struct PreTokenizer {
     pub(super) ignores_merges: bool,
 }
 
-/// The split of a name; an empty name is `default`.
+/// The split of a name; an empty name is `default`. llama.cpp warns of a missing name and takes
+/// `default` as well.
 ///
 /// # Errors
 /// If the name is not known: another split would give other tokens.
@@ -35,13 +37,17 @@ pub(super) fn find(name: &str) -> Result<PreTokenizer, TokenizerError> {
     })
 }
 
-/// GPT-2's words.
+/// GPT-2's words. Contractions in lower case, then words, numbers and signs with the blank before
+/// them.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
-/// Llama 3's words: numbers of up to three digits.
+/// Llama 3's words: numbers of up to three digits. Contractions in any case; a sign may stand
+/// before a word in the place of a blank.
 const LLAMA3: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// Qwen2's words: digits one by one.
+/// Qwen2's words: digits one by one. All else is as in [`LLAMA3`].
 const QWEN2: &str = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// Every split that is known, with the names under which llama.cpp's converter writes it. The first
+/// entry that has a name counts.
 const PRE_TOKENIZERS: [PreTokenizer; 29] = [
     PreTokenizer {
         names: &[

@@ -8,21 +8,27 @@ pub(crate) const BLANK: &str = "\u{2581}";
 /// A vocabulary whose pieces have scores.
 #[derive(Debug)]
 pub(super) struct SentencePiece {
+    /// Ids by piece. Of equal pieces the last has the entry.
     ids: HashMap<String, u32>,
+    /// Scores by id; higher ones are merged first.
     scores: Vec<f32>,
-    /// Tokens for single bytes.
+    /// Tokens for single bytes. 256 entries, by the byte's value.
     bytes: Vec<Option<u32>>,
     /// `add_space_prefix`: a blank is put before a text, and before what follows a special token.
     adds_prefix: bool,
 }
 
-/// A part of the text that is to become a token.
+/// A part of the text that is to become a token. Symbols form a doubly linked list over the text,
+/// of which a merge takes one out.
 #[derive(Clone, Copy)]
 struct Symbol {
+    /// First byte in the text.
     start: usize,
-    /// 0 where it was merged into the one before it.
+    /// 0 where it was merged into the one before it. In bytes.
     len: usize,
+    /// Index of the left neighbour, or [`NONE`].
     before: usize,
+    /// Index of the right neighbour, or [`NONE`].
     after: usize,
 }
 
@@ -31,9 +37,14 @@ const NONE: usize = usize::MAX;
 
 /// Two neighbours that may be merged.
 struct Pair {
+    /// The merged piece's score.
     score: f32,
+    /// Index of the left symbol.
     left: usize,
+    /// Index of the right symbol.
     right: usize,
+    /// Bytes of both when the pair was proposed. Another sum now means that one of them has changed
+    /// since, and the pair is out of date.
     len: usize,
 }
 
@@ -59,6 +70,8 @@ impl Ord for Pair {
 }
 
 impl SentencePiece {
+    /// `scores` has a value for each token or more. A byte without a token of the form `<0x0A>` has
+    /// the token of its character, if it is ASCII and there is one.
     pub(super) fn new(tokens: &[&str], scores: Vec<f32>, adds_prefix: bool) -> Self {
         let ids: HashMap<String, u32> =
             (0..).zip(tokens).map(|(id, text)| ((*text).to_owned(), id)).collect();
@@ -71,7 +84,10 @@ impl SentencePiece {
         Self { ids, scores, bytes, adds_prefix }
     }
 
-    /// Appends the ids of a text without special tokens.
+    /// Appends the ids of a text without special tokens. `behind_special` says that the text is the
+    /// first or follows a special token, where `add_space_prefix` puts a blank. A symbol that is no
+    /// piece falls back to the tokens of its bytes. The cost is n log n in the characters of the
+    /// text.
     pub(super) fn encode(&self, text: &str, behind_special: bool, ids: &mut Vec<u32>) {
         if text.is_empty() {
             return;
@@ -108,6 +124,7 @@ impl SentencePiece {
         }
     }
 
+    /// Adds two neighbours to the queue, if their text together is a piece.
     fn propose(
         &self,
         text: &str,
@@ -123,7 +140,7 @@ impl SentencePiece {
     }
 }
 
-/// The characters of a text.
+/// The characters of a text. One symbol each, linked in order.
 fn symbols(text: &str) -> Vec<Symbol> {
     let count = text.chars().count();
     let neighbours =

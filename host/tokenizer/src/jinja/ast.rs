@@ -5,7 +5,9 @@ use std::sync::Arc;
 /// A statement and the line where it begins.
 #[derive(Debug)]
 pub(super) struct Stmt {
+    /// The statement.
     pub(super) kind: StmtKind,
+    /// The line, from 1, which errors name.
     pub(super) line: u32,
 }
 
@@ -16,15 +18,20 @@ pub(super) enum StmtKind {
     Data(Arc<str>),
     /// `{{ expression }}`
     Print(Expr),
+    /// `{% for target in iter %}...{% else %}...{% endfor %}`
     For(Arc<ForLoop>),
-    /// Conditions with their bodies, and what else is done.
+    /// `{% if %}...{% elif %}...{% else %}...{% endif %}`: conditions with their bodies, in order,
+    /// and the body for when none holds.
     If(Vec<(Expr, Vec<Stmt>)>, Vec<Stmt>),
+    /// `{% with name = value %}...{% endwith %}`: names of the body alone.
     With(Vec<(Target, Expr)>, Vec<Stmt>),
+    /// `{% set name = value %}`
     Set(Target, Expr),
     /// `{% set name | filters %}...{% endset %}`
     SetBlock(Target, Option<Expr>, Vec<Stmt>),
     /// `{% filter name %}...{% endfilter %}`
     FilterBlock(Expr, Vec<Stmt>),
+    /// `{% macro name(parameters) %}...{% endmacro %}`
     Macro(Arc<MacroDef>),
     /// `{% call(names) macro(..) %}...{% endcall %}`
     Call(Expr, Arc<MacroDef>),
@@ -32,81 +39,118 @@ pub(super) enum StmtKind {
     Scoped(Vec<Stmt>),
     /// A block that sees the names of the outermost level alone.
     Block(Vec<Stmt>),
+    /// `{% break %}` of the extension for loop controls.
     Break,
+    /// `{% continue %}` of the same extension.
     Continue,
 }
 
 /// A loop.
 #[derive(Debug)]
 pub(crate) struct ForLoop {
+    /// Names that each item is assigned to.
     pub(super) target: Target,
+    /// The value whose items are looped over.
     pub(super) iter: Expr,
+    /// The condition behind `if`: items without it are not counted in `loop`.
     pub(super) filter: Option<Expr>,
+    /// True where `loop(items)` may run the loop again on other items.
     pub(super) recursive: bool,
+    /// The statements of one turn.
     pub(super) body: Vec<Stmt>,
+    /// The statements behind `else`.
     pub(super) otherwise: Vec<Stmt>,
 }
 
 /// A macro, or the body of a `call` block (then named `caller`).
 #[derive(Debug)]
 pub(crate) struct MacroDef {
+    /// The macro's name, under which it is set in its scope.
     pub(super) name: Arc<str>,
     /// Parameters, with the defaults of the last ones.
     pub(super) parameters: Vec<(Arc<str>, Option<Expr>)>,
+    /// The statements whose output is the macro's value.
     pub(super) body: Vec<Stmt>,
     /// Special names that the body mentions.
     pub(super) uses: Uses,
 }
 
-/// Special names in the body of a macro.
+/// Special names in the body of a macro. A macro accepts what these names hold only where its body
+/// mentions them, as in Jinja.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Uses {
+    /// `caller`: the body of the `call` block around the call.
     pub(super) caller: bool,
+    /// `varargs`: arguments by place beyond the parameters.
     pub(super) varargs: bool,
+    /// `kwargs`: arguments by name that no parameter has.
     pub(super) kwargs: bool,
 }
 
 /// Names that are assigned to.
 #[derive(Debug)]
 pub(super) enum Target {
+    /// A name of the scope at hand.
     Name(Arc<str>),
     /// `namespace.attribute`
     Attribute(Arc<str>, Arc<str>),
+    /// `a, b`: the value is unpacked, and must have as many items.
     Several(Vec<Self>),
 }
 
 /// Constants.
 #[derive(Clone, Debug)]
 pub(super) enum Literal {
+    /// `none` or `None`.
     None,
+    /// `true`, `false`, or with a capital.
     Bool(bool),
+    /// Decimal, binary, octal or hexadecimal, within 128 bits; Python has no bound.
     Int(i128),
+    /// A number with a fraction or an exponent.
     Float(f64),
+    /// A string literal with its escapes replaced; several in a row are one.
     Text(Arc<str>),
 }
 
 /// Expressions.
 #[derive(Debug)]
 pub(super) enum Expr {
+    /// A literal.
     Const(Literal),
+    /// A name, looked up from the inside out and then among Jinja's globals.
     Name(Arc<str>),
+    /// `[a, b]`
     List(Vec<Self>),
+    /// `(a, b)`, or several subscripts.
     Tuple(Vec<Self>),
+    /// `{key: value}`, in order.
     Dict(Vec<(Self, Self)>),
+    /// `value.name`
     Attribute(Box<Self>, Arc<str>),
+    /// `value[key]`, and `value.0`.
     Item(Box<Self>, Box<Self>),
     /// Start, stop and step.
     Slice(Box<Self>, Box<[Option<Self>; 3]>),
+    /// `callee(arguments)`
     Call(Box<Self>, Args),
     /// Without a value where the filter is that of a block.
     Filter(Option<Box<Self>>, Arc<str>, Args),
+    /// `value is name(arguments)`
     Test(Box<Self>, Arc<str>, Args),
+    /// `not value`
     Not(Box<Self>),
+    /// `-value`
     Negative(Box<Self>),
+    /// `+value`
     Positive(Box<Self>),
+    /// Arithmetic of two values.
     Binary(BinaryOp, Box<Self>, Box<Self>),
+    /// A chain such as `a < b <= c`, which holds where each neighbouring pair does.
     Compare(Box<Self>, Vec<(CompareOp, Self)>),
+    /// `a and b`: the value of `a` where that is false, else that of `b`.
     And(Box<Self>, Box<Self>),
+    /// `a or b`: the value of `a` where that is true, else that of `b`.
     Or(Box<Self>, Box<Self>),
     /// Condition, value, and the value otherwise.
     If(Box<Self>, Box<Self>, Option<Box<Self>>),
@@ -120,9 +164,13 @@ pub(super) enum BinaryOp {
     Add,
     Sub,
     Mul,
+    /// `/`, always a float.
     Div,
+    /// `//`, rounded down, not toward zero.
     FloorDiv,
+    /// `%`, with the divisor's sign; of a text, printf's formatting.
     Rem,
+    /// `**`, which binds from the left here, as in Jinja.
     Pow,
 }
 
@@ -135,14 +183,18 @@ pub(super) enum CompareOp {
     Le,
     Gt,
     Ge,
+    /// `in`: a part of a text, an item, or a key.
     In,
+    /// `not in`.
     NotIn,
 }
 
 /// Arguments of a call, filter or test.
 #[derive(Debug, Default)]
 pub(super) struct Args {
+    /// By place, in order.
     pub(super) positional: Vec<Expr>,
+    /// By name, in order.
     pub(super) named: Vec<(Arc<str>, Expr)>,
     /// `*list`
     pub(super) more: Option<Box<Expr>>,
@@ -150,7 +202,8 @@ pub(super) struct Args {
     pub(super) more_named: Option<Box<Expr>>,
 }
 
-/// True where some loop of these statements goes over a value or attribute of this name.
+/// True where some loop of these statements goes over a value or attribute of this name. Bodies at
+/// any depth are looked through, those of macros too.
 pub(super) fn loops_over(body: &[Stmt], name: &str) -> bool {
     body.iter().any(|stmt| match &stmt.kind {
         StmtKind::For(def) => {
@@ -172,6 +225,7 @@ pub(super) fn loops_over(body: &[Stmt], name: &str) -> bool {
 }
 
 /// True where a loop over this expression meets the items of a value or attribute of this name.
+/// Filters and slices keep the items; other expressions are taken not to.
 fn reads(expr: &Expr, name: &str) -> bool {
     match expr {
         Expr::Name(found) | Expr::Attribute(_, found) => **found == *name,

@@ -8,14 +8,15 @@ use super::error::{ErrorKind, JinjaError};
 use super::render::{Given, Renderer, VALUE_BYTES};
 use super::value::{Cycler, Dict, Value};
 
-/// Their names.
+/// Names of the functions. `raise_exception` and `strftime_now` are transformers' additions; the
+/// others are Jinja's.
 pub(super) const GLOBALS: [&str; 8] =
     ["range", "dict", "namespace", "cycler", "joiner", "lipsum", "raise_exception", "strftime_now"];
 
-/// Longest range, as in Jinja's sandbox.
+/// Longest range: the `MAX_RANGE` of Jinja's sandbox.
 const MAX_RANGE: i128 = 100_000;
 
-/// The refusal of a namespace's private name.
+/// The refusal of a namespace's private name. The message is that of transformers.
 pub(super) fn private(name: &str) -> JinjaError {
     JinjaError::new(
         ErrorKind::Security,
@@ -26,6 +27,11 @@ pub(super) fn private(name: &str) -> JinjaError {
 }
 
 impl Renderer {
+    /// Calls a function of [`GLOBALS`]. `dict` and `namespace` take a mapping or pairs, then names;
+    /// a namespace has no names with `_` in front. `lipsum` is known and refused.
+    ///
+    /// # Errors
+    /// Python's errors for wrong arguments; [`ErrorKind::Raised`] for `raise_exception`.
     pub(super) fn function(&self, name: &str, given: &Given) -> Result<Value, JinjaError> {
         match name {
             "range" => self.range(given),
@@ -87,6 +93,10 @@ impl Renderer {
         }
     }
 
+    /// Python's `range`, made as a list. One to three whole numbers. At most [`MAX_RANGE`] items.
+    ///
+    /// # Errors
+    /// A step of 0, arguments that are no whole numbers, or too many items.
     fn range(&self, given: &Given) -> Result<Value, JinjaError> {
         let whole = |value: &Value| {
             value.must_be_defined()?;
@@ -118,6 +128,8 @@ impl Renderer {
         self.list((0..count).map(|at| Value::Int(start + at * step)).collect())
     }
 
+    /// Adds the entries of a mapping, or of a sequence of pairs, as `dict(value)` does. Later
+    /// entries of a key replace its value.
     fn entries_of(&self, value: &Value, dict: &mut Dict) -> Result<(), JinjaError> {
         if let Value::Dict(other) = value {
             self.bytes(super::render::weight(value))?;

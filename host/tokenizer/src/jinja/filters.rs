@@ -12,8 +12,10 @@ use super::python::{self, JsonStyle};
 use super::render::{Given, Renderer, weight};
 use super::value::{Dict, Value};
 
+/// A value, or the error that ends the rendering.
 type Evaluated = Result<Value, JinjaError>;
 
+/// Jinja's filters that are implemented here, with their aliases, in the order of the alphabet.
 const NAMES: [&str; 47] = [
     "abs",
     "attr",
@@ -64,13 +66,18 @@ const NAMES: [&str; 47] = [
     "wordcount",
 ];
 
-/// True where there is a filter of this name.
+/// True where there is a filter of this name. The four that are named apart are implemented as
+/// well.
 pub(super) fn exists(name: &str) -> bool {
     NAMES.contains(&name)
         || matches!(name, "wordwrap" | "urlencode" | "striptags" | "filesizeformat")
 }
 
 impl Renderer {
+    /// Applies a filter. Counts the value's weight and the arguments' as work before it runs.
+    ///
+    /// # Errors
+    /// A syntax error for an unknown name; else the filter's own, with Python's kinds.
     pub(super) fn filter(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         self.work(weight(value) as u64)?;
         self.arguments(given)?;
@@ -133,6 +140,10 @@ impl Renderer {
         }
     }
 
+    /// `abs`, `round`, `int` and `float`. `int` and `float` give their default for a text that is
+    /// no number; a value that is undefined is an error there, as `int(Undefined)` is in Python.
+    /// `round` of a whole number without a method stays whole. `round` has the methods `common`,
+    /// `ceil` and `floor`, and up to 30 places on either side of the point.
     fn number_filter(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         match name {
             "abs" => {
@@ -187,6 +198,10 @@ impl Renderer {
         }
     }
 
+    /// The filters that read the value as a text, with `str` first: Jinja's `soft_str`, so that
+    /// numbers and lists have case and length too. `safe` leaves the value as it is, since nothing
+    /// is escaped by itself here. `format` is Python's `%` formatting, and `replace` its
+    /// `str.replace`.
     fn text_filter(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         let text = self.shown(value)?;
         match name {
@@ -260,6 +275,9 @@ impl Renderer {
         }
     }
 
+    /// Jinja's `do_indent`: lines but the first get `width` blanks, or the text that stands in its
+    /// place. Empty lines get them only with `blank`. `first` indents the first line too. A width
+    /// that is a text is put in as it is.
     fn indent(&self, text: &str, given: &Given) -> Evaluated {
         let indent = match given.get(0, "width") {
             Some(Value::Str(indent)) => indent.to_string(),
@@ -285,6 +303,9 @@ impl Renderer {
         Ok(Value::from(out))
     }
 
+    /// Jinja's `do_truncate`: a text that is longer than `length` and `leeway` is cut, at a blank
+    /// unless `killwords`, and ends with `end`. Lengths are in characters, `end` included. Defaults
+    /// are 255 for the length, `...` for the end and 5 for the leeway.
     fn truncate(&self, text: &str, given: &Given) -> Evaluated {
         let number =
             |at, name, default| given.get(at, name).and_then(Value::as_int).unwrap_or(default);
@@ -300,6 +321,10 @@ impl Renderer {
         self.text(cut.to_owned() + &end)
     }
 
+    /// Jinja's `do_wordwrap`: each line is wrapped by itself, at white space. White space in a row
+    /// becomes one blank here, which `textwrap` keeps. Words that are too long are broken unless
+    /// `break_long_words` is false. The default width is 79, and lines are joined by `wrapstring`,
+    /// a line break by default.
     fn wordwrap(&self, text: &str, given: &Given) -> Evaluated {
         let width = given.get(0, "width").and_then(Value::as_int).unwrap_or(79);
         if width < 1 {
@@ -339,7 +364,14 @@ impl Renderer {
         Ok(Value::from(lines.join(&newline)))
     }
 
-    /// transformers' `tojson`: `json.dumps` without HTML escapes and with all characters as they are.
+    /// transformers' `tojson`: `json.dumps` without HTML escapes and with all characters as they
+    /// are. An `indent` gives each item a line of its own; without one, all is in one line with
+    /// blanks behind commas and colons. The arguments are those of `json.dumps`: `ensure_ascii`
+    /// (false), `indent`, `separators` and `sort_keys` (false). An indent is at most 100 blanks a
+    /// level.
+    ///
+    /// # Errors
+    /// A value that JSON does not have, such as one that is undefined.
     fn tojson(&self, value: &Value, given: &Given) -> Evaluated {
         given.allow("tojson", &["ensure_ascii", "indent", "separators", "sort_keys"])?;
         let indent = match given.get(1, "indent") {
@@ -374,11 +406,15 @@ impl Renderer {
     }
 }
 
-/// Python's `round`: to the nearest, halves (of the exact value) to even.
+/// Python's `round`: to the nearest, halves (of the exact value) to even. `places` is the number of
+/// decimals.
 fn half_even(number: f64, places: usize) -> f64 {
     format!("{number:.places$}").parse().unwrap_or(number)
 }
 
+/// `int(value, base)` as the filter has it: a text of digits in the base, with or without its
+/// prefix, or of a float that is cut toward zero. `None` where it is neither. White space around it
+/// and `_` are passed over.
 fn whole_of(value: &Value, base: i128) -> Option<i128> {
     match value {
         Value::Str(text) => {
@@ -408,7 +444,8 @@ fn whole_of(value: &Value, base: i128) -> Option<i128> {
     }
 }
 
-/// Jinja's `title`: a capital after each blank, hyphen or opening bracket.
+/// Jinja's `title`: a capital after each blank, hyphen or opening bracket. Other letters become
+/// small.
 fn title(text: &str) -> String {
     let mut starts = true;
     let mut out = String::with_capacity(text.len());
@@ -422,7 +459,8 @@ fn title(text: &str) -> String {
     out
 }
 
-/// A text as a part of an address.
+/// A text as a part of an address. As `urllib.parse.quote`: letters, digits, `_.-~` and `/` stay,
+/// and other bytes become `%XX`.
 fn percent_encoded(text: &str) -> String {
     use std::fmt::Write as _;
     let mut out = String::new();
@@ -439,7 +477,8 @@ fn percent_encoded(text: &str) -> String {
     out
 }
 
-/// A text without tags and comments of HTML, its blanks in single.
+/// A text without tags and comments of HTML, its blanks in single. As `Markup.striptags`, with the
+/// entities that Jinja's `escape` writes turned back.
 fn without_tags(text: &str) -> String {
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find('<') {
@@ -454,7 +493,8 @@ fn without_tags(text: &str) -> String {
     plain.iter().fold(words.join(" "), |text, (from, to)| text.replace(from, to))
 }
 
-/// A number of bytes as people write it.
+/// A number of bytes as people write it. Jinja's `do_filesizeformat`: by 1,000 with `kB`, `MB`, or
+/// by 1,024 with `KiB`, `MiB`, and one decimal.
 fn file_size(bytes: f64, is_binary: bool) -> String {
     let base: f64 = if is_binary { 1024.0 } else { 1000.0 };
     if bytes == 1.0 {

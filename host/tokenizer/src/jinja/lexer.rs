@@ -21,12 +21,17 @@ pub(super) enum Token {
     BlockBegin,
     /// `%}`
     BlockEnd,
+    /// A name or keyword.
     Name(Arc<str>),
+    /// A string literal, its escapes replaced.
     Text(Arc<str>),
+    /// A whole number.
     Int(i128),
+    /// A number with a fraction or an exponent.
     Float(f64),
     /// An operator or bracket.
     Op(&'static str),
+    /// The end of the template.
     End,
 }
 
@@ -52,7 +57,9 @@ impl Token {
 /// A token and the line it stands in, from 1.
 #[derive(Clone, Debug)]
 pub(super) struct Lexeme {
+    /// The token.
     pub(super) token: Token,
+    /// Its line; of a string literal, the first.
     pub(super) line: u32,
 }
 
@@ -62,7 +69,8 @@ const OPERATORS: [&str; 25] = [
     ">", "<", "=", ".", ":", "|", ",",
 ];
 
-/// All tokens of a template, ended by [`Token::End`].
+/// All tokens of a template, ended by [`Token::End`]. All line breaks become `\n` first, as with
+/// Jinja's `newline_sequence`.
 ///
 /// # Errors
 /// If a tag, comment or string is not closed, or a character belongs nowhere.
@@ -76,34 +84,44 @@ pub(super) fn tokenize(source: &str) -> Result<Vec<Lexeme>, JinjaError> {
     Ok(lexer.tokens)
 }
 
+/// The state of the lexer.
 struct Lexer<'s> {
+    /// The source from here on.
     rest: &'s str,
+    /// The line of `rest`, from 1.
     line: u32,
+    /// Tokens so far.
     tokens: Vec<Lexeme>,
-    /// Whether what came last ended with a line break.
+    /// True where the source that was taken last ended with a line break, or nothing was taken yet:
+    /// `lstrip_blocks` strips blanks before a tag there.
     at_line_start: bool,
-    /// Brackets that are open, by what closes them.
+    /// Brackets that are open, by what closes them. A tag does not end inside of brackets.
     open: Vec<&'static str>,
 }
 
 /// The kinds of tags.
 #[derive(Clone, Copy, PartialEq)]
 enum Tag {
+    /// `{{ }}`
     Variable,
+    /// `{% %}`
     Block,
+    /// `{# #}`
     Comment,
 }
 
 impl<'s> Lexer<'s> {
+    /// Adds a token of the line at hand.
     fn push(&mut self, token: Token) {
         self.tokens.push(Lexeme { token, line: self.line });
     }
 
+    /// A syntax error in the line at hand.
     fn error(&self, message: impl Into<String>) -> JinjaError {
         JinjaError::syntax(message, self.line)
     }
 
-    /// Moves over the next `len` bytes.
+    /// Moves over the next `len` bytes. Counts lines on the way. `len` must lie between characters.
     fn take(&mut self, len: usize) -> &'s str {
         let (taken, rest) = self.rest.split_at(len);
         self.rest = rest;
@@ -114,11 +132,14 @@ impl<'s> Lexer<'s> {
         taken
     }
 
+    /// Moves over white space.
     fn skip_blanks(&mut self) {
         let blanks = self.rest.len() - self.rest.trim_start_matches(is_blank).len();
         self.take(blanks);
     }
 
+    /// Text and tags in turn, up to the end. The opening of each tag is taken by
+    /// [`Self::data_before`].
     fn template(&mut self) -> Result<(), JinjaError> {
         while let Some((at, tag)) = first_tag(self.rest) {
             self.data_before(at, tag);
@@ -134,13 +155,16 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
+    /// Adds text, unless it is empty.
     fn data(&mut self, text: &str) {
         if !text.is_empty() {
             self.push(Token::Data(text.into()));
         }
     }
 
-    /// The text before a tag, trimmed as the tag asks; moves behind the tag's opening.
+    /// The text before a tag, trimmed as the tag asks; moves behind the tag's opening. After `-`
+    /// the text loses all white space at its end; before a block or comment without `+`, the blanks
+    /// of its last line, if nothing else stands there (`lstrip_blocks`).
     fn data_before(&mut self, at: usize, tag: Tag) {
         let was_line_start = self.at_line_start;
         let text = self.take(at);
@@ -156,6 +180,7 @@ impl<'s> Lexer<'s> {
         self.take(len);
     }
 
+    /// Moves behind a comment, whose opening is taken.
     fn comment(&mut self) -> Result<(), JinjaError> {
         let end = self.rest.find("#}").ok_or_else(|| self.error("a comment is not closed"))?;
         let text = self.take(end);
@@ -165,7 +190,8 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
-    /// Text after the end of a block or comment: trimmed whole after `-`, else by one line break, unless `+` forbids it.
+    /// Text after the end of a block or comment: trimmed whole after `-`, else by one line break,
+    /// unless `+` forbids it. The line break is `trim_blocks`.
     fn after_end(&mut self, sign: Option<char>) {
         match sign {
             Some('-') => self.skip_blanks(),
@@ -177,7 +203,8 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// A raw block, if one begins here (the opening is taken already).
+    /// A raw block, if one begins here (the opening is taken already). Answers false, with nothing
+    /// taken, where another block begins.
     fn raw(&mut self) -> Result<bool, JinjaError> {
         let inner = self.rest.trim_start();
         let Some(after) = inner.strip_prefix("raw") else { return Ok(false) };
@@ -205,7 +232,8 @@ impl<'s> Lexer<'s> {
         Ok(true)
     }
 
-    /// Tokens up to the end of a tag.
+    /// Tokens up to the end of a tag. Adds `begin` first. `end` closes the tag only where no
+    /// bracket is open.
     fn expression(&mut self, begin: Token, end: &'static str) -> Result<(), JinjaError> {
         let is_block = begin == Token::BlockBegin;
         self.push(begin);
@@ -231,7 +259,8 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// The sign of a tag's end that begins here: `Some(None)` where it has none.
+    /// The sign of a tag's end that begins here: `Some(None)` where it has none. `-` may stand
+    /// before any end, `+` before that of a block.
     fn ends_with_sign(&self, end: &str, is_block: bool) -> Option<Option<char>> {
         if self.rest.starts_with(end) {
             return Some(None);
@@ -240,6 +269,8 @@ impl<'s> Lexer<'s> {
         self.rest[1..].starts_with(end).then_some(Some(sign))
     }
 
+    /// Adds the token that begins here: a string, a number, a name or an operator. Names are those
+    /// of Unicode's letters and digits.
     fn token(&mut self) -> Result<(), JinjaError> {
         let rest = self.rest;
         let first = rest.chars().next().unwrap_or_default();
@@ -264,6 +295,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
+    /// Keeps account of open brackets; one that closes another is an error.
     fn bracket(&mut self, op: &str) -> Result<(), JinjaError> {
         match op {
             "(" => self.open.push(")"),
@@ -281,6 +313,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
+    /// A string literal in either kind of quotes. It may go over several lines.
     fn text(&mut self, quote: char) -> Result<(), JinjaError> {
         let mut escaped = false;
         let end = self.rest[1..].find(|c: char| {
@@ -295,6 +328,9 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
+    /// A number as Python writes it: `_` between digits, `0b`, `0o`, `0x`, fractions and exponents.
+    /// A point without digits behind it belongs to what follows. Behind a point that is an
+    /// operator, only whole numbers are read.
     fn number(&mut self) -> Result<(), JinjaError> {
         let rest = self.rest;
         let radix = match rest.get(..2).map(str::to_ascii_lowercase).as_deref() {
@@ -330,6 +366,7 @@ impl<'s> Lexer<'s> {
         Ok(())
     }
 
+    /// Adds a whole number of `len` bytes, of which `prefix` are no digits.
     fn int(&mut self, len: usize, prefix: usize, radix: u32) -> Result<(), JinjaError> {
         let text = self.rest[prefix..len].replace('_', "");
         let value = i128::from_str_radix(&text, radix);
@@ -340,7 +377,7 @@ impl<'s> Lexer<'s> {
     }
 }
 
-/// The first tag of a text.
+/// The first tag of a text. Its place in bytes and its kind.
 fn first_tag(text: &str) -> Option<(usize, Tag)> {
     let mut from = 0;
     while let Some(at) = text[from..].find('{').map(|at| at + from) {
@@ -354,7 +391,8 @@ fn first_tag(text: &str) -> Option<(usize, Tag)> {
     None
 }
 
-/// A text without the blanks after its last line break; the whole text counts where a line begins with it.
+/// A text without the blanks after its last line break; the whole text counts where a line begins
+/// with it. Blanks count as an indent only if the line holds nothing else.
 fn without_indent(text: &str, begins_line: bool) -> &str {
     let line = match text.rfind('\n') {
         Some(at) => at + 1,
@@ -366,12 +404,18 @@ fn without_indent(text: &str, begins_line: bool) -> &str {
 
 /// The end of a raw block.
 struct EndOfRaw {
+    /// Place of `{% endraw %}` in the text.
     at: usize,
+    /// Bytes from `{%` to behind `%}`.
     len: usize,
+    /// The sign behind `{%`.
     opening: Option<char>,
+    /// The sign before `%}`.
     closing: Option<char>,
 }
 
+/// The first `{% endraw %}` of a text, with or without signs and white space inside. Its parts tell
+/// how the text around is trimmed.
 fn end_of_raw(text: &str) -> Option<EndOfRaw> {
     let signed = |text: &str, signs: &[char]| text.chars().next().filter(|c| signs.contains(c));
     let mut from = 0;
@@ -403,7 +447,7 @@ fn digits(text: &str) -> usize {
     len
 }
 
-/// Bytes of an exponent.
+/// Bytes of an exponent. 0 where none begins here.
 fn exponent(text: &str) -> usize {
     let Some(rest) = text.strip_prefix(['e', 'E']) else { return 0 };
     let unsigned = rest.strip_prefix(['+', '-']).unwrap_or(rest);
@@ -413,7 +457,8 @@ fn exponent(text: &str) -> usize {
     }
 }
 
-/// A string literal with Python's escapes replaced.
+/// A string literal with Python's escapes replaced. Escapes by name, `\N{...}`, stay as they are,
+/// like unknown ones.
 fn unescape(text: &str) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -456,6 +501,7 @@ fn unescape(text: &str) -> Result<String, String> {
     Ok(out)
 }
 
+/// The character of `len` hexadecimal digits. Half of a surrogate pair becomes U+FFFD.
 fn hex(chars: &mut impl Iterator<Item = char>, len: usize) -> Result<char, String> {
     let digits: String = chars.take(len).collect();
     let code = u32::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == len);

@@ -9,8 +9,11 @@ use super::python;
 use super::render::{Given, Renderer, VALUE_BYTES, weight};
 use super::value::Value;
 
+/// A value, or the error that ends the rendering.
 type Evaluated = Result<Value, JinjaError>;
 
+/// Methods of `str`, in the order of the alphabet, but for those of [`OF_STR_TOO`]. `encode` is
+/// there to be refused with a reason.
 const OF_STR: [&str; 40] = [
     "capitalize",
     "casefold",
@@ -53,14 +56,19 @@ const OF_STR: [&str; 40] = [
     "strip",
     "swapcase",
 ];
+/// More methods of `str`.
 const OF_STR_TOO: [&str; 4] = ["isprintable", "title", "upper", "zfill"];
+/// Methods of `dict` that only read.
 const OF_DICT: [&str; 5] = ["copy", "get", "items", "keys", "values"];
+/// Methods of `list` that only read.
 const OF_LIST: [&str; 3] = ["copy", "count", "index"];
+/// Methods of `dict` that change it, which Jinja's `ImmutableSandboxedEnvironment` refuses.
 const CHANGE_DICT: [&str; 5] = ["clear", "pop", "popitem", "setdefault", "update"];
+/// Methods of `list` that change it.
 const CHANGE_LIST: [&str; 8] =
     ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 
-/// True where a value has a method of this name.
+/// True where a value has a method of this name. Others are undefined, or items of a mapping.
 pub(super) fn exists(value: &Value, name: &str) -> bool {
     match value {
         Value::Str(_) => OF_STR.contains(&name) || OF_STR_TOO.contains(&name),
@@ -82,6 +90,8 @@ pub(super) fn changes(value: &Value, name: &str) -> bool {
     }
 }
 
+/// `count`, `index` and `copy` of a list or tuple. A copy is the value itself, as it cannot change.
+/// `index` takes a start and no end.
 fn list_method(items: &[Value], value: &Value, name: &str, given: &Given) -> Evaluated {
     let wanted = given.get(0, "value").unwrap_or(&Value::None);
     match name {
@@ -106,6 +116,11 @@ fn list_method(items: &[Value], value: &Value, name: &str, given: &Given) -> Eva
 }
 
 impl Renderer {
+    /// Calls a method that a look-up of an attribute gave out. Counts the value's weight and the
+    /// arguments' as work.
+    ///
+    /// # Errors
+    /// Python's, for wrong arguments.
     pub(super) fn method(&self, value: &Value, name: &str, given: &Given) -> Evaluated {
         self.work(weight(value) as u64)?;
         self.arguments(given)?;
@@ -142,7 +157,7 @@ impl Renderer {
         }
     }
 
-    /// `dict.fromkeys`.
+    /// `dict.fromkeys`. The values are `None` unless one is given.
     fn dict_from_keys(&self, given: &Given) -> Evaluated {
         let keys =
             given.get(0, "iterable").map_or_else(|| Ok(Rc::default()), |keys| self.items(keys))?;
@@ -155,6 +170,8 @@ impl Renderer {
         Ok(Value::Dict(Rc::new(dict)))
     }
 
+    /// `get`, `keys`, `values`, `items` and `copy`. Views are lists here, made on each call. `get`
+    /// answers `None` without a default, not an undefined value.
     fn dict_method(
         &self,
         dict: &super::value::Dict,
@@ -184,6 +201,13 @@ impl Renderer {
         Ok(Value::list(entries.iter().map(pair).collect()))
     }
 
+    /// A method of `str`. Positions and counts are in characters, as in Python. `find` and `rfind`
+    /// answer −1 for nothing found, `index` and `rindex` fail. `startswith` and `endswith` take one
+    /// text or a tuple of them.
+    ///
+    /// # Errors
+    /// Python's `TypeError` for arguments of another type, and a refusal of `encode`, since there
+    /// are no bytes here.
     fn str_method(&self, text: &str, name: &str, given: &Given) -> Evaluated {
         let argument = |at: usize| {
             let value = given.positional.get(at);
@@ -252,7 +276,8 @@ impl Renderer {
         }
     }
 
-    /// `text.replace(from, to, count)`.
+    /// `text.replace(from, to, count)`. All occurrences without a count or with a negative one. An
+    /// empty `from` stands before each character and at the end.
     pub(super) fn replaced(
         &self,
         text: &str,
@@ -270,7 +295,8 @@ impl Renderer {
         Ok(Value::from(text.replacen(from, to, most)))
     }
 
-    /// `separator.join(items)`.
+    /// `separator.join(items)`. All items must be texts, as in Python; the filter `join` takes
+    /// others as well, and what is undefined as empty.
     pub(super) fn joined(&self, separator: &str, items: Option<&Value>) -> Evaluated {
         let items = items.map_or_else(|| Ok(Rc::default()), |items| self.items(items))?;
         let mut out = String::new();
@@ -289,11 +315,18 @@ impl Renderer {
         Ok(Value::from(out))
     }
 
+    /// A list of texts, with its bytes counted.
     fn parts(&self, parts: Vec<&str>) -> Evaluated {
         self.bytes(parts.iter().map(|part| part.len() + VALUE_BYTES + 16).sum())?;
         Ok(Value::list(parts.into_iter().map(Value::from).collect()))
     }
 
+    /// `split` and `rsplit`: at a separator, or at runs of white space without one. `maxsplit` is
+    /// the most cuts; all without it or with a negative one. Without a separator, white space at
+    /// both ends is dropped and no part is empty.
+    ///
+    /// # Errors
+    /// An empty separator.
     fn split(&self, text: &str, given: &Given, from_right: bool) -> Evaluated {
         let most = given.get(1, "maxsplit").and_then(Value::as_int).filter(|&most| most >= 0);
         let most = most.map_or(usize::MAX - 1, |most| most.min(1 << 40) as usize);
@@ -319,6 +352,7 @@ impl Renderer {
         }
     }
 
+    /// `splitlines`, with the breaks where `keepends` asks for them.
     fn lines(&self, text: &str, given: &Given) -> Evaluated {
         let keeps = given.get(0, "keepends").is_some_and(Value::is_true);
         if !keeps {
@@ -336,6 +370,8 @@ impl Renderer {
         self.parts(lines)
     }
 
+    /// `partition` and `rpartition`: a tuple of three texts. Without the separator, the text is the
+    /// first part of `partition` and the last of `rpartition`.
     fn partition(&self, text: &str, separator: &str, name: &str) -> Evaluated {
         if separator.is_empty() {
             return Err(JinjaError::of_value("empty separator"));
@@ -349,7 +385,8 @@ impl Renderer {
         Ok(Value::tuple(parts.into_iter().map(Value::from).collect()))
     }
 
-    /// `strip`, `lstrip` and `rstrip`.
+    /// `strip`, `lstrip` and `rstrip`. `chars` is a set of characters, not a prefix; white space
+    /// without it.
     pub(super) fn stripped(&self, text: &str, name: &str, given: &Given) -> Evaluated {
         let set =
             match given.get(0, "chars") {
@@ -364,6 +401,9 @@ impl Renderer {
         self.text(text.to_owned())
     }
 
+    /// `center`, `ljust`, `rjust` and `zfill`, to a width in characters. `zfill` keeps a sign in
+    /// front. A fill may have several characters here, where Python takes one. `center` leaves the
+    /// odd one as CPython does.
     fn filled(&self, text: &str, name: &str, given: &Given) -> Evaluated {
         let width = given.get(0, "width").and_then(Value::as_int);
         let width = width.ok_or_else(|| JinjaError::of_type(format!("{name}() needs a width")))?;
@@ -388,11 +428,11 @@ impl Renderer {
     }
 }
 
-/// Characters that end a line.
+/// Characters that end a line. Those of `str.splitlines`.
 pub(super) const BREAKS: [char; 10] =
     ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
 
-/// The first break of a text.
+/// The first break of a text. Its range in bytes; `\r\n` is one break.
 fn line_break(text: &str) -> Option<std::ops::Range<usize>> {
     let at = text.find(BREAKS)?;
     let len = match text[at..].starts_with("\r\n") {
@@ -402,7 +442,7 @@ fn line_break(text: &str) -> Option<std::ops::Range<usize>> {
     Some(at..at + len)
 }
 
-/// The lines of a text, without their breaks.
+/// The lines of a text, without their breaks. A break at the end begins no further line.
 pub(super) fn lines(text: &str) -> Vec<&str> {
     let (mut lines, mut rest) = (Vec::new(), text);
     while let Some(found) = line_break(rest) {
@@ -418,7 +458,8 @@ pub(super) fn lines(text: &str) -> Vec<&str> {
 /// Methods of texts that take no arguments.
 const TAKES_NOTHING: [&str; 6] = ["upper", "lower", "title", "capitalize", "swapcase", "casefold"];
 
-/// The part of a text between two bounds in characters, and the characters before it.
+/// The part of a text between two bounds in characters, and the characters before it. Negative
+/// bounds count from the end, and bounds beyond the ends are moved to them, as in slices.
 fn between<'t>(text: &'t str, start: Option<&Value>, end: Option<&Value>) -> (&'t str, usize) {
     let (start, end) = (start.and_then(Value::as_int), end.and_then(Value::as_int));
     if start.is_none() && end.is_none() {
@@ -433,11 +474,14 @@ fn between<'t>(text: &'t str, start: Option<&Value>, end: Option<&Value>) -> (&'
     (&text[byte(from)..byte(to)], from)
 }
 
-/// White space as Python's `str.strip` sees it.
+/// White space as Python's `str.strip` sees it. U+001C to U+001F are white space to Python and not
+/// to Unicode.
 pub(super) fn is_blank(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
+/// Words between white space, after at most `most` cuts from either side; the rest is one word.
+/// From the right, the rest is what stands in front.
 fn words(text: &str, most: usize, from_right: bool) -> Vec<&str> {
     let mut words = Vec::new();
     if !from_right {
@@ -468,6 +512,7 @@ fn words(text: &str, most: usize, from_right: bool) -> Vec<&str> {
     words
 }
 
+/// `startswith` and `endswith`, with one text or a tuple of them. Bounds are applied before.
 fn affix(text: &str, name: &str, given: &Given) -> Evaluated {
     let holds = |part: &Value| {
         part.must_be_defined()?;
@@ -493,6 +538,9 @@ fn affix(text: &str, name: &str, given: &Given) -> Evaluated {
     }
 }
 
+/// The methods of `str` that ask for the kind of all characters; an empty text has none, but for
+/// `isascii` and `isprintable`. Python's classes of characters by Rust's: letters and numbers are
+/// those of Unicode, digits those of [`is_decimal`].
 fn is_kind(text: &str, name: &str) -> bool {
     let all = |test: fn(char) -> bool| !text.is_empty() && text.chars().all(test);
     let letters = || text.chars().filter(|c| c.is_lowercase() || c.is_uppercase());
@@ -519,13 +567,15 @@ fn is_kind(text: &str, name: &str) -> bool {
     }
 }
 
-/// Decimal digits of the common scripts: runs of ten from these zeros.
+/// Decimal digits of the common scripts: runs of ten from these zeros. Not all that Unicode has.
 fn is_decimal(c: char) -> bool {
     const ZEROS: [u32; 12] =
         [0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xe50, 0xed0, 0xff10];
     ZEROS.iter().any(|&zero| (zero..zero + 10).contains(&u32::from(c)))
 }
 
+/// The methods of `str` that change case. `casefold` differs from `lower` in `ß` alone here;
+/// Python's full table has more.
 fn cased(text: &str, name: &str) -> String {
     match name {
         "upper" => text.to_uppercase(),
@@ -544,13 +594,14 @@ fn cased(text: &str, name: &str) -> String {
     }
 }
 
+/// `str.capitalize`: the first character in title case, the others small.
 pub(super) fn capitalized(text: &str) -> String {
     let mut chars = text.chars();
     let first = chars.next().map(title_case);
     first.unwrap_or_default() + &chars.as_str().to_lowercase()
 }
 
-/// A character as the first of a word.
+/// A character as the first of a word. A character that becomes several has the first as a capital.
 pub(super) fn title_case(c: char) -> String {
     // Letters that are two in one have a form of their own.
     match c {
@@ -565,6 +616,7 @@ pub(super) fn title_case(c: char) -> String {
     first + &upper.collect::<String>().to_lowercase()
 }
 
+/// `str.title`: a capital after each character without case.
 fn titled(text: &str) -> String {
     let mut inside = false;
     let mut out = String::with_capacity(text.len());
@@ -579,6 +631,8 @@ fn titled(text: &str) -> String {
     out
 }
 
+/// `str.expandtabs`: blanks up to the next multiple of `size` columns. A line break begins at
+/// column 0 again. With `size` 0 tabs go.
 fn expanded(text: &str, size: usize) -> String {
     let (mut out, mut column) = (String::new(), 0);
     for c in text.chars() {
@@ -602,7 +656,8 @@ fn expanded(text: &str, size: usize) -> String {
     out
 }
 
-/// A time as Python's `strftime` writes it in the C locale.
+/// A time as Python's `strftime` writes it in the C locale. Names of days and months are English.
+/// Conversions are chrono's, which has nearly all of C's.
 ///
 /// # Errors
 /// If the format is none.

@@ -12,11 +12,18 @@ use super::python;
 use super::render::{Renderer, VALUE_BYTES};
 use super::value::{Loop, Value};
 
+/// A value, or the error that ends the rendering.
 type Evaluated = Result<Value, JinjaError>;
 
-/// Largest exponent of a power.
+/// Largest exponent of a power. The result would not fit into 128 bits, unless the base is −1, 0 or
+/// 1.
 const MAX_POWER: i128 = 4_096;
 
+/// One comparison. `==` never fails; an order between values that Python does not order is an
+/// error. `value in dict` looks for a key, `in` of a text for a part.
+///
+/// # Errors
+/// Python's `TypeError` where the two do not go together.
 pub(super) fn compare(op: CompareOp, left: &Value, right: &Value) -> Result<bool, JinjaError> {
     Ok(match op {
         CompareOp::Eq => left.equals(right),
@@ -30,6 +37,7 @@ pub(super) fn compare(op: CompareOp, left: &Value, right: &Value) -> Result<bool
     })
 }
 
+/// `-value`. Booleans count as 0 and 1. What is undefined is an error, as is what is no number.
 pub(super) fn negative(value: &Value) -> Evaluated {
     value.must_be_defined()?;
     match (value, value.as_int()) {
@@ -39,6 +47,7 @@ pub(super) fn negative(value: &Value) -> Evaluated {
     }
 }
 
+/// `+value`. Of a boolean it is a whole number, as in Python.
 pub(super) fn positive(value: &Value) -> Evaluated {
     value.must_be_defined()?;
     match (value, value.as_int()) {
@@ -48,11 +57,18 @@ pub(super) fn positive(value: &Value) -> Evaluated {
     }
 }
 
+/// Python's error for a unary operator.
 fn bad_operand(op: &str, value: &Value) -> Evaluated {
     let kind = value.type_name();
     Err(JinjaError::of_type(format!("bad operand type for {op}: '{kind}'")))
 }
 
+/// Arithmetic, concatenation, repetition and `%` formatting. Whole numbers stay whole but for `/`
+/// and negative powers; a float on either side makes a float. What it makes is counted. What is
+/// undefined is an error on either side, as with Jinja's `Undefined`.
+///
+/// # Errors
+/// Python's `TypeError`, division by zero, whole numbers beyond 128 bits, or a bound.
 pub(super) fn binary(run: &Renderer, op: BinaryOp, left: &Value, right: &Value) -> Evaluated {
     left.must_be_defined()?;
     right.must_be_defined()?;
@@ -93,6 +109,8 @@ pub(super) fn binary(run: &Renderer, op: BinaryOp, left: &Value, right: &Value) 
     }
 }
 
+/// `value * count`; nothing where the count is below 1. The bytes are counted before the memory is
+/// taken.
 fn repeat(run: &Renderer, value: &Value, count: &Value) -> Evaluated {
     let count = count.as_int().unwrap_or(0).clamp(0, 1 << 40) as usize;
     Ok(match value {
@@ -109,6 +127,7 @@ fn repeat(run: &Renderer, value: &Value, count: &Value) -> Evaluated {
     })
 }
 
+/// The operator as Python's messages write it.
 fn symbol(op: BinaryOp) -> &'static str {
     match op {
         BinaryOp::Add => "+",
@@ -121,6 +140,7 @@ fn symbol(op: BinaryOp) -> &'static str {
     }
 }
 
+/// Python's error for operands that do not go together.
 fn unsupported(op: BinaryOp, left: &Value, right: &Value) -> Evaluated {
     let (a, b) = (left.type_name(), right.type_name());
     if op == BinaryOp::Add && matches!(left, Value::Str(_) | Value::List(_) | Value::Tuple(_)) {
@@ -130,6 +150,9 @@ fn unsupported(op: BinaryOp, left: &Value, right: &Value) -> Evaluated {
     Err(JinjaError::of_type(format!("unsupported operand type(s) for {op}: '{a}' and '{b}'")))
 }
 
+/// Arithmetic of whole numbers: `//` rounds down and `%` has the divisor's sign. Results beyond 128
+/// bits are an error, where Python goes on. `/` makes a float of both operands first, so that it is
+/// exact up to 2^53 alone.
 fn whole(op: BinaryOp, a: i128, b: i128) -> Evaluated {
     let result = match op {
         BinaryOp::Add => a.checked_add(b),
@@ -155,6 +178,8 @@ fn whole(op: BinaryOp, a: i128, b: i128) -> Evaluated {
     })
 }
 
+/// Arithmetic of floats, with Python's rounding of `//` and sign of `%`. A power without a real
+/// result is NaN, where Python makes it complex.
 fn real(op: BinaryOp, a: f64, b: f64) -> Evaluated {
     if b == 0.0 && matches!(op, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Rem) {
         return Err(JinjaError::of_value("float division by zero"));
@@ -170,7 +195,9 @@ fn real(op: BinaryOp, a: f64, b: f64) -> Evaluated {
     }))
 }
 
-/// `value.name`: a method or attribute, else the item of that name.
+/// `value.name`: a method or attribute, else the item of that name. As Jinja's `getattr`. One that
+/// is not there is undefined, not an error. The items of a mapping come after its methods, so that
+/// `dict.items` is the method.
 pub(super) fn attribute(value: &Value, name: &Arc<str>) -> Evaluated {
     value.must_be_defined()?;
     if let Some(found) = python_attribute(value, name) {
@@ -184,7 +211,10 @@ pub(super) fn attribute(value: &Value, name: &Arc<str>) -> Evaluated {
     Ok(no_attribute(value, name))
 }
 
-/// `value[key]`: the item, else the method or attribute of that name.
+/// `value[key]`: the item, else the method or attribute of that name. As Jinja's `getitem`:
+/// negative indices count from the end, those of a text are characters. The items of a mapping come
+/// first, so that `dict['items']` is the item. A key that is not there is undefined, not an error.
+/// Looking up a character of a text walks over the text.
 pub(super) fn item(value: &Value, key: &Value) -> Evaluated {
     value.must_be_defined()?;
     let found = match (value, key) {
@@ -217,11 +247,15 @@ fn place(key: &Value, len: usize) -> Option<usize> {
     usize::try_from(at).ok().filter(|&at| at < len)
 }
 
+/// The undefined value of an attribute that is not there.
 fn no_attribute(value: &Value, name: &str) -> Value {
     let kind = value.type_name();
     Value::Undefined(format!("'{kind} object' has no attribute '{name}'").into())
 }
 
+/// An attribute that the value's type has in Python. Names with `_` in front are hidden, as in
+/// Jinja's sandbox; methods that change a value are undefined with the sandbox's message. `None`
+/// where there is none of this name. A tuple of two has the names of a group of `groupby`.
 fn python_attribute(value: &Value, name: &Arc<str>) -> Option<Value> {
     if name.starts_with('_') {
         return None;
@@ -270,6 +304,9 @@ fn python_attribute(value: &Value, name: &Arc<str>) -> Option<Value> {
     }
 }
 
+/// An attribute of `loop`, as in Jinja's `LoopContext`. `index` counts from 1 and `index0` from 0;
+/// `depth` is 1 in the outermost loop. The whole list is known, so `length`, `last` and `nextitem`
+/// cost nothing.
 fn loop_attribute(value: &Value, state: &Rc<Loop>, name: &Arc<str>) -> Option<Value> {
     let (at, len) = (state.at.get(), state.items.len());
     let number = |value: usize| Some(Value::Int(value as i128));
@@ -294,7 +331,8 @@ fn loop_attribute(value: &Value, state: &Rc<Loop>, name: &Arc<str>) -> Option<Va
     }
 }
 
-/// `value[start:stop:step]`.
+/// `value[start:stop:step]`. The result is of the value's type. `bounds` are start, stop and step.
+/// Jinja's undefined value for what has no slices, and Python's `ValueError` for a step of 0.
 pub(super) fn slice(value: &Value, bounds: [Option<i128>; 3]) -> Evaluated {
     value.must_be_defined()?;
     let [start, stop, step] = bounds;
@@ -329,7 +367,8 @@ pub(super) fn slice(value: &Value, bounds: [Option<i128>; 3]) -> Evaluated {
     }
 }
 
-/// Places of a slice without a step.
+/// Places of a slice without a step. Bounds beyond the ends are moved to them; the range may be
+/// empty with a start above its end.
 fn places_in(len: usize, start: Option<i128>, stop: Option<i128>) -> std::ops::Range<usize> {
     let bound = |bound: i128| {
         let bound = if bound < 0 { bound + len as i128 } else { bound };
@@ -338,6 +377,8 @@ fn places_in(len: usize, start: Option<i128>, stop: Option<i128>) -> std::ops::R
     start.map_or(0, bound)..stop.map_or(len, bound)
 }
 
+/// Places of a slice with a step, in its order, as `slice.indices` of Python gives them. With a
+/// negative step, the default start is the last place, and the default stop lies before the first.
 fn places(len: usize, start: Option<i128>, stop: Option<i128>, step: i128) -> Vec<usize> {
     let count = len as i128;
     let (low, high) = if step > 0 { (0, count) } else { (-1, count - 1) };
@@ -356,7 +397,7 @@ fn places(len: usize, start: Option<i128>, stop: Option<i128>, step: i128) -> Ve
     places
 }
 
-/// A cycler's next value.
+/// A cycler's next value. Moves on by one, and from the last to the first.
 pub(super) fn cycled(items: &[Value], at: &Cell<usize>) -> Value {
     let value = items.get(at.get() % items.len().max(1)).cloned();
     at.set((at.get() + 1) % items.len().max(1));

@@ -8,12 +8,14 @@ use super::ast::{Expr, ForLoop, MacroDef, Stmt, StmtKind, Target, Uses};
 use super::error::JinjaError;
 use super::lexer::{Lexeme, Token, tokenize};
 
-/// Nesting of expressions and statements; links of a chain like `a + b + c` nest too.
+/// Nesting of expressions and statements; links of a chain like `a + b + c` nest too. It bounds the
+/// recursion of the parser and the depth of the tree.
 const MAX_DEPTH: usize = 200;
 
+/// A rule's result, or the syntax error.
 type Parsed<T> = Result<T, JinjaError>;
 
-/// The statements of a template.
+/// The statements of a template, by the rules of Jinja's `parser.py`.
 ///
 /// # Errors
 /// If it is no Jinja, or uses what chat templates cannot: other templates.
@@ -26,31 +28,40 @@ pub(super) fn parse(source: &str) -> Parsed<Vec<Stmt>> {
     Ok(body)
 }
 
+/// The state of the parser.
 struct Parser {
+    /// All tokens; the last is [`Token::End`].
     tokens: Vec<Lexeme>,
+    /// Index of the token at hand.
     at: usize,
+    /// Rules inside each other at the moment, at most [`MAX_DEPTH`].
     depth: usize,
     /// Special names that the macro at hand has mentioned so far.
     uses: Uses,
-    /// Loops around the statement at hand.
+    /// Loops around the statement at hand. `break` and `continue` need one. A macro's body begins
+    /// with none.
     loops: usize,
-    /// Names of blocks so far.
+    /// Names of blocks so far. A name may be used once.
     blocks: Vec<Arc<str>>,
 }
 
 impl Parser {
+    /// The token at hand.
     fn peek(&self) -> &Token {
         &self.tokens[self.at].token
     }
 
+    /// The token so far ahead; [`Token::End`] beyond the last.
     fn look(&self, ahead: usize) -> &Token {
         self.tokens.get(self.at + ahead).map_or(&Token::End, |lexeme| &lexeme.token)
     }
 
+    /// The line of the token at hand.
     fn line(&self) -> u32 {
         self.tokens[self.at].line
     }
 
+    /// Takes a token. The last one is never passed.
     fn next(&mut self) -> Token {
         let token = self.tokens[self.at].token.clone();
         if self.at + 1 < self.tokens.len() {
@@ -59,18 +70,22 @@ impl Parser {
         token
     }
 
+    /// A syntax error in the line at hand.
     fn error<T>(&self, message: impl Into<String>) -> Parsed<T> {
         Err(JinjaError::syntax(message, self.line()))
     }
 
+    /// A syntax error that shows the token at hand.
     fn unexpected<T>(&self, expected: &str) -> Parsed<T> {
         self.error(format!("unexpected {}, expected {expected}", self.peek().shown()))
     }
 
+    /// True where an operator is at hand.
     fn is_op(&self, op: &str) -> bool {
         matches!(self.peek(), Token::Op(found) if *found == op)
     }
 
+    /// Takes an operator, if it is at hand.
     fn skip_op(&mut self, op: &str) -> bool {
         let found = self.is_op(op);
         if found {
@@ -79,14 +94,17 @@ impl Parser {
         found
     }
 
+    /// Takes an operator, or fails.
     fn expect_op(&mut self, op: &str) -> Parsed<()> {
         if self.skip_op(op) { Ok(()) } else { self.unexpected(&format!("`{op}`")) }
     }
 
+    /// True where a name or keyword is at hand.
     fn is_name(&self, name: &str) -> bool {
         matches!(self.peek(), Token::Name(found) if **found == *name)
     }
 
+    /// Takes a name or keyword, if it is at hand.
     fn skip_name(&mut self, name: &str) -> bool {
         let found = self.is_name(name);
         if found {
@@ -95,6 +113,7 @@ impl Parser {
         found
     }
 
+    /// Takes any name.
     fn name(&mut self) -> Parsed<Arc<str>> {
         match self.peek().clone() {
             Token::Name(name) => {
@@ -105,6 +124,7 @@ impl Parser {
         }
     }
 
+    /// Takes `%}`.
     fn block_end(&mut self) -> Parsed<()> {
         match self.peek() {
             Token::BlockEnd => {
@@ -115,6 +135,7 @@ impl Parser {
         }
     }
 
+    /// Fails unless the template ends here.
     fn ends(&self) -> Parsed<()> {
         match self.peek() {
             Token::End => Ok(()),
@@ -122,7 +143,8 @@ impl Parser {
         }
     }
 
-    /// Runs a rule one level deeper.
+    /// Runs a rule one level deeper. Restores the depth afterwards, with all that [`Self::deeper`]
+    /// added inside.
     fn nested<T>(&mut self, rule: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
         let depth = self.depth;
         self.deeper()?;
@@ -131,7 +153,8 @@ impl Parser {
         result
     }
 
-    /// Goes one level deeper until the rule around it ends.
+    /// Goes one level deeper until the rule around it ends. Called for each link of a chain, since
+    /// each is a level of the tree.
     fn deeper(&mut self) -> Parsed<()> {
         if self.depth >= MAX_DEPTH {
             return self.error(format!("the template nests more than {MAX_DEPTH} deep"));
@@ -142,7 +165,8 @@ impl Parser {
 
     // Statements
 
-    /// Statements up to a tag with one of these names, whose `{%` is taken; up to the template's end without names.
+    /// Statements up to a tag with one of these names, whose `{%` is taken; up to the template's
+    /// end without names. The name itself is left at hand.
     fn body(&mut self, ends: &[&str]) -> Parsed<Vec<Stmt>> {
         let mut body = Vec::new();
         loop {
@@ -176,7 +200,8 @@ impl Parser {
         }
     }
 
-    /// The rest of a tag, its body, and its end.
+    /// The rest of a tag, its body, and its end. `end` closes the body. The name behind `{%` and
+    /// its `%}` are taken too.
     fn block_body(&mut self, end: &str) -> Parsed<Vec<Stmt>> {
         self.block_end()?;
         let body = self.body(&[end])?;
@@ -185,6 +210,11 @@ impl Parser {
         Ok(body)
     }
 
+    /// The tag at hand, with all that belongs to it. Tags that need other templates are refused.
+    /// `generation`, `autoescape` and `block` run their bodies; text is never escaped by itself.
+    ///
+    /// # Errors
+    /// An unknown tag, or `break` and `continue` outside of a loop.
     fn statement(&mut self) -> Parsed<StmtKind> {
         let name = self.name()?;
         match &*name {
@@ -225,6 +255,9 @@ impl Parser {
         }
     }
 
+    /// `{% block name scoped required %}`. Without templates that extend this one, its body is all
+    /// that it ever is; a block that is not `scoped` does not see the names of loops and blocks
+    /// around it. The name may stand again behind `endblock`.
     fn block(&mut self) -> Parsed<StmtKind> {
         let name = self.name()?;
         if self.blocks.contains(&name) {
@@ -241,6 +274,9 @@ impl Parser {
         Ok(if is_scoped { StmtKind::Scoped(body) } else { StmtKind::Block(body) })
     }
 
+    /// `{% for %}`, behind the word. `loop` cannot be a target inside of a loop, its own included.
+    /// `if` filters the items, and `recursive` allows `loop(items)`. The part behind `else` is
+    /// outside of the loop for `break` and `continue`.
     fn for_loop(&mut self) -> Parsed<StmtKind> {
         self.loops += 1;
         let target = self.target(&["in"], false);
@@ -270,6 +306,7 @@ impl Parser {
         Ok(StmtKind::For(Arc::new(def)))
     }
 
+    /// `{% if %}`, behind the word.
     fn condition(&mut self) -> Parsed<StmtKind> {
         let mut branches = Vec::new();
         loop {
@@ -293,6 +330,8 @@ impl Parser {
         }
     }
 
+    /// `{% set %}`, behind the word: of a value, or of a body that filters may change. With `=` the
+    /// value may be a tuple without brackets.
     fn set(&mut self) -> Parsed<StmtKind> {
         let target = self.target(&[], true)?;
         if self.skip_op("=") {
@@ -304,6 +343,8 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filter, self.block_body("endset")?))
     }
 
+    /// `{% with %}`, behind the word: any number of names. Their values are evaluated outside of
+    /// the block, so that they do not see each other's names.
     fn with(&mut self) -> Parsed<StmtKind> {
         let mut names = Vec::new();
         while !matches!(self.peek(), Token::BlockEnd) {
@@ -318,6 +359,7 @@ impl Parser {
         Ok(StmtKind::With(names, self.block_body("endwith")?))
     }
 
+    /// `{% macro %}`, behind the word.
     fn macro_def(&mut self) -> Parsed<StmtKind> {
         let name = self.name()?;
         let parameters = self.parameters()?;
@@ -325,6 +367,8 @@ impl Parser {
         Ok(StmtKind::Macro(def))
     }
 
+    /// `{% call %}`, behind the word: its body becomes a macro named `caller`. The block's
+    /// parameters are those of `caller`.
     fn call_block(&mut self) -> Parsed<StmtKind> {
         let parameters = if self.is_op("(") { self.parameters()? } else { Vec::new() };
         let call = self.expression()?;
@@ -335,6 +379,8 @@ impl Parser {
         Ok(StmtKind::Call(call, def))
     }
 
+    /// The body of a macro, with the special names that it mentions. Names that an outer macro has
+    /// mentioned are kept apart.
     fn macro_body(
         &mut self,
         name: Arc<str>,
@@ -349,6 +395,7 @@ impl Parser {
         Ok(Arc::new(MacroDef { name, parameters, body: body?, uses }))
     }
 
+    /// Parameters in brackets; behind one with a default, all have one.
     fn parameters(&mut self) -> Parsed<Vec<(Arc<str>, Option<Expr>)>> {
         self.expect_op("(")?;
         let mut parameters: Vec<(Arc<str>, Option<Expr>)> = Vec::new();
@@ -368,7 +415,8 @@ impl Parser {
         Ok(parameters)
     }
 
-    /// Names that are assigned to, up to one of `ends` or `=`.
+    /// Names that are assigned to, up to one of `ends` or `=`. `with_namespace` allows
+    /// `namespace.attribute`.
     fn target(&mut self, ends: &[&str], with_namespace: bool) -> Parsed<Target> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
@@ -396,6 +444,8 @@ impl Parser {
         }
     }
 
+    /// A name, an attribute of a namespace, or several targets in brackets. Constants cannot be
+    /// assigned to.
     fn one_target(&mut self, with_namespace: bool) -> Parsed<Target> {
         if self.skip_op("(") {
             let target = self.nested(|parser| parser.target(&[], with_namespace))?;

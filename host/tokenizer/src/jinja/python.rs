@@ -5,13 +5,17 @@ use std::fmt::Write as _;
 use super::error::JinjaError;
 use super::value::Value;
 
-/// `repr` of a value.
+/// `repr` of a value. Its length is bounded by that of the value: count [`super::render::weight`]
+/// before.
 pub(super) fn repr(value: &Value) -> String {
     let mut out = String::new();
     write_repr(value, &mut out);
     out
 }
 
+/// Appends `repr` of a value, and of all that it holds. What is undefined shows as `Undefined`, and
+/// values without a form of their own as their type in angle brackets. An entry of a tuple of one
+/// has a comma behind it.
 fn write_repr(value: &Value, out: &mut String) {
     match value {
         Value::Undefined(_) => out.push_str("Undefined"),
@@ -54,6 +58,7 @@ fn write_repr(value: &Value, out: &mut String) {
     }
 }
 
+/// Appends items in brackets, with `, ` between them.
 fn sequence(open: char, items: &[Value], close: char, out: &mut String) {
     out.push(open);
     for (at, item) in items.iter().enumerate() {
@@ -63,6 +68,8 @@ fn sequence(open: char, items: &[Value], close: char, out: &mut String) {
     out.push(close);
 }
 
+/// Appends `repr` of a text: in single quotes, unless it has these and no double ones. Escapes are
+/// `\\`, `\n`, `\r`, `\t`, the quote, and `\x`, `\u` or `\U` for what is not printable.
 fn quoted(text: &str, out: &mut String) {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push(quote);
@@ -87,7 +94,9 @@ fn quoted(text: &str, out: &mut String) {
     out.push(quote);
 }
 
-/// Characters that `repr` shows as they are; the common ones that it does not are listed.
+/// Characters that `repr` shows as they are; the common ones that it does not are listed. Python
+/// goes by Unicode's categories Cc, Cf, Cs, Co, Cn, Zl, Zp and Zs, of which not all characters are
+/// listed here.
 pub(super) fn is_printable(c: char) -> bool {
     let code = u32::from(c);
     !(c.is_control()
@@ -97,7 +106,8 @@ pub(super) fn is_printable(c: char) -> bool {
             | 0xe0001..=0xe007f | 0xf0000..=0x10_ffff))
 }
 
-/// `repr` of a float: the shortest digits that read back as the same.
+/// `repr` of a float: the shortest digits that read back as the same. Scientific from 1e16 on and
+/// below 1e-4, with two digits of exponent at least.
 pub(super) fn float(value: f64) -> String {
     if value.is_nan() {
         return "nan".to_owned();
@@ -119,15 +129,20 @@ pub(super) fn float(value: f64) -> String {
 /// The settings of `json.dumps` that templates may set.
 #[derive(Clone, Debug)]
 pub(super) struct JsonStyle {
+    /// Writes characters beyond ASCII as `\u` escapes.
     pub(super) ensure_ascii: bool,
-    /// The indent of each level; nothing writes one line.
+    /// The text that indents each level; without one, everything is in one line.
     pub(super) indent: Option<String>,
+    /// Between items; a line break and the indent follow it where there is one.
     pub(super) item_separator: String,
+    /// Between a key and its value.
     pub(super) key_separator: String,
+    /// Sorts entries by their keys, as Python compares them.
     pub(super) sort_keys: bool,
 }
 
-/// `json.dumps` of a value.
+/// `json.dumps` of a value. Keys that are no texts become texts; two of them may then be equal, as
+/// in Python.
 ///
 /// # Errors
 /// If JSON cannot hold it.
@@ -137,6 +152,8 @@ pub(super) fn json(value: &Value, style: &JsonStyle) -> Result<String, JinjaErro
     Ok(out)
 }
 
+/// Appends a value that stands `depth` levels deep. Empty lists and mappings have no line breaks
+/// inside, whatever the indent.
 fn write_json(
     value: &Value,
     style: &JsonStyle,
@@ -191,6 +208,7 @@ fn write_json(
     Ok(())
 }
 
+/// Sorts entries by their keys; keys that Python cannot compare are an error.
 fn sort_entries(entries: &mut [&(Value, Value)]) -> Result<(), JinjaError> {
     let mut failed = None;
     entries.sort_by(|a, b| {
@@ -202,6 +220,7 @@ fn sort_entries(entries: &mut [&(Value, Value)]) -> Result<(), JinjaError> {
     failed.map_or(Ok(()), Err)
 }
 
+/// Appends the text before item `at`: the separator, unless it is the first, and the indent.
 fn separate(style: &JsonStyle, depth: usize, at: usize, out: &mut String) {
     if at > 0 {
         out.push_str(&style.item_separator);
@@ -212,6 +231,7 @@ fn separate(style: &JsonStyle, depth: usize, at: usize, out: &mut String) {
     }
 }
 
+/// The closing bracket, in a line of its own where there is an indent.
 fn close(style: &JsonStyle, depth: usize, bracket: char, out: &mut String) {
     if let Some(indent) = &style.indent {
         out.push('\n');
@@ -220,6 +240,8 @@ fn close(style: &JsonStyle, depth: usize, bracket: char, out: &mut String) {
     out.push(bracket);
 }
 
+/// A key as text: `json.dumps` writes numbers, booleans and `None` as they are in JSON, and refuses
+/// others.
 fn json_key(key: &Value) -> Result<String, JinjaError> {
     match key {
         Value::Str(text) => Ok(text.to_string()),
@@ -234,6 +256,7 @@ fn json_key(key: &Value) -> Result<String, JinjaError> {
     }
 }
 
+/// A float with JavaScript's names for what is no number, as `json.dumps` has them.
 fn json_float(value: f64) -> String {
     if value.is_nan() {
         "NaN".to_owned()
@@ -244,6 +267,8 @@ fn json_float(value: f64) -> String {
     }
 }
 
+/// Appends a text as a JSON string. Characters beyond U+FFFF are escaped as surrogate pairs.
+/// Control characters are escaped in any case; `/` is not.
 fn json_text(text: &str, ensure_ascii: bool, out: &mut String) {
     out.push('"');
     for c in text.chars() {
@@ -266,7 +291,8 @@ fn json_text(text: &str, ensure_ascii: bool, out: &mut String) {
     out.push('"');
 }
 
-/// `template % values`.
+/// `template % values`. A tuple holds several values, and a mapping those of `%(name)s`. Widths and
+/// places may be `*`. Widths are at most [`MAX_WIDTH`], places at most 50.
 ///
 /// # Errors
 /// If a value is missing, left over, or of the wrong kind.
@@ -322,6 +348,12 @@ pub(super) fn percent(template: &str, values: &Value) -> Result<String, JinjaErr
     Ok(out)
 }
 
+/// A value by one conversion, without its width. `flags` is all between `%` and the conversion.
+/// `%g` has six digits, whatever places are asked for. `%d` cuts a float toward zero. A sign flag
+/// counts only where it comes first.
+///
+/// # Errors
+/// Python's `TypeError` where a number is needed, and `ValueError` for an unknown conversion.
 fn converted(value: &Value, flags: &str, conversion: char) -> Result<String, JinjaError> {
     let places = flags.split_once('.').map(|(_, places)| places.parse().unwrap_or(0));
     let wrong = || {
@@ -388,6 +420,7 @@ fn converted(value: &Value, flags: &str, conversion: char) -> Result<String, Jin
     })
 }
 
+/// The first characters of a text: the places of `%s`.
 fn cut(text: String, places: Option<usize>) -> String {
     match places {
         Some(places) => text.chars().take(places).collect(),
@@ -398,6 +431,11 @@ fn cut(text: String, places: Option<usize>) -> String {
 /// Widths that a format may ask for.
 const MAX_WIDTH: usize = 10_000;
 
+/// A text filled up to the width in `flags`: on the left with blanks or zeros, on the right after
+/// `-`. Zeros stand behind a sign. Zeros are for numbers alone, and `-` goes before `0`.
+///
+/// # Errors
+/// A width above [`MAX_WIDTH`].
 fn padded(text: &str, flags: &str, is_number: bool) -> Result<String, JinjaError> {
     let signs = flags.trim_start_matches(['-', '+', ' ', '#', '0']);
     let width = signs.split('.').next().unwrap_or_default();
@@ -421,6 +459,8 @@ fn padded(text: &str, flags: &str, is_number: bool) -> Result<String, JinjaError
 }
 
 /// `str.format` with plain fields: `{}`, `{0}`, `{name}`, and widths, signs and places after `:`.
+/// `{{` and `}}` stand for a bracket. Fields may have a path, `!r`, and widths that are no fields
+/// themselves.
 ///
 /// # Errors
 /// If a value is missing or a field is of another form.
@@ -472,7 +512,7 @@ pub(super) fn format(
     Ok(out)
 }
 
-/// The value at a path like `.a[0]`.
+/// The value at a path like `.a[0]`. A part of digits is an index.
 fn at_path(value: &Value, path: &str) -> Result<Value, JinjaError> {
     let names = path.split(['.', '[']).skip(1).map(|name| name.trim_end_matches(']'));
     names.into_iter().try_fold(value.clone(), |value, name| {
@@ -483,6 +523,9 @@ fn at_path(value: &Value, path: &str) -> Result<Value, JinjaError> {
     })
 }
 
+/// A value by a format specification: fill, alignment, sign, `#`, zero, width, grouping, places and
+/// type. Numbers stand on the right and other values on the left, unless an alignment is given. `,`
+/// and `_` group the digits by three. The alignment `=` is taken for `>`.
 fn formatted(value: &Value, spec: &str) -> Result<String, JinjaError> {
     if spec.is_empty() {
         return Ok(value.to_string());
@@ -537,6 +580,8 @@ fn formatted(value: &Value, spec: &str) -> Result<String, JinjaError> {
     Ok(fill(before) + &text + &fill(missing - before))
 }
 
+/// The fill, the alignment if there is one, and the rest of a specification. The fill is a blank
+/// where only the alignment is given.
 fn alignment(spec: &str) -> (char, Option<char>, &str) {
     let mut chars = spec.chars();
     let (first, second) = (chars.next().unwrap_or(' '), chars.next());
@@ -549,6 +594,8 @@ fn alignment(spec: &str) -> (char, Option<char>, &str) {
     }
 }
 
+/// A number with a separator between each three digits of its whole part. A sign and a fraction
+/// stay as they are.
 fn in_groups(number: &str, separator: char) -> String {
     let (whole, fraction) = number.split_once('.').map_or((number, None), |(w, f)| (w, Some(f)));
     let digits = whole.trim_start_matches(['-', '+']);

@@ -10,28 +10,32 @@ use super::error::{ErrorKind, JinjaError};
 use super::operators;
 use super::value::{Dict, Loop, Macro, Scope, Seq, Value};
 
+/// A value, or the error that ends the rendering.
 type Evaluated = Result<Value, JinjaError>;
 
-/// Bounds of one rendering.
+/// Bounds of one rendering. They hold for a template and for messages alike: either may be hostile.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Steps, and bytes that they look at: about a nanosecond each.
     pub(crate) work: u64,
-    /// Bytes of all values and of all output that are made.
+    /// Bytes of all values and of all output that are made. All that is ever made counts, not what
+    /// is held at one time.
     pub(crate) bytes: u64,
     /// Statements, expressions and calls inside each other.
     pub(crate) depth: usize,
-    /// Time on the clock.
+    /// Time on the clock. Looked at every 2^18 units of work, so a rendering may be a little over
+    /// it.
     pub(crate) time: Duration,
 }
 
 impl Default for Limits {
+    /// About a second of work, 64 MiB, and 5 s for a machine under load.
     fn default() -> Self {
         Self { work: 1 << 30, bytes: 64 << 20, depth: 700, time: Duration::from_secs(5) }
     }
 }
 
-/// Lists and dictionaries inside each other.
+/// Lists and dictionaries inside each other. Walks over a value recurse so deep.
 const MAX_NESTING: u32 = 128;
 
 /// Bytes that a walk over one value may look at. A value that holds another twice is walked twice there, so a few lines
@@ -41,9 +45,14 @@ const MAX_WEIGHT: usize = 16 << 20;
 /// Work of one statement or expression.
 const STEP: u64 = 32;
 
-/// Bytes of a value in a list.
+/// Bytes of a value in a list. What the value itself points to is counted where it is made.
 pub(super) const VALUE_BYTES: usize = size_of::<Value>();
 
+/// Runs a template's statements on names. Afterwards all scopes and namespaces are emptied, since
+/// macros and namespaces may hold each other in circles that counted pointers never free.
+///
+/// # Errors
+/// The first error, with the line of the innermost statement that it came from.
 pub(super) fn render(
     body: &[Stmt],
     names: Vec<(String, Value)>,
@@ -78,46 +87,58 @@ pub(super) fn render(
     Ok(renderer.outputs.borrow_mut().pop().unwrap_or_default())
 }
 
-/// A rendering under way.
+/// A rendering under way. Its counts are cells, since evaluation borrows it shared.
 pub(super) struct Renderer {
+    /// The bounds.
     limits: Limits,
+    /// The start of the rendering.
     began: Instant,
+    /// Work so far.
     work: Cell<u64>,
+    /// Bytes so far.
     bytes: Cell<u64>,
+    /// Statements, expressions and calls inside each other at the moment.
     depth: Cell<usize>,
-    /// The output, and the blocks that are captured inside it.
+    /// The output, and the blocks that are captured inside it. The innermost is the last.
     outputs: RefCell<Vec<String>>,
-    /// Scopes that a macro may hold, and that may hold the macro.
+    /// Scopes that a macro may hold, and that may hold the macro. They are emptied at the end.
     scopes: RefCell<Vec<Scope>>,
     /// Namespaces, which may hold themselves.
     pub(super) namespaces: RefCell<Vec<Value>>,
-    /// The names of the template's outermost level.
+    /// The names of the template's outermost level. A `block` begins from them.
     root: Scope,
+    /// The local time that `strftime_now` shows.
     pub(super) now: chrono::NaiveDateTime,
 }
 
 /// The end of a body.
 enum Flow {
+    /// All statements were run.
     Ended,
+    /// `break` left the loop.
     Broke,
+    /// `continue` left the turn.
     Continued,
 }
 
 /// Arguments of a call, evaluated.
 #[derive(Debug, Default)]
 pub(super) struct Given {
+    /// By place, those of `*list` behind the others.
     pub(super) positional: Vec<Value>,
+    /// By name, those of `**dict` behind the others.
     pub(super) named: Vec<(Arc<str>, Value)>,
 }
 
 impl Given {
-    /// An argument by place or name.
+    /// An argument by place or name. A place goes before a name.
     pub(super) fn get(&self, at: usize, name: &str) -> Option<&Value> {
         let named = || self.named.iter().find(|(key, _)| **key == *name).map(|(_, value)| value);
         self.positional.get(at).or_else(named)
     }
 
-    /// Refuses arguments that nothing takes.
+    /// Refuses arguments that nothing takes. `names` are the parameters in order. The error is
+    /// Python's `TypeError`.
     pub(super) fn allow(&self, function: &str, names: &[&str]) -> Result<(), JinjaError> {
         if self.positional.len() > names.len() {
             let (most, found) = (names.len(), self.positional.len());
@@ -137,7 +158,10 @@ impl Given {
 impl Renderer {
     // Bounds
 
-    /// Counts work.
+    /// Counts work. Looks at the clock now and then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Bound`] beyond the bound of work or time.
     pub(super) fn work(&self, amount: u64) -> Result<(), JinjaError> {
         /// Work between two looks at the clock.
         const LOOK: u64 = 1 << 18;
@@ -154,7 +178,11 @@ impl Renderer {
         Ok(())
     }
 
-    /// Counts bytes that are about to be made, which is work too.
+    /// Counts bytes that are about to be made, which is work too. Call it before the memory is
+    /// taken.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Bound`] beyond the bound.
     pub(super) fn bytes(&self, amount: usize) -> Result<(), JinjaError> {
         self.work(amount as u64)?;
         let bytes = self.bytes.get().saturating_add(amount as u64);
@@ -186,6 +214,7 @@ impl Renderer {
         Ok(value.to_string())
     }
 
+    /// Runs something one level deeper; an error beyond the bound, before the stack is in danger.
     fn deeper<T>(&self, run: impl FnOnce() -> Result<T, JinjaError>) -> Result<T, JinjaError> {
         self.work(STEP)?;
         let depth = self.depth.get();
@@ -200,6 +229,7 @@ impl Renderer {
     }
 
     /// Counts what a filter, test or method may do with its arguments: compare them, or write them.
+    /// A text is looked at once; other values are taken to be looked at four times.
     pub(super) fn arguments(&self, given: &Given) -> Result<(), JinjaError> {
         let named = given.named.iter().map(|(_, value)| value);
         for value in given.positional.iter().chain(named) {
@@ -211,6 +241,7 @@ impl Renderer {
         Ok(())
     }
 
+    /// Notes a scope that is emptied at the end of the rendering.
     fn kept(&self, scope: Scope) -> Scope {
         self.scopes.borrow_mut().push(scope.clone());
         scope
@@ -218,6 +249,7 @@ impl Renderer {
 
     // Output
 
+    /// Appends to the innermost output.
     fn write(&self, text: &str) -> Result<(), JinjaError> {
         self.bytes(text.len())?;
         if let Some(output) = self.outputs.borrow_mut().last_mut() {
@@ -226,6 +258,8 @@ impl Renderer {
         Ok(())
     }
 
+    /// The output of a body as a value, with the output around it untouched. Also where the body
+    /// fails, the output around it is the innermost again.
     fn captured(&self, body: &[Stmt], scope: &Scope) -> Evaluated {
         self.outputs.borrow_mut().push(String::new());
         let done = self.body(body, scope);
@@ -236,6 +270,8 @@ impl Renderer {
 
     // Statements
 
+    /// Runs statements until one leaves the loop around them. Errors get the statement's line.
+    /// Anything but [`Flow::Ended`] is for the loop around.
     fn body(&self, body: &[Stmt], scope: &Scope) -> Result<Flow, JinjaError> {
         for stmt in body {
             let flow = self.deeper(|| self.statement(&stmt.kind, scope));
@@ -247,6 +283,8 @@ impl Renderer {
         Ok(Flow::Ended)
     }
 
+    /// Runs one statement. Names that `set` gives in a loop or macro are gone behind it; `if` has
+    /// no scope of its own.
     fn statement(&self, stmt: &StmtKind, scope: &Scope) -> Result<Flow, JinjaError> {
         match stmt {
             StmtKind::Data(text) => self.write(text)?,
@@ -297,6 +335,7 @@ impl Renderer {
         Ok(Flow::Ended)
     }
 
+    /// Writes `str` of an expression.
     fn print(&self, expr: &Expr, scope: &Scope) -> Result<(), JinjaError> {
         match self.eval(expr, scope)? {
             Value::Str(text) => self.write(&text),
@@ -304,6 +343,8 @@ impl Renderer {
         }
     }
 
+    /// Calls a macro with the block's body as `caller`, and writes its value. `caller` is passed by
+    /// name, so a macro that never mentions it refuses the call.
     fn call_block(
         &self,
         call: &Expr,
@@ -318,6 +359,9 @@ impl Renderer {
         self.write(&self.shown(&value)?)
     }
 
+    /// Runs a loop at a depth of recursive calls, 0 outermost. The filter is applied to all items
+    /// first, so that `loop` counts those that are left. Each turn has a scope of its own, and so
+    /// do the filter and `else`.
     fn for_loop(
         &self,
         def: &Arc<ForLoop>,
@@ -367,6 +411,11 @@ impl Renderer {
         Ok(())
     }
 
+    /// Assigns to a name, to an attribute of a namespace, or to several of them by unpacking. A
+    /// name is set in the scope at hand; a namespace is found in any scope around it.
+    ///
+    /// # Errors
+    /// An attribute of what is no namespace, or another number of items than of names.
     fn assign(&self, target: &Target, value: Value, scope: &Scope) -> Result<(), JinjaError> {
         match target {
             Target::Name(name) => scope.set(name, value),
@@ -406,6 +455,9 @@ impl Renderer {
 
     // Expressions
 
+    /// The value of an expression, checked against [`MAX_NESTING`] and [`MAX_WEIGHT`]. A text is
+    /// not, since its bytes are counted when it is made. Each expression is a step of work and a
+    /// level of depth.
     pub(super) fn eval(&self, expr: &Expr, scope: &Scope) -> Evaluated {
         let value = self.deeper(|| self.expression(expr, scope))?;
         let extent = value.extent();
@@ -428,11 +480,14 @@ impl Renderer {
         value.items()
     }
 
+    /// Values of expressions, in order.
     fn all(&self, exprs: &[Expr], scope: &Scope) -> Result<Vec<Value>, JinjaError> {
         self.bytes(exprs.len() * VALUE_BYTES)?;
         exprs.iter().map(|expr| self.eval(expr, scope)).collect()
     }
 
+    /// The value of an expression, unchecked. `and` and `or` answer one of their operands, as in
+    /// Python.
     fn expression(&self, expr: &Expr, scope: &Scope) -> Evaluated {
         match expr {
             Expr::Const(literal) => Ok(constant(literal)),
@@ -491,6 +546,7 @@ impl Renderer {
         }
     }
 
+    /// `value if condition else otherwise`; undefined where nothing else is given.
     fn conditional(
         &self,
         condition: &Expr,
@@ -508,6 +564,8 @@ impl Renderer {
         }
     }
 
+    /// The value of a name: of the scopes from the inside out, then of Jinja's functions; else
+    /// undefined, which is no error by itself.
     fn name(&self, name: &Arc<str>, scope: &Scope) -> Value {
         let global = || super::builtins::GLOBALS.iter().find(|global| **global == &**name);
         scope
@@ -516,6 +574,7 @@ impl Renderer {
             .unwrap_or_else(|| Value::undefined(name))
     }
 
+    /// A dictionary; of equal keys the last value counts, in the first one's place.
     fn dict(&self, entries: &[(Expr, Expr)], scope: &Scope) -> Evaluated {
         self.bytes(entries.len() * 4 * VALUE_BYTES)?;
         let mut dict = Dict::default();
@@ -527,6 +586,7 @@ impl Renderer {
         Ok(Value::Dict(Rc::new(dict)))
     }
 
+    /// A slice, whose bounds are whole numbers or `None`.
     fn slice(&self, value: &Expr, bounds: &[Option<Expr>; 3], scope: &Scope) -> Evaluated {
         let value = self.eval(value, scope)?;
         let mut found = [None, None, None];
@@ -545,6 +605,7 @@ impl Renderer {
         operators::slice(&value, found)
     }
 
+    /// A chain of comparisons, each operand evaluated once, up to the first that does not hold.
     fn comparison(
         &self,
         first: &Expr,
@@ -563,6 +624,8 @@ impl Renderer {
         Ok(Value::Bool(true))
     }
 
+    /// The filters of a block on its text, the innermost first. `filter` is a chain whose innermost
+    /// link has no value.
     fn block_filter(&self, filter: &Expr, value: Value, scope: &Scope) -> Evaluated {
         let Expr::Filter(inner, name, args) = filter else { return Ok(value) };
         let value = match inner {
@@ -574,6 +637,7 @@ impl Renderer {
 
     // Calls
 
+    /// Evaluates the arguments of a call: by place, by name, then `*list` and `**dict`.
     fn given(&self, args: &Args, scope: &Scope) -> Result<Given, JinjaError> {
         let mut given = Given { positional: self.all(&args.positional, scope)?, named: Vec::new() };
         for (name, expr) in &args.named {
@@ -594,11 +658,13 @@ impl Renderer {
         Ok(given)
     }
 
+    /// Calls an expression's value. The arguments were evaluated before the callee.
     fn call(&self, callee: &Expr, given: Given, scope: &Scope) -> Evaluated {
         let callee = self.eval(callee, scope)?;
         self.call_value(&callee, given)
     }
 
+    /// Calls a macro, function, method, recursive loop or joiner; other values are not callable.
     pub(super) fn call_value(&self, callee: &Value, given: Given) -> Evaluated {
         match callee {
             Value::Macro(called) => self.deeper(|| self.call_macro(called, given)),
@@ -631,6 +697,13 @@ impl Renderer {
         }
     }
 
+    /// Runs a macro in a scope inside of the one that it was defined in. A parameter without an
+    /// argument has its default, evaluated now, or is undefined. The value is the text that its
+    /// body writes. `varargs` and `kwargs` are set in any case; further arguments without them are
+    /// an error.
+    ///
+    /// # Errors
+    /// Arguments that the macro does not take, or those of its body.
     fn call_macro(&self, called: &Macro, given: Given) -> Evaluated {
         let def = &called.def;
         let scope = self.kept(called.scope.inner());
@@ -684,6 +757,7 @@ impl Renderer {
     }
 }
 
+/// A literal as a value.
 fn constant(literal: &Literal) -> Value {
     match literal {
         Literal::None => Value::None,
@@ -699,6 +773,7 @@ pub(super) fn weight(value: &Value) -> usize {
     value.extent().weight
 }
 
+/// The error of a bound.
 fn bound(message: impl Into<String>) -> JinjaError {
     JinjaError::new(ErrorKind::Bound, message)
 }

@@ -6,7 +6,8 @@ use super::operators::compare;
 use super::render::{Given, Renderer};
 use super::value::Value;
 
-/// Names of all tests.
+/// Names that the test `test` knows. `is_none` and the empty name are no tests of Jinja, and
+/// [`Renderer::test`] refuses them.
 const NAMES: [&str; 41] = [
     "odd",
     "even",
@@ -51,7 +52,7 @@ const NAMES: [&str; 41] = [
     "",
 ];
 
-/// Tests that ask for the kind of a value alone.
+/// Tests that ask for the kind of a value alone. They cost nothing, however much the value holds.
 const OF_KIND: [&str; 17] = [
     "defined",
     "undefined",
@@ -73,7 +74,8 @@ const OF_KIND: [&str; 17] = [
 ];
 
 impl Renderer {
-    /// Most tests look at what a value is, not through it.
+    /// Most tests look at what a value is, not through it. The others count the value's weight and
+    /// the arguments'.
     fn work_of_test(&self, name: &str, value: &Value, given: &Given) -> Result<(), JinjaError> {
         if OF_KIND.contains(&name) {
             return Ok(());
@@ -82,6 +84,12 @@ impl Renderer {
         self.arguments(given)
     }
 
+    /// Runs a test of this name. Those that compare take the value to compare with as their first
+    /// argument. `odd` and `even` take floats too. `mapping` is a dictionary, and `sequence` all
+    /// that has a length.
+    ///
+    /// # Errors
+    /// An unknown name, a missing argument, or values that the comparison does not take.
     pub(super) fn test(
         &self,
         name: &str,
@@ -159,11 +167,13 @@ impl Renderer {
     }
 }
 
+/// True for a value whose text has a letter with case: `lower` and `upper` need one, as in Python.
 fn has_case(value: &Value) -> bool {
     value.to_string().chars().any(|c| c.is_lowercase() || c.is_uppercase())
 }
 
-/// `is` of Python, for values of which there is one each.
+/// `is` of Python, for values of which there is one each. Whole numbers and texts are compared by
+/// value, since Python mostly keeps one of each.
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Bool(a), Value::Bool(b)) => a == b,
@@ -176,6 +186,7 @@ fn same(a: &Value, b: &Value) -> bool {
     }
 }
 
+/// True for values that a loop accepts; what is undefined counts, as an empty sequence.
 fn is_iterable(value: &Value) -> bool {
     matches!(
         value,

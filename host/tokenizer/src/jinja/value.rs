@@ -12,80 +12,108 @@ use super::ast::MacroDef;
 use super::error::JinjaError;
 use super::python;
 
-/// A value. Lists and dictionaries cannot change, as in Jinja's immutable sandbox.
+/// A value. Lists and dictionaries cannot change, as in Jinja's immutable sandbox. Cloning copies a
+/// pointer at most.
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
     /// A value that is not there, with the message of its misuse.
     Undefined(Rc<str>),
+    /// Python's `None`.
     None,
+    /// A boolean, which counts as 0 or 1 in arithmetic.
     Bool(bool),
+    /// A whole number, within 128 bits.
     Int(i128),
+    /// A float.
     Float(f64),
+    /// A text, as UTF-8; its places are counted in characters.
     Str(Arc<str>),
+    /// A list.
     List(Rc<Seq>),
+    /// A tuple: as a list, but hashable and printed in round brackets.
     Tuple(Rc<Seq>),
+    /// A dictionary.
     Dict(Rc<Dict>),
+    /// Jinja's `namespace`, whose attributes a template may set: the one value that changes.
     Namespace(Rc<RefCell<BTreeMap<String, Self>>>),
+    /// The name `loop` in the body of a loop.
     Loop(Rc<Loop>),
+    /// A macro, to be called.
     Macro(Rc<Macro>),
-    /// A function of the environment.
+    /// A function of the environment. By its name in [`super::builtins::GLOBALS`].
     Function(&'static str),
-    /// A method of a value, not called yet.
+    /// A method of a value, not called yet. The value and the method's name.
     Method(Rc<Self>, Arc<str>),
+    /// Jinja's `cycler`.
     Cycler(Rc<Cycler>),
-    /// The separator, and whether it has been asked before.
+    /// Jinja's `joiner`: the separator, and true once it was asked. The first answer is empty.
     Joiner(Arc<str>, Rc<Cell<bool>>),
 }
 
 /// A macro, or the body of a `call` block.
 #[derive(Debug)]
 pub(crate) struct Macro {
+    /// The definition in the tree.
     pub(super) def: Arc<MacroDef>,
+    /// The scope that it was defined in, whose names its body sees.
     pub(super) scope: Scope,
 }
 
 /// Values that are given out in turn.
 #[derive(Debug)]
 pub(crate) struct Cycler {
+    /// At least one.
     pub(super) items: Vec<Value>,
+    /// Index of the next one.
     pub(super) at: Cell<usize>,
 }
 
 /// A loop as its body sees it.
 #[derive(Debug)]
 pub(crate) struct Loop {
+    /// All items, behind the loop's filter.
     pub(super) items: Rc<Seq>,
+    /// Index of the item at hand.
     pub(super) at: Cell<usize>,
+    /// Recursive calls around it, 0 for the outermost.
     pub(super) depth: usize,
     /// The arguments of `changed` when it was called last.
     pub(super) seen: RefCell<Option<Vec<Value>>>,
-    /// A recursive loop, with the scope that it began in.
+    /// A recursive loop, with the scope that it began in. `None` for a loop without `recursive`.
     pub(super) again: Option<(Arc<super::ast::ForLoop>, Scope)>,
 }
 
-/// Names in force, from the inside out.
+/// Names in force, from the inside out. A clone is the same scope.
 #[derive(Clone, Debug)]
 pub(crate) struct Scope(Rc<Level>);
 
+/// One scope with the one around it.
 #[derive(Debug)]
 struct Level {
+    /// Names that were set here.
     names: RefCell<HashMap<Arc<str>, Value>>,
+    /// The scope around it; none around the outermost.
     outer: Option<Scope>,
 }
 
 impl Scope {
+    /// An empty scope.
     pub(super) fn new(outer: Option<Self>) -> Self {
         Self(Rc::new(Level { names: RefCell::default(), outer }))
     }
 
+    /// An empty scope inside of this one.
     pub(super) fn inner(&self) -> Self {
         Self::new(Some(self.clone()))
     }
 
+    /// Sets a name here, whether or not a scope around has it: Jinja's `set` does not reach out of
+    /// a loop.
     pub(super) fn set(&self, name: &Arc<str>, value: Value) {
         self.0.names.borrow_mut().insert(Arc::clone(name), value);
     }
 
+    /// The value of a name here or in the scopes around.
     pub(super) fn get(&self, name: &str) -> Option<Value> {
         let mut scope = self;
         loop {
@@ -106,11 +134,14 @@ impl Scope {
 /// The items of a list or tuple, with what is known of all that they hold.
 #[derive(Debug, Default)]
 pub(crate) struct Seq {
+    /// The items, which never change.
     items: Vec<Value>,
+    /// Worked out once, when the sequence is made.
     extent: Extent,
 }
 
 impl Seq {
+    /// A sequence of items, whose extents are added up.
     pub(super) fn new(items: Vec<Value>) -> Self {
         let mut extent = Extent::default();
         items.iter().for_each(|item| extent.add(item));
@@ -126,7 +157,8 @@ impl std::ops::Deref for Seq {
     }
 }
 
-/// The size of a value with all that it holds; parts that it holds twice count twice.
+/// The size of a value with all that it holds; parts that it holds twice count twice. It costs
+/// nothing to read, so that each walk over a value can be counted before it begins.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Extent {
     /// Bytes that a walk over it looks at.
@@ -136,6 +168,7 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// Takes in a value that is held, with two bytes for what separates it.
     fn add(&mut self, value: &Value) {
         let inner = value.extent();
         self.weight = self.weight.saturating_add(inner.weight).saturating_add(2);
@@ -146,22 +179,32 @@ impl Extent {
 /// A dictionary in the order of insertion.
 #[derive(Debug, Default)]
 pub(crate) struct Dict {
+    /// Keys and values.
     entries: Vec<(Value, Value)>,
+    /// Places of the keys in `entries`.
     index: HashMap<Key, usize>,
+    /// Of all that was ever inserted, replaced values too.
     extent: Extent,
 }
 
-/// A value as the key of a dictionary: numbers that are equal are one key.
+/// A value as the key of a dictionary: numbers that are equal are one key. As in Python, `1`, `1.0`
+/// and `True` are the same key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
+    /// `None`.
     None,
+    /// A whole number, a boolean, or a float without a fraction.
     Int(i128),
+    /// Any other float, by its bits.
     Float(u64),
+    /// A text.
     Str(Arc<str>),
+    /// A tuple of keys.
     Tuple(Vec<Self>),
 }
 
 impl Key {
+    /// The key of a value; Python's `TypeError` for what cannot be hashed.
     fn of(value: &Value) -> Result<Self, JinjaError> {
         Ok(match value {
             Value::None => Self::None,
@@ -184,6 +227,7 @@ impl Key {
 }
 
 impl Dict {
+    /// Sets the value of a key: a new key comes last, and a known one keeps its place and spelling.
     pub(super) fn insert(&mut self, key: Value, value: Value) -> Result<(), JinjaError> {
         let hashed = Key::of(&key)?;
         self.extent.add(&key);
@@ -204,15 +248,18 @@ impl Dict {
         Some(&self.entries[at].1)
     }
 
+    /// The value of a text as key.
     pub(super) fn get_str(&self, key: &str) -> Option<&Value> {
         let at = *self.index.get(&Key::Str(key.into()))?;
         Some(&self.entries[at].1)
     }
 
+    /// Keys and values, in the order of insertion.
     pub(super) fn entries(&self) -> &[(Value, Value)] {
         &self.entries
     }
 
+    /// The number of keys.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -231,7 +278,7 @@ impl From<String> for Value {
 }
 
 impl From<&Json> for Value {
-    /// JSON as Python reads it.
+    /// JSON as Python reads it. Whole numbers beyond 64 bits become floats.
     fn from(json: &Json) -> Self {
         match json {
             Json::Null => Self::None,
@@ -256,14 +303,18 @@ impl From<&Json> for Value {
 }
 
 impl Value {
+    /// A list; its bytes are for the caller to count.
     pub(super) fn list(items: Vec<Self>) -> Self {
         Self::List(Rc::new(Seq::new(items)))
     }
 
+    /// A tuple; its bytes are for the caller to count.
     pub(super) fn tuple(items: Vec<Self>) -> Self {
         Self::Tuple(Rc::new(Seq::new(items)))
     }
 
+    /// The size of the value with all that it holds. Values that hold no others weigh 8 bytes, but
+    /// for texts.
     pub(super) fn extent(&self) -> Extent {
         match self {
             Self::Str(text) => Extent { weight: text.len(), depth: 0 },
@@ -273,6 +324,7 @@ impl Value {
         }
     }
 
+    /// The undefined value of a name that no scope has.
     pub(super) fn undefined(name: &str) -> Self {
         Self::Undefined(format!("'{name}' is undefined").into())
     }
@@ -299,7 +351,8 @@ impl Value {
         }
     }
 
-    /// The value as a condition.
+    /// The value as a condition. Python's `bool`: empty values, zeros and `None` are false, and so
+    /// is what is undefined.
     pub(super) fn is_true(&self) -> bool {
         match self {
             Self::Undefined(_) | Self::None => false,
@@ -313,6 +366,7 @@ impl Value {
         }
     }
 
+    /// The text, if it is one.
     pub(super) fn as_str(&self) -> Option<&str> {
         match self {
             Self::Str(text) => Some(text),
@@ -320,6 +374,7 @@ impl Value {
         }
     }
 
+    /// True for a value that is not there.
     pub(super) fn is_undefined(&self) -> bool {
         matches!(self, Self::Undefined(_))
     }
@@ -333,6 +388,7 @@ impl Value {
         }
     }
 
+    /// The value as a float: a number or a boolean.
     pub(super) fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Float(value) => Some(*value),
@@ -348,7 +404,8 @@ impl Value {
         }
     }
 
-    /// The values that a loop over it meets.
+    /// The values that a loop over it meets. Keys of a dictionary, characters of a text, nothing of
+    /// what is undefined.
     pub(super) fn items(&self) -> Result<Rc<Seq>, JinjaError> {
         match self {
             Self::Undefined(_) => Ok(Rc::default()),
@@ -368,7 +425,7 @@ impl Value {
         }
     }
 
-    /// `len` of it.
+    /// `len` of it. In characters, items or keys; 0 where it is undefined.
     pub(super) fn len(&self) -> Result<usize, JinjaError> {
         match self {
             Self::Undefined(_) => Ok(0),
@@ -382,7 +439,8 @@ impl Value {
         }
     }
 
-    /// `==` of Python.
+    /// `==` of Python. Values of different types are unequal, but for numbers and booleans.
+    /// Functions, methods, loops and cyclers equal nothing.
     pub(super) fn equals(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
@@ -408,7 +466,9 @@ impl Value {
         }
     }
 
-    /// The order of two values; an error where Python has none.
+    /// The order of two values; an error where Python has none. `op` is the operator that the
+    /// message shows. Texts go by code points, and sequences by their first unequal items. NaN
+    /// counts as greater on either side.
     pub(super) fn compare(&self, other: &Self, op: &str) -> Result<Ordering, JinjaError> {
         self.must_be_defined()?;
         other.must_be_defined()?;
@@ -437,7 +497,7 @@ impl Value {
         )))
     }
 
-    /// `needle in self`.
+    /// `needle in self`. Python's error where the container takes no such needle.
     pub(super) fn contains(&self, needle: &Self) -> Result<bool, JinjaError> {
         match (self, needle) {
             (Self::Str(text), Self::Str(part)) => Ok(text.contains(&**part)),

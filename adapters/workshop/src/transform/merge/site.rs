@@ -1,4 +1,4 @@
-//! What a merge does at one site.
+//! Merging at one site.
 
 use super::MergeOptions;
 use crate::transform::SiteReport;
@@ -9,18 +9,25 @@ use crate::transform::sparse::{Divisor, Stream, combine, prune};
 use crate::transform::svd::{self, Rank};
 use polyskill_adapters::peft::raw::RawSite;
 
-/// Vectors whose cosine is beyond this are as good as parallel.
+/// Vectors whose cosine is beyond this are as good as parallel, and are mixed on the line: the
+/// arc's sines would be divided by almost zero.
 const PARALLEL: f64 = 0.9995;
 
-/// One merge.
+/// One merge, seen from its sites. Settings were checked before.
 pub(super) struct Merge<'a> {
+    /// The recipe that is followed.
     pub(super) recipe: &'static Recipe,
+    /// The settings.
     pub(super) options: &'a MergeOptions,
+    /// The weight of each module, by position among the inputs.
     pub(super) weights: &'a [f64],
 }
 
 impl Merge<'_> {
-    /// The merged factors at a site, as they will be stored.
+    /// The merged factors at a site, as they will be stored, and a report on them.
+    ///
+    /// `present` holds the modules that act there with their positions, at least one. An error
+    /// tells that the merged delta overflows.
     pub(super) fn site(
         &self,
         path: &str,
@@ -41,7 +48,8 @@ impl Merge<'_> {
         Ok((factors, report))
     }
 
-    /// How many singular values are kept, if any are cut off.
+    /// The choice among singular values, where some are cut off; `None` where the rank stays.
+    /// `largest` is the highest rank among the sources.
     fn keep(&self, largest: usize) -> Option<impl Fn(&[f64]) -> usize> {
         let rank = match (self.recipe.cut, self.options.rank) {
             (Cut::Never, _) | (Cut::Asked, None) => return None,
@@ -51,7 +59,8 @@ impl Merge<'_> {
         Some(move |sigma: &[f64]| rank.choose(sigma, largest))
     }
 
-    /// Factors as they will be stored, and how far their product is from `target`, relative to its norm.
+    /// Factors as they will be stored, and the distance of their product from `target`, relative to
+    /// its norm. The rank stays where `keep` is `None`.
     fn cut(
         &self,
         target: &Factors,
@@ -70,6 +79,11 @@ impl Merge<'_> {
         Ok((factors, error))
     }
 
+    /// The weighted sum of the deltas as factors: `exact`, unless scales are applied twice or the
+    /// sum is divided.
+    ///
+    /// The divisor is the sum of all weights, those of modules that do not act at the site among
+    /// them.
     fn factor_sum(
         &self,
         present: &[(usize, &RawSite)],
@@ -93,7 +107,11 @@ impl Merge<'_> {
         }
     }
 
-    /// Between two deltas on the arc that they span; on the line if they are parallel or one is missing.
+    /// The delta between two on the arc that they span; on the line if they are parallel or only
+    /// one acts here.
+    ///
+    /// Spherical interpolation (Shoemake, 1985) of deltas with their weights, each seen as one long
+    /// vector. A merge of one module gives that module.
     fn arc(&self, parts: &[(f64, Factors)]) -> Factors {
         let t = self.options.t.unwrap_or(0.5);
         let weighted: Vec<Factors> =
@@ -117,8 +135,10 @@ impl Merge<'_> {
         sum(parts.iter().zip([first, second]).map(|((weight, f), part)| (weight * part, f)))
     }
 
-    /// Sums of A and of B, each pruned and with elected signs if the method says so. The weight's root goes
-    /// to both and its sign to A, as PEFT has it.
+    /// Sums of A and of B, each pruned and with elected signs if the method says so. The root of
+    /// weight times scale goes to both and its sign to A, as PEFT has it.
+    ///
+    /// Cross terms of different modules stay in the product.
     fn part_sums(&self, present: &[(usize, &RawSite)], path: &str) -> Factors {
         let of_part = |part: usize| {
             let roots = present.iter().map(|&(at, site)| {
@@ -138,6 +158,11 @@ impl Merge<'_> {
         Factors { a: of_part(0), bt: of_part(1).transposed() }
     }
 
+    /// Merges dense deltas: each is formed, pruned and summed, and the sum is decomposed into
+    /// factors.
+    ///
+    /// Memory holds a delta of every module that acts here, `[outputs, inputs]` in 32-bit floats,
+    /// and the sum in 64 bits. The distance that is returned is relative to the norm of the sum.
     fn dense(
         &self,
         path: &str,
@@ -172,17 +197,21 @@ impl Merge<'_> {
         Ok((factors, error))
     }
 
+    /// Prunes a tensor of the source at a position, with the random stream of that source at this
+    /// site.
     fn prune(&self, tensor: &mut [f32], path: &str, source: usize) {
         let stream = || Stream::new(self.options.seed.unwrap_or(0), path, source);
         prune(tensor, self.recipe.prune, self.options.density.unwrap_or(1.0), stream);
     }
 
+    /// Σ w·t with the recipe's election of signs, if it has one.
     fn combine(&self, tensors: &[Vec<f32>], weights: &[f64]) -> Vec<f64> {
         combine(tensors, weights, self.recipe.consensus(self.options.sign))
     }
 }
 
-/// Σ w·Δ, exactly; zero weights leave no factors behind unless all are zero.
+/// Σ w·Δ, exactly, as factors that stand side by side. Parts with weight zero are left out; if all
+/// are zero, the result is a delta of zeros of rank 1.
 fn sum<'a>(parts: impl Iterator<Item = (f64, &'a Factors)> + Clone) -> Factors {
     let mut weighted = parts.clone().filter(|(weight, _)| *weight != 0.0);
     let Some((weight, first)) = weighted.next() else {

@@ -9,9 +9,10 @@ use serde_json::{Value as Json, json};
 use super::table::{number, table};
 use super::{message, say};
 
-/// Sites that are shown; the rest is in the JSON.
+/// Sites that are shown, those with the largest distance; all are in the JSON.
 const SHOWN: usize = 12;
 
+/// Compares two modules and prints a table, or JSON with every site.
 pub(super) fn run(
     one: &Path,
     two: &Path,
@@ -25,6 +26,10 @@ pub(super) fn run(
     }
 }
 
+/// The comparison for a terminal: the settings that differ, then the sites that are furthest apart.
+///
+/// Values of settings are cut to 40 characters. Modules of the same generation have the same files,
+/// so nothing more is said of them.
 fn text(found: &Difference) -> String {
     let [one, two] = found.generations;
     if one == two {
@@ -63,6 +68,7 @@ fn text(found: &Difference) -> String {
     lines.join("\n")
 }
 
+/// The comparison as JSON; a site that one module lacks has a rank of `null` there.
 fn to_json(found: &Difference) -> Json {
     let setting = |s: &Setting| json!({"key": s.key, "values": s.values});
     let site = |s: &SiteDifference| {

@@ -16,10 +16,11 @@ use super::table::bytes;
 use super::{message, say};
 use polyskill_sources::base_models;
 
-/// Longest text that is read.
+/// Longest text that is read. It bounds memory before anything is known of the text; the base's
+/// context bounds its tokens far below.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// What is read, and by which base.
+/// The text that is read, the base that reads it, and the directory of the module.
 #[derive(Args, Clone, Debug)]
 pub struct EncodeArgs {
     /// The text file.
@@ -31,11 +32,16 @@ pub struct EncodeArgs {
     /// Directory of the new module; it must not exist.
     #[arg(long)]
     pub out: PathBuf,
-    /// What the document is, for the card.
+    /// A description of the document, for the card.
     #[arg(long, default_value = "")]
     pub description: String,
 }
 
+/// Reads a text with the base and writes what attention keeps of it, keys and values of every
+/// layer, as a module for this base only.
+///
+/// The module is loaded once more at the end, so that one that no server would take is noticed
+/// here.
 pub(super) fn run(args: &EncodeArgs, out: &mut dyn Write) -> Result<(), String> {
     let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", args.text.display());
     let length = std::fs::metadata(&args.text).map_err(|error| fail(&error))?.len();
@@ -71,6 +77,11 @@ pub(super) fn run(args: &EncodeArgs, out: &mut dyn Write) -> Result<(), String> 
     say(out, &format!("{} tokens, {size}", tokens.len()))
 }
 
+/// The module's card: a tag, the description, and the digest of the base, without which the keys
+/// and values mean nothing.
+///
+/// Quotes, backslashes and line feeds of the description become `'`, since it stands in quotes in
+/// YAML.
 fn card(args: &EncodeArgs, base: &[u8; 32], num_tokens: usize) -> String {
     let description = args.description.replace(['"', '\\', '\n'], "'");
     let file = args.text.file_name().unwrap_or_default().to_string_lossy();

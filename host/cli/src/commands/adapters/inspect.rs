@@ -12,6 +12,7 @@ use serde_json::{Value as Json, json};
 use super::table::{bytes, number, table};
 use super::{message, say};
 
+/// Prints what a module is, without a base; with `as_json` as JSON, with every site or tensor.
 pub(super) fn run(directory: &Path, as_json: bool, out: &mut dyn Write) -> Result<(), String> {
     let found = inspect(directory).map_err(message)?;
     match as_json {
@@ -20,6 +21,8 @@ pub(super) fn run(directory: &Path, as_json: bool, out: &mut dyn Write) -> Resul
     }
 }
 
+/// The module for a terminal: name, generation and base first, then its weights, its card and its
+/// artefacts.
 fn text(found: &Inspection) -> String {
     let mut lines = vec![
         format!("name        {}", found.name),
@@ -55,7 +58,9 @@ fn text(found: &Inspection) -> String {
     lines.join("\n")
 }
 
+/// Lines about a module that is neither LoRA nor prompt: its kind, its size and its first tensors.
 fn other_lines(kind: &str, tensors: &[TensorFacts]) -> Vec<String> {
+    /// Tensors in the table.
     const SHOWN: usize = 12;
     let row = |tensor: &TensorFacts| {
         vec![tensor.name.clone(), tensor.dtype.clone(), format!("{:?}", tensor.shape)]
@@ -76,6 +81,9 @@ fn other_lines(kind: &str, tensors: &[TensorFacts]) -> Vec<String> {
 }
 
 /// Totals, then a row for each projection over all layers.
+///
+/// A cell lists up to four different values of its sites. Norms are Frobenius norms of the deltas,
+/// those of several sites taken together as one matrix.
 fn lora_lines(sites: &[LoraFacts]) -> Vec<String> {
     let total = sites.iter().map(|site| site.bytes).sum();
     let norm = sites.iter().map(|site| site.norm * site.norm).sum::<f64>().sqrt();
@@ -115,6 +123,7 @@ fn lora_lines(sites: &[LoraFacts]) -> Vec<String> {
     ]
 }
 
+/// The module as JSON. `content` has the fields of its kind, named by `kind`.
 fn to_json(found: &Inspection) -> Json {
     let site = |site: &LoraFacts| {
         json!({

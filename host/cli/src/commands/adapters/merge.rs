@@ -9,10 +9,12 @@ use polyskill_workshop::transform::{self, MergeOptions, Method, Sign, Weighted};
 
 use super::{DtypeArg, RankArgs, bar, message, report, resolve};
 
-/// What is merged, how, and where to.
+/// The modules that are merged, the method with its settings, and the directory of the result.
+///
+/// Settings that a method does not know are refused by it.
 #[derive(Args, Clone, Debug)]
 pub struct MergeArgs {
-    /// How to merge.
+    /// The method of merging.
     #[arg(long, value_parser = methods())]
     pub method: String,
     /// A module and its weight, `NAME=W` or `DIRECTORY=W`; 1 without `=W`. Repeatable.
@@ -24,22 +26,22 @@ pub struct MergeArgs {
     /// Folders in which modules are looked up by name; adapters/library without any.
     #[arg(long)]
     pub adapters: Vec<PathBuf>,
-    /// How far the rank is brought down.
+    /// The bound on the rank of the result.
     #[command(flatten)]
     pub rank: RankArgs,
     /// The part of elements that stays, for methods that prune.
     #[arg(long)]
     pub density: Option<f64>,
-    /// Whose sign an element gets, for methods that elect signs.
+    /// Rule by which an element gets its sign, for methods that elect signs.
     #[arg(long, value_enum)]
     pub sign: Option<SignArg>,
     /// Start of the random stream, for methods that drop at random; 0 by default.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Where on the arc, for `slerp`: 0 is the first module, 1 the second; 0.5 by default.
+    /// The place on the arc, for `slerp`: 0 is the first module, 1 the second; 0.5 by default.
     #[arg(long)]
     pub t: Option<f64>,
-    /// How the new weights are stored.
+    /// Storage type of the new weights.
     #[arg(long, value_enum, default_value_t)]
     pub dtype: DtypeArg,
     /// Sites that are worked on at a time; by default as many as there are cores.
@@ -47,19 +49,20 @@ pub struct MergeArgs {
     pub threads: Option<usize>,
 }
 
+/// The names of all methods, each with one line about it for the help.
 fn methods() -> PossibleValuesParser {
     let value = |method: Method| PossibleValue::new(method.name()).help(method.about());
     Method::all().map(value).collect::<Vec<_>>().into()
 }
 
-/// Whose sign an element gets.
+/// The rule by which an element gets its sign, in methods that elect signs as TIES does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SignArg {
-    /// That of the weighted sum.
+    /// The sign of the weighted sum.
     Weighted,
-    /// That of the sum without weights.
+    /// The sign of the sum without weights.
     Total,
-    /// The one that more modules have.
+    /// The sign that more modules have.
     Frequency,
 }
 
@@ -73,6 +76,9 @@ impl From<SignArg> for Sign {
     }
 }
 
+/// Merges modules and reports how far the result is from their weighted sum.
+///
+/// The bits of the result do not depend on the number of threads.
 pub(super) fn run(args: &MergeArgs, out: &mut dyn Write) -> Result<(), String> {
     let method = Method::named(&args.method)
         .ok_or_else(|| format!("there is no method `{}`", args.method))?;
@@ -94,7 +100,11 @@ pub(super) fn run(args: &MergeArgs, out: &mut dyn Write) -> Result<(), String> {
     report(&made.map_err(message)?, "the weighted sum of the modules", out)
 }
 
-/// Modules and weights, with all problems at once.
+/// The directories and weights of modules written `MODULE` or `MODULE=W`. Problems are collected,
+/// so that a person sees all of them at once.
+///
+/// The weight follows the last `=`. A text whose end is no number is taken whole if a directory has
+/// that name.
 pub(super) fn weighted(texts: &[String], folders: &[PathBuf]) -> Result<Vec<Weighted>, String> {
     let parse = |text: &String| -> Result<Weighted, String> {
         // A directory may have `=` in its name.

@@ -1,4 +1,5 @@
-//! `polyskill adapters list|load|unload|alias|pin`: modules of a running server, over its admin routes.
+//! `polyskill adapters list|load|unload|alias|pin`: modules of a running server, over its admin
+//! routes.
 
 use std::io::Write;
 
@@ -9,7 +10,7 @@ use serde_json::{Value as Json, json};
 use super::table::{bytes, table};
 use super::{message, say};
 
-/// A running server.
+/// A running server, and the key that its admin routes ask for.
 #[derive(Args, Clone, Debug)]
 pub struct ServerArgs {
     /// The running server.
@@ -20,7 +21,8 @@ pub struct ServerArgs {
     admin_key: Option<String>,
 }
 
-/// What can be done with a server's modules.
+/// The commands on a server's modules. They act at once and, unless the server keeps its state,
+/// until its restart.
 #[derive(Clone, Debug, Subcommand)]
 pub enum RemoteCommand {
     /// List the modules: kind, size, where their weights are, leases.
@@ -33,7 +35,8 @@ pub enum RemoteCommand {
     Load {
         /// The name to serve it under.
         name: String,
-        /// A path on the server's machine, a web address, an object store, `hf://owner/name`, `oci:DIR`.
+        /// A path on the server's machine, a web address, an object store, `hf://owner/name`,
+        /// `oci:DIR`.
         source: String,
         /// Replace what has the name.
         #[arg(long)]
@@ -76,6 +79,10 @@ pub enum RemoteCommand {
     },
 }
 
+/// Sends one request to the server and says what came of it.
+///
+/// Names go into the path of the request as they are written. A module that requests still use
+/// stays in memory until they have ended, also where it is unloaded.
 pub(super) fn run(
     server: &ServerArgs,
     command: &RemoteCommand,
@@ -122,6 +129,10 @@ pub(super) fn run(
 }
 
 impl ServerArgs {
+    /// Sends a request with the admin key, and returns the JSON of the answer.
+    ///
+    /// A status other than success is an error with the server's own message. A body that is no
+    /// JSON counts as `null`.
     fn ask(&self, method: &str, path: &str, body: Option<&Json>) -> Result<Json, String> {
         let key = self.admin_key.as_ref().ok_or(
             "the server's admin key is needed: --admin-key, or POLYSKILL_ADMIN_KEY in the environment",
@@ -151,6 +162,8 @@ impl ServerArgs {
     }
 }
 
+/// Prints the modules as a table, then how much of the pool is in memory, then what could not be
+/// loaded.
 fn list(reply: &Json, out: &mut dyn Write) -> Result<(), String> {
     let modules = reply["modules"].as_array().cloned().unwrap_or_default();
     let row = |module: &Json| {

@@ -8,7 +8,11 @@ use polyskill_adapters::{generation_of, is_module};
 use super::{message, say};
 use polyskill_sources::{SIGNATURE_FILE, sign};
 
-/// Writes the signature of a module's generation into its directory, or beside its GGUF file.
+/// Writes the signature of a module's generation into its directory, or beside its GGUF file, and
+/// prints what a server's configuration needs to trust it.
+///
+/// The generation is a digest of the content, so a module that changes has to be signed again. With
+/// `new_key` the key's file is made first.
 pub(super) fn run(
     module: &Path,
     key: &Path,
@@ -36,6 +40,8 @@ pub(super) fn run(
     say(out, &format!("[module_trust]\nkeys = [{{ key = \"{key}\", prefix = \"{name}\" }}]"))
 }
 
+/// The place of a module's signature: in its directory, or the GGUF file's path with `.sig` after
+/// it.
 fn signature_file(module: &Path) -> PathBuf {
     if module.is_dir() {
         return module.join(SIGNATURE_FILE);

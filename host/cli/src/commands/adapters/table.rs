@@ -1,6 +1,9 @@
 //! Tables and numbers for the terminal.
 
-/// Columns that line up: the first to the left, the others to the right.
+/// Columns that line up: the first to the left, the others to the right, with two blanks between
+/// them.
+///
+/// Widths are counted in characters. Cells of a row beyond those of `head` are dropped.
 pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
@@ -23,7 +26,7 @@ pub(super) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     std::iter::once(line(head.to_vec())).chain(rows).collect::<Vec<_>>().join("\n")
 }
 
-/// Four digits; small and large numbers with an exponent.
+/// Four digits after the point; numbers below 0.001 or from 100,000 on have an exponent.
 pub(super) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
@@ -32,7 +35,7 @@ pub(super) fn number(value: f64) -> String {
     }
 }
 
-/// Bytes in the unit that fits.
+/// Bytes in the unit that fits, B, KiB or MiB, cut to a whole number; B and KiB go up to 10,239.
 pub(super) fn bytes(bytes: usize) -> String {
     match bytes {
         0..10_240 => format!("{bytes} B"),

@@ -9,10 +9,10 @@ use polyskill_workshop::transform::{self, PromptSum, Rank, Refinement, Scaling};
 use super::merge::weighted;
 use super::{DtypeArg, RankArgs, bar, message, report};
 
-/// What distances are measured from.
+/// The module that distances are measured from, as reports name it.
 const SOURCE: &str = "the module it was made of";
 
-/// What can be made of one module.
+/// The ways to make a new module out of one.
 #[derive(Clone, Debug, Subcommand)]
 pub enum TransformCommand {
     /// Multiply a module's deltas by a number; A and B keep their bits.
@@ -20,13 +20,13 @@ pub enum TransformCommand {
         /// The factor.
         #[arg(long, allow_negative_numbers = true)]
         factor: f64,
-        /// From where to where.
+        /// The module and the new one.
         #[command(flatten)]
         paths: Paths,
     },
     /// Turn a module's deltas round; A and B keep their bits.
     Negate {
-        /// From where to where.
+        /// The module and the new one.
         #[command(flatten)]
         paths: Paths,
     },
@@ -35,25 +35,25 @@ pub enum TransformCommand {
         /// The factor in the first layer.
         #[arg(long, allow_negative_numbers = true)]
         alpha: f64,
-        /// How much more it is in the last.
+        /// The amount by which the factor in the last layer is larger.
         #[arg(long, allow_negative_numbers = true)]
         beta: f64,
         /// Layers of the base; by default those up to the module's last.
         #[arg(long)]
         layers: Option<usize>,
-        /// From where to where.
+        /// The module and the new one.
         #[command(flatten)]
         paths: Paths,
     },
     /// Keep the largest singular values.
     Svd {
-        /// How many.
+        /// The number of them, or the share of their energy.
         #[command(flatten)]
         rank: RankArgs,
-        /// How the new weights are stored.
+        /// Storage type of the new weights.
         #[arg(long, value_enum, default_value_t)]
         dtype: DtypeArg,
-        /// From where to where.
+        /// The module and the new one.
         #[command(flatten)]
         paths: Paths,
     },
@@ -62,10 +62,10 @@ pub enum TransformCommand {
         /// The factor; 0 drops them.
         #[arg(long)]
         gamma: f64,
-        /// How the new weights are stored.
+        /// Storage type of the new weights.
         #[arg(long, value_enum, default_value_t)]
         dtype: DtypeArg,
-        /// From where to where.
+        /// The module and the new one.
         #[command(flatten)]
         paths: Paths,
     },
@@ -86,7 +86,7 @@ pub enum TransformCommand {
         /// The prompt that training began with.
         #[arg(long)]
         origin: PathBuf,
-        /// From where to where.
+        /// The module and the new one.
         #[command(flatten)]
         paths: Paths,
     },
@@ -110,7 +110,7 @@ pub enum TransformCommand {
     },
 }
 
-/// From where to where.
+/// The module that is read and the directory of the new one, which must not exist.
 #[derive(Args, Clone, Debug)]
 pub struct Paths {
     /// The module's directory.
@@ -120,6 +120,9 @@ pub struct Paths {
     pub out: PathBuf,
 }
 
+/// Makes the new module and reports on it.
+///
+/// Without a bound, `svd` keeps the rank of each site. `negate` is a scaling by -1.
 pub(super) fn run(command: &TransformCommand, out: &mut dyn Write) -> Result<(), String> {
     use TransformCommand as C;
     let made = match command {
@@ -154,10 +157,13 @@ pub(super) fn run(command: &TransformCommand, out: &mut dyn Write) -> Result<(),
     report(&made?, SOURCE, out)
 }
 
+/// Scales deltas by a number or by depth. Only the scale of each site is written anew.
 fn rescale(paths: &Paths, scaling: Scaling) -> Result<transform::Made, String> {
     transform::rescale(&paths.module, scaling, &paths.out).map_err(message)
 }
 
+/// Takes the deltas apart into singular values, site by site, and builds them anew; a bar shows the
+/// progress.
 fn refine(
     paths: &Paths,
     refinement: Refinement,

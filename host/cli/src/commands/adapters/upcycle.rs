@@ -11,7 +11,7 @@ use polyskill_workshop::transform::upcycle;
 use super::{DtypeArg, bar, message, report, resolve, say};
 use polyskill_sources::base_models;
 
-/// What becomes of which modules.
+/// The modules that experts are made of, the base, and the directory that the experts go to.
 #[derive(Args, Clone, Debug)]
 pub struct UpcycleArgs {
     /// The base: a path, or a name as for `serve`.
@@ -20,7 +20,7 @@ pub struct UpcycleArgs {
     /// Directory that the experts go to, under the names of the modules.
     #[arg(long)]
     pub out: PathBuf,
-    /// How weights are stored.
+    /// Storage type of the weights.
     #[arg(long, value_enum, default_value = "bf16")]
     pub dtype: DtypeArg,
     /// Directories in which modules are looked up by name.
@@ -31,6 +31,10 @@ pub struct UpcycleArgs {
     pub modules: Vec<String>,
 }
 
+/// Makes an expert of each module: the base's feed-forwards with the module's deltas added to them.
+///
+/// Rows for a router come from the PHATGOOSE gates of the modules, where they have some. The
+/// changes in the attention become one module more, their mean, since experts have no attention.
 pub(super) fn run(args: &UpcycleArgs, out: &mut dyn Write) -> Result<(), String> {
     let modules = args.modules.iter().map(|module| resolve(module, &args.adapters));
     let modules: Vec<PathBuf> = modules.collect::<Result<_, _>>()?;

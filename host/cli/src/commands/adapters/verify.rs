@@ -14,7 +14,7 @@ use super::table::bytes;
 use super::{message, say};
 use polyskill_sources::base_models;
 
-/// What is loaded for which base.
+/// The module that is loaded, the base, and the generation that is expected.
 #[derive(Args, Clone, Debug)]
 pub struct VerifyArgs {
     /// The module's directory.
@@ -27,6 +27,10 @@ pub struct VerifyArgs {
     pub generation: Option<String>,
 }
 
+/// Loads a module for a base and publishes it in an empty library, as a server does at its start.
+///
+/// All reasons against it are told at once, a generation other than the expected one among them.
+/// Nothing is generated, so a module of bad quality passes.
 pub(super) fn run(args: &VerifyArgs, out: &mut dyn Write) -> Result<(), String> {
     let mut quiet = |_: &str| {};
     let path = base_models::resolve(&args.model, &mut quiet).map_err(message)?;

@@ -14,32 +14,52 @@ use super::CalibrateArgs;
 use super::progress::{Progress, Sums};
 
 /// A base, its text, and what has been found out.
+///
+/// One sequence is in the cache at a time, always from position 0, so nothing of the sequence
+/// before is read.
 pub(super) struct Calibration<'a> {
+    /// The base; its weights are never changed.
     model: &'a Decoder,
+    /// The base's sparse layers, from the first. Everything per layer here is in this order.
     layers: Vec<ExpertLayer>,
+    /// The tokens of each sequence, at most as many as the base has positions.
     sequences: Vec<Vec<u32>>,
+    /// Sequences of a batch, the last of which may have fewer. An error is one norm over a batch.
     batch: usize,
+    /// Seed of [`Self::random`].
     seed: u64,
+    /// The state that is saved after each batch.
     progress: Progress,
+    /// The bar on the terminal, one step per sequence or aligned layer.
     bar: ProgressBar,
+    /// Keys and values for the longest sequence.
     kv: KvCache,
+    /// All blocks of the cache, in order: the block table of the one sequence.
     blocks: Vec<u32>,
+    /// Buffers of a pass, kept from one to the next.
     scratch: Scratch,
 }
 
-/// What is seen of a sparse layer in a sequence.
+/// The inputs and outputs of a sparse layer in one sequence.
 #[derive(Default)]
 struct Seen {
     /// Index among the sparse layers.
     at: usize,
-    /// `[tokens, experts]`
+    /// The router's logits, `[tokens, experts]`.
     logits: Vec<f32>,
-    /// What the feed-forward read and what it gave, `[tokens, hidden_size]`.
+    /// The input of the feed-forward, `[tokens, hidden_size]`.
     input: Vec<f32>,
+    /// The output of the feed-forward, `[tokens, hidden_size]`: the chosen experts of the program,
+    /// and shared ones where the base has them.
     output: Vec<f32>,
 }
 
 impl<'a> Calibration<'a> {
+    /// Prepares a calibration, and takes up what a stopped run has saved beside `args.out`, if
+    /// method, kept experts, batch size, base and text are the same.
+    ///
+    /// The text is compared by its tokens, so files may have moved. The seed is not compared: no
+    /// saved state depends on it.
     pub(super) fn new(
         args: &CalibrateArgs,
         model: &'a Decoder,
@@ -74,22 +94,29 @@ impl<'a> Calibration<'a> {
         })
     }
 
+    /// The base's sparse layers, from the first.
     pub(super) fn layers(&self) -> Vec<ExpertLayer> {
         self.layers.clone()
     }
 
-    /// The base's own programs.
+    /// The programs of the base's own choice, one per sparse layer.
     pub(super) fn native(&self) -> Vec<Vec<ExpertOp>> {
         self.layers.iter().map(|layer| native(*layer)).collect()
     }
 
-    /// What a stopped run left is of no use any more.
+    /// Ends the calibration: the saved progress of a stopped run is of no use any more and is
+    /// removed.
+    ///
+    /// It is for the caller to have written the policy before.
     pub(super) fn finish(self) {
         self.bar.finish_and_clear();
         self.progress.remove();
     }
 
     /// NAEE: every layer on the base's own activations, all in one pass.
+    ///
+    /// Returns the kept experts of each layer, ascending. Every set of `keep` experts is tried, so
+    /// layers with many experts are refused.
     pub(super) fn layerwise(&mut self, keep: usize) -> Result<Vec<Vec<u32>>, String> {
         let all = |layer: &ExpertLayer| Enumeration::all(*layer, keep);
         let mut searches = self.layers.iter().map(all).collect::<Result<Vec<_>, _>>()?;
@@ -97,8 +124,11 @@ impl<'a> Calibration<'a> {
         Ok(searches.iter().map(|search| search.best().0.to_vec()).collect())
     }
 
-    /// NAEE: a layer's sets on the activations of the base whose layers before it are pruned, compared with what the whole
-    /// base's layer gives.
+    /// NAEE, layer after layer: a layer's sets on the activations of the base whose layers before
+    /// it are pruned, compared with what the whole base's layer gives.
+    ///
+    /// Every layer takes two passes over the text. A stopped run goes on at the batch of the layer
+    /// that it was at.
     pub(super) fn progressive(&mut self, keep: usize) -> Result<Vec<Vec<u32>>, String> {
         for at in self.progress.done.len()..self.layers.len() {
             self.bar.set_message(format!("(layer {} of {})", at + 1, self.layers.len()));
@@ -113,7 +143,10 @@ impl<'a> Calibration<'a> {
         Ok(self.progress.done.clone())
     }
 
-    /// One expert after the other, in all layers at once.
+    /// One expert after the other, in all layers at once: the one without which the loss is least.
+    ///
+    /// Each step is one pass over the text and tries as many sets as there are experts left. All
+    /// layers drop the same number.
     pub(super) fn greedy(&mut self, keep: usize) -> Result<Vec<Vec<u32>>, String> {
         if self.progress.kept.is_empty() {
             let all = |layer: &ExpertLayer| (0..layer.num_experts).collect();
@@ -134,7 +167,7 @@ impl<'a> Calibration<'a> {
         Ok(self.progress.kept.clone())
     }
 
-    /// The experts that are chosen most.
+    /// The experts that are chosen most. On equal counts the expert with the lower number stays.
     pub(super) fn least_used(&mut self, keep: usize) -> Result<Vec<Vec<u32>>, String> {
         let usage = self.native_usage()?;
         let most = |usage: &Usage| {
@@ -147,7 +180,7 @@ impl<'a> Calibration<'a> {
         Ok(usage.iter().map(most).collect())
     }
 
-    /// Any experts, by the seed.
+    /// Any experts, by the seed: the same for the same base, seed and `keep`.
     pub(super) fn random(&self, keep: usize) -> Vec<Vec<u32>> {
         let mut generator = ChaCha8Rng::seed_from_u64(self.seed);
         let mut any = |layer: &ExpertLayer| {
@@ -160,7 +193,7 @@ impl<'a> Calibration<'a> {
         self.layers.iter().map(&mut any).collect()
     }
 
-    /// How experts are used where the base chooses them; a stopped run goes on from the last batch.
+    /// Usage of the experts where the base chooses them; a stopped run goes on from the last batch.
     pub(super) fn native_usage(&mut self) -> Result<Vec<Usage>, String> {
         let mut usage: Vec<Usage> = self.layers.iter().map(|layer| Usage::new(*layer)).collect();
         let found = &self.progress.usage;
@@ -185,8 +218,10 @@ impl<'a> Calibration<'a> {
         Ok(usage.into_inner())
     }
 
-    /// Orders of the features of each layer's experts, in which they are like their groups' leaders; a stopped run goes on
-    /// from the last layer.
+    /// Orders of the features of each layer's experts, in which they are like their groups'
+    /// leaders; a stopped run goes on from the last layer.
+    ///
+    /// `groups` has one entry per sparse layer.
     pub(super) fn align(&mut self, groups: &[Groups]) -> Result<Vec<Orders>, String> {
         let first = self.progress.orders.len();
         self.bar.set_prefix("layers aligned");
@@ -213,7 +248,10 @@ impl<'a> Calibration<'a> {
         Ok(self.progress.orders.clone())
     }
 
-    /// How experts are used where programs choose them.
+    /// Usage of the experts where programs choose them, one program per sparse layer.
+    ///
+    /// Skipping and what comes after the choice are left out of the programs, so that every token
+    /// keeps its two experts and β can be measured. The pass over the text is not saved on the way.
     pub(super) fn usage(&mut self, programs: &[Vec<ExpertOp>]) -> Result<Vec<Usage>, String> {
         let mut usage: Vec<Usage> = self.layers.iter().map(|layer| Usage::new(*layer)).collect();
         // Skipping would leave nothing to measure; what follows the choice is not run here.
@@ -236,8 +274,12 @@ impl<'a> Calibration<'a> {
         Ok(usage)
     }
 
-    /// One pass in which every layer has a search of its own, or `only` one of them, on the activations of the base whose
-    /// layers before it are pruned, against what the whole base gives there.
+    /// One pass in which every layer has a search of its own, or `only` one of them, on the
+    /// activations of the base whose layers before it are pruned, against what the whole base gives
+    /// there.
+    ///
+    /// `searches` has one entry per layer without `only`, and one alone with it. Losses are saved
+    /// after each batch, and those of a stopped run are taken up if they are for as many sets.
     fn search(&mut self, searches: &mut [Enumeration], only: Option<usize>) -> Result<(), String> {
         let mut first = 0;
         if self.progress.losses.len() == searches.len() {
@@ -271,7 +313,10 @@ impl<'a> Calibration<'a> {
         self.batches(first, sequence, end)
     }
 
-    /// Goes over the sequences from a batch on.
+    /// Goes over the sequences from a batch on: `sequence` is called for each, and `end` after each
+    /// batch with the number of those that are done.
+    ///
+    /// The sequences are put back also where a call fails.
     fn batches(
         &mut self,
         first: usize,
@@ -296,6 +341,8 @@ impl<'a> Calibration<'a> {
         result
     }
 
+    /// Programs of the base whose sparse layers before the one `at` keep the experts that were
+    /// found for them; the others choose as the base does.
     fn pruned_before(&self, at: usize) -> Vec<Vec<ExpertOp>> {
         let program = |(index, layer): (usize, &ExpertLayer)| {
             let keep = self.progress.done.get(index).filter(|_| index < at).cloned();
@@ -305,12 +352,15 @@ impl<'a> Calibration<'a> {
     }
 
     /// Adds a sequence at a layer; `expected` is what its output should be, its own without it.
+    ///
+    /// All experts of the layer run on all tokens, whichever are chosen, so that every set can be
+    /// tried on the same outputs.
     fn add(&self, search: &mut Enumeration, seen: &Seen, expected: Option<&[f32]>) {
         let layer = self.layers[seen.at];
         let Some(experts) = self.model.experts(layer.layer as usize) else { return };
         let mut outputs = Vec::new();
         let activation = self.model.config().activation;
-        experts.outputs((self.model.compute(), activation), &seen.input, &mut outputs);
+        experts.outputs(self.model.compute(), activation, &seen.input, &mut outputs);
         let rest = rest(layer, seen, &outputs);
         search.add(Tokens {
             logits: &seen.logits,
@@ -320,7 +370,13 @@ impl<'a> Calibration<'a> {
         });
     }
 
-    /// Runs a sequence, experts chosen by the programs, and returns what each sparse layer did.
+    /// Runs a sequence, experts chosen by the programs, and returns the inputs and outputs of each
+    /// sparse layer, from the first.
+    ///
+    /// No logits of the vocabulary are computed.
+    ///
+    /// # Errors
+    /// If a token is not in the base's vocabulary, as of a tokenizer that does not belong to it.
     fn watch(&mut self, tokens: &[u32], programs: &[Vec<ExpertOp>]) -> Result<Vec<Seen>, String> {
         let vocab = self.model.config().vocab_size;
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocab) {
@@ -340,7 +396,10 @@ impl<'a> Calibration<'a> {
     }
 }
 
-/// What the feed-forward gave beside the routed experts of the base's own choice.
+/// The output of the feed-forward less the routed experts of the base's own choice: shared experts,
+/// or zeros but for rounding. Its shape is `[tokens, hidden_size]`.
+///
+/// `outputs` is `[experts, tokens, hidden_size]`, not yet weighted.
 fn rest(layer: ExpertLayer, seen: &Seen, outputs: &[f32]) -> Vec<f32> {
     let num_experts = layer.num_experts as usize;
     let num_tokens = seen.logits.len() / num_experts;
@@ -359,14 +418,18 @@ fn rest(layer: ExpertLayer, seen: &Seen, outputs: &[f32]) -> Vec<f32> {
     rest
 }
 
-/// Chooses experts by programs and keeps what passes by.
+/// Hooks that choose experts by programs and keep the inputs and outputs of sparse layers.
 struct Watcher<'a> {
+    /// The sparse layers, in the order in which a pass reaches them.
     layers: &'a [ExpertLayer],
+    /// One program per sparse layer.
     programs: &'a [Vec<ExpertOp>],
+    /// One entry for each sparse layer that the pass has reached.
     seen: Vec<Seen>,
 }
 
 impl Hooks for Watcher<'_> {
+    /// Replaces the choice of each row whose program gives one.
     fn routed(&mut self, layer: usize, logits: &[f32], choice: &mut ExpertChoice) {
         let at = self.seen.len();
         debug_assert_eq!(self.layers[at].layer as usize, layer, "sparse layers come in order");
@@ -380,6 +443,7 @@ impl Hooks for Watcher<'_> {
         self.seen.push(Seen { at, logits: logits.to_vec(), ..Seen::default() });
     }
 
+    /// Dense layers come by here too and are told apart by their number.
     fn fed_forward(&mut self, layer: usize, input: &[f32], output: &mut [f32]) {
         let Some(seen) = self.seen.last_mut() else { return };
         if self.layers[seen.at].layer as usize == layer {

@@ -12,15 +12,25 @@ use super::CalibrateArgs;
 
 /// Bytes of a plain text that are read at a time; a line may be longer.
 const CHUNK: u64 = 1 << 20;
-/// Longest line.
+/// Longest line in bytes, of plain text too: it bounds the memory for a file without line feeds.
 const MAX_LINE: u64 = 16 << 20;
 
+/// A line of a JSONL file; other fields are passed over.
 #[derive(Deserialize)]
 struct Document {
+    /// The document.
     text: String,
 }
 
-/// The first sequences of the texts, as many as asked for.
+/// The first sequences of the texts, as many as asked for, or fewer where there is less text.
+///
+/// A sequence has at most `sequence_length` tokens and no more than the base has positions. A
+/// document is cut into sequences of its own, so a short one makes a short sequence; plain text is
+/// cut in chunks of whole lines. A piece of one token is left out.
+///
+/// # Errors
+/// If a file cannot be read, has a line that is too long or no document, or if there is no text at
+/// all.
 pub(super) fn read(
     args: &CalibrateArgs,
     model: &Decoder,
@@ -54,7 +64,8 @@ pub(super) fn read(
     Ok(sequences)
 }
 
-/// Files, and those of directories in the order of their names.
+/// Files as they are given, and in the place of each directory its .txt and .jsonl files in the
+/// order of their names. Directories in it are not looked into.
 fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     let mut files = Vec::new();
     for path in given {
@@ -77,6 +88,9 @@ fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
+/// The text of the next line of a JSONL file; `None` at its end.
+///
+/// `number` counts the lines for messages.
 fn document(reader: &mut impl BufRead, number: &mut usize) -> Result<Option<String>, String> {
     *number += 1;
     let mut line = Vec::new();
@@ -91,7 +105,7 @@ fn document(reader: &mut impl BufRead, number: &mut usize) -> Result<Option<Stri
     }
 }
 
-/// Whole lines of about a megabyte.
+/// Whole lines of about a megabyte; `None` at the end of the file.
 fn chunk(reader: &mut impl BufRead) -> Result<Option<String>, String> {
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < CHUNK {

@@ -1,4 +1,4 @@
-//! What is compared: the base, modules, routers, and what they are told.
+//! Columns of a comparison: the base, modules, routers, and what they are told.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ use polyskill_server::service::Service;
 pub struct Column {
     /// Its name in the tables.
     pub name: String,
-    /// A router, or a chain of several.
+    /// A router, or a chain of several. Names of a chain are joined by `+`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<String>,
     /// The router's parameters.
@@ -28,27 +28,34 @@ pub struct Column {
     /// Modules by weight: beside the router, or alone.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub adapters: BTreeMap<String, f32>,
-    /// Whether the item's own module answers, at weight 1; the base where it has none.
+    /// Lets the item's own module answer, at weight 1; the base where it has none.
     #[serde(default, skip_serializing_if = "is_false")]
     pub own: bool,
-    /// The column before, whose most picked module of an item answers it alone.
+    /// The name of a column before, whose most picked module of an item answers it alone and in
+    /// full. The base answers where that column picked none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_picked_of: Option<String>,
 }
 
+/// True for a field that need not be written.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
 fn is_false(value: &bool) -> bool {
     !value
 }
 
+/// The file of columns.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    /// The `[[column]]` tables, in the order of the report.
     column: Vec<Column>,
 }
 
 impl Column {
-    /// What answers an item; `most_picked` is the module that the column in `most_picked_of` used most.
+    /// The composition that answers an item; `most_picked` is the module that the column in
+    /// `most_picked_of` used most.
+    ///
+    /// Routers are told the parameters, the candidates and the last message of the item.
     ///
     /// # Errors
     /// A parameter that is no scalar.
@@ -71,7 +78,7 @@ impl Column {
                 router: router.clone(),
                 parameters: parameters(&self.params)?,
                 modules: self.modules.clone(),
-                beside: weights,
+                always_on: weights,
                 text: Some(item.last_said()),
                 ..RouterRequest::default()
             }),
@@ -80,6 +87,8 @@ impl Column {
         })
     }
 
+    /// Refuses a column that says two things at once, or that stands for nothing; `before` are the
+    /// columns above it in the file.
     fn check(&self, before: &[Self]) -> Result<(), String> {
         if self.name.trim().is_empty() {
             return Err("the name is empty".to_owned());
@@ -106,10 +115,11 @@ impl Column {
     }
 }
 
-/// Reads `[[column]]` tables.
+/// Reads `[[column]]` tables. Names of modules and routers are not looked up yet.
 ///
 /// # Errors
-/// What is wrong, with the file and the column.
+/// A message with the file and the column: a file that cannot be read, or a column that makes no
+/// sense.
 pub fn read_columns(path: &Path) -> Result<Vec<Column>, String> {
     let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
@@ -122,7 +132,7 @@ pub fn read_columns(path: &Path) -> Result<Vec<Column>, String> {
     Ok(columns)
 }
 
-/// The base, each item's own module, and the skill sets.
+/// The columns where no file names any: the base, each item's own module, and the skill sets.
 pub(super) fn default_columns(service: &Service) -> Vec<Column> {
     let named = |name: &str| Column { name: name.to_owned(), ..Column::default() };
     let sets = service.skill_sets.iter().map(|set| Column {

@@ -4,8 +4,10 @@ use minijinja::{Environment, context};
 
 use super::report::Report;
 
+/// The page's template.
 const TEMPLATE: &str = include_str!("../../../templates/evaluation.html");
 
+/// Fills the page. Names from task files and configurations are escaped.
 pub(super) fn render(report: &Report) -> Result<String, String> {
     let mut environment = Environment::new();
     let fail = |error: minijinja::Error| format!("the page: {error}");

@@ -1,4 +1,4 @@
-//! How an answer is judged: a score from 0 to 1, the best over the references.
+//! Metrics: the score of an answer from 0 to 1, the best over the references.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -10,17 +10,18 @@ use serde_json::Value as Json;
 use super::sql;
 use super::tasks::Item;
 
-/// Difference of numbers that counts as none, relative to the reference.
+/// Difference of numbers that counts as none, relative to the reference, unless the item says.
 const TOLERANCE: f64 = 1e-6;
 
-/// A way to judge.
+/// The rule by which an answer is compared with a reference.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Metric {
     /// The same text, but for blanks around it.
     #[default]
     Exact,
-    /// Overlap of words, case and punctuation aside: F1, as SQuAD counts it (Rajpurkar et al., 2016).
+    /// Overlap of words, case and punctuation aside: F1, as SQuAD counts it (Rajpurkar et al.,
+    /// 2016).
     TokenF1,
     /// The first object or array in the answer is the same JSON value.
     Json,
@@ -32,7 +33,9 @@ pub enum Metric {
     LogProb,
 }
 
-/// The score of an answer. A log-probability is no score: 0.
+/// The score of an answer, 0 to 1: that of the reference which fits it best.
+///
+/// Only `TokenF1` gives values between. A log-probability is no score: 0.
 pub fn score(item: &Item, answer: &str) -> f64 {
     let one = |reference: &String| match item.metric {
         Metric::Exact => yes(answer.trim() == reference.trim()),
@@ -51,10 +54,12 @@ pub fn score(item: &Item, answer: &str) -> f64 {
     item.references.iter().map(one).fold(0.0, f64::max)
 }
 
+/// The score of an answer that is right or wrong.
 fn yes(right: bool) -> f64 {
     if right { 1.0 } else { 0.0 }
 }
 
+/// Words in lower case, without articles. Everything but letters and digits parts words.
 fn words(text: &str) -> Vec<String> {
     let clean: String =
         text.to_lowercase().chars().map(|c| if c.is_alphanumeric() { c } else { ' ' }).collect();
@@ -62,6 +67,8 @@ fn words(text: &str) -> Vec<String> {
     clean.split_whitespace().filter(|word| !is_article(word)).map(str::to_owned).collect()
 }
 
+/// The harmonic mean of precision and recall of the answer's words, each counted as often as it
+/// occurs. Without words on either side, 1 if both have none.
 fn token_f1(answer: &str, reference: &str) -> f64 {
     let (found, wanted) = (words(answer), words(reference));
     if found.is_empty() || wanted.is_empty() {
@@ -80,8 +87,11 @@ fn token_f1(answer: &str, reference: &str) -> f64 {
     2.0 * f64::from(common) / (found.len() + wanted.len()) as f64
 }
 
+/// The first object or array in a text that parses. What follows it does not matter.
 fn first_json(text: &str) -> Option<Json> {
     // A bracket may be of the text: what does not parse is passed over, up to a number that no answer has.
+    /// Brackets at which a value is looked for. Each costs a parse of what follows, so this bounds
+    /// the time for an answer of brackets alone.
     const MAX_STARTS: usize = 64;
     let starts = text.match_indices(['{', '[']).take(MAX_STARTS);
     let value =
@@ -89,7 +99,8 @@ fn first_json(text: &str) -> Option<Json> {
     starts.map(|(start, _)| start).find_map(value)
 }
 
-/// The first number, with thousands apart by commas or not.
+/// The first number in a text, with thousands apart by commas or not. The minus may be the sign
+/// U+2212.
 fn first_number(text: &str) -> Option<f64> {
     static NUMBER: LazyLock<Option<Regex>> =
         LazyLock::new(|| Regex::new(r"[-−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?").ok());
@@ -97,7 +108,8 @@ fn first_number(text: &str) -> Option<f64> {
     found.replace('−', "-").replace(',', "").parse().ok()
 }
 
-/// What is wrong with a reference for a metric.
+/// Refuses a reference that no answer could match under the item's metric; the error says what is
+/// wrong with it.
 pub(super) fn check_reference(item: &Item, reference: &str) -> Result<(), String> {
     match item.metric {
         Metric::Json => serde_json::from_str::<Json>(reference)
@@ -111,6 +123,10 @@ pub(super) fn check_reference(item: &Item, reference: &str) -> Result<(), String
     }
 }
 
+/// True if both texts have a number, and they differ by no more than `tolerance` times the
+/// reference's magnitude.
+///
+/// A reference of 0 is met by 0 alone, but for numbers too small to be normal.
 fn numbers_agree(answer: &str, reference: &str, tolerance: f64) -> bool {
     let Some((found, wanted)) = first_number(answer).zip(first_number(reference)) else {
         return false;

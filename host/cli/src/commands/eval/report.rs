@@ -12,23 +12,26 @@ use super::statistics::{Estimate, Pair, bootstrap};
 use super::tasks::Task;
 use polyskill_server::service::Service;
 
-/// A column of this name is what a router should beat; where it does not is listed.
+/// Name of the column that a router should beat; tasks on which one does not are listed.
 const UNIFORM: &str = "uniform";
-/// Gains in log-probability per token below this are none that could be recovered.
+/// Least gain in log-probability per token of a task's own module. Below it there is nothing that a
+/// router could recover, and the quotient would be noise.
 const LEAST_GAIN: f64 = 0.05;
 
-/// All that is told about an evaluation.
+/// All that is told about an evaluation. Cells are in the order of the columns.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The base model's name.
     pub base: String,
-    /// What was compared.
+    /// The columns that were compared.
     pub columns: Vec<Column>,
     /// Scores, 0 to 1: a row per task, then per tag, then the mean over tasks.
     pub scores: Vec<Row>,
-    /// Mean log-probability per token of the first reference.
+    /// Mean log-probability per token of the first reference; rows as of the scores.
     pub logprobs: Vec<Row>,
-    /// What part of the own module's gain in log-probability a column has.
+    /// The part of the own module's gain in log-probability that a column has, 1 for all of it: a
+    /// row per task on which there is a gain, then their mean. Empty without a column of own
+    /// modules and one of the base.
     pub recovered: Vec<Row>,
     /// Speed and habits per column.
     pub costs: Vec<Cost>,
@@ -36,7 +39,7 @@ pub struct Report {
     pub shares: Vec<Shares>,
 }
 
-/// One row of a table: an estimate per column, where there is one.
+/// One row of a table: an estimate per column, `None` where there is no outcome to judge.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     /// A task, `tag:…`, or `mean`.
@@ -45,36 +48,38 @@ pub struct Row {
     pub cells: Vec<Option<Estimate>>,
 }
 
-/// What a column costs, and how its router behaves.
+/// Speed of a column, and the habits of its router.
 #[derive(Clone, Debug, Serialize)]
 pub struct Cost {
     /// The column.
     pub column: String,
-    /// Generated tokens per second, prompts included in the time; routed columns record all picks meanwhile.
+    /// Generated tokens per second, prompts included in the time; routed columns record all picks
+    /// meanwhile.
     pub tokens_per_second: Option<f64>,
-    /// Modules per token and site.
+    /// Modules per token and site. `None` without a router.
     pub picks: Option<f64>,
-    /// How often the strongest module of a site changes from one token of an answer to the next.
+    /// The share of tokens at which the strongest module of a site is another than for the token
+    /// before, 0 to 1.
     pub changes: Option<f64>,
     /// Answers that the base gave in place of the router.
     pub fallbacks: usize,
 }
 
-/// Shares of modules.
+/// Shares of modules in the picks of one routed column.
 #[derive(Clone, Debug, Serialize)]
 pub struct Shares {
     /// The column.
     pub column: String,
     /// Modules, in the order of the shares.
     pub modules: Vec<String>,
-    /// By task.
+    /// By task, for tasks with a routed answer: its name, and the mean weight of each module.
     pub tasks: Vec<(String, Vec<f64>)>,
-    /// By layer, from the first.
+    /// By layer, from the first, `[layers, modules]`, over all tasks.
     pub layers: Vec<Vec<f64>>,
 }
 
 impl Report {
-    /// Sums up outcomes.
+    /// Sums up outcomes. All cells have their intervals from `resamples` resamples.
     pub(super) fn of(
         service: &Service,
         tasks: &[Task],
@@ -94,14 +99,15 @@ impl Report {
         }
     }
 
-    /// As JSON.
+    /// As JSON. A line feed ends it.
     pub(super) fn json(&self) -> Result<String, String> {
         serde_json::to_string_pretty(self)
             .map(|text| text + "\n")
             .map_err(|error| error.to_string())
     }
 
-    /// As Markdown.
+    /// As Markdown: tables of scores, log-probabilities and recovered gains, the cost, and lists of
+    /// tasks on which a column is below the base or below the column `uniform`.
     pub(super) fn markdown(&self) -> String {
         let mut text = String::new();
         // Adding zero takes the sign from a zero.
@@ -142,6 +148,7 @@ impl Report {
         text
     }
 
+    /// Writes one table with intervals in its cells; `show` formats a number.
     fn table(&self, text: &mut String, title: &str, rows: &[Row], show: &dyn Fn(f64) -> String) {
         let names: Vec<String> =
             self.columns.iter().map(|column| cell_text(&column.name)).collect();
@@ -160,12 +167,15 @@ impl Report {
         text.push('\n');
     }
 
-    /// The index of the column that is the base alone.
+    /// The index of the column that is the base alone. There may be none.
     fn base_column(&self) -> Option<usize> {
         base_column(&self.columns)
     }
 
-    /// Where columns are below one of them.
+    /// Tasks on which a column is below the one at index `base`, one line each.
+    ///
+    /// Means are compared, not intervals. A log-probability counts from a difference of 0.02 on, a
+    /// score from any. Summaries over tags and tasks are left out.
     fn losses(&self, base: usize) -> Vec<String> {
         let of = cell_text(&self.columns[base].name);
         let mut losses = Vec::new();
@@ -189,15 +199,18 @@ impl Report {
     }
 }
 
-/// A name that a table's cell holds as it is.
+/// A name that a table's cell holds as it is: without line feeds, bars and brackets that Markdown
+/// would take for its own.
 fn cell_text(name: &str) -> String {
     name.replace('\\', "\\\\").replace('|', "\\|").replace('<', "&lt;").replace(['\n', '\r'], " ")
 }
 
+/// True for a row over several tasks.
 fn is_summary(name: &str) -> bool {
     name == "mean" || name.starts_with("tag:")
 }
 
+/// The index of the first column without router and modules.
 fn base_column(columns: &[Column]) -> Option<usize> {
     columns.iter().position(|column| {
         let Column { router, adapters, own, most_picked_of, .. } = column;
@@ -205,21 +218,28 @@ fn base_column(columns: &[Column]) -> Option<usize> {
     })
 }
 
-/// What tables are made of.
+/// The outcomes that tables are made of.
 struct Table<'a> {
+    /// The tasks, in the order of the rows.
     tasks: &'a [Task],
+    /// The columns, in the order of the cells.
     columns: &'a [Column],
+    /// Outcomes of all columns and tasks, in any order.
     outcomes: &'a [Outcome],
+    /// Resamples for each interval.
     resamples: usize,
 }
 
 /// The outcomes of one column for one task.
 struct Cell<'a> {
+    /// The task, which has the items' metrics.
     task: &'a Task,
+    /// The outcomes of its items.
     outcomes: Vec<&'a Outcome>,
 }
 
 impl Cell<'_> {
+    /// Scores of the items that have one: the metric `log-prob` asks for no answer.
     fn scores(&self) -> Vec<Pair> {
         let judged = |outcome: &&&Outcome| {
             let item = self.task.items.get(outcome.index);
@@ -228,13 +248,15 @@ impl Cell<'_> {
         self.outcomes.iter().filter(judged).map(|outcome| (outcome.score, 1.0)).collect()
     }
 
+    /// Log-probabilities of all items, whatever their metric.
     fn logprobs(&self) -> Vec<Pair> {
         self.outcomes.iter().map(|outcome| (outcome.logprob, 1.0)).collect()
     }
 }
 
 impl<'a> Table<'a> {
-    /// Outcomes of a task in a column, of the items with a tag where one is given.
+    /// Outcomes of a task in a column, of the items with a tag where one is given. All outcomes are
+    /// looked through each time.
     fn cell(&self, task: &'a Task, column: &Column, tag: Option<&str>) -> Cell<'a> {
         let has_tag = |outcome: &Outcome| {
             let tags = task.items.get(outcome.index).map_or(&[][..], |item| &item.tags);
@@ -246,26 +268,30 @@ impl<'a> Table<'a> {
         Cell { task, outcomes: self.outcomes.iter().filter(mine).collect() }
     }
 
-    /// A row per task, one per tag, and one over all tasks.
+    /// A row per task, one per tag in the order of the alphabet, and one over all tasks; `values`
+    /// takes a cell's values. Rows without any value are left out.
     fn rows(&self, values: &dyn Fn(&Cell<'_>) -> Vec<Pair>) -> Vec<Row> {
         let mut rows: Vec<Row> = Vec::new();
         let mut groups: BTreeMap<&str, Vec<&Task>> = BTreeMap::new();
         for task in self.tasks {
-            rows.push(self.row((&task.name, None), &[task], values));
+            rows.push(self.row(&task.name, None, &[task], values));
             let tags: BTreeSet<&String> = task.items.iter().flat_map(|item| &item.tags).collect();
             tags.into_iter().for_each(|tag| groups.entry(tag).or_default().push(task));
         }
         for (tag, tasks) in groups {
-            rows.push(self.row((&format!("tag:{tag}"), Some(tag)), &tasks, values));
+            rows.push(self.row(&format!("tag:{tag}"), Some(tag), &tasks, values));
         }
-        rows.push(self.row(("mean", None), &self.tasks.iter().collect::<Vec<_>>(), values));
+        rows.push(self.row("mean", None, &self.tasks.iter().collect::<Vec<_>>(), values));
         rows.retain(|row| row.cells.iter().any(Option::is_some));
         rows
     }
 
+    /// One row over some tasks, of the items with a tag where one is given. Tasks are the strata of
+    /// its estimates, so each weighs the same however many items it has.
     fn row(
         &self,
-        (name, tag): (&str, Option<&str>),
+        name: &str,
+        tag: Option<&str>,
         tasks: &[&'a Task],
         values: &dyn Fn(&Cell<'_>) -> Vec<Pair>,
     ) -> Row {
@@ -276,7 +302,11 @@ impl<'a> Table<'a> {
         Row { name: name.to_owned(), cells: self.columns.iter().map(cell).collect() }
     }
 
-    /// (column − base) / (own − base), for the tasks on which the own module gains.
+    /// (column − base) / (own − base) of log-probabilities, for the tasks on which the own module
+    /// gains more than [`LEAST_GAIN`].
+    ///
+    /// Sums are divided, not single items, whose own gain may be 0. Items that one of the three
+    /// columns lacks are passed over.
     fn recovered(&self) -> Vec<Row> {
         let own = self.columns.iter().find(|column| column.own);
         let base = base_column(self.columns).map(|at| &self.columns[at]);
@@ -318,6 +348,7 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Speed and habits of a column. Items without a generated token do not count, but for fallbacks.
 fn cost(column: &Column, outcomes: &[Outcome]) -> Cost {
     let mine: Vec<&Outcome> =
         outcomes.iter().filter(|outcome| outcome.column == column.name).collect();
@@ -338,6 +369,10 @@ fn cost(column: &Column, outcomes: &[Outcome]) -> Cost {
     }
 }
 
+/// Mean shares of modules in a column; `None` where no answer was routed.
+///
+/// A module that an answer did not use has share 0 in it. Every answer weighs the same, whatever
+/// its length.
 fn shares(column: &Column, tasks: &[Task], outcomes: &[Outcome]) -> Option<Shares> {
     let mine: Vec<&Outcome> = outcomes
         .iter()

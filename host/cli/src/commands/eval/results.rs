@@ -1,4 +1,4 @@
-//! What came of each item, and the file that keeps it.
+//! Outcomes of items, and the file that keeps them.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// What one column made of one item.
+/// The result of one column on one item.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 pub struct Outcome {
     /// Digest of the item, the column and the composition that answered.
@@ -20,18 +20,20 @@ pub struct Outcome {
     pub index: usize,
     /// The greedy answer; empty where none was asked for.
     pub answer: String,
-    /// From 0 to 1.
+    /// The score, from 0 to 1; 0 for the metric `log-prob`.
     pub score: f64,
-    /// Mean log-probability of the tokens of the first reference and of the end after it.
+    /// Mean log-probability of the tokens of the first reference and of the end after it; 0 if
+    /// there are none.
     pub logprob: f64,
     /// Generated tokens.
     pub tokens: usize,
-    /// Wall time of the generation, shared among the items that ran at once.
+    /// Wall time of the generation in which it ran, divided by the number of items that ran at
+    /// once.
     pub seconds: f64,
-    /// Why the base answered in place of a router, if it did.
+    /// The reason for which the base answered in place of a router, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
-    /// What the router picked while it answered.
+    /// The router's picks while it answered; `None` without a router.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub routing: Option<Routing>,
 }
@@ -39,32 +41,40 @@ pub struct Outcome {
 /// Picks of one answer, over its tokens and sites.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
 pub struct Routing {
-    /// Mean weight of each module.
+    /// Mean weight of each module that was picked, over tokens and sites.
     pub share: BTreeMap<String, f64>,
-    /// The same by layer.
+    /// The same by layer, from the first, over the sites of the layer alone.
     pub layers: Vec<BTreeMap<String, f64>>,
-    /// Mean number of modules picked.
+    /// Mean number of modules picked per token and site.
     pub picks: f64,
-    /// How often the strongest module at a site is another than for the token before; `None` for one token.
+    /// The share of tokens, 0 to 1, at which the strongest module at a site is another than for the
+    /// token before; `None` for one token.
     pub changes: Option<f64>,
 }
 
 impl Routing {
-    /// The module with the largest share.
+    /// The module with the largest share. Of equal shares the last by name; `None` if nothing was
+    /// picked.
     pub fn most_picked(&self) -> Option<&str> {
         let by_weight = |a: &(&String, &f64), b: &(&String, &f64)| a.1.total_cmp(b.1);
         self.share.iter().max_by(by_weight).map(|(name, _)| name.as_str())
     }
 }
 
-/// Outcomes on disk, one per line.
+/// Outcomes on disk, one per line. The file is locked for as long as this lives.
 pub(super) struct Kept {
+    /// All outcomes by their keys, also of items and columns that are not asked for now.
     known: HashMap<String, Outcome>,
+    /// `results.jsonl`, open for appending.
     file: File,
 }
 
 impl Kept {
-    /// Opens the results in a directory, which is made if need be. A last line that was cut short is dropped.
+    /// Opens the results in a directory, which is made if need be. A last line that was cut short
+    /// is dropped.
+    ///
+    /// # Errors
+    /// If another evaluation has the file, or a whole line is no outcome.
     pub(super) fn open(directory: &Path) -> Result<Self, String> {
         let path = directory.join("results.jsonl");
         let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
@@ -92,10 +102,13 @@ impl Kept {
         Ok(Self { known, file })
     }
 
+    /// The outcome with a key, if it is known.
     pub(super) fn get(&self, key: &str) -> Option<&Outcome> {
         self.known.get(key)
     }
 
+    /// Appends an outcome to the file and remembers it. Nothing is synced, so a machine that loses
+    /// power may lose the last ones.
     pub(super) fn add(&mut self, outcome: &Outcome) -> Result<(), String> {
         let line = serde_json::to_string(outcome).map_err(|error| error.to_string())?;
         self.file

@@ -22,12 +22,16 @@ use polyskill_server::service::Service;
 
 /// Part of every key; changes when an outcome means something else.
 const VERSION: &[u8] = b"eval 1";
-/// Sites of a layer.
+/// Sites of a layer, seven projections whether or not the layer has them; site numbers go up layer
+/// by layer.
 const SITES_PER_LAYER: usize = 7;
-/// How long to wait where the engine's queue is full.
+/// Pause before a full queue of the engine is asked again.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Runs what is not in the results yet. Outcomes come by column, task and item.
+///
+/// Everything is checked before the first question is asked. Each chunk of `args.parallel` items is
+/// in the engine at once and is written when all of it has been answered.
 pub(super) fn run(
     service: &Service,
     tasks: &[Task],
@@ -45,7 +49,7 @@ pub(super) fn run(
             let numbered: Vec<(usize, &Item)> = task.items.iter().enumerate().collect();
             for chunk in numbered.chunks(args.parallel) {
                 let asked = chunk.iter().map(|(index, item)| {
-                    Asked::new(service, (column, task, *index), item, &outcomes)
+                    Asked::new(service, column, task, *index, item, &outcomes)
                 });
                 let asked = asked.collect::<Result<Vec<_>, _>>()?;
                 let open: Vec<&Asked<'_>> =
@@ -66,13 +70,19 @@ pub(super) fn run(
     Ok(outcomes)
 }
 
-/// Finds what cannot be answered before anything is.
+/// Composes and encodes everything, and finds what cannot be answered before anything is.
+///
+/// Columns that take another one's most picked module are left out, since that is not known yet.
+///
+/// # Errors
+/// A composition that cannot be made, or an item that does not fit into the context with its answer
+/// or its reference.
 fn check(service: &Service, tasks: &[Task], columns: &[Column]) -> Result<(), String> {
     let most = service.engine.handle().max_tokens();
     for column in columns.iter().filter(|column| column.most_picked_of.is_none()) {
         for task in tasks {
             for (index, item) in task.items.iter().enumerate() {
-                let asked = Asked::new(service, (column, task, index), item, &[])?;
+                let asked = Asked::new(service, column, task, index, item, &[])?;
                 let start = asked.composition.num_virtual_tokens() + asked.prompt.len();
                 let needed = start + item.max_tokens.max(asked.reference.len());
                 if needed > most {
@@ -86,6 +96,7 @@ fn check(service: &Service, tasks: &[Task], columns: &[Column]) -> Result<(), St
     Ok(())
 }
 
+/// The bar over all items of all columns.
 fn progress(len: usize) -> ProgressBar {
     let bar = ProgressBar::new(len as u64);
     let style = "{bar:30} {pos}/{len} {msg}, {eta} left";
@@ -97,21 +108,35 @@ fn progress(len: usize) -> ProgressBar {
 
 /// An item of a column, ready to be answered.
 struct Asked<'a> {
+    /// Digest of the item, the column and the composition.
     key: String,
+    /// The column's name.
     column: &'a str,
+    /// The task's name.
     task: &'a str,
+    /// The item's number in its task.
     index: usize,
+    /// The item.
     item: &'a Item,
+    /// The modules and router that answer.
     composition: Arc<Composition>,
+    /// The conversation as tokens, up to where the answer begins.
     prompt: Vec<u32>,
-    /// The first reference and the end.
+    /// The first reference as tokens, and the base's end token where it has one.
     reference: Vec<u32>,
 }
 
 impl<'a> Asked<'a> {
+    /// Prepares an item; `before` are the outcomes so far, in which the most picked module of
+    /// another column is looked up.
+    ///
+    /// # Errors
+    /// A message that names column, task and item.
     fn new(
         service: &Service,
-        (column, task, index): (&'a Column, &'a Task, usize),
+        column: &'a Column,
+        task: &'a Task,
+        index: usize,
         item: &'a Item,
         before: &[Outcome],
     ) -> Result<Self, String> {
@@ -148,13 +173,15 @@ impl<'a> Asked<'a> {
         })
     }
 
+    /// A message that names column, task and item.
     fn problem(&self, what: &dyn std::fmt::Display) -> String {
         let Self { column, task, index, .. } = self;
         format!("column `{column}`, task `{task}`, item {index}: {what}")
     }
 }
 
-/// Answers and scores items at once.
+/// Answers and scores items at once: first all answers are generated, then all references are
+/// scored. The time of the latter is not counted.
 fn answer(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Outcome>, String> {
     let started = Instant::now();
     let answers = generate(service, asked)?;
@@ -176,13 +203,21 @@ fn answer(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Outcome>, Strin
     Ok(asked.iter().zip(answers).zip(logprobs).map(outcome).collect())
 }
 
+/// An answer of the engine; empty where none was asked for.
 #[derive(Default)]
 struct Answer {
+    /// The text, without special tokens.
     text: String,
+    /// Generated tokens, an end token among them.
     tokens: usize,
+    /// The router's picks at each site, for each token.
     picks: Vec<Vec<SitePicks>>,
 }
 
+/// Greedy answers to all items, which are in the engine together; picks are recorded where a router
+/// answers.
+///
+/// Items of the metric `log-prob` get an empty answer and cost nothing.
 fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, String> {
     let stop_tokens = service.end_tokens();
     let pending = asked.iter().map(|asked| {
@@ -200,7 +235,7 @@ fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, Stri
             Some(_) => TraceLevel::Full,
             None => TraceLevel::None,
         };
-        submit(service, asked, (asked.prompt.clone(), sampling, trace)).map(Some)
+        submit(service, asked, &asked.prompt, &sampling, trace).map(Some)
     });
     let pending = pending.collect::<Result<Vec<_>, String>>()?;
     let collect = |events: Option<Receiver<Event>>| {
@@ -226,6 +261,9 @@ fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, Stri
 }
 
 /// Mean log-probability of each first reference after its prompt, and of the end after it.
+///
+/// Prompt and reference are read as one prompt. Edits that begin at a prompt's last token begin
+/// where the reference does, as they would if it were generated.
 fn score_references(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<f64>, String> {
     let pending = asked.iter().map(|asked| {
         let whole: Vec<u32> = asked.prompt.iter().chain(&asked.reference).copied().collect();
@@ -235,7 +273,7 @@ fn score_references(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<f64>,
             answer_from: Some(asked.prompt.len()),
             ..SamplingParams::default()
         };
-        submit(service, asked, (whole, sampling, TraceLevel::None))
+        submit(service, asked, &whole, &sampling, TraceLevel::None)
     });
     let pending = pending.collect::<Result<Vec<_>, String>>()?;
     let mean = |(events, asked): (Receiver<Event>, &&Asked<'_>)| {
@@ -258,6 +296,8 @@ fn score_references(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<f64>,
     pending.into_iter().zip(asked).map(mean).collect()
 }
 
+/// Passes on the failure of an engine. Answers that were cut off at their most tokens count as they
+/// are.
 fn ended(reason: FinishReason) -> Result<(), String> {
     match reason {
         FinishReason::Error(message) => Err(format!("the engine failed: {message}")),
@@ -265,15 +305,18 @@ fn ended(reason: FinishReason) -> Result<(), String> {
     }
 }
 
+/// Gives a request to the engine, and waits for as long as its queue is full.
 fn submit(
     service: &Service,
     asked: &Asked<'_>,
-    (prompt, sampling, trace): (Vec<u32>, SamplingParams, TraceLevel),
+    prompt: &[u32],
+    sampling: &SamplingParams,
+    trace: TraceLevel,
 ) -> Result<Receiver<Event>, String> {
     loop {
         let (sender, events) = channel();
         let request = Request {
-            prompt: prompt.clone(),
+            prompt: prompt.to_vec(),
             sampling: sampling.clone(),
             composition: Arc::clone(&asked.composition),
             trace,
@@ -289,7 +332,10 @@ fn submit(
     }
 }
 
-/// Sums up the picks of an answer's tokens.
+/// Sums up the picks of an answer's tokens; `None` without a router.
+///
+/// `tokens` has the picks of each site for each token. Changes are counted over all sites together,
+/// each compared with the token before.
 fn routing(
     service: &Service,
     composition: &Composition,
@@ -335,7 +381,7 @@ fn routing(
     })
 }
 
-/// Four digits are enough for tables, and keep the files small.
+/// Four digits after the point are enough for tables, and keep the files small.
 fn rounded(value: f64) -> f64 {
     (value * 1e4).round() / 1e4
 }

@@ -1,4 +1,4 @@
-//! Whether two queries give the same rows, on SQLite in memory.
+//! Comparison of two queries by their rows, on SQLite in memory.
 //!
 //! The queries come from a model: they may read and compute, nothing else, and not for ever.
 
@@ -11,7 +11,7 @@ use rusqlite::{Connection, Result};
 
 /// Rows that are compared at most.
 const MAX_ROWS: usize = 10_000;
-/// Bytes of all values of a result.
+/// Bytes of all values of a result, as text.
 const MAX_BYTES: usize = 4 << 20;
 /// Bytes of a value; also bounds what one instruction of SQLite can cost.
 const MAX_VALUE_BYTES: i32 = 16 << 10;
@@ -19,10 +19,13 @@ const MAX_VALUE_BYTES: i32 = 16 << 10;
 const MAX_PAGES: u32 = 2_048;
 /// SQLite's instructions between two looks at the clock.
 const LOOK_EVERY: i32 = 50;
-/// Time for setup and query together.
+/// Time for setup and query together. A query that takes longer is stopped and counts as wrong.
 const MOST: Duration = Duration::from_secs(2);
 
-/// Whether a query answers like the reference; in its order, where the reference has one.
+/// True if a query gives the rows of the reference; in its order, where the reference has one.
+///
+/// `ORDER BY` anywhere in the reference counts, also in a part of it. Values must have the same
+/// type in SQLite: 1 and 1.0 differ. A query that fails is wrong. Names of columns do not matter.
 pub(super) fn agree(setup: &str, query: &str, reference: &str) -> bool {
     let Ok(mut wanted) = rows(setup, reference) else { return false };
     let Ok(mut found) = rows(setup, query) else { return false };
@@ -33,7 +36,8 @@ pub(super) fn agree(setup: &str, query: &str, reference: &str) -> bool {
     found == wanted
 }
 
-/// What is wrong with a reference, which must run and find something: else any query without rows were right.
+/// Refuses a reference that does not run or finds nothing: any query without rows would be right
+/// then.
 pub(super) fn check(setup: &str, reference: &str) -> std::result::Result<(), String> {
     match rows(setup, reference) {
         Ok(rows) if rows.is_empty() => Err("the reference's query finds nothing".to_owned()),
@@ -42,6 +46,10 @@ pub(super) fn check(setup: &str, reference: &str) -> std::result::Result<(), Str
     }
 }
 
+/// The rows of a query on a database that `setup` has filled, each as text.
+///
+/// Every call makes a database of its own. `setup` comes from the task file and may do what SQLite
+/// can within bounds of size and time, but attach files; the query may only read.
 fn rows(setup: &str, query: &str) -> Result<Vec<String>> {
     let mut connection = Connection::open_in_memory()?;
     connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
@@ -67,7 +75,8 @@ fn rows(setup: &str, query: &str) -> Result<Vec<String>> {
     Ok(rows)
 }
 
-/// Queries read and compute, nothing else.
+/// The authorizer of queries: they read and compute, nothing else. It is asked while a statement is
+/// compiled.
 fn allow(context: AuthContext<'_>) -> Authorization {
     match context.action {
         AuthAction::Select | AuthAction::Read { .. } | AuthAction::Recursive => {

@@ -1,4 +1,5 @@
-//! Means with bootstrap intervals (Efron, 1979): resampled within strata, percentiles of the resampled means.
+//! Means with bootstrap intervals (Efron, 1979): resampled within strata, percentiles of the
+//! resampled means.
 
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -23,8 +24,11 @@ pub struct Estimate {
 /// A value and what it is measured against: 1, or the value of a reference for the same item.
 pub type Pair = (f64, f64);
 
-/// The mean over strata of Σ value / Σ reference, and its interval from resampling each stratum; the same for
-/// the same values. Empty strata are passed over; `None` without any value.
+/// The mean over strata of Σ value / Σ reference, and its interval from resampling each stratum.
+/// Empty strata are passed over; `None` without any value.
+///
+/// Resampling draws as many pairs as a stratum has, with replacement. The seed is fixed, so the
+/// same values give the same interval. The cost is `resamples` times the number of values.
 pub fn bootstrap(strata: &[Vec<Pair>], resamples: usize) -> Option<Estimate> {
     let strata: Vec<&Vec<Pair>> = strata.iter().filter(|stratum| !stratum.is_empty()).collect();
     if strata.is_empty() {
@@ -51,6 +55,7 @@ pub fn bootstrap(strata: &[Vec<Pair>], resamples: usize) -> Option<Estimate> {
     Some(Estimate { mean: all, low: at(tail), high: at(1.0 - tail), count })
 }
 
+/// Σ value / Σ reference: the mean, where all references are 1.
 fn ratio<'a>(pairs: impl Iterator<Item = &'a Pair>) -> f64 {
     let (values, references) =
         pairs.fold((0.0, 0.0), |sums, pair| (sums.0 + pair.0, sums.1 + pair.1));

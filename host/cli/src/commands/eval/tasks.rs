@@ -8,21 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use super::metric::{Metric, check_reference};
 
-/// Longest line.
+/// Longest line in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Questions in all files together.
 const MAX_ITEMS: usize = 1 << 20;
 /// Tokens of an answer, unless the item says.
 const MAX_TOKENS: usize = 64;
 
-/// A question and what answers are right.
+/// A question and the answers that are right.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Item {
     /// The task, for rows of tables; the file's name where it is left out.
     #[serde(default)]
     pub task: String,
-    /// What the user says. Either this or `messages`.
+    /// The user's message. Either this or `messages`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
     /// A conversation that ends with the user.
@@ -30,10 +30,10 @@ pub struct Item {
     pub messages: Vec<Message>,
     /// Right answers. The best of them counts; log-probabilities are those of the first.
     pub references: Vec<String>,
-    /// How an answer is judged.
+    /// The metric by which an answer is judged.
     #[serde(default)]
     pub metric: Metric,
-    /// The module that was made for it.
+    /// The module that was made for it, which answers in a column with `own`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
     /// Groups for summaries, such as `seen`.
@@ -42,7 +42,7 @@ pub struct Item {
     /// SQL that fills the database that the metric `sql` asks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub setup: Option<String>,
-    /// What the metric `numeric` allows, relative to the reference.
+    /// The difference that the metric `numeric` allows, relative to the reference, from 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<f64>,
     /// Tokens of an answer at most.
@@ -50,6 +50,7 @@ pub struct Item {
     pub max_tokens: usize,
 }
 
+/// The default of [`Item::max_tokens`], as serde calls it.
 fn max_tokens() -> usize {
     MAX_TOKENS
 }
@@ -60,12 +61,12 @@ fn max_tokens() -> usize {
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What is said.
+    /// The text of the turn.
     pub content: String,
 }
 
 impl Item {
-    /// The conversation up to the answer.
+    /// The conversation up to the answer. A `prompt` is one turn of the user.
     pub(crate) fn conversation(&self) -> Vec<Message> {
         match &self.prompt {
             Some(prompt) => vec![Message { role: "user".to_owned(), content: prompt.clone() }],
@@ -73,11 +74,15 @@ impl Item {
         }
     }
 
-    /// What the user says last, for routers that look at the text.
+    /// The user's last message, for routers that look at the text.
     pub(crate) fn last_said(&self) -> String {
         self.conversation().pop().map(|message| message.content).unwrap_or_default()
     }
 
+    /// Refuses an item with fields that contradict each other, and references that no answer could
+    /// match.
+    ///
+    /// For SQL the references are run, so a file with many of them takes its time.
     fn check(&self) -> Result<(), String> {
         let (prompt, messages) = (self.prompt.is_some(), !self.messages.is_empty());
         if prompt == messages {
@@ -127,8 +132,11 @@ pub struct Task {
 
 /// Reads task files, and those in directories, as tasks in the order of their names.
 ///
+/// Items of one task may lie in several files. `limit` is the number of items that each task gets,
+/// the first ones; files are read and checked to their end in any case.
+///
 /// # Errors
-/// What cannot be read, with file and line.
+/// A message with file and line: a line that cannot be read or is no item, too many items, or none.
 pub fn read_tasks(paths: &[PathBuf], limit: Option<usize>) -> Result<Vec<Task>, String> {
     let mut tasks: BTreeMap<String, Vec<Item>> = BTreeMap::new();
     let mut count = 0;
@@ -150,6 +158,8 @@ pub fn read_tasks(paths: &[PathBuf], limit: Option<usize>) -> Result<Vec<Task>, 
     Ok(tasks.into_iter().map(|(name, items)| Task { name, items }).collect())
 }
 
+/// Files as they are given, and in the place of each directory its .jsonl files in the order of
+/// their names.
 fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     let mut files = Vec::new();
     for path in paths {
@@ -171,6 +181,7 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     Ok(files)
 }
 
+/// The items of one file. Blank lines are passed over, and so is a byte order mark.
 fn read_file(path: &Path) -> Result<Vec<Item>, String> {
     let file = std::fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();

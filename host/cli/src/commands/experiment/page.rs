@@ -3,8 +3,10 @@
 use minijinja::{Environment, context};
 use serde_json::Value as Json;
 
+/// The page's template.
 const TEMPLATE: &str = include_str!("../../../templates/experiment.html");
 
+/// Fills the page. Names in the report are escaped.
 pub(super) fn render(report: &Json) -> Result<String, String> {
     let mut environment = Environment::new();
     let fail = |error: minijinja::Error| format!("the page: {error}");
@@ -17,7 +19,7 @@ pub(super) fn render(report: &Json) -> Result<String, String> {
     template.render(context! { report }).map_err(fail)
 }
 
-/// A number with three significant digits, at most six after the point.
+/// A number with three significant digits, at most six after the point; 0 for what is not finite.
 fn short(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return "0".to_owned();
@@ -26,12 +28,13 @@ fn short(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// A p-value; small ones are not told apart.
+/// A p-value with three digits; those below 0.001 are not told apart.
 fn probability(value: f64) -> String {
     if value < 0.001 { "< 0.001".to_owned() } else { format!("{value:.3}") }
 }
 
-/// Where a value lies on a line of `width` that shows −`most` to `most`.
+/// The place of a value on a line of `width` that shows −`most` to `most`. Values beyond are put at
+/// its ends.
 fn at(value: f64, most: f64, width: f64) -> f64 {
     let most = if most > 0.0 { most } else { 1.0 };
     ((value / most + 1.0) / 2.0 * width).clamp(0.0, width)

@@ -1,4 +1,5 @@
-//! Conversations of task files, or of traces, through an experiment: assigned, answered, graded and fed back as a server would.
+//! Conversations of task files, or of traces, through an experiment: assigned, answered, graded and
+//! fed back as a server would.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,31 +26,43 @@ use polyskill_server::service::Service;
 /// Pause before a full queue is asked again.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(5);
 
-/// The metric that grades answers.
+/// The metric that grades answers, 0 to 1, as the declaration may name it.
 pub(super) const GRADE: &str = "correct";
 
-/// What is asked, whoever asked it.
+/// A request of the traffic: an item of a task file or a recorded trace.
 struct Conversation {
+    /// The unit that an arm is assigned to: `TASK/NUMBER`, or the id of the trace.
     unit: String,
+    /// The prompt as tokens, template included.
     prompt: Vec<u32>,
+    /// Sampling parameters: greedy for items, as recorded for traces.
     sampling: SamplingParams,
-    /// What routers may read.
+    /// The text that routers may read: the last message.
     text: Option<String>,
-    /// How the answer is graded, if it is.
+    /// The item that grades the answer; `None` for traces, whose answers are not graded.
     item: Option<Item>,
 }
 
-/// A conversation on its way.
+/// A conversation under one arm, on its way.
 struct Asked<'a> {
+    /// The request.
     conversation: &'a Conversation,
-    /// The id under which feedback comes.
+    /// The id under which feedback comes: the unit and the arm.
     id: String,
+    /// The experiment's answer for the unit, without its shadows.
     enrolment: Enrolment,
     /// The arm that runs, which is the enrolment's unless every arm does.
     arm: String,
+    /// The arm's modules and router.
     composition: Arc<Composition>,
 }
 
+/// Declares the experiment in the service and sends the traffic through it, in an order that the
+/// seed gives; returns the report.
+///
+/// Chunks of `args.parallel` conversations are in the engine at once, times the number of arms
+/// where every arm runs. Units that are held out or belong to another part of the layer are not
+/// asked.
 pub(super) fn run(
     service: &Service,
     mut declaration: Declaration,
@@ -95,6 +108,7 @@ pub(super) fn run(
     experiments.report(&name).map_err(|error| error.to_string())
 }
 
+/// The bar over conversations.
 fn bar(count: usize) -> ProgressBar {
     let bar = ProgressBar::new(count as u64);
     let template = "{elapsed} {wide_bar} {pos}/{len} conversations, {eta} left";
@@ -104,7 +118,9 @@ fn bar(count: usize) -> ProgressBar {
     bar
 }
 
-/// All conversations of task files and of traces.
+/// All conversations: first those of traces, then those of task files.
+///
+/// Items that ask for a log-probability have no answer and are left out.
 fn conversations(service: &Service, args: &TrafficArgs) -> Result<Vec<Conversation>, String> {
     let (traces, tasks): (Vec<PathBuf>, Vec<PathBuf>) =
         args.traffic.iter().cloned().partition(|path| is_traces(path));
@@ -132,7 +148,7 @@ fn conversations(service: &Service, args: &TrafficArgs) -> Result<Vec<Conversati
     Ok(all)
 }
 
-/// Whether a file's first line is a trace that can be run again.
+/// True for a file whose first line is a trace. Directories and files that cannot be read are none.
 fn is_traces(path: &Path) -> bool {
     let first = std::fs::File::open(path).ok().and_then(|file| {
         let mut line = String::new();
@@ -142,6 +158,7 @@ fn is_traces(path: &Path) -> bool {
     first.is_some_and(|line| line["composition"].is_string())
 }
 
+/// A greedy request for an item, as a client would send its conversation.
 fn of_item(service: &Service, unit: String, item: Item) -> Result<Conversation, String> {
     let messages: Vec<Json> = item.conversation().iter().map(|message| json!(message)).collect();
     let prompt = service.tokenizer.encode_chat(&Chat::to_answer(&messages));
@@ -160,7 +177,9 @@ fn of_item(service: &Service, unit: String, item: Item) -> Result<Conversation, 
     })
 }
 
-/// A conversation under its arm, or under every arm.
+/// A conversation under its arm, or under every arm, composed.
+///
+/// An arm that cannot be composed is counted as a failure of the experiment, and the others go on.
 fn ask<'a>(
     service: &Service,
     conversation: &'a Conversation,
@@ -188,7 +207,8 @@ fn ask<'a>(
     asked
 }
 
-/// Answers, measures and grades; all of them are in the engine at once.
+/// Answers, measures and grades; all of them are in the engine at once. They are collected one
+/// after the other, and the seconds of each end when it is collected.
 fn answer(service: &Service, asked: &[Asked<'_>]) -> Result<(), String> {
     let pending: Vec<(Instant, Receiver<Event>)> =
         asked.iter().map(|asked| submit(service, asked)).collect::<Result<_, _>>()?;
@@ -211,7 +231,8 @@ fn answer(service: &Service, asked: &[Asked<'_>]) -> Result<(), String> {
     Ok(())
 }
 
-/// The arm that serves is graded by feedback, as a client would; others have no reply that feedback could come for.
+/// Counts one answer. The arm that serves is graded by feedback, as a client would; others have no
+/// reply that feedback could come for, so their grade is a measurement.
 fn count(
     experiments: &Experiments,
     asked: &Asked<'_>,
@@ -234,6 +255,8 @@ fn count(
     }
 }
 
+/// Gives a request to the engine, and waits for as long as its queue is full; the time begins when
+/// it is taken.
 fn submit(service: &Service, asked: &Asked<'_>) -> Result<(Instant, Receiver<Event>), String> {
     loop {
         let (sender, events) = channel();

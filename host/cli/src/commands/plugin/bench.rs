@@ -13,19 +13,25 @@ use polyskill_sdk::{Batch, Decision, LibraryChange, Parameters, Plan, Request};
 
 use super::{SandboxArgs, Settings, prepare, say};
 
+/// Modules in the stub libraries. Loading and starting are measured with the first.
 const MODULES: [u32; 3] = [8, 64, 256];
+/// Rows of a batch.
 const ROWS: [usize; 3] = [1, 8, 32];
-/// Loads are slow and few; calls are many, within a time.
+/// Loads and starts that are measured. They are slow and few; calls are many, within a time.
 const LOADS: usize = 7;
+/// Calls that are measured at most.
 const CALLS: usize = 2_000;
+/// Calls before the first that is measured.
 const WARM_UP: usize = 20;
+/// Time after which no further call begins, warm-up not counted. One is measured in any case.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Sorted seconds of one thing, or why there are none.
+/// Sorted seconds of one thing, or the reason for which there are none.
 type Times = Result<Vec<f64>, String>;
-/// What was measured, in the order of the table.
+/// The things that were measured, in the order of the table, with their times.
 type Figures = Vec<(String, Times)>;
 
+/// Measures all bundles, one after the other, and prints them side by side.
 pub(super) fn run(
     bundles: &[PathBuf],
     args: &SandboxArgs,
@@ -40,6 +46,10 @@ pub(super) fn run(
     table(&columns, out)
 }
 
+/// The title and the figures of one bundle.
+///
+/// `cache` is an empty folder. The first loads get a cache each, so that they compile; the others
+/// find compiled code in that of the first.
 fn measure(
     bundle: &Path,
     cache: &Path,
@@ -81,21 +91,25 @@ fn measure(
     Ok((format!("{} ({})", plugin.name(), plugin.kind()), figures))
 }
 
+/// The library as routers see it, a copy of it as it is now.
 fn view(library: &StubHost) -> Arc<dyn LibraryView> {
     Arc::new(library.clone())
 }
 
+/// Seconds of work that succeeds. Its result is freed after the time is taken.
 fn timed<T>(work: impl FnOnce() -> Result<T, String>) -> Result<f64, String> {
     let start = Instant::now();
     work().map(|_| start.elapsed().as_secs_f64())
 }
 
+/// Times, ascending.
 fn sorted(mut times: Vec<f64>) -> Vec<f64> {
     times.sort_by(f64::total_cmp);
     times
 }
 
-/// Repeats until there are enough times or the patience ends.
+/// Repeats until there are enough times or the patience ends. The first failure ends it too, and no
+/// times are kept.
 fn repeat(mut work: impl FnMut() -> Result<(), String>) -> Times {
     for _ in 0..WARM_UP {
         work()?;
@@ -107,7 +121,11 @@ fn repeat(mut work: impl FnMut() -> Result<(), String>) -> Times {
     Ok(sorted(times))
 }
 
-/// Plans for a library of this size; and rows, where the plan has the router decide them.
+/// Times of plans for a library of this size; and of rows, where the plan has the router decide
+/// them.
+///
+/// The latter are there only for gate programs of which one ends with a call of the router; the
+/// first such program gives the arguments.
 fn calls(plugin: &Plugin, parameters: &Parameters, modules: u32) -> (Times, Figures) {
     let mut plan = None;
     let planned = plans(plugin, parameters, modules, &mut plan);
@@ -120,15 +138,19 @@ fn calls(plugin: &Plugin, parameters: &Parameters, modules: u32) -> (Times, Figu
     let Some((program, hidden, arguments)) = route else { return (planned, Vec::new()) };
     let scores = program.ops.iter().any(|op| matches!(op, Op::Linear { .. }));
     let case = |rows: usize| {
-        let measured = route_rows(&*router, &library, (rows, modules, scores, hidden), arguments);
+        let shape = BatchShape { rows, modules, scores, hidden };
+        let measured = route_rows(&*router, &library, shape, arguments);
         let plural = if rows == 1 { "" } else { "s" };
         (format!("route, {rows} row{plural}, {modules} modules"), measured)
     };
     (planned, ROWS.into_iter().map(case).collect())
 }
 
+/// A router that has planned, the library that it planned for, and its first plan.
 type Planned = (Box<dyn LoadedRouter>, Arc<dyn LibraryView>, Plan);
 
+/// Times of plans for all modules as candidates. `plan` gets the router for what follows, if
+/// nothing failed.
 fn plans(
     plugin: &Plugin,
     parameters: &Parameters,
@@ -156,12 +178,29 @@ fn plans(
     Ok(times)
 }
 
+/// The size of a batch that a router decides, and the inputs that come with it.
+#[derive(Clone, Copy)]
+struct BatchShape {
+    /// Rows, which are tokens of any requests.
+    rows: usize,
+    /// Candidates of each row.
+    modules: u32,
+    /// True where the gate program gives scores, `[rows, modules]`; without it there are none.
+    scores: bool,
+    /// True where the router asks for hidden states, `[rows, width]`; without it there are none.
+    hidden: bool,
+}
+
+/// Times of a router's decisions on batches of made-up values from 0 to 1, the same in each call.
+///
+/// Modules are numbered from 0 on, and all of them are candidates.
 fn route_rows(
     router: &dyn LoadedRouter,
     library: &Arc<dyn LibraryView>,
-    (rows, modules, scores, hidden): (usize, u32, bool, bool),
+    shape: BatchShape,
     arguments: &[f32],
 ) -> Times {
+    let BatchShape { rows, modules, scores, hidden } = shape;
     let mut stepper = router.stepper(library).map_err(|fault| fault.to_string())?;
     let candidates: Vec<u32> = (0..modules).collect();
     let value = |at: usize| ((at * 7_919) % 997) as f32 / 997.0;
@@ -195,6 +234,10 @@ fn show(times: &Times) -> String {
     format!("{:.1} / {:.1} {unit}", median * factor, tail * factor)
 }
 
+/// Prints a row per thing and a column per bundle, then why there are no times where there are
+/// none.
+///
+/// Bundles may have different rows: those that one lacks show as a dash.
 fn table(columns: &[(String, Figures)], out: &mut dyn Write) -> Result<(), String> {
     let mut names: Vec<&String> = Vec::new();
     for name in columns.iter().flat_map(|(_, figures)| figures).map(|(name, _)| name) {

@@ -12,13 +12,13 @@ use polyskill_plugin::{Kind, Limits, MANIFEST_FILE, Manifest, SIGNATURE_FILE};
 
 use super::{Language, bundle_folder, read_manifest, say, short_name, toolchain};
 
-/// What `build` makes.
+/// The project, and the form that its code becomes.
 #[derive(Args, Clone, Debug)]
 pub struct BuildArgs {
     /// The project's folder.
     #[arg(default_value = ".")]
     pub dir: PathBuf,
-    /// What the code becomes; by default a component for Rust and Python, a core module for C.
+    /// Form of the code; by default a component for Rust and Python, a core module for C.
     #[arg(long = "as", value_enum)]
     pub flavour: Option<Flavour>,
     /// Have cargo use what is on this machine already.
@@ -26,7 +26,7 @@ pub struct BuildArgs {
     pub offline: bool,
 }
 
-/// What code becomes.
+/// The form that code becomes. A gate file stays as it is, whatever the form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Flavour {
     /// A component of the WIT world.
@@ -37,9 +37,10 @@ pub enum Flavour {
     Dylib,
 }
 
-/// Cargo's feature for the flat ABI.
+/// Cargo's feature for the flat ABI. Without it, the SDK exports a component's functions.
 const FLAT: &str = "polyskill-sdk/flat";
 
+/// Builds and says where the bundle is, how large its code is and how long it took.
 pub(super) fn run(args: &BuildArgs, out: &mut dyn Write) -> Result<(), String> {
     let start = Instant::now();
     let built = build(args, out)?;
@@ -55,14 +56,21 @@ pub(super) fn run(args: &BuildArgs, out: &mut dyn Write) -> Result<(), String> {
     )
 }
 
-/// What a build made.
+/// The result of a build.
 pub(super) struct Built {
+    /// The bundle's folder.
     pub(super) folder: PathBuf,
+    /// The kind of plugin that the bundle was found to be.
     pub(super) kind: Kind,
+    /// Bytes of the code, without manifest and fixtures.
     pub(super) code_bytes: usize,
 }
 
 /// Compiles a project and writes its bundle.
+///
+/// The bundle goes to `target/bundle/NAME` in the project; one whose form was asked for goes to
+/// `target/bundle/FORM/NAME`, so that forms can be compared. A dynamic library's manifest names
+/// another file than the project's does. The bundle is inspected at the end and not loaded.
 pub(super) fn build(args: &BuildArgs, out: &mut dyn Write) -> Result<Built, String> {
     let mut manifest = read_manifest(&args.dir)?;
     let language = language(&args.dir, &manifest)?;
@@ -107,6 +115,8 @@ pub(super) fn build(args: &BuildArgs, out: &mut dyn Write) -> Result<Built, Stri
     Ok(Built { folder, kind, code_bytes })
 }
 
+/// The language of a project, by its files: a Cargo.toml counts first, then a gate file in the
+/// manifest, then C, then Python.
 fn language(dir: &Path, manifest: &Manifest) -> Result<Language, String> {
     let has = |extension: &str| sources(dir, extension).next().is_some();
     if dir.join("Cargo.toml").is_file() {
@@ -126,6 +136,7 @@ fn language(dir: &Path, manifest: &Manifest) -> Result<Language, String> {
     }
 }
 
+/// Files of a folder with an extension, in the order of their names; none where there is no folder.
 fn sources(dir: &Path, extension: &str) -> impl Iterator<Item = PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut found: Vec<PathBuf> =
@@ -134,7 +145,8 @@ fn sources(dir: &Path, extension: &str) -> impl Iterator<Item = PathBuf> {
     found.into_iter()
 }
 
-/// Runs a compiler; what it says is shown where it fails or warns.
+/// Runs a compiler. Its output is an error where it fails; where it warns, it is shown without
+/// cargo's lines about progress.
 fn compile(command: &mut Command, out: &mut dyn Write) -> Result<(), String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(|error| format!("cannot run `{program}`: {error}"))?;
@@ -154,6 +166,8 @@ fn compile(command: &mut Command, out: &mut dyn Write) -> Result<(), String> {
     Ok(())
 }
 
+/// Compiles a crate and returns its library. Code for WebAssembly is free of the flags that are
+/// meant for this machine.
 fn rust(args: &BuildArgs, flavour: Flavour, out: &mut dyn Write) -> Result<Vec<u8>, String> {
     let dir = &args.dir;
     let library = library_name(dir)?;
@@ -189,8 +203,8 @@ fn rust(args: &BuildArgs, flavour: Flavour, out: &mut dyn Write) -> Result<Vec<u
     read(&code).map_err(|error| format!("{error} (is its crate-type `cdylib`?)"))
 }
 
-/// Empties a target directory that another compiler has built in: cargo tells compilers apart, but not
-/// standard libraries built by the same one.
+/// Empties a target directory that another compiler has built in: cargo tells compilers apart, but
+/// not standard libraries built by the same one.
 fn claim(target: &Path, compiler: &str) -> Result<(), String> {
     let stamp = target.join("compiler.stamp");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == compiler) {
@@ -203,7 +217,8 @@ fn claim(target: &Path, compiler: &str) -> Result<(), String> {
         .map_err(|error| format!("{}: {error}", target.display()))
 }
 
-/// What cargo calls the crate's library.
+/// The name that cargo gives the crate's library: that of `[lib]`, else the package's, with
+/// underscores.
 fn library_name(dir: &Path) -> Result<String, String> {
     let path = dir.join("Cargo.toml");
     let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -215,6 +230,10 @@ fn library_name(dir: &Path) -> Result<String, String> {
     Ok(name.replace('-', "_"))
 }
 
+/// Compiles all .c files of a project into one library.
+///
+/// The clang or zig that is found makes a core module with SIMD and bulk memory, without a standard
+/// library; the system's `cc` makes a dynamic library.
 fn c(
     dir: &Path,
     flavour: Flavour,
@@ -241,6 +260,7 @@ fn c(
     read(&object)
 }
 
+/// Makes a component of `router.py` with the world `plan-only`, which has no decisions on rows.
 fn python(dir: &Path, manifest: &Manifest, out: &mut dyn Write) -> Result<Vec<u8>, String> {
     if toolchain::componentize_py().is_none() {
         return Err(format!("there is no componentize-py; get it with\n{}", toolchain::GET_PYTHON));
@@ -254,10 +274,12 @@ fn python(dir: &Path, manifest: &Manifest, out: &mut dyn Write) -> Result<Vec<u8
     read(&target.join(&manifest.file))
 }
 
+/// A file's bytes.
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
+/// The fixtures of a project, its `fixtures/*.json`, by their paths in the bundle.
 fn fixtures(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     sources(&dir.join("fixtures"), "json")
@@ -265,8 +287,11 @@ fn fixtures(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, String> {
         .collect()
 }
 
-/// Makes a folder hold these files and no others. Files change in one go, and only where they differ: a
-/// server may be watching.
+/// Makes a folder hold these files and no others, by their paths with `/`.
+///
+/// Each file changes in one go, and only where it differs: a server may be watching. The folder as
+/// a whole does not, so that server may see some files new and others old. A signature stays unless
+/// a file was written; hidden files stay.
 pub(super) fn replace_folder(
     folder: &Path,
     files: &BTreeMap<String, Vec<u8>>,
@@ -297,6 +322,8 @@ pub(super) fn replace_folder(
 }
 
 /// Copies a bundle's folder, or makes one of a bare file.
+///
+/// The name of a bare file's bundle is the file's stem, and its version 0.
 pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<(), String> {
     if from.is_dir() {
         let read = |(name, path): (String, PathBuf)| Ok((name, read(&path)?));
@@ -315,7 +342,8 @@ pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<(), String> {
     replace_folder(to, &files)
 }
 
-/// The files of a bundle's folder, as it counts them: up to two folders deep, hidden ones left out.
+/// The files of a bundle's folder, by their paths with `/`; hidden ones are left out, and so is
+/// what hidden folders hold.
 fn list(folder: &Path) -> Result<BTreeMap<String, PathBuf>, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![(folder.to_owned(), String::new())];

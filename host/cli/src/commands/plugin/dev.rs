@@ -12,13 +12,15 @@ use clap::Args;
 use super::build::{BuildArgs, Flavour, build, copy_folder};
 use super::{SandboxArgs, read_manifest, say, short_name, test};
 
-/// How often the sources are looked at.
+/// Time between two looks at the sources.
 const INTERVAL: Duration = Duration::from_millis(200);
-/// A load compiles and tests; a request that takes longer has failed.
+/// Longest wait for the server's answer to a load, which compiles and tests; a request that takes
+/// longer has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Files and folders of a project that are watched at most; changes of others go unseen.
 const MAX_WATCHED_FILES: usize = 4_096;
 
-/// What `dev` does.
+/// The project, the server that runs it, and the form of its code.
 #[derive(Args, Clone, Debug)]
 pub struct DevArgs {
     /// The project's folder.
@@ -27,20 +29,20 @@ pub struct DevArgs {
     /// The server: started here, unless --plugins says that there is one.
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     pub to: String,
-    /// A directory of a running server (`serve --plugins DIR --watch-plugins --allow-unsigned`): the bundle
-    /// is copied there.
+    /// A directory of a running server (`serve --plugins DIR --watch-plugins --allow-unsigned`):
+    /// the bundle is copied there.
     #[arg(long)]
     pub plugins: Option<PathBuf>,
     /// Admin key of that server: with it, each change is loaded at once and the answer shown.
     #[arg(long, env = "POLYSKILL_ADMIN_KEY", hide_env_values = true)]
     pub admin_key: Option<String>,
-    /// What the code becomes; see `build`.
+    /// Form of the code; see `build`.
     #[arg(long = "as", value_enum)]
     pub flavour: Option<Flavour>,
     /// Have cargo use what is on this machine already.
     #[arg(long)]
     pub offline: bool,
-    /// How it is run.
+    /// Limits and parameters of the tests.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
     /// More arguments of `polyskill serve`, after `--`.
@@ -48,7 +50,7 @@ pub struct DevArgs {
     pub serve: Vec<String>,
 }
 
-/// Ends the server with its parent.
+/// A server that is this command's own, stopped when dropped.
 struct Server(Child);
 
 impl Drop for Server {
@@ -58,13 +60,23 @@ impl Drop for Server {
     }
 }
 
-/// Where changes go.
+/// The server that changes go to.
 struct Target {
+    /// The directory of plugins that it watches.
     directory: PathBuf,
+    /// Host and port, without a scheme.
     host: String,
+    /// The key for its admin routes; without it the server is left to notice changes by itself.
     admin_key: Option<String>,
 }
 
+/// Looks at the sources until Ctrl-C, and builds, tests and hands over where they have changed.
+///
+/// A server of its own is started after the first round that succeeds.
+///
+/// # Errors
+/// If the server ends, or cannot be started. A project that does not build or pass its tests is no
+/// error.
 pub(super) fn run(args: &DevArgs, out: &mut dyn Write) -> Result<(), String> {
     let (target, starts) = target(args)?;
     let mut server: Option<Server> = None;
@@ -95,6 +107,7 @@ pub(super) fn run(args: &DevArgs, out: &mut dyn Write) -> Result<(), String> {
     }
 }
 
+/// The server that changes go to, and true if it is to be started here.
 fn target(args: &DevArgs) -> Result<(Target, bool), String> {
     let host = args.to.trim_start_matches("http://").trim_end_matches('/').to_owned();
     if args.to.starts_with("https://") || host.contains('/') {
@@ -115,12 +128,15 @@ fn target(args: &DevArgs) -> Result<(Target, bool), String> {
     })
 }
 
+/// A key of 64 hexadecimal digits from the random state of the standard library's hash tables. It
+/// guards a server of this session only.
 fn random_key() -> String {
     use std::hash::{BuildHasher as _, RandomState};
     (0..4).map(|at: u32| format!("{:016x}", RandomState::new().hash_one(at))).collect()
 }
 
-/// Builds, tests and hands over; prints each step and its time.
+/// Builds, tests and hands over; prints each step and its time. `load` has the server load the
+/// bundle at once.
 fn round(args: &DevArgs, target: &Target, load: bool, out: &mut dyn Write) -> Result<(), String> {
     let name = read_manifest(&args.dir)?.name;
     let begin = Instant::now();
@@ -153,6 +169,7 @@ fn round(args: &DevArgs, target: &Target, load: bool, out: &mut dyn Write) -> Re
     say(out, format_args!("total   {}", since(begin)))
 }
 
+/// Starts a server that watches the target's directory and ends with this process.
 fn start_server(args: &DevArgs, target: &Target) -> Result<Server, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(program);
@@ -169,7 +186,9 @@ fn start_server(args: &DevArgs, target: &Target) -> Result<Server, String> {
     command.spawn().map(Server).map_err(|error| format!("the server does not start: {error}"))
 }
 
-/// Has the server load a bundle; what it answered.
+/// Has the server load a bundle, and returns what it answered in words.
+///
+/// The bundle's path is made absolute, so the server must be on this machine.
 fn load_into(host: &str, key: &str, bundle: &Path) -> Result<String, String> {
     let path = std::path::absolute(bundle).map_err(|error| error.to_string())?;
     let body = serde_json::json!({"path": path.display().to_string()}).to_string();
@@ -201,7 +220,10 @@ fn load_into(host: &str, key: &str, bundle: &Path) -> Result<String, String> {
     }
 }
 
-/// Sizes and times of all sources: what is hidden or built is none.
+/// Sizes and times of all sources, by path. Hidden files, what is built, Cargo.lock and Python's
+/// caches are none.
+///
+/// A change that keeps a file's size and time is not noticed.
 fn fingerprint(dir: &Path) -> BTreeMap<PathBuf, (u64, Option<SystemTime>)> {
     let mut found = BTreeMap::new();
     let mut folders = vec![dir.to_owned()];

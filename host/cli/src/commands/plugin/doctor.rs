@@ -6,6 +6,10 @@ use std::process::Command;
 
 use super::{say, toolchain};
 
+/// Prints a line for each compiler: its version or place, or how to get it. What is missing is no
+/// failure.
+///
+/// Rust is looked for as for a project in the working directory.
 pub(super) fn run(out: &mut dyn Write) -> Result<(), String> {
     let cargo = toolchain::output(toolchain::cargo().arg("--version"));
     report(out, "cargo", cargo.ok_or("https://rustup.rs"))?;
@@ -30,6 +34,7 @@ pub(super) fn run(out: &mut dyn Write) -> Result<(), String> {
     report(out, "gate files", Ok::<_, &str>("need no compiler".to_owned()))
 }
 
+/// Prints one line, or several with the commands that mend what is missing.
 fn report(out: &mut dyn Write, what: &str, found: Result<String, &str>) -> Result<(), String> {
     match found {
         Ok(found) => say(out, format_args!("ok       {what}: {}", found.trim())),

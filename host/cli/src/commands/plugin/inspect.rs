@@ -7,6 +7,11 @@ use polyskill_plugin::{Kind, Limits};
 
 use super::say;
 
+/// Prints a bundle's manifest, digest, signer, files, exports, and how its needs compare with the
+/// default limits. Nothing of it is run.
+///
+/// Memory is that with which its code starts; it may grow to more. Exports that compilers add, with
+/// names in `cabi_` or `__`, are left out.
 pub(super) fn run(bundle: &Path, out: &mut dyn Write) -> Result<(), String> {
     // Whoever looks at a bundle wants to hear that it is too large, not that it cannot be read.
     let limits = Limits { file_mib: 1 << 10, ..Limits::default() };

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 
 use super::{say, short_name, toolchain};
 
-/// What a router is written in.
+/// The language of a router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Language {
     /// A crate with the SDK's trait; becomes a component.
@@ -21,13 +21,14 @@ pub enum Language {
     Python,
 }
 
-/// What `new` makes.
+/// The name of the new project, its language, and the folder that it goes to.
 #[derive(Args, Clone, Debug)]
 pub struct NewArgs {
     /// Language of the router.
     #[arg(long, value_enum, default_value = "rust")]
     pub lang: Language,
-    /// The SDK's folder, for Rust; by default that of the checkout around here or around this program.
+    /// The SDK's folder, for Rust; by default that of the checkout around here or around this
+    /// program.
     #[arg(long)]
     pub sdk: Option<PathBuf>,
     /// The plugin's name: lower-case letters, digits, `-`; `publisher/name` for signed ones.
@@ -36,14 +37,17 @@ pub struct NewArgs {
     pub dir: Option<PathBuf>,
 }
 
-/// Files by path, from a template.
+/// Files by path, with their templates: text between `@` signs is filled in.
 type Files = &'static [(&'static str, &'static str)];
 
+/// A fixture in which the message names modules.
 const BY_NAME: (&str, &str) =
     ("fixtures/by-name.json", include_str!("../../../templates/by_name.json"));
+/// A fixture in which the message names none.
 const NOTHING_NAMED: (&str, &str) =
     ("fixtures/nothing-named.json", include_str!("../../../templates/nothing_named.json"));
 
+/// A project in Rust.
 const RUST: Files = &[
     ("Cargo.toml", include_str!("../../../templates/rust/Cargo.toml.in")),
     ("src/lib.rs", include_str!("../../../templates/rust/lib.rs")),
@@ -51,17 +55,20 @@ const RUST: Files = &[
     BY_NAME,
     NOTHING_NAMED,
 ];
+/// A project in C, with the header of the flat ABI.
 const C: Files = &[
     ("router.c", include_str!("../../../templates/c/router.c")),
     ("polyskill.h", include_str!("../../../../../sdk/include/polyskill.h")),
     ("README.md", include_str!("../../../templates/c/README.md")),
     ("fixtures/best.json", include_str!("../../../templates/c/best.json")),
 ];
+/// A project of gate programs.
 const GATE: Files = &[
     ("gates.toml", include_str!("../../../templates/gate/gates.toml")),
     ("README.md", include_str!("../../../templates/gate/README.md")),
     ("fixtures/two-of-three.json", include_str!("../../../templates/gate/two_of_three.json")),
 ];
+/// A project in Python, with the WIT world.
 const PYTHON: Files = &[
     ("router.py", include_str!("../../../templates/python/router.py")),
     ("wit/router.wit", include_str!("../../../../../sdk/wit/router-0.1/router.wit")),
@@ -69,9 +76,14 @@ const PYTHON: Files = &[
     BY_NAME,
     NOTHING_NAMED,
 ];
+/// The manifest of all projects.
 const MANIFEST: &str = include_str!("../../../templates/plugin.toml");
+/// The `.gitignore` of all projects.
 const IGNORED: &str = include_str!("../../../templates/gitignore");
 
+/// Writes a project into a folder that does not exist yet, and says how to build it.
+///
+/// A project in Rust depends on the SDK by its path on this machine.
 pub(super) fn run(args: &NewArgs, out: &mut dyn Write) -> Result<(), String> {
     let name = &args.name;
     let crate_name = short_name(name);
@@ -120,6 +132,7 @@ pub(super) fn run(args: &NewArgs, out: &mut dyn Write) -> Result<(), String> {
     )
 }
 
+/// Refuses names that cannot be a crate's, or that servers do not take.
 fn check(name: &str, crate_name: &str) -> Result<(), String> {
     let plain =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte);
@@ -134,6 +147,7 @@ fn check(name: &str, crate_name: &str) -> Result<(), String> {
     })
 }
 
+/// Writes a file, and makes its folder if need be.
 fn write(path: &Path, content: &[u8]) -> Result<(), String> {
     let made = path.parent().map_or(Ok(()), fs::create_dir_all);
     made.and_then(|()| fs::write(path, content))

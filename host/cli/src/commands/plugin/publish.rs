@@ -7,11 +7,15 @@ use polyskill_plugin::{Kind, Limits};
 
 use super::{say, short_name};
 
+/// The text of an error.
 #[expect(clippy::needless_pass_by_value, reason = "used with map_err")]
 fn fail(error: polyskill_plugin::Error) -> String {
     error.to_string()
 }
 
+/// Writes a bundle as a tar and says whether it is signed.
+///
+/// A signature that does not fit is an error, found once the tar is written.
 pub(super) fn pack(
     bundle: &Path,
     output: Option<&Path>,
@@ -30,6 +34,10 @@ pub(super) fn pack(
     say(out, format_args!("{} ({size} KiB)\ndigest {}, {signed}", target.display(), found.digest))
 }
 
+/// Signs a bundle's folder and prints what a server's configuration needs to trust the key.
+///
+/// The trust is for names with the publisher's prefix, or for this one's where there is no
+/// publisher.
 pub(super) fn sign(
     bundle: &Path,
     key: &Path,
@@ -65,6 +73,7 @@ pub(super) fn sign(
     )
 }
 
+/// Checks that a bundle is signed with a key. Digits of the key may be of either case.
 pub(super) fn verify(bundle: &Path, key: &str, out: &mut dyn Write) -> Result<(), String> {
     let found = polyskill_plugin::inspect(bundle, &Limits::default()).map_err(fail)?;
     let name = &found.manifest.name;

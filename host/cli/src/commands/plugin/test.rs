@@ -12,6 +12,13 @@ use polyskill_sources::cache::cache_directory;
 
 use super::{SandboxArgs, Settings, prepare, say};
 
+/// Loads a bundle as a server would, runs its fixtures, and then the conformance suite.
+///
+/// Each fixture is run whether or not those before it passed. The suite is not run where one
+/// failed.
+///
+/// # Errors
+/// If the bundle cannot be loaded, or with the names of what failed.
 pub(super) fn run(bundle: &Path, args: &SandboxArgs, out: &mut dyn Write) -> Result<(), String> {
     let settings = Settings::new(args)?;
     // The server's own cache: what was compiled for a test is not compiled again to serve.
@@ -64,6 +71,7 @@ pub(super) fn run(bundle: &Path, args: &SandboxArgs, out: &mut dyn Write) -> Res
     }
 }
 
+/// Runs the conformance suite with the settings' parameters; false where the router violates it.
 fn conform(plugin: &Plugin, settings: &Settings, out: &mut dyn Write) -> Result<bool, String> {
     let start = Instant::now();
     let parameters = settings.parameters(plugin.name())?;
@@ -90,6 +98,8 @@ fn conform(plugin: &Plugin, settings: &Settings, out: &mut dyn Write) -> Result<
 }
 
 /// Modules and texts of the bundle's fixtures: what its author expects an answer to.
+///
+/// Fixtures that are no JSON are passed over: the run of the fixtures has told of them.
 fn cast(plugin: &Plugin) -> Cast {
     let mut cast = Cast::default();
     for (_, bytes) in plugin.fixtures() {
@@ -122,6 +132,7 @@ fn cast(plugin: &Plugin) -> Cast {
     cast
 }
 
+/// Prints the outcome of one step with its time since `start`.
 fn line(
     out: &mut dyn Write,
     passed: bool,
@@ -135,7 +146,8 @@ fn line(
     say(out, text.trim_end())
 }
 
-/// A fixture's failure, with what was decided above what was expected.
+/// Prints a fixture's failure, with what was decided above what was expected where it is of that
+/// kind.
 fn explain(out: &mut dyn Write, name: &str, fault: &Fault) -> Result<(), String> {
     let text = match fault {
         Fault::Failed(reason) => reason.clone(),

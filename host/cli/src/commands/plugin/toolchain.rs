@@ -1,7 +1,8 @@
 //! Finds what routers are compiled with: the SDK, a Rust compiler for WebAssembly, C compilers,
 //! componentize-py.
 //!
-//! For Rust it looks where `cargo xtask` does: the installed target, then the private compiler in the cache.
+//! For Rust it looks where `cargo xtask` does: the installed target, then the private compiler in
+//! the cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,26 +12,28 @@ use polyskill_sources::cache::cache_directory;
 
 /// The target of plugins in Rust.
 pub(super) const WASM: &str = "wasm32-unknown-unknown";
-/// What a private toolchain's folder begins with, as `cargo xtask` names it.
+/// The beginning of the name of a private toolchain's folder, as `cargo xtask` names it.
 const PREFIX: &str = "wasm-toolchain-";
-/// Where cargo looks for flags of the compiler that are meant for plugins.
+/// The variable in which cargo looks for flags of the compiler that are meant for plugins. If it is
+/// set, it is left as it is.
 const WASM_FLAGS: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS";
-/// Vector instructions, which every host of plugins has: loops over scores are two to three times as fast.
+/// Vector instructions, which every host of plugins has: loops over scores are two to three times
+/// as fast.
 const SIMD: &str = "-C target-feature=+simd128";
-/// How to get a Rust compiler for WebAssembly.
+/// The way to get a Rust compiler for WebAssembly.
 pub(super) const GET_RUST: &str = "rustup target add wasm32-unknown-unknown\n\
     or, without rustup on Debian, in a checkout of polyskill: cargo xtask toolchain";
-/// How to get a C compiler for WebAssembly.
+/// The way to get a C compiler for WebAssembly.
 pub(super) const GET_C: &str = "apt-get install clang lld\nor: pip install ziglang";
-/// How to get Python's.
+/// The way to get componentize-py.
 pub(super) const GET_PYTHON: &str = "pip install componentize-py";
 
 /// A Rust compiler that can build for WebAssembly.
 #[derive(Clone, Debug)]
 pub(super) enum RustCompiler {
-    /// The one on the path has the target.
+    /// The compiler on the path has the target.
     Installed { sysroot: PathBuf },
-    /// A private one, with the linker of the one on the path.
+    /// A private compiler, with the linker of the one on the path.
     Private { rustc: PathBuf, linker: PathBuf },
 }
 
@@ -46,7 +49,7 @@ impl RustCompiler {
         }
     }
 
-    /// Where it is.
+    /// The compiler's place, which also tells two compilers apart.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Installed { sysroot } => format!("{} with {WASM}", sysroot.display()),
@@ -55,7 +58,8 @@ impl RustCompiler {
     }
 }
 
-/// Flags meant for this machine would break or slow down a plugin.
+/// Takes the flags from a cargo command that are meant for this machine: they would break or slow
+/// down a plugin.
 pub(super) fn without_flags(cargo: &mut Command) {
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS"] {
         cargo.env_remove(name);
@@ -67,12 +71,13 @@ pub(super) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// A command's output, if it ran and succeeded.
+/// A command's output, if it ran and succeeded. Its standard error is dropped.
 pub(super) fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// True if a sysroot has the standard library for WebAssembly.
 fn has_std(sysroot: &Path) -> bool {
     let library = sysroot.join("lib/rustlib").join(WASM).join("lib");
     let is_std = |name: &std::ffi::OsStr| {
@@ -83,7 +88,13 @@ fn has_std(sysroot: &Path) -> bool {
     entries.into_iter().any(|entry| is_std(&entry.file_name()))
 }
 
-/// The compiler for a project; the folder matters to rustup.
+/// The compiler for a project: the one on the path if it has the target, else a private one from
+/// the cache.
+///
+/// The folder matters to rustup, which may choose another compiler there. Nothing is downloaded.
+///
+/// # Errors
+/// If there is none, with the commands that get one.
 pub(super) fn rust(project: &Path) -> Result<RustCompiler, String> {
     let missing = |what: &str| format!("{what}; get it with\n{GET_RUST}");
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
@@ -102,7 +113,7 @@ pub(super) fn rust(project: &Path) -> Result<RustCompiler, String> {
     linker.is_file().then_some(RustCompiler::Private { rustc, linker }).ok_or_else(no_target)
 }
 
-/// The newest complete compiler in the cache.
+/// The newest compiler in the cache that has its standard library and runs.
 fn private(cache: &Path) -> Option<PathBuf> {
     let cache = std::path::absolute(cache).ok()?;
     let mut found: Vec<(SystemTime, PathBuf)> = std::fs::read_dir(cache)
@@ -120,7 +131,8 @@ fn private(cache: &Path) -> Option<PathBuf> {
     newest.map(|folder| folder.join("rustc"))
 }
 
-/// A C compiler for WebAssembly: program, and its first arguments.
+/// A C compiler for WebAssembly, as its program and first arguments: clang if it has the target and
+/// a linker, else zig, else zig as a package of Python.
 pub(super) fn c() -> Option<Vec<String>> {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<String>>();
     let answers = |program: &str, arguments: &[&str]| output(Command::new(program).args(arguments));
@@ -135,12 +147,16 @@ pub(super) fn c() -> Option<Vec<String>> {
     Some(words("python3 -m ziglang cc --target=wasm32-freestanding"))
 }
 
-/// Whether componentize-py is here; its version.
+/// The version of componentize-py, if it is on the path.
 pub(super) fn componentize_py() -> Option<String> {
     output(Command::new("componentize-py").arg("--version")).map(|text| text.trim().to_owned())
 }
 
-/// The SDK's folder: the given one, or that of a checkout around the working directory or this program.
+/// The SDK's folder, absolute: the given one, or that of a checkout around the working directory or
+/// this program; `None` if there is none.
+///
+/// # Errors
+/// If the given folder is not the SDK's.
 pub(super) fn sdk(given: Option<&Path>) -> Result<Option<PathBuf>, String> {
     let absolute =
         |path: &Path| path.canonicalize().map_err(|e| format!("{}: {e}", path.display()));

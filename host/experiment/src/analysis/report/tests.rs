@@ -20,7 +20,7 @@ fn declaration(change: impl FnOnce(&mut Value)) -> Declaration {
 }
 
 /// Units of an arm, of which a share is 1 and the rest 0.
-fn fill(totals: &mut Totals, (arm, metric): (&str, &str), units: u32, share: f64) {
+fn fill(totals: &mut Totals, arm: &str, metric: &str, units: u32, share: f64) {
     for unit in 0..units {
         let name = format!("{arm}-{unit}");
         let value = f64::from(u8::from(f64::from(unit) < f64::from(units) * share));
@@ -32,7 +32,7 @@ fn fill(totals: &mut Totals, (arm, metric): (&str, &str), units: u32, share: f64
 fn filled(arms: &[(&str, u32, f64)]) -> Totals {
     let mut totals = Totals::default();
     for (arm, units, share) in arms {
-        fill(&mut totals, (arm, "correct"), *units, *share);
+        fill(&mut totals, arm, "correct", *units, *share);
     }
     totals
 }
@@ -133,8 +133,8 @@ fn a_guard_stops_harm_and_has_no_say_otherwise() {
         value["metrics"].as_array_mut().unwrap().push(guard);
     });
     let mut totals = filled(&[("old", 300, 0.5), ("new", 300, 0.8)]);
-    fill(&mut totals, ("old", "safe"), 300, 0.9);
-    fill(&mut totals, ("new", "safe"), 300, 0.5);
+    fill(&mut totals, "old", "safe", 300, 0.9);
+    fill(&mut totals, "new", "safe", 300, 0.5);
     let found = at(&guarded, &totals);
     let breaches = guard_breaches(&found);
     assert_eq!((breaches.len(), breaches[0].arm.as_str()), (1, "new"));
@@ -143,8 +143,8 @@ fn a_guard_stops_harm_and_has_no_say_otherwise() {
     );
     assert_eq!(found.verdict.arm.as_deref(), Some("old"));
     let mut totals = filled(&[("old", 300, 0.5), ("new", 300, 0.8)]);
-    fill(&mut totals, ("old", "safe"), 300, 0.9);
-    fill(&mut totals, ("new", "safe"), 300, 0.88);
+    fill(&mut totals, "old", "safe", 300, 0.9);
+    fill(&mut totals, "new", "safe", 300, 0.88);
     let found = at(&guarded, &totals);
     assert!(guard_breaches(&found).is_empty());
     assert_eq!(found.verdict.arm.as_deref(), Some("new"));
@@ -159,7 +159,7 @@ fn several_comparisons_share_the_level() {
     });
     let mut totals = filled(&[("old", 300, 0.5), ("new", 300, 0.8), ("third", 300, 0.55)]);
     for (arm, share) in [("old", 0.5), ("new", 0.9), ("third", 0.2)] {
-        fill(&mut totals, (arm, "cost"), 300, share);
+        fill(&mut totals, arm, "cost", 300, share);
     }
     let found = at(&many, &totals);
     let verdicts: Vec<_> =
@@ -185,8 +185,8 @@ fn metrics_that_disagree_leave_the_choice_to_people() {
         value["metrics"].as_array_mut().unwrap().push(cost);
     });
     let mut totals = filled(&[("old", 300, 0.5), ("new", 300, 0.8)]);
-    fill(&mut totals, ("old", "cost"), 300, 0.5);
-    fill(&mut totals, ("new", "cost"), 300, 0.9);
+    fill(&mut totals, "old", "cost", 300, 0.5);
+    fill(&mut totals, "new", "cost", 300, 0.9);
     let found = at(&two, &totals);
     assert_eq!(found.verdict.state, State::Undecided);
     assert_eq!(found.verdict.reason, "`new` is better in `correct` and worse in `cost`");

@@ -10,6 +10,8 @@ use super::super::value::{Dict, Value};
 use super::Evaluated;
 
 impl Renderer {
+    /// Jinja's `join`: items by `str`, or an attribute of each, with `d` between them. Bytes are
+    /// counted item by item, before each is appended.
     pub(super) fn join(&self, value: &Value, given: &Given) -> Evaluated {
         let separator = given.get(0, "d").map_or_else(String::new, Value::to_string);
         let attribute = given.get(1, "attribute");
@@ -26,12 +28,14 @@ impl Renderer {
         Ok(Value::from(out))
     }
 
-    /// An attribute by a path like `a.b.0`.
+    /// An attribute by a path like `a.b.0`. A part of digits is an index.
     fn path(&self, value: &Value, path: &Value) -> Evaluated {
         self.path_or(value, path, None)
     }
 
-    /// An attribute by a path, with a value in the place of each part that is not there.
+    /// An attribute by a path, with a value in the place of each part that is not there. A whole
+    /// number as path is an index. `default` is Jinja's: it stands for each part that is undefined,
+    /// and the path goes on from it.
     fn path_or(&self, value: &Value, path: &Value, default: Option<&Value>) -> Evaluated {
         self.work(32)?;
         let or_default = |found: Value| match default {
@@ -49,6 +53,13 @@ impl Renderer {
         })
     }
 
+    /// `batch` and `slice`. `batch` makes lists of `linecount` items; `slice` makes `slices` lists,
+    /// of which the first ones are longer. `fill_with` fills up the short ones. `batch` fills up
+    /// the last list alone; `slice` adds one item to each list that is shorter than the first ones,
+    /// where some are longer.
+    ///
+    /// # Errors
+    /// A count that is missing, below 1, or 2^30 or more.
     pub(super) fn chunks(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         let items = self.items(value)?;
         let count = given.get(0, if name == "batch" { "linecount" } else { "slices" });
@@ -81,7 +92,10 @@ impl Renderer {
         self.list(chunks.into_iter().map(Value::list).collect())
     }
 
-    /// `map`, and the filters that keep some of the items.
+    /// `map`, and the filters that keep some of the items: `select` and `selectattr` those for
+    /// which a test holds, `reject` and `rejectattr` the others. Without the name of a test, the
+    /// item's truth decides. With `attr`, the first argument is the path of the attribute that is
+    /// tested. Of a value that is false or undefined nothing is kept.
     pub(super) fn each(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         if !value.is_true() {
             return self.list(Vec::new());
@@ -120,6 +134,8 @@ impl Renderer {
         self.list(out)
     }
 
+    /// One item of `map`: an attribute of it, `default` in its place, or a filter's result. Further
+    /// arguments are the filter's.
     fn mapped(&self, item: &Value, given: &Given) -> Evaluated {
         if given.positional.is_empty() {
             let Some(path) = given.get(0, "attribute") else {
@@ -133,6 +149,7 @@ impl Renderer {
         self.filter(&name, item, &Given { positional: args, named: given.named.clone() })
     }
 
+    /// Pairs of a mapping, sorted by key or value; texts without case, unless `case_sensitive`.
     pub(super) fn dictsort(&self, value: &Value, given: &Given) -> Evaluated {
         let Value::Dict(dict) = value else {
             return Err(JinjaError::of_type("dictsort needs a mapping"));
@@ -151,7 +168,11 @@ impl Renderer {
         self.list(sorted(pairs.collect(), reverse)?)
     }
 
-    /// The filters that compare items with each other, and `sum`.
+    /// The filters that compare items with each other, and `sum`. Counts n log n work for n items.
+    /// `sort`, `unique`, `min`, `max` and `groupby` compare texts without case, unless
+    /// `case_sensitive`; `sort` takes several attributes with commas between them. `unique` keeps
+    /// the first item of each key, `min` and `max` the first of the best ones; both are undefined
+    /// for nothing. `sum` begins with `start`, 0 by default.
     pub(super) fn ordered(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         let items = self.items(value)?;
         self.work(weight(value).saturating_mul(1 + items.len().max(1).ilog2() as usize) as u64)?;
@@ -222,6 +243,9 @@ impl Renderer {
         }
     }
 
+    /// Groups of items with equal keys, by ascending key: pairs of the key, as the first item of a
+    /// group has it, and the items. The order inside of a group is that of the input. `keyed` holds
+    /// each item behind its key.
     fn grouped(&self, keyed: Vec<(Value, Value)>, sensitive: bool) -> Evaluated {
         let pairs = keyed
             .into_iter()
@@ -242,7 +266,8 @@ impl Renderer {
     }
 }
 
-/// A value as it is compared: texts without case, unless asked.
+/// A value as it is compared: texts without case, unless asked. Texts inside of a tuple keep their
+/// case.
 fn folded(value: &Value, sensitive: bool) -> Value {
     match value {
         Value::Str(text) if !sensitive => Value::from(text.to_lowercase()),
@@ -250,7 +275,8 @@ fn folded(value: &Value, sensitive: bool) -> Value {
     }
 }
 
-/// Items in the order of their keys.
+/// Items in the order of their keys. Stable, also in reverse. The first comparison that Python does
+/// not have is the error. `keyed` holds each item behind its key; the keys are dropped.
 fn sorted(mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>, JinjaError> {
     let mut failed = None;
     keyed.sort_by(|(a, _), (b, _)| {

@@ -7,10 +7,13 @@ use super::super::lexer::Token;
 use super::{Parsed, Parser};
 
 impl Parser {
+    /// Any expression, one level deeper. The loosest rule: a condition.
     pub(super) fn expression(&mut self) -> Parsed<Expr> {
         self.nested(Self::conditional)
     }
 
+    /// `value if condition else otherwise`. `else` may be left out; the value is undefined then
+    /// where the condition does not hold.
     fn conditional(&mut self) -> Parsed<Expr> {
         let mut value = self.or()?;
         while self.skip_name("if") {
@@ -25,6 +28,7 @@ impl Parser {
         Ok(value)
     }
 
+    /// Operands of `or`, from the left.
     fn or(&mut self) -> Parsed<Expr> {
         let mut left = self.and()?;
         while self.skip_name("or") {
@@ -34,6 +38,7 @@ impl Parser {
         Ok(left)
     }
 
+    /// Operands of `and`, from the left.
     fn and(&mut self) -> Parsed<Expr> {
         let mut left = self.not()?;
         while self.skip_name("and") {
@@ -43,6 +48,7 @@ impl Parser {
         Ok(left)
     }
 
+    /// `not`, which binds looser than comparisons.
     fn not(&mut self) -> Parsed<Expr> {
         if self.skip_name("not") {
             return Ok(Expr::Not(Box::new(self.nested(Self::not)?)));
@@ -50,6 +56,8 @@ impl Parser {
         self.comparison()
     }
 
+    /// A chain of comparisons, as in Python. Operators are `==`, `!=`, `<`, `<=`, `>`, `>=`, `in`
+    /// and `not in`.
     fn comparison(&mut self) -> Parsed<Expr> {
         let first = self.sum()?;
         let mut operands = Vec::new();
@@ -59,6 +67,7 @@ impl Parser {
         Ok(if operands.is_empty() { first } else { Expr::Compare(Box::new(first), operands) })
     }
 
+    /// The comparison at hand, taken; `not in` has two tokens.
     fn comparison_op(&mut self) -> Option<CompareOp> {
         let (op, tokens) = match self.peek() {
             Token::Op("==") => (CompareOp::Eq, 1),
@@ -80,10 +89,12 @@ impl Parser {
         Some(op)
     }
 
+    /// Sums, one level deeper.
     fn sum(&mut self) -> Parsed<Expr> {
         self.nested(Self::terms)
     }
 
+    /// Operands of `+` and `-`, from the left.
     fn terms(&mut self) -> Parsed<Expr> {
         let mut left = self.concatenation()?;
         loop {
@@ -98,6 +109,8 @@ impl Parser {
         }
     }
 
+    /// Operands of `~`, which binds tighter than `+`, as in Jinja. All operands of one chain are
+    /// one node.
     fn concatenation(&mut self) -> Parsed<Expr> {
         let first = self.product()?;
         if !self.is_op("~") {
@@ -110,6 +123,7 @@ impl Parser {
         Ok(Expr::Concat(operands))
     }
 
+    /// Operands of `*`, `/`, `//` and `%`, from the left.
     fn product(&mut self) -> Parsed<Expr> {
         let mut left = self.power()?;
         loop {
@@ -126,6 +140,7 @@ impl Parser {
         }
     }
 
+    /// Operands of `**`. Jinja takes them from the left, where Python takes them from the right.
     fn power(&mut self) -> Parsed<Expr> {
         let mut left = self.unary(true)?;
         while self.skip_op("**") {
@@ -135,10 +150,14 @@ impl Parser {
         Ok(left)
     }
 
+    /// An operand, one level deeper.
     fn unary(&mut self, with_filters: bool) -> Parsed<Expr> {
         self.nested(|parser| parser.operand(with_filters))
     }
 
+    /// A sign with its operand, or a primary, and what follows it. Filters and tests bind looser
+    /// than a sign, as `with_filters` is false behind one. Calls, attributes and subscripts bind
+    /// tighter than a sign.
     fn operand(&mut self, with_filters: bool) -> Parsed<Expr> {
         let value = if self.skip_op("-") {
             Expr::Negative(Box::new(self.nested(|parser| parser.unary(false))?))
@@ -151,6 +170,8 @@ impl Parser {
         if with_filters { self.filters_and_tests(value) } else { Ok(value) }
     }
 
+    /// A literal, a name, or an expression in brackets. Strings in a row are one. An empty pair of
+    /// round brackets is the empty tuple.
     fn primary(&mut self) -> Parsed<Expr> {
         let token = self.peek().clone();
         match token {
@@ -196,6 +217,8 @@ impl Parser {
         }
     }
 
+    /// A name as an expression: a constant, or a look-up. Notes the special names of a macro.
+    /// `True`, `False` and `None` are constants with and without the capital.
     fn named(&mut self, name: Arc<str>) -> Expr {
         match &*name {
             "true" | "True" => return Expr::Const(Literal::Bool(true)),
@@ -209,6 +232,7 @@ impl Parser {
         Expr::Name(name)
     }
 
+    /// Expressions up to a closing bracket, with commas between them; one may stand at the end.
     fn list(&mut self, end: &str) -> Parsed<Vec<Expr>> {
         let mut items = Vec::new();
         while !self.is_op(end) {
@@ -224,6 +248,7 @@ impl Parser {
         Ok(items)
     }
 
+    /// A dictionary behind its `{`.
     fn dict(&mut self) -> Parsed<Expr> {
         let mut items = Vec::new();
         while !self.is_op("}") {
@@ -241,7 +266,9 @@ impl Parser {
         Ok(Expr::Dict(items))
     }
 
-    /// One expression, or several with commas between them.
+    /// One expression, or several with commas between them. A comma at the end makes a tuple of
+    /// one. `with_conditions` allows `a if b else c` without brackets; one of `ends` ends it, as
+    /// does the end of the tag or a bracket.
     pub(super) fn tuple(&mut self, with_conditions: bool, ends: &[&str]) -> Parsed<Expr> {
         let mut items = Vec::new();
         let mut is_tuple = false;
@@ -267,6 +294,7 @@ impl Parser {
         }
     }
 
+    /// Attributes, subscripts and calls behind a value, from the left.
     fn postfix(&mut self, mut value: Expr) -> Parsed<Expr> {
         loop {
             self.deeper()?;
@@ -279,6 +307,8 @@ impl Parser {
         }
     }
 
+    /// Filters, tests and calls behind a value, from the left. A call binds to the filter's result
+    /// here.
     fn filters_and_tests(&mut self, mut value: Expr) -> Parsed<Expr> {
         loop {
             self.deeper()?;
@@ -291,6 +321,7 @@ impl Parser {
         }
     }
 
+    /// `.name` or `.0`.
     fn attribute(&mut self, value: Expr) -> Parsed<Expr> {
         self.next();
         match self.peek().clone() {
@@ -306,6 +337,8 @@ impl Parser {
         }
     }
 
+    /// `[key]`, `[a, b]` as a tuple, or a slice. Parts of a slice may be missing; an empty
+    /// subscript is an error.
     fn subscript(&mut self, value: Expr) -> Parsed<Expr> {
         self.next();
         if self.is_op("]") {
@@ -338,6 +371,7 @@ impl Parser {
         Ok(Expr::Slice(Box::new(value), Box::new([start, stop, step])))
     }
 
+    /// A name of a filter or test, which may have points.
     fn dotted_name(&mut self) -> Parsed<Arc<str>> {
         let mut name = self.name()?.to_string();
         while self.skip_op(".") {
@@ -347,7 +381,8 @@ impl Parser {
         Ok(name.into())
     }
 
-    /// `| name(..) | ..`; the first `|` is left out where a block begins with a filter.
+    /// `| name(..) | ..`; the first `|` is left out where a block begins with a filter. Without a
+    /// value, the innermost filter takes the block's text.
     pub(super) fn filters(&mut self, value: Option<Expr>, inline: bool) -> Parsed<Expr> {
         let mut value = value.map(Box::new);
         let mut inline = inline;
@@ -367,6 +402,9 @@ impl Parser {
         }
     }
 
+    /// `is name`, `is not name`, with arguments in brackets or one without. The one argument is a
+    /// primary with what follows it, so that `is divisibleby 3 and x` ends at `and`. A test behind
+    /// a test is an error.
     fn test(&mut self, value: Expr) -> Parsed<Expr> {
         self.next();
         let negated = self.skip_name("not");
@@ -391,6 +429,8 @@ impl Parser {
         Ok(if negated { Expr::Not(Box::new(test)) } else { test })
     }
 
+    /// Arguments in brackets. Nothing by place may follow a name; of several `*` or `**` the last
+    /// counts.
     fn args(&mut self) -> Parsed<Args> {
         self.expect_op("(")?;
         let mut args = Args::default();

@@ -1,0 +1,295 @@
+//! Asking one router of a chain, and making a draft of its plan.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use polyskill_adapters::{Module, Snapshot};
+use polyskill_sdk::gate::Program;
+use polyskill_sdk::runtime::Fault;
+use polyskill_sdk::{Pick, Plan, gate};
+
+use super::Composer;
+use super::chain::{
+    as_given, check_narrowed, check_picks, count, identity, offered, refused, request_for,
+};
+use super::draft::{Draft, modules_into};
+use super::expert_plans::RoutedExperts;
+use super::selection::{ComposeError, RouterRequest, partial_start};
+use super::versions::Link;
+use crate::compose::composition::{self, NamedModule, RouterIdentity};
+use crate::hooks::gates::{Gates, combine_rule};
+use crate::identity::Fields;
+use crate::routers::health::Standing;
+use crate::routers::version::RouterVersion;
+
+/// Compiled programs above which those that no request uses are swept.
+const MAX_UNUSED: usize = 1_024;
+
+/// The question to a chain of routers, as it stands after those that were asked already.
+pub(super) struct Question<'a> {
+    pub(super) request: &'a RouterRequest,
+    pub(super) snapshot: &'a Snapshot,
+    /// The snapshot's modules by index, as plans and candidates name them.
+    pub(super) modules: Vec<(&'a str, &'a Arc<Module>)>,
+    /// Modules that act on every row, whatever is picked.
+    pub(super) always_on: Vec<(NamedModule, f32)>,
+    /// Indices of the modules that may be picked, ascending.
+    pub(super) candidates: Vec<u32>,
+    /// The experts of a sparse base that a router of the chain chose.
+    pub(super) experts: Option<RoutedExperts>,
+    /// Versions that have answered, in the order of the chain.
+    pub(super) asked: Vec<Arc<RouterVersion>>,
+    /// True for the last router, who must decide.
+    pub(super) is_last: bool,
+}
+
+impl<'a> Question<'a> {
+    /// The question to the first router of a chain.
+    pub(super) fn new(
+        snapshot: &'a Snapshot,
+        request: &'a RouterRequest,
+        always_on: Vec<(NamedModule, f32)>,
+        candidates: Vec<u32>,
+    ) -> Self {
+        Self {
+            request,
+            snapshot,
+            modules: snapshot.iter().collect(),
+            always_on,
+            candidates,
+            experts: None,
+            asked: Vec::new(),
+            is_last: false,
+        }
+    }
+
+    /// A module of the snapshot, by the index that plans use.
+    fn named(&self, index: u32) -> NamedModule {
+        let (name, module) = self.modules[index as usize];
+        NamedModule { name: name.to_owned(), module: Arc::clone(module) }
+    }
+}
+
+/// The answer of one router of a chain.
+pub(super) enum LinkAnswer {
+    /// A mixture or programs, checked.
+    Planned(Box<Draft>),
+    /// Fewer candidates for the next router, ascending.
+    Narrowed(Vec<u32>),
+    /// It leaves the decision to the next router, for a reason.
+    Passed(String),
+    /// A fault, already counted.
+    Failed(String),
+}
+
+/// An answer, and the version of the router that gave it.
+pub(super) struct Answered {
+    pub(super) version: Arc<RouterVersion>,
+    pub(super) answer: LinkAnswer,
+}
+
+impl Answered {
+    fn by(version: &Arc<RouterVersion>, answer: LinkAnswer) -> Self {
+        Self { version: Arc::clone(version), answer }
+    }
+}
+
+/// A reason for which a plan does not become a composition.
+enum Unusable {
+    /// The router's answer is at fault.
+    Plan(String),
+    /// The router was asked for what it does not do: no fault of its own.
+    Alone(String),
+}
+
+impl From<String> for Unusable {
+    fn from(reason: String) -> Self {
+        Self::Plan(reason)
+    }
+}
+
+impl Composer {
+    /// Asks a router; after a failure its previous version, where the policy says so.
+    pub(super) fn ask_link(
+        &self,
+        question: &Question<'_>,
+        link: &Link,
+    ) -> Result<Answered, ComposeError> {
+        let first = self.ask_version(question, &link.slot)?;
+        let LinkAnswer::Failed(reason) = &first else {
+            return Ok(Answered::by(&link.slot, first));
+        };
+        refused(&link.slot, reason)?;
+        let Some(previous) = link.previous_after_fault() else {
+            return Ok(Answered::by(&link.slot, first));
+        };
+        let second = self.ask_version(question, previous)?;
+        if let LinkAnswer::Failed(reason) = &second {
+            refused(&link.slot, reason)?;
+        }
+        Ok(Answered::by(previous, second))
+    }
+
+    /// Asks one version of a router, and counts what its answer is worth.
+    fn ask_version(
+        &self,
+        question: &Question<'_>,
+        slot: &Arc<RouterVersion>,
+    ) -> Result<LinkAnswer, ComposeError> {
+        if let Some(reason) = out_of_service(slot) {
+            return Ok(LinkAnswer::Failed(reason));
+        }
+        let candidates = offered(question, slot);
+        if candidates.is_empty() {
+            let reason = "no candidate is of a kind that it picks from";
+            return Ok(LinkAnswer::Passed(reason.to_owned()));
+        }
+        let asked = question.request;
+        let request = request_for(slot, asked, question.is_last, &candidates);
+        let planned = slot.plan(question.snapshot, request.clone());
+        self.log_plan(question.snapshot, slot, &request, &planned);
+        let failed = |reason: String| {
+            slot.count_fault(&reason);
+            Ok(LinkAnswer::Failed(reason))
+        };
+        let declined = |reason: String| {
+            count(slot, asked, &reason);
+            Ok(LinkAnswer::Failed(reason))
+        };
+        match planned {
+            Err(Fault::InvalidParameter(error)) => {
+                Err(ComposeError::Parameter(as_given(asked, slot, error)))
+            }
+            Err(fault @ (Fault::Abstain | Fault::NotReady(_))) => {
+                slot.health.abstentions.fetch_add(1, Relaxed);
+                Ok(LinkAnswer::Passed(fault.to_string()))
+            }
+            Err(fault @ Fault::Failed(_)) => declined(fault.to_string()),
+            Err(fault) => failed(fault.to_string()),
+            Ok(Plan::Narrowed(narrowed)) if !question.is_last => {
+                match check_narrowed(narrowed, &candidates) {
+                    Ok(fewer) => Ok(LinkAnswer::Narrowed(fewer)),
+                    Err(reason) => failed(reason),
+                }
+            }
+            Ok(plan) => match self.draft(question, slot, plan, &candidates) {
+                Ok(draft) => Ok(LinkAnswer::Planned(Box::new(draft))),
+                Err(Unusable::Plan(reason)) => declined(reason),
+                Err(Unusable::Alone(reason)) => {
+                    slot.count_unusable(&reason);
+                    Ok(LinkAnswer::Failed(reason))
+                }
+            },
+        }
+    }
+
+    /// Checks a plan over `candidates` and makes a draft of it.
+    fn draft(
+        &self,
+        question: &Question<'_>,
+        slot: &Arc<RouterVersion>,
+        plan: Plan,
+        candidates: &[u32],
+    ) -> Result<Draft, Unusable> {
+        let asked: Vec<_> = question.asked.iter().chain([slot]).cloned().collect();
+        let router = identity(&question.request.router, &asked);
+        let draft = match plan {
+            Plan::Fixed { picks, combine } => fixed(question, &picks, combine, candidates)?,
+            Plan::Gated(programs) => self.gated(question, slot, &router, &programs, candidates)?,
+            Plan::Narrowed(_) => {
+                let reason = "it narrows the candidates, but no router follows it";
+                return Err(Unusable::Alone(reason.to_owned()));
+            }
+        };
+        let draft = Draft { router: Some(router), slot: Some(Arc::clone(slot)), ..draft };
+        let draft = draft.with_always_on(question.always_on.clone());
+        Ok(draft.with_experts(question.experts.as_ref()))
+    }
+
+    /// A draft whose rows are decided one by one, by programs.
+    fn gated(
+        &self,
+        question: &Question<'_>,
+        slot: &RouterVersion,
+        router: &RouterIdentity,
+        programs: &[Program],
+        candidates: &[u32],
+    ) -> Result<Draft, String> {
+        let modules: Vec<NamedModule> = candidates
+            .iter()
+            .map(|&index| question.named(index))
+            .filter(|named| named.module.shape().is_per_row())
+            .collect();
+        let gates = self.gates(programs, &modules, slot, router)?;
+        if gates.any_routed() {
+            slot.prepare_stepper().map_err(|fault| fault.to_string())?;
+        }
+        let mut plan_fields = Fields::of("gated");
+        plan_fields.list(programs);
+        let plan = composition::Plan::Gated(gates);
+        Ok(Draft { modules, plan, plan_fields, ..Draft::default() })
+    }
+
+    /// Programs made ready, which takes megabytes of copies: those of a request that runs are used again,
+    /// as long as the router has defined nothing since.
+    fn gates(
+        &self,
+        programs: &[Program],
+        modules: &[NamedModule],
+        slot: &RouterVersion,
+        router: &RouterIdentity,
+    ) -> Result<Arc<Gates>, String> {
+        let mut fields = Fields::of("gates");
+        fields.text(&slot.name).text(&router.digest).number(slot.definitions.version());
+        fields.list(programs);
+        modules_into(&mut fields, modules);
+        let key = fields.digest();
+        if let Some(known) = self.gates.get(&key).and_then(|known| known.upgrade()) {
+            return Ok(known);
+        }
+        let definitions = &slot.definitions;
+        let hidden = slot.settings.hidden;
+        let compiled = Gates::compile(programs, modules, definitions, &self.config, hidden)?;
+        let compiled = Arc::new(compiled);
+        if self.gates.len() > MAX_UNUSED {
+            self.gates.retain(|_, gates| gates.strong_count() > 0);
+        }
+        self.gates.insert(key, Arc::downgrade(&compiled));
+        Ok(compiled)
+    }
+}
+
+/// The reason for which a version is not asked, if it is not.
+fn out_of_service(slot: &RouterVersion) -> Option<String> {
+    match slot.health.standing(Instant::now()) {
+        Standing::Serving => None,
+        Standing::Quarantined(left) => {
+            let seconds = left.as_secs_f64().ceil();
+            Some(format!("it is quarantined for {seconds} s more"))
+        }
+        Standing::Out => {
+            let reason = "it is out after too many faults, until it is released or replaced";
+            Some(reason.to_owned())
+        }
+    }
+}
+
+/// A draft with one mixture for every row. Modules that are not picked need no memory.
+fn fixed(
+    question: &Question<'_>,
+    picks: &[Pick],
+    combine: gate::Combine,
+    candidates: &[u32],
+) -> Result<Draft, String> {
+    let picks = check_picks(picks, candidates)?;
+    let modules: Vec<NamedModule> =
+        picks.iter().map(|(at, _)| question.named(candidates[*at as usize])).collect();
+    let picks: Vec<(u32, f32)> = (0..).zip(picks).map(|(at, (_, weight))| (at, weight)).collect();
+    let partial = |(named, (_, weight)): (&NamedModule, &(u32, f32))| partial_start(named, *weight);
+    // What a router picks is the router's: the request has named no weight.
+    if let Some(error) = modules.iter().zip(&picks).find_map(partial) {
+        return Err(error.to_string());
+    }
+    Ok(Draft { modules, ..Draft::default() }.fixed(picks, combine_rule(combine)))
+}

@@ -1,0 +1,30 @@
+//! Edits of hidden states.
+
+use polyskill_adapters::edits::Point;
+
+use crate::hooks::RowSpan;
+
+/// Edits hidden states at one point of one layer, `[rows, width]`.
+pub(crate) fn edit(spans: &[RowSpan], point: Point, layer: usize, hidden: &mut [f32]) {
+    let Some(last) = spans.last() else { return };
+    let width = hidden.len() / last.rows.end;
+    for span in spans {
+        let beyond = &span.composition.beyond;
+        let Some(edits) = beyond.edits.get(&(point, layer)) else { continue };
+        let start_len = beyond.start_len();
+        for row in span.rows.clone() {
+            let position = span.position + row - span.rows.start;
+            let Some(index) = position.checked_sub(start_len) else { continue };
+            let hidden = &mut hidden[row * width..(row + 1) * width];
+            for &(module, weight, at) in edits {
+                let edit =
+                    span.composition.weights(module).and_then(|weights| weights.edits.get(at));
+                let edit =
+                    edit.filter(|edit| edit.positions.covers(index, span.prompt_len - start_len));
+                if let Some(edit) = edit {
+                    edit.apply(weight, hidden);
+                }
+            }
+        }
+    }
+}
