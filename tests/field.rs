@@ -16,15 +16,15 @@ use crate::openai_api::Server;
 const BLANK: &str = "\u{2581}";
 
 /// A tokenizer with the parts of Llama 2's, and a model that is a table: after `from` comes `to`, and others less likely.
-struct Automaton {
-    vocab: Map<String, Json>,
-    merges: Vec<[String; 2]>,
+pub(crate) struct Automaton {
+    pub(crate) vocab: Map<String, Json>,
+    pub(crate) merges: Vec<[String; 2]>,
     /// `(from, to, weight)`.
-    table: Vec<(u32, u32, f32)>,
+    pub(crate) table: Vec<(u32, u32, f32)>,
 }
 
 impl Automaton {
-    fn new(words: &[&str]) -> Self {
+    pub(crate) fn new(words: &[&str]) -> Self {
         let mut automaton = Self { vocab: Map::new(), merges: Vec::new(), table: Vec::new() };
         ["<unk>", "<s>", "</s>"].iter().for_each(|token| automaton.add(token));
         (0..=255).for_each(|byte| automaton.add(&format!("<0x{byte:02X}>")));
@@ -43,16 +43,16 @@ impl Automaton {
         automaton
     }
 
-    fn add(&mut self, token: &str) {
+    pub(crate) fn add(&mut self, token: &str) {
         let next = self.vocab.len();
         self.vocab.entry(token).or_insert_with(|| json!(next));
     }
 
-    fn id(&self, token: &str) -> u32 {
+    pub(crate) fn id(&self, token: &str) -> u32 {
         self.vocab[token].as_u64().unwrap() as u32
     }
 
-    fn tokenizer(&self) -> Json {
+    pub(crate) fn tokenizer(&self) -> Json {
         let special = |id: u32, content: &str| {
             json!({"id": id, "content": content, "single_word": false, "lstrip": false,
                    "rstrip": false, "normalized": false, "special": true})
@@ -77,7 +77,7 @@ impl Automaton {
     }
 
     /// Writes it as a checkpoint: one-hot embeddings, a layer that adds nothing, and the table as the head.
-    fn write(&self, directory: &Path) {
+    pub(crate) fn write(&self, directory: &Path) {
         let size = self.vocab.len().next_multiple_of(8);
         let mut embeddings = vec![0.0_f32; size * size];
         (0..size).for_each(|at| embeddings[at * size + at] = 1.0);
@@ -136,7 +136,7 @@ fn write_tensors(path: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)]) {
     std::fs::write(path, serialize(views, None).unwrap()).unwrap();
 }
 
-fn serve(model: &Path, change: impl FnOnce(&mut Config)) -> Server {
+pub(crate) fn serve(model: &Path, change: impl FnOnce(&mut Config)) -> Server {
     Server::start(|config| {
         config.model = Some(model.display().to_string());
         config.served_model_name = Some("base".to_owned());
@@ -145,18 +145,18 @@ fn serve(model: &Path, change: impl FnOnce(&mut Config)) -> Server {
     })
 }
 
-fn post(server: &Server, path: &str, body: &Json) -> Json {
+pub(crate) fn post(server: &Server, path: &str, body: &Json) -> Json {
     server.send("POST", path, None, body.to_string()).ok()
 }
 
-fn complete(server: &Server, fields: Json) -> Json {
+pub(crate) fn complete(server: &Server, fields: Json) -> Json {
     let mut body = json!({"model": "base", "temperature": 0});
     let Json::Object(fields) = fields else { panic!("{fields}") };
     fields.into_iter().for_each(|(name, value)| body[name] = value);
     post(server, "/v1/completions", &body)
 }
 
-fn streamed(server: &Server, path: &str, body: &Json) -> Vec<Json> {
+pub(crate) fn streamed(server: &Server, path: &str, body: &Json) -> Vec<Json> {
     let mut body = body.clone();
     body["stream"] = json!(true);
     server.send("POST", path, None, body.to_string()).events()

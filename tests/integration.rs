@@ -12,6 +12,7 @@ mod experts;
 mod feed_forwards;
 mod field;
 mod field_modules;
+mod field_requests;
 mod golden;
 mod hostile;
 mod hostile_plugins;

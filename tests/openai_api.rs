@@ -52,6 +52,12 @@ impl Reply {
         text(error, "message").to_owned()
     }
 
+    /// The message of a request that was refused with 400.
+    pub(crate) fn refused(&self) -> String {
+        assert_eq!(self.status, 400, "{self:?}");
+        text(&self.json()["error"], "message").to_owned()
+    }
+
     /// The JSON events of a stream, which must end in `[DONE]`.
     pub(crate) fn events(&self) -> Vec<Json> {
         assert_eq!(self.status, 200, "{self:?}");

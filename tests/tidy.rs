@@ -1,9 +1,10 @@
-//! Rules on the source that no compiler checks: layers, headers, and where families are named.
+//! Rules on the source that no compiler checks: layers, headers, signatures, and the places of some words.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use regex::Regex;
 use serde_json::Value as Json;
 
 use crate::common::{list, root, text};
@@ -184,6 +185,63 @@ fn pages_name_no_machine() {
                     assert!(!page.contains(&start), "{} names {start}", path.display());
                 }
             }
+        }
+    }
+}
+
+/// Product code of a file: without its tests at the end.
+fn product(file: &Path) -> String {
+    let source = std::fs::read_to_string(file).unwrap();
+    source.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default().to_owned()
+}
+
+/// A tuple of values in a signature is a struct without a name, and gets around the bound on arguments.
+#[test]
+fn signatures_take_no_tuple_patterns() {
+    let signature =
+        Regex::new(r"(?s)\bfn\s+(\w+)(?:<[^{;]*?>)?\s*\(([^{;]*?)\)\s*(?:->|\{|where)").unwrap();
+    let pattern = Regex::new(r"(?:^|,)\s*\([^()]*,[^()]*\)\s*:\s*\(").unwrap();
+    assert!(pattern.is_match("&self, (a, b): (u32, u32)") && !pattern.is_match("a: (u32, u32)"));
+    let generated = root().join("sdk/src/bindings.rs");
+    for folder in ["host", "sdk", "adapters", "plugins", "xtask"] {
+        for file in sources(folder).into_iter().filter(|file| *file != generated) {
+            let source = product(&file);
+            for found in signature.captures_iter(&source) {
+                let (name, parameters) = (&found[1], &found[2]);
+                assert!(!pattern.is_match(parameters), "{}: `fn {name}`", file.display());
+            }
+        }
+    }
+}
+
+/// Every crate is minutes of somebody's first build.
+#[test]
+fn a_default_build_has_few_crates() {
+    const MOST: usize = 360;
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--package", "polyskill", "--edges", "normal,build"])
+        .args(["--prefix", "none", "--format", "{p}"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let crates: BTreeSet<&str> = text
+        .lines()
+        .map(|line| line.trim_end_matches(" (*)"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    assert!(crates.len() <= MOST, "{} crates in a default build, at most {MOST}", crates.len());
+}
+
+/// Clients of HTTP need the cryptography of TLS to be chosen before they are built.
+#[test]
+fn clients_of_http_are_built_in_one_place() {
+    let home = root().join("host/sources/src/client.rs");
+    for file in sources("host").into_iter().filter(|file| *file != home) {
+        let source = std::fs::read_to_string(&file).unwrap();
+        for word in ["Client::new()", "Client::builder()", "ClientBuilder::new()"] {
+            assert!(!source.contains(word), "{} has `{word}`", file.display());
         }
     }
 }

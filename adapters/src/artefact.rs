@@ -290,7 +290,7 @@ fn quoted(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use polyskill_model::ModelConfig;
@@ -306,7 +306,7 @@ mod tests {
     const DOWN: &str = "model.layers.1.mlp.down_proj";
 
     /// Two layers of width 4, 6 inside the feed-forward.
-    fn config() -> ModelConfig {
+    pub(crate) fn config() -> ModelConfig {
         ModelConfig {
             family: "test",
             vocab_size: 8,

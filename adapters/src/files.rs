@@ -1,5 +1,7 @@
 //! Reading the files of a module's directory, which come from outside.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
@@ -43,7 +45,12 @@ impl Files<'_> {
                 format!("{file} is {} bytes, at most {max_bytes} are read", metadata.len());
             return Err(self.refused(problem));
         }
-        std::fs::read(&resolved).map_err(io)
+        let opened = File::open(&resolved).map_err(io)?;
+        // It may have grown since.
+        let bytes = bounded(opened, metadata.len(), max_bytes).map_err(io)?;
+        bytes.ok_or_else(|| {
+            self.refused(format!("{file} grows beyond the {max_bytes} bytes that are read"))
+        })
     }
 
     /// The stems of the files in a folder that end in an extension, ascending. More than `max` of
@@ -89,6 +96,14 @@ impl Files<'_> {
     }
 }
 
+/// The bytes of a source that is expected to have a number of them; `None` where it has more than
+/// `max_bytes`, which are not read.
+fn bounded(source: impl Read, expected: u64, max_bytes: u64) -> std::io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::with_capacity(usize::try_from(expected.min(max_bytes)).unwrap_or(0));
+    source.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= max_bytes).then_some(bytes))
+}
+
 /// Collects problems up to a bound and says how many there were.
 #[derive(Debug, Default)]
 pub struct Problems {
@@ -117,5 +132,17 @@ impl Problems {
             self.listed.push(format!("and {} more", self.more));
         }
         if self.listed.is_empty() { Ok(value) } else { Err(self.listed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_grows_is_read_to_its_bound_alone() {
+        assert_eq!(bounded(&b"four"[..], 4, 4).unwrap().as_deref(), Some(&b"four"[..]));
+        assert_eq!(bounded(&b"four"[..], 0, 3).unwrap(), None);
+        assert_eq!(bounded(std::io::repeat(1), 4, 1_000).unwrap(), None);
     }
 }

@@ -125,14 +125,10 @@ impl Reader<'_> {
     fn lora(&self) -> Result<Weights, Vec<String>> {
         let mut problems = Problems::default();
         self.check_adapter(&mut problems);
-        let alpha = self.header.metadata.get("adapter.lora.alpha").and_then(|value| value.as_f64());
-        let alpha =
-            alpha.filter(|alpha| alpha.abs() <= f64::from(MAX_WEIGHT)).unwrap_or_else(|| {
-                problems.add(format!(
-                "`adapter.lora.alpha` is missing or no number from -{MAX_WEIGHT} to {MAX_WEIGHT}"
-            ));
-                1.0
-            });
+        let alpha = self.alpha().unwrap_or_else(|problem| {
+            problems.add(problem);
+            1.0
+        });
         let mut pairs: BTreeMap<Target, [Option<&str>; 2]> = BTreeMap::new();
         let names = self.target_names();
         for name in self.header.tensors.keys() {
@@ -155,6 +151,14 @@ impl Reader<'_> {
             problems.add("it has no tensors `lora_a` and `lora_b`".to_owned());
         }
         problems.into_result(weights)
+    }
+
+    /// α of all pairs; 0, as llama.cpp takes it, where there is none.
+    fn alpha(&self) -> Result<f64, String> {
+        let Some(alpha) = self.header.metadata.get("adapter.lora.alpha") else { return Ok(0.0) };
+        alpha.as_f64().filter(|alpha| alpha.abs() <= f64::from(MAX_WEIGHT)).ok_or_else(|| {
+            format!("`adapter.lora.alpha` is no number from -{MAX_WEIGHT} to {MAX_WEIGHT}")
+        })
     }
 
     /// Reads one pair into its place; one matrix without the other is a problem.
@@ -347,5 +351,32 @@ fn as_stored(dtype: TensorType, values: Vec<f32>) -> Elements {
     match dtype {
         TensorType::F16 => Elements::f16(&values),
         _ => Elements::F32(values),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use polyskill_model::gguf::Value;
+
+    use super::*;
+    use crate::artefact::tests::config;
+
+    /// The factor of a pair of rank 4 in a file with this α.
+    fn factor(alpha: Option<Value>) -> Result<f32, String> {
+        let config = config();
+        let metadata = alpha.map(|alpha| ("adapter.lora.alpha".to_owned(), alpha));
+        let header = Header { metadata: metadata.into_iter().collect(), tensors: BTreeMap::new() };
+        let reader = Reader { header: &header, bytes: &[], base: (&config).into() };
+        reader.alpha().map(|alpha| scale(alpha, 4))
+    }
+
+    #[test]
+    fn a_missing_alpha_is_a_factor_of_one() {
+        assert_eq!(factor(None), Ok(1.0));
+        assert_eq!(factor(Some(Value::Float(0.0))), Ok(1.0));
+        assert_eq!(factor(Some(Value::Float(2.0))), Ok(0.5));
+        for wrong in [Value::Float(f64::NAN), Value::Text("four".to_owned())] {
+            assert!(factor(Some(wrong)).unwrap_err().contains("adapter.lora.alpha"));
+        }
     }
 }

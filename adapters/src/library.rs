@@ -317,8 +317,8 @@ impl Library {
     }
 
     /// Checks that there will be room for a module once it has its name and perhaps a pin: beside
-    /// all that is pinned, every module must fit the budget, or it could never serve. Nothing is
-    /// reserved.
+    /// all that is pinned or cannot be read again, every module must fit the budget, or it could
+    /// never serve. Nothing is reserved.
     ///
     /// # Errors
     /// [`Error::TooLarge`] if it does not, or another module would not any more.

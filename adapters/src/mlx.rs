@@ -5,6 +5,8 @@
 //! `[inputs, rank]`, b `[rank, outputs]`. So they are written anew in PEFT's layout, in memory, and
 //! read as such.
 
+use std::collections::BTreeSet;
+
 use safetensors::tensor::{SafeTensors, TensorView};
 use serde_json::{Map, Value as Json, json};
 
@@ -173,9 +175,12 @@ struct Renamed {
 /// All tensors under PEFT's names, or all that have none.
 fn renamed(tensors: &SafeTensors<'_>) -> Result<Vec<Renamed>, Vec<String>> {
     let mut problems = Vec::new();
-    let mut all = Vec::new();
+    let (mut all, mut names) = (Vec::new(), BTreeSet::new());
     for (name, view) in tensors.iter() {
         match rename(name, &view) {
+            Ok(tensor) if !names.insert(tensor.name.clone()) => {
+                problems.push(format!("tensor `{name}` is there under another name too"));
+            }
             Ok(tensor) => all.push(tensor),
             Err(problem) => problems.push(problem),
         }
@@ -247,6 +252,22 @@ mod tests {
             let problems = parse(&good.replace(change.0, change.1)).err().unwrap();
             assert!(problems.iter().any(|problem| problem.contains(part)), "{part}: {problems:?}");
         }
+    }
+
+    #[test]
+    fn a_tensor_under_two_names_is_refused() {
+        let path = "model.layers.0.self_attn.q_proj.lora_a";
+        let file = |names: &[String]| {
+            let tensor = || Tensor::f32(vec![2, 1], [1.0, 2.0].into_iter());
+            weights_file(names.iter().map(|name| (name.clone(), tensor()))).unwrap()
+        };
+        let names = [path.to_owned(), format!("language_model.{path}")];
+        let problems = |names: &[String]| {
+            let bytes = file(names);
+            renamed(&SafeTensors::deserialize(&bytes).unwrap()).err().unwrap_or_default()
+        };
+        assert!(problems(&names[..1]).is_empty() && problems(&names[1..]).is_empty());
+        assert!(problems(&names)[0].contains("under another name too"));
     }
 
     #[test]

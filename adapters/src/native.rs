@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use document::{Document, write_document};
 pub use feed_forward::draft as expert_draft;
-pub use policy::{KeptByPolicy, expert_layer, kept_experts, write_policy};
+pub use policy::{KeptByPolicy, PolicyDraft, expert_layer, kept_experts, write_policy};
 
 use crate::error::Error;
 use crate::files::{Files, Problems};

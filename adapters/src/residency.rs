@@ -312,8 +312,8 @@ impl Pool {
         state.entries.insert(id, entry);
     }
 
-    /// An error where not all modules fit beside what is pinned, with this one added and another
-    /// gone. Every module must fit the budget together with all that is pinned.
+    /// An error where not all modules fit beside what stays, with this one added and another gone.
+    /// Every module must fit the budget together with all that is pinned or cannot be read again.
     pub(crate) fn check_room(
         &self,
         stored: &Stored,
@@ -330,11 +330,10 @@ impl Pool {
         };
         // A pin of another name of the same content stays.
         let is_pinned = |id: u64| state.entries.get(&id).is_some_and(|one| one.residency.pinned);
-        let pinned = pinned || own.is_some_and(is_pinned);
-        let sum =
-            others().filter(|one| one.residency.pinned).map(|one| one.num_bytes).sum::<usize>();
-        let largest = others().filter(|one| !one.residency.pinned).map(|one| one.num_bytes).max();
-        let beside = if pinned { largest.unwrap_or(0) } else { 0 };
+        let stays = pinned || stored.reload.is_none() || own.is_some_and(is_pinned);
+        let sum = others().filter(|one| one.stays()).map(|one| one.num_bytes).sum::<usize>();
+        let largest = others().filter(|one| !one.stays()).map(|one| one.num_bytes).max();
+        let beside = if stays { largest.unwrap_or(0) } else { 0 };
         let needed = sum + stored.num_bytes + beside;
         if needed > most {
             return Err(Error::TooLarge { needed, most });
@@ -494,10 +493,14 @@ impl Entry {
         !matches!(self.place, Place::Elsewhere)
     }
 
+    /// True where it is never evicted, as long as its pin stays: pinned, or not readable again.
+    fn stays(&self) -> bool {
+        self.residency.pinned || !self.evictable
+    }
+
     /// True where it can be evicted now: readable again, in memory, neither pinned nor leased.
     fn may_leave(&self) -> bool {
-        let held = self.residency.pinned || self.residency.leases > 0;
-        self.evictable && !held && matches!(self.place, Place::Memory(_))
+        !self.stays() && self.residency.leases == 0 && matches!(self.place, Place::Memory(_))
     }
 }
 
@@ -545,9 +548,7 @@ impl State {
     /// that are pinned or cannot be read again. Modules that are all in memory always fit.
     fn never_fits(&self, ids: &[u64]) -> Option<Error> {
         let most = self.budget.max_bytes?;
-        let stays = |(id, entry): &(&u64, &Entry)| {
-            !entry.evictable || entry.residency.pinned || ids.contains(id)
-        };
+        let stays = |(id, entry): &(&u64, &Entry)| entry.stays() || ids.contains(id);
         let needed = self.entries.iter().filter(stays).map(|(_, entry)| entry.num_bytes).sum();
         let missing = self.missing_bytes(ids) > 0;
         (missing && needed > most).then_some(Error::TooLarge { needed, most })
@@ -712,6 +713,28 @@ mod tests {
             receiver.recv().unwrap();
         });
         assert!(modules[0].residency().resident && !modules[1].residency().resident);
+    }
+
+    #[test]
+    fn what_could_never_be_leased_is_not_let_in() {
+        let (pool, reads) = (pool(250), Arc::default());
+        let kept = Arc::new(Stored::new(weights(100), None));
+        pool.adopt(&kept);
+        let refused = |stored: &Stored, pinned, needed| {
+            let error = pool.check_room(stored, pinned, None).unwrap_err();
+            let is_right =
+                matches!(error, Error::TooLarge { needed: found, .. } if found == needed);
+            assert!(is_right, "{error}, expected {needed}");
+        };
+        let large = stored(&pool, 200, &reads);
+        refused(&large, false, 300);
+        assert!(pool.lease(std::slice::from_ref(&large), Purpose::Serve).is_err());
+        drop(large);
+        let module = stored(&pool, 100, &reads);
+        pool.check_room(&module, true, None).unwrap();
+        // What stays for good must leave room for the others, as a pin must.
+        refused(&Stored::new(weights(100), None), false, 300);
+        pool.check_room(&Stored::new(weights(100), None), false, Some(kept.as_ref())).unwrap();
     }
 
     #[test]

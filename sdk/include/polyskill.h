@@ -38,6 +38,8 @@ enum {
 
 enum { POLYSKILL_DEBUG, POLYSKILL_INFO, POLYSKILL_WARN, POLYSKILL_ERROR };
 enum { POLYSKILL_Q, POLYSKILL_K, POLYSKILL_V, POLYSKILL_O, POLYSKILL_GATE, POLYSKILL_UP, POLYSKILL_DOWN };
+/* The feed-forward of a layer with experts, in the place of GATE; such a layer has no UP and DOWN. */
+#define POLYSKILL_MLP 0xffffffffu
 enum { POLYSKILL_LORA_A, POLYSKILL_LORA_B };
 /* How modules combine: the weighted sum of their outputs, or their A and B summed with the weights. */
 enum { POLYSKILL_OUTPUT_SUM, POLYSKILL_AB_MERGE };
@@ -57,14 +59,14 @@ typedef struct {
     uint32_t size; /* sizeof(polyskill_model_info) */
     uint32_t num_layers;
     uint32_t hidden_size;
-    uint32_t num_sites;
+    uint32_t num_sites; /* above all numbers of sites; layers with experts lack some below it */
     uint32_t num_modules;
 } polyskill_model_info;
 
 typedef struct {
     uint32_t size; /* sizeof(polyskill_site_info) */
     uint32_t layer;
-    uint32_t projection; /* POLYSKILL_Q ... */
+    uint32_t projection; /* POLYSKILL_Q ... POLYSKILL_DOWN, or POLYSKILL_MLP */
     uint32_t inputs;
     uint32_t outputs;
 } polyskill_site_info;
@@ -124,7 +126,7 @@ typedef struct {
     /* Writes to the host's log. */                                                                     \
     F(void, log, (const polyskill_host *h, uint32_t level, const char *text, uint32_t length),          \
       (h, level, text, length))                                                                         \
-    /* 0, or -1 where `site` does not exist. */                                                         \
+    /* 0, or -1 where `site` does not exist. Sites go by their numbers, here as everywhere. */          \
     F(int32_t, model, (const polyskill_host *h, polyskill_model_info *out), (h, out))                        \
     F(int32_t, site, (const polyskill_host *h, uint32_t site, polyskill_site_info *out), (h, site, out))     \
     /* The `at`-th site where a module acts; -1 after the last. */                                      \

@@ -108,7 +108,7 @@ struct WireModel {
     num_layers: u32,
     /// Width of the residual stream.
     hidden_size: u32,
-    /// Number of sites.
+    /// Bound of the numbers of sites, some of which a sparse base lacks.
     num_sites: u32,
     /// Modules of the library.
     num_modules: u32,
@@ -122,7 +122,7 @@ struct WireSite {
     size: u32,
     /// Layer, from 0.
     layer: u32,
-    /// Index into [`PROJECTIONS`].
+    /// Index into [`PROJECTIONS`], or [`MLP`].
     projection: u32,
     /// Input features.
     inputs: u32,
@@ -218,6 +218,8 @@ pub struct WireDecision {
 /// Projections by their numbers in the header.
 const PROJECTIONS: [&str; 7] =
     ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+/// The projection's number of a layer with experts.
+const MLP: u32 = u32::MAX;
 
 impl Call {
     /// Asks for a length, then for the values. `read` fills a buffer of a capacity and returns the
@@ -260,6 +262,34 @@ impl Call {
         let mut model = WireModel { size: size_of::<WireModel>() as u32, ..Default::default() };
         self.model(&raw mut model);
         model
+    }
+
+    /// A site by its number; `None` where the base lacks it.
+    fn site_info(&self, index: u32) -> Option<SiteInfo> {
+        let mut site = WireSite { size: size_of::<WireSite>() as u32, ..Default::default() };
+        if self.site(index, &raw mut site) != 0 {
+            return None;
+        }
+        let projection = match site.projection {
+            MLP => "mlp",
+            number => PROJECTIONS.get(number as usize).copied().unwrap_or_default(),
+        };
+        Some(SiteInfo {
+            index,
+            layer: site.layer,
+            projection: projection.to_owned(),
+            inputs: site.inputs,
+            outputs: site.outputs,
+        })
+    }
+
+    /// As [`Self::site_info`], for the site of a module.
+    ///
+    /// # Errors
+    /// If the base lacks the site.
+    fn site_of(&self, module: u32, site: u32) -> Result<SiteInfo, String> {
+        let found = self.site_info(site);
+        found.ok_or_else(|| format!("module {module}: the base has no site {site}"))
     }
 
     /// All parameters. The flat ABI has numbers and texts alone, so flags come as 0 and 1.
@@ -311,25 +341,13 @@ impl Host for Call {
 
     fn model(&self) -> ModelInfo {
         let model = self.model_info();
-        let site = |index| {
-            let mut site = WireSite { size: size_of::<WireSite>() as u32, ..Default::default() };
-            self.site(index, &raw mut site);
-            let name = PROJECTIONS.get(site.projection as usize).copied().unwrap_or_default();
-            SiteInfo {
-                index,
-                layer: site.layer,
-                projection: name.to_owned(),
-                inputs: site.inputs,
-                outputs: site.outputs,
-            }
-        };
         ModelInfo {
             // The flat ABI does not carry these two.
             digest: String::new(),
             family: String::new(),
             num_layers: model.num_layers,
             hidden_size: model.hidden_size,
-            sites: (0..model.num_sites).map(site).collect(),
+            sites: (0..model.num_sites).filter_map(|index| self.site_info(index)).collect(),
         }
     }
 
@@ -359,8 +377,7 @@ impl Host for Call {
         let read = |buffer, capacity| Self::tensor(self, module, site, code, buffer, capacity);
         let values: Vec<f32> =
             self.values(read).ok_or_else(|| format!("module {module} has none at site {site}"))?;
-        let mut info = WireSite { size: size_of::<WireSite>() as u32, ..Default::default() };
-        self.site(site, &raw mut info);
+        let info = self.site_of(module, site)?;
         let width = match part {
             Part::LoraA => info.inputs,
             Part::LoraB => info.outputs,
@@ -392,8 +409,7 @@ impl Host for Call {
             SvdMethod::Power { iterations, seed } => (iterations, seed),
         };
         // Its length is the site's width, which spares computing it twice.
-        let mut info = WireSite { size: size_of::<WireSite>() as u32, ..Default::default() };
-        self.site(site, &raw mut info);
+        let info = self.site_of(module, site)?;
         let mut values = vec![0.0; info.inputs as usize];
         let (buffer, capacity) = (values.as_mut_ptr(), info.inputs);
         let len = Self::singular_vector(self, module, site, iterations, seed, buffer, capacity);

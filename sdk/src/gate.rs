@@ -81,6 +81,27 @@ impl Op {
             Self::Route { .. } => "route",
         }
     }
+
+    /// True for an op that chooses among the scores, compares them with one another or ends a
+    /// program. Up to the first of these, each score is a module's own: every candidate has one,
+    /// and no other candidate has a part in it.
+    pub fn chooses(&self) -> bool {
+        match self {
+            Self::LoadInput
+            | Self::LayerNorm { .. }
+            | Self::Linear { .. }
+            | Self::Abs
+            | Self::Affine { .. }
+            | Self::Sigmoid
+            | Self::Relu => false,
+            Self::Softmax
+            | Self::TopK { .. }
+            | Self::Threshold { .. }
+            | Self::Renormalise { .. }
+            | Self::Emit
+            | Self::Route { .. } => true,
+        }
+    }
 }
 
 /// The sites that a program decides.
@@ -392,6 +413,33 @@ mod tests {
             assert_eq!(error.op, at, "{error}");
             assert!(error.message.contains(part), "{error}");
         }
+    }
+
+    /// A score before the first op that chooses does not change with the other candidates.
+    #[test]
+    fn scores_are_the_modules_own_until_an_op_chooses() {
+        let own = [Op::Abs, Op::Affine { scale: -2.0, shift: 0.5 }, Op::Sigmoid, Op::Relu];
+        let among = [
+            Op::Softmax,
+            Op::TopK { k: 1 },
+            Op::Threshold { least: 0.5 },
+            Op::Renormalise { epsilon: 0.0 },
+        ];
+        for (op, chooses) in own.map(|op| (op, false)).into_iter().chain(among.map(|op| (op, true)))
+        {
+            let run = |values: &[f32]| {
+                let mut scores: Vec<(u32, f32)> = (0..).zip(values.iter().copied()).collect();
+                apply_to_scores(&op, &mut scores);
+                scores
+            };
+            let (alone, beside) = (run(&[0.25]), run(&[0.25, 3.0]));
+            let is_own = beside.first() == alone.first() && beside.len() == 2;
+            assert_eq!(op.chooses(), chooses, "{op:?}");
+            assert_eq!(op.chooses(), !is_own, "{op:?}: {alone:?} {beside:?}");
+        }
+        assert_eq!(arrow(2).iter().position(Op::chooses), Some(3));
+        assert!(Op::Emit.chooses());
+        assert!(Op::Route { hidden: false, arguments: Vec::new() }.chooses());
     }
 
     #[test]

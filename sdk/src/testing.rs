@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use crate::router::{
     Host, Level, ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor,
 };
-use crate::runtime::LibraryView;
+use crate::runtime::{LibraryView, check_definition};
 
-/// A host with one layer of seven sites, eight features wide, and modules with made-up weights. Of
-/// a definition it checks the module, the site and the length, and not that the values are finite.
+/// A host with one layer of seven sites, eight features wide, and modules with made-up weights. It
+/// refuses the definitions that a server refuses.
 #[derive(Clone, Debug)]
 pub struct StubHost {
     /// The base: one layer.
@@ -167,11 +167,31 @@ impl Host for StubHost {
         (module as usize) < self.modules.len() && self.module_sites.iter().all(has)
     }
     fn define(&mut self, name: &str, module: u32, site: u32, row: Vec<f32>) -> Result<(), String> {
-        self.acts_at(module, site)?;
-        if row.len() != Self::WIDTH as usize {
-            return Err(format!("row of {} values, site {site} reads {}", row.len(), Self::WIDTH));
-        }
+        check_definition(&*self, module, site, &row)?;
         self.definitions.insert((name.to_owned(), module, site), row);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_definition_is_checked_as_a_server_does() {
+        let mut host = StubHost::with_modules(1);
+        let row = vec![0.5; StubHost::WIDTH as usize];
+        for value in [f32::NAN, f32::INFINITY] {
+            let mut spoilt = row.clone();
+            spoilt[3] = value;
+            let refused = host.define("rows", 0, 2, spoilt).unwrap_err();
+            assert!(refused.contains("not finite"), "{refused}");
+        }
+        for (module, site, len) in [(1, 0, 8), (0, 7, 8), (0, 0, 7)] {
+            assert!(host.define("rows", module, site, vec![0.5; len]).is_err());
+        }
+        assert!(host.definitions.is_empty());
+        host.define("rows", 0, 2, row.clone()).unwrap();
+        assert_eq!(host.definitions[&("rows".to_owned(), 0, 2)], row);
     }
 }

@@ -56,10 +56,13 @@ impl Options {
     }
 }
 
-/// The task `model`: fetches a base model by the program's `pull`, into its cache.
-pub(crate) fn pull_model(workspace: &Workspace, model: &str) -> Outcome<()> {
-    let arguments = ["run", "--release", "--quiet", "--bin", "polyskill", "--", "pull", model];
-    step(&format!("model {model}"), || run(workspace.cargo().args(arguments)))
+/// The task `model`: fetches a base model by the program's `pull`, into its cache. The program is
+/// built with `features`, as cargo writes them; other ones than before mean another build.
+pub(crate) fn pull_model(workspace: &Workspace, model: &str, features: &str) -> Outcome<()> {
+    let build = ["run", "--release", "--quiet", "--bin", "polyskill", "--features", features];
+    step(&format!("model {model}"), || {
+        run(workspace.cargo().args(build).args(["--", "pull", model]))
+    })
 }
 
 /// The task `demo`: builds plugins and program, starts the server, and asks one question per
@@ -75,7 +78,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
     step("polyskill", || {
         run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
     })?;
-    pull_model(workspace, MODEL)?;
+    pull_model(workspace, MODEL, "")?;
     let listen = options.address()?;
     let server = step("start the server", || Server::start(workspace, &listen))?;
     let replies = step("one question per adapter", || {

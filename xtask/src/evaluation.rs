@@ -31,7 +31,7 @@ pub(crate) fn evaluation(workspace: &Workspace) -> Outcome<()> {
     step("polyskill", || {
         run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
     })?;
-    demo::pull_model(workspace, demo::MODEL)?;
+    demo::pull_model(workspace, demo::MODEL, "")?;
     let modules = lora_modules(&workspace.root.join("adapters/library"))?;
     step("merge and subtract", || {
         let made = work.join("made");

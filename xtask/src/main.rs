@@ -13,6 +13,7 @@ mod flavours;
 mod foreign;
 mod http;
 mod json;
+mod map;
 mod plugins;
 mod provision;
 mod server;
@@ -26,7 +27,7 @@ use std::process::ExitCode;
 
 use demo::Options;
 use step::{Failure, Outcome};
-use workspace::Workspace;
+use workspace::{Workspace, find_root};
 
 /// The list of tasks. It says what each makes and, where it is long, how long it takes.
 const HELP: &str = "\
@@ -46,6 +47,7 @@ cargo xtask <task>
                it writes; takes half an hour on two cores and goes on where it was stopped
   experts      plugins, expert policies for examples/small-moe, and the table of its EVALUATION.md
   experiment   plugins, model, and the experiment of examples/experiments, whose reports it writes; takes ten minutes
+  map          print every Rust file with the first line of what it says about itself, by crate and folder
   test         plugins, models and `cargo test --workspace --release`
   help         this list
 
@@ -84,11 +86,12 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
         "flavours" => flavours::build(&Workspace::find()?),
         "compilers" => foreign::install(),
         "toolchain" => toolchain::show(&Workspace::find()?),
-        "model" => demo::pull_model(&Workspace::find()?, demo::MODEL),
+        "model" => demo::pull_model(&Workspace::find()?, demo::MODEL, ""),
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),
         "evaluation" => evaluation::evaluation(&Workspace::find()?),
         "experts" => experts::experts(&Workspace::find()?),
         "experiment" => trial::experiment(&Workspace::find()?),
+        "map" => map::print(&find_root()?),
         "test" => suite::test(&Workspace::find()?),
         other => Err(Failure::usage(format!("no task `{other}`; `cargo xtask help` lists them"))),
     }

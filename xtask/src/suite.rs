@@ -9,6 +9,9 @@ use crate::{demo, flavours, plugins};
 /// A base of another family than the demo's.
 const SECOND_MODEL: &str = "gemma-3-270m";
 
+/// Everything that can be left out of the program, so that all of it is tested.
+const FEATURES: &str = "full";
+
 /// Builds the plugins, fetches the models if that is possible, and runs every test.
 ///
 /// A model that cannot be fetched is no failure: tests that need it say so.
@@ -16,14 +19,14 @@ fn prepare_and_test(workspace: &Workspace) -> Outcome<()> {
     let bundles = plugins::build(workspace)?;
     flavours::build(workspace)?;
     for model in [demo::MODEL, SECOND_MODEL] {
-        if let Err(failure) = demo::pull_model(workspace, model) {
+        if let Err(failure) = demo::pull_model(workspace, model, FEATURES) {
             println!("    going on without {model}: {}", failure.message);
         }
     }
     step("cargo test --workspace --release", || {
         let mut cargo = workspace.cargo();
         run(cargo
-            .args(["test", "--workspace", "--release", "--features", "full"])
+            .args(["test", "--workspace", "--release", "--features", FEATURES])
             .env("POLYSKILL_PLUGINS", &bundles))
     })
 }

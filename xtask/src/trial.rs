@@ -28,7 +28,7 @@ pub(crate) fn experiment(workspace: &Workspace) -> Outcome<()> {
     step("polyskill", || {
         run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
     })?;
-    demo::pull_model(workspace, demo::MODEL)?;
+    demo::pull_model(workspace, demo::MODEL, "")?;
     let traffic = traffic(&workspace.root)?;
     for (command, folder) in [("run", "split"), ("replay", "paired")] {
         let out = workspace.root.join(HOME).join(NAME).join(folder);

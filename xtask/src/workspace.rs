@@ -110,7 +110,7 @@ pub(crate) fn cargo_program() -> PathBuf {
 
 /// The nearest folder that has this crate below it, from the crate's own folder or the working
 /// directory upwards.
-fn find_root() -> Outcome<PathBuf> {
+pub(crate) fn find_root() -> Outcome<PathBuf> {
     let start = match std::env::var_os("CARGO_MANIFEST_DIR") {
         Some(folder) => PathBuf::from(folder),
         None => std::env::current_dir().context(|| "current folder".to_owned())?,

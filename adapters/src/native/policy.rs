@@ -204,16 +204,27 @@ fn read_expert(
     })
 }
 
-/// Writes a policy as a module's directory, which must not exist. `policy` ascends by layer;
-/// `experts` are its own ones by layer, as many as it says, and are written in bfloat16. `method`
-/// says how it was made, for people.
+/// A policy that is to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct PolicyDraft<'a> {
+    /// The policies of layers, ascending by layer.
+    pub layers: &'a [LayerPolicy],
+    /// Experts of its own by layer, as many as its layers say.
+    pub experts: &'a BTreeMap<usize, Vec<Expert>>,
+    /// The way in which it was made, for people.
+    pub method: &'a str,
+    /// The digest of the base that it was made for.
+    pub base_digest: [u8; 32],
+}
+
+/// Writes a policy for a base of this shape as a module's directory, which must not exist. Experts
+/// of its own are written in bfloat16.
 ///
 /// # Errors
 /// If the directory exists or cannot be written.
 pub fn write_policy(
-    (policy, experts): (&[LayerPolicy], &BTreeMap<usize, Vec<Expert>>),
+    draft: PolicyDraft<'_>,
     config: &ModelConfig,
-    (method, base_digest): (&str, [u8; 32]),
     card: &str,
     directory: &Path,
 ) -> Result<(), Error> {
@@ -226,13 +237,13 @@ pub fn write_policy(
     };
     let settings = Settings {
         format_version: FORMAT_VERSION,
-        method: method.to_owned(),
-        base_digest: Some(crate::generation::Generation(base_digest).to_string()),
-        layers: policy.iter().map(layer).collect(),
+        method: draft.method.to_owned(),
+        base_digest: Some(crate::generation::Generation(draft.base_digest).to_string()),
+        layers: draft.layers.iter().map(layer).collect(),
     };
     let hidden = config.hidden_size;
     let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    for (&layer, experts) in experts {
+    for (&layer, experts) in draft.experts {
         for (number, expert) in (0..).zip(experts) {
             let width = expert.width;
             for (part, elements, shape) in [

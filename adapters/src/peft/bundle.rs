@@ -17,6 +17,27 @@ const MAX_WEIGHT_BYTES: u64 = 4 << 30;
 /// The files that PEFT and torch write where they pickle: to read one is to run it.
 const PICKLES: [&str; 3] = ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"];
 
+/// Files that may lie where a configuration is missing, and the tool or the format that they are of.
+/// The first that is there is named.
+const FOREIGN: [(&str, &str); 6] = [
+    ("adapter_model.safetensors", "PEFT's weights"),
+    ("adapters.safetensors", "MLX's weights"),
+    ("pytorch_lora_weights.safetensors", "a LoRA of Diffusers, for a model of pictures"),
+    ("model.safetensors", "a whole model, which is no module"),
+    ("model.safetensors.index.json", "a whole model, which is no module"),
+    ("pytorch_model.bin", "a whole model, which is no module"),
+];
+/// Endings of other files that tools write weights to, as kohya and torchtune do.
+const FOREIGN_ENDINGS: [(&str, &str); 5] = [
+    ("safetensors", "weights of another tool"),
+    ("pt", "a pickle, which is never read"),
+    ("pth", "a pickle, which is never read"),
+    ("bin", "a pickle, which is never read"),
+    ("ckpt", "a pickle, which is never read"),
+];
+/// Most files of one ending that are listed to name one of them.
+const MAX_LISTED: usize = 4_096;
+
 /// Configuration and weights of a module, as they lie on disk. Both files are in memory whole, so
 /// that what is hashed is what is read.
 #[derive(Debug)]
@@ -39,7 +60,7 @@ impl Bundle {
         config_file: &str,
         weights_file: &'static str,
     ) -> Result<Self, Error> {
-        let config = files.read(config_file, MAX_CONFIG_BYTES)?;
+        let config = read_config(files, config_file)?;
         if !files.has(weights_file) {
             let found = match PICKLES.into_iter().find(|pickle| files.has(pickle)) {
                 Some(pickle) => format!("only {pickle}, a pickle, which is never read"),
@@ -66,6 +87,38 @@ impl Bundle {
             vec![format!("{} is not a valid safetensors file: {error}", self.weights_file)]
         })
     }
+}
+
+/// The configuration of a module, by the name that the format gives it. Where it is missing, the
+/// refusal says what is there in its place.
+///
+/// # Errors
+/// If it is missing, too large, or lies outside the root.
+pub fn read_config(files: Files<'_>, config_file: &str) -> Result<Vec<u8>, Error> {
+    if !files.has(config_file)
+        && let Some(found) = foreign(files)
+    {
+        let problem = format!(
+            "found {found}; expected {config_file} beside its weights, as PEFT, MLX or polyskill write them, or a GGUF file"
+        );
+        return Err(Error::refused(files.name, vec![problem]));
+    }
+    files.read(config_file, MAX_CONFIG_BYTES)
+}
+
+/// The file that stands for no module of a known format, and what it is; `None` where nothing is
+/// known.
+fn foreign(files: Files<'_>) -> Option<String> {
+    if files.directory.is_file() {
+        return Some("a file that is no GGUF file".to_owned());
+    }
+    if let Some((file, of)) = FOREIGN.into_iter().find(|(file, _)| files.has(file)) {
+        return Some(format!("{file}, {of}"));
+    }
+    FOREIGN_ENDINGS.into_iter().find_map(|(ending, of)| {
+        let stems = files.stems(".", ending, MAX_LISTED).ok()?;
+        Some(format!("{}.{ending}, {of}", stems.first()?))
+    })
 }
 
 /// The card beside a module, empty where there is none.
@@ -148,4 +201,38 @@ pub fn shaped(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<E
 /// Those of [`shaped`].
 pub fn floats(name: &str, view: &TensorView<'_>, expected: &[usize]) -> Result<Vec<f32>, String> {
     shaped(name, view, expected).map(|elements| elements.as_slice().to_f32())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peft::CONFIG_FILE;
+
+    #[test]
+    fn files_of_other_tools_are_named() {
+        let config = |directory: &std::path::Path| {
+            let files = Files { name: "m", directory, root: directory };
+            read_config(files, CONFIG_FILE).map_err(|error| error.to_string())
+        };
+        for (file, part) in [
+            ("pytorch_lora_weights.safetensors", "a LoRA of Diffusers"),
+            ("model.safetensors", "a whole model"),
+            ("adapters.safetensors", "MLX's weights"),
+            ("adapter_model.safetensors", "PEFT's weights"),
+            ("kohya.safetensors", "weights of another tool"),
+            ("adapter_0.pt", "a pickle"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join(file), b"").unwrap();
+            let refusal = config(folder.path()).unwrap_err();
+            assert!(refusal.contains(&format!("found {file}, {part}")), "{refusal}");
+            assert!(refusal.contains("expected adapter_config.json"), "{refusal}");
+            let file = config(&folder.path().join(file)).unwrap_err();
+            assert!(file.contains("a file that is no GGUF file"), "{file}");
+            std::fs::write(folder.path().join(CONFIG_FILE), b"{}").unwrap();
+            assert_eq!(config(folder.path()), Ok(b"{}".to_vec()));
+        }
+        let nothing = config(tempfile::tempdir().unwrap().path()).unwrap_err();
+        assert!(nothing.contains("cannot read"), "{nothing}");
+    }
 }

@@ -78,15 +78,18 @@ pub(super) fn read(
     if settings.use_dora || settings.lora_bias {
         return Err(format!("{path}: only plain LoRA is supported at experts"));
     }
-    match place {
+    let read = match place {
         ExpertPlace::One(site) => {
             if !settings.is_target(path) {
                 return Err(format!("{path} has tensors but is no target module"));
             }
-            loras.insert(site, one(settings, site, path, &a, &b, base)?);
+            vec![(site, one(settings, site, path, &a, &b, base)?)]
         }
-        ExpertPlace::Fused { layer, .. } => {
-            loras.extend(fused(settings, layer, path, &a, &b, base)?);
+        ExpertPlace::Fused { layer, .. } => fused(settings, layer, path, &a, &b, base)?,
+    };
+    for (site, lora) in read {
+        if loras.insert(site, lora).is_some() {
+            return Err(format!("the tensors of {path} are there under another name too"));
         }
     }
     Ok(())

@@ -72,7 +72,8 @@ pub(super) fn load(
         }
         let expected = if of_input { [1, inputs] } else { [outputs, 1] };
         match floats(&format!("`ia3_l` of {place}"), &view, &expected) {
-            Ok(values) => set(&mut weights, place, values, of_input),
+            Ok(values) if !has(&weights, place) => set(&mut weights, place, values, of_input),
+            Ok(_) => problems.add(format!("tensor `{name}` is there under another name too")),
             Err(problem) => problems.add(problem),
         }
     }
@@ -121,5 +122,32 @@ fn set(weights: &mut Weights, place: Place, mut values: Vec<f32>, of_input: bool
     match place {
         Place::Site(site) => *weights.at_mut(site) = part,
         _ => weights.head = Some(part),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::artefact::tests::config;
+    use crate::tensor_file::{Tensor, weights_file};
+
+    #[test]
+    fn a_vector_under_two_names_is_refused() {
+        let load = |names: &[&str]| {
+            let tensors = names.iter().map(|name| {
+                let name = format!("base_model.model.model.layers.{name}");
+                (name, Tensor::f32(vec![4, 1], [0.5; 4].into_iter()))
+            });
+            let bytes = weights_file(tensors).unwrap();
+            let settings = json!({"target_modules": ["q_proj"], "feedforward_modules": []});
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            super::load(settings.as_object().unwrap(), &tensors, (&config()).into())
+        };
+        let both = ["0.self_attn.q_proj.ia3_l", "1.self_attn.q_proj.ia3_l.default"];
+        assert!(load(&both).is_ok());
+        let problems = load(&[both[0], both[1], "1.self_attn.q_proj.ia3_l"]).unwrap_err();
+        assert!(problems[0].contains("under another name too"), "{problems:?}");
     }
 }

@@ -34,10 +34,9 @@ const OWN_BIAS: &str = "bias without `base_layer`";
 /// The base's own matrix, which PEFT saves beside modules at the embedding table and the head.
 const BASE: &str = "base_layer.weight";
 /// Largest distance of the base's own matrix, as stored beside a module, from a quantised base that
-/// serves, in parts of its size: such a base is not bit for bit what the module was trained on.
+/// serves, in parts of its size: such a base is not bit for bit what the module was trained on. A
+/// base that is not quantised must have the very values.
 const MAX_QUANTISED_DISTANCE: f64 = 0.05;
-/// The same for a base that is not quantised, which may have been rounded to 16 bits.
-const MAX_BASE_DISTANCE: f64 = 0.002;
 /// A head of the module's own, `[vocab_size, hidden_size]`.
 const HEAD: &str = "weight";
 /// A of the embedding table, `[rank, vocab_size]`.
@@ -93,19 +92,21 @@ pub(super) fn assemble(
         let parsed = parsed.and_then(|(path, what)| Some((settings.wrapper.inner(path)?, what)));
         let place = parsed.as_ref().and_then(|(path, _)| place_of(path, base.config));
         let expert = parsed.as_ref().and_then(|(path, _)| experts::place_of(path, base.config));
-        match (parsed, place, expert) {
-            (Some((_, what)), Some(place), _) => {
-                if found.entry(place).or_default().insert(what, view).is_some() {
-                    problems.add(format!("tensor `{name}` is there under another name too"));
-                }
-            }
+        let (of_place, what) = match (parsed, place, expert) {
+            (Some((_, what)), Some(place), _) => (found.entry(place).or_default(), what),
             (Some((path, what)), None, Some(expert)) => {
-                of_experts.entry((expert, path.into_owned())).or_default().insert(what, view);
+                (of_experts.entry((expert, path.into_owned())).or_default(), what)
             }
-            _ => problems.add(format!(
-                "tensor `{name}` belongs to no linear of the base model{}",
-                beyond_text(name)
-            )),
+            _ => {
+                let beyond = beyond_text(name);
+                let problem =
+                    format!("tensor `{name}` belongs to no linear of the base model{beyond}");
+                problems.add(problem);
+                continue;
+            }
+        };
+        if of_place.insert(what, view).is_some() {
+            problems.add(format!("tensor `{name}` is there under another name too"));
         }
     }
     let mut reader =
@@ -344,8 +345,7 @@ impl Reader<'_> {
     }
 
     /// PEFT stores the base's own matrix beside a module at the embedding table or the head, and
-    /// puts it in place; it must be what the base has. The distance is the Frobenius norm of the
-    /// difference over that of the base's, in f64.
+    /// puts it in place; it must be what the base has.
     fn base_matrix(&mut self, place: Place, view: &TensorView<'_>) {
         let (rows, width) = (self.base.config.vocab_size, self.base.config.hidden_size);
         let name = format!("`base_layer.weight` of {place}");
@@ -355,26 +355,8 @@ impl Reader<'_> {
             return self.problems.add(problem);
         };
         let matrix = if place == Place::Head { model.head() } else { model.embeddings() };
-        let (mut difference, mut size) = (0.0_f64, 0.0_f64);
-        let mut row = vec![0.0; width];
-        for (index, stored) in values.chunks_exact(width).enumerate() {
-            matrix.read_row(index, &mut row);
-            for (stored, base) in stored.iter().zip(&row) {
-                difference += f64::from(stored - base).powi(2);
-                size += f64::from(*base).powi(2);
-            }
-        }
-        let distance = (difference / size.max(f64::MIN_POSITIVE)).sqrt();
-        let most = match matrix {
-            Matrix::Packed(_) => MAX_QUANTISED_DISTANCE,
-            Matrix::Dense { .. } => MAX_BASE_DISTANCE,
-        };
-        if distance > most {
-            let problem = format!(
-                "{name} is not the base's: they differ by {distance:.3} of its size, at most {most} is allowed"
-            );
-            self.problems.add(problem);
-        }
+        let same = check_base_matrix(&values, matrix);
+        self.keep(same.map_err(|problem| format!("{name} is not the base's: {problem}")));
     }
 
     /// A vector `[len]` that must be there exactly when the configuration says so; `what` is its
@@ -489,9 +471,107 @@ impl Reader<'_> {
     }
 }
 
+/// Compares a stored matrix with the base's, which must have the same values; one that is quantised
+/// must be near them. The distance is the Frobenius norm of the difference over that of the base's,
+/// in f64.
+fn check_base_matrix(stored: &[f32], matrix: &Matrix) -> Result<(), String> {
+    let mut row = vec![0.0; matrix.inner()];
+    let (mut others, mut difference, mut size) = (0_usize, 0.0_f64, 0.0_f64);
+    for (index, stored) in stored.chunks_exact(matrix.inner()).enumerate() {
+        matrix.read_row(index, &mut row);
+        for (stored, base) in stored.iter().zip(&row) {
+            others += usize::from(stored != base);
+            difference += f64::from(stored - base).powi(2);
+            size += f64::from(*base).powi(2);
+        }
+    }
+    let distance = (difference / size.max(f64::MIN_POSITIVE)).sqrt();
+    match matrix {
+        Matrix::Dense { .. } if others > 0 => Err(format!(
+            "{others} of {} values differ, expected the same, since PEFT puts the stored ones in place; `save_embedding_layers=False` saves none",
+            stored.len()
+        )),
+        Matrix::Packed(_) if distance > MAX_QUANTISED_DISTANCE => Err(format!(
+            "they differ by {distance:.3} of its size, at most {MAX_QUANTISED_DISTANCE} is allowed for a quantised base"
+        )),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use polyskill_model::config::{FeedForward, Mixture};
+    use polyskill_model::kernels::PackedMatrix;
+    use polyskill_model::linear::DenseWeights;
+
     use super::*;
+    use crate::artefact::tests::config;
+    use crate::tensor_file::{Tensor, weights_file};
+
+    /// The problems of a file of zeros at layer 0 of a sparse base, under these names and shapes.
+    fn problems(targets: &[&str], tensors: &[(&str, [usize; 2])]) -> Vec<String> {
+        let feed_forward = FeedForward::Mixture(Mixture {
+            num_experts: 2,
+            top_k: 1,
+            expert_size: 6,
+            renormalise: false,
+            shared_expert: None,
+            sparse: vec![true, false],
+        });
+        let config = ModelConfig { feed_forward, ..config() };
+        let tensors = tensors.iter().map(|(name, [rows, columns])| {
+            let zeros = std::iter::repeat_n(0.0, rows * columns);
+            let name = format!("base_model.model.model.layers.0.{name}.weight");
+            (name, Tensor::f32(vec![*rows, *columns], zeros))
+        });
+        let bytes = weights_file(tensors).unwrap();
+        let settings = serde_json::json!({
+            "peft_type": "LORA", "r": 2, "target_modules": targets, "layers_to_transform": [0],
+        });
+        let settings = LoraSettings::parse(settings.to_string().as_bytes()).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        assemble(settings, &tensors, (&config).into()).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn a_tensor_under_two_names_is_refused_everywhere() {
+        let targets = ["q_proj", "gate_proj", "w1"];
+        let whole = [
+            ("self_attn.q_proj.lora_A", [2, 4]),
+            ("self_attn.q_proj.lora_B", [4, 2]),
+            ("mlp.experts.1.gate_proj.lora_A", [2, 4]),
+            ("mlp.experts.1.gate_proj.lora_B", [6, 2]),
+        ];
+        assert_eq!(problems(&targets, &whole), Vec::<String>::new());
+        for more in [
+            &[("self_attn.q_proj.lora_A.default", [2, 4])][..],
+            &[("mlp.experts.1.gate_proj.lora_A.default", [2, 4])],
+            &[
+                ("block_sparse_moe.experts.1.w1.lora_A", [2, 4]),
+                ("block_sparse_moe.experts.1.w1.lora_B", [6, 2]),
+            ],
+        ] {
+            let found = problems(&targets, &[&whole[..], more].concat());
+            assert!(found.len() == 1 && found[0].contains("under another name too"), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_stored_matrix_of_the_base_has_its_values() {
+        let values = [1.0, 0.1, -0.3, 1e-3];
+        let dense = Matrix::Dense { weights: DenseWeights::F32(values.to_vec()), inner: 2 };
+        assert_eq!(check_base_matrix(&values, &dense), Ok(()));
+        let rounded = values.map(|value| half::bf16::from_f32(value).to_f32());
+        let refusal = check_base_matrix(&rounded, &dense).unwrap_err();
+        assert!(refusal.contains("3 of 4 values differ"), "{refusal}");
+        let bits = values.iter().map(|value| half::bf16::from_f32(*value).to_bits()).collect();
+        let halves = Matrix::Dense { weights: DenseWeights::Bf16(bits), inner: 2 };
+        assert_eq!(check_base_matrix(&rounded, &halves), Ok(()));
+        let row: Vec<f32> = (0..32_u8).map(|at| f32::from(at) / 10.0).collect();
+        let packed = Matrix::Packed(PackedMatrix::from_dense(&row, 32));
+        assert_eq!(check_base_matrix(&row, &packed), Ok(()));
+        assert!(check_base_matrix(&[1.0; 32], &packed).is_err());
+    }
 
     #[test]
     fn keys_are_exact() {

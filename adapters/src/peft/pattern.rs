@@ -16,6 +16,8 @@ const MAX_DEPTH: usize = 100;
 const MAX_STEPS: usize = 200_000;
 /// Largest compiled size of each part without look-around.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
+/// Most characters of a group's beginning in a message.
+const MAX_SHOWN: usize = 12;
 
 /// An expression of a setting.
 #[derive(Debug)]
@@ -133,7 +135,8 @@ struct Translator<'p> {
     out: String,
     /// Groups that are open.
     depth: usize,
-    /// True where a quantifier would have nothing to repeat, or a quantifier.
+    /// True where a quantifier would have nothing to repeat, or an anchor or a quantifier, which
+    /// Python repeats as little.
     repeats: bool,
 }
 
@@ -157,8 +160,9 @@ impl<'p> Translator<'p> {
         let first = self.rest.chars().next().unwrap_or_default();
         match first {
             '\\' => {
+                let is_anchor = self.rest[1..].starts_with(['A', 'Z', 'b', 'B']);
                 self.escape(false)?;
-                self.repeats = false;
+                self.repeats = is_anchor;
             }
             '[' => {
                 self.class()?;
@@ -190,11 +194,11 @@ impl<'p> Translator<'p> {
                 // Paths have no line breaks, before which Python's `$` would match too.
                 self.take(1);
                 self.out.push_str(r"\z");
-                self.repeats = false;
+                self.repeats = true;
             }
             '|' | '^' => {
                 self.copy(1);
-                self.repeats = first == '|';
+                self.repeats = true;
             }
             c => {
                 self.copy(c.len_utf8());
@@ -208,7 +212,7 @@ impl<'p> Translator<'p> {
     /// engine wants.
     fn quantifier(&mut self, len: usize) -> Result<(), String> {
         if self.repeats {
-            return Err("nothing to repeat, or a repeat of a repeat".to_owned());
+            return Err("nothing to repeat, or a repeat of an anchor or a repeat".to_owned());
         }
         let quantifier = self.take(len);
         match quantifier.strip_prefix("{,") {
@@ -232,7 +236,7 @@ impl<'p> Translator<'p> {
         if self.depth > MAX_DEPTH {
             return Err(format!("groups nest more than {MAX_DEPTH} deep"));
         }
-        self.repeats = true;
+        let is_after_nothing = std::mem::replace(&mut self.repeats, true);
         let Some(kind) = self.rest.strip_prefix("(?") else {
             self.copy(1);
             return Ok(());
@@ -264,6 +268,8 @@ impl<'p> Translator<'p> {
             let close = self.rest.find(')').ok_or("a comment is not closed")?;
             self.take(close + 1);
             self.depth -= 1;
+            // For Python a comment is not there.
+            self.repeats = is_after_nothing;
             return Ok(());
         }
         let flags = kind.find(|c: char| !"ims-".contains(c)).unwrap_or(0);
@@ -271,8 +277,7 @@ impl<'p> Translator<'p> {
             self.copy(2 + flags + 1);
             return Ok(());
         }
-        let shown: String = self.rest.chars().take(4).collect();
-        Err(format!("`{shown}` is no group of Python, or not at the beginning"))
+        Err(refused_group(kind))
     }
 
     /// Translates a class in brackets. Characters that are operators in the engine's classes alone
@@ -306,7 +311,7 @@ impl<'p> Translator<'p> {
     }
 
     /// Translates a backslash and what follows. Those that Python does not know are errors, as
-    /// there.
+    /// there, and so are those that the engine cannot say.
     fn escape(&mut self, in_class: bool) -> Result<(), String> {
         let c = self.rest[1..].chars().next().ok_or("the expression ends with `\\`")?;
         match c {
@@ -345,11 +350,22 @@ impl<'p> Translator<'p> {
                 let len = self.rest[1..].find(|c: char| !c.is_ascii_digit());
                 let len = len.unwrap_or(self.rest.len() - 1);
                 if len > 2 {
-                    return Err("a number of three digits after `\\` is an octal code".to_owned());
+                    return Err("three digits after `\\` are not supported here".to_owned());
                 }
                 // Apart from digits that may follow.
                 let number = self.take(1 + len);
                 self.out.push_str(&format!(r"(?:{number})"));
+            }
+            'N' => {
+                return Err(
+                    r"`\N`, a character by its name, is not supported here, expected the character"
+                        .to_owned(),
+                );
+            }
+            '1'..='7' => {
+                return Err(format!(
+                    "`\\{c}` in a class, an octal code, is not supported here, expected `\\x` and two digits"
+                ));
             }
             c if c.is_ascii_alphanumeric() => {
                 return Err(format!("`\\{c}` is no escape of Python"));
@@ -361,6 +377,21 @@ impl<'p> Translator<'p> {
             }
         }
         Ok(())
+    }
+}
+
+/// The refusal of a group that begins with `(?` and `kind`. Flags that Python knows are told from
+/// what is no group there.
+fn refused_group(kind: &str) -> String {
+    let flags = kind.find(|c: char| !"aimsux-".contains(c)).unwrap_or(kind.len());
+    let (flags, rest) = kind.split_at(flags);
+    let shown: String = kind.chars().take(flags.len().max(1) + 1).take(MAX_SHOWN).collect();
+    if flags.contains(['a', 'u', 'x']) && rest.starts_with([')', ':']) {
+        return format!("`(?{shown}` sets a flag that is not supported here, expected i, m or s");
+    }
+    match !flags.is_empty() && !flags.contains('-') && rest.starts_with(')') {
+        true => format!("`(?{shown}` sets flags anew, expected at the beginning alone"),
+        false => format!("`(?{shown}` is no group of Python"),
     }
 }
 
@@ -403,6 +434,8 @@ mod tests {
             (r".*(?P<x>l)ayers.*(?P=x).*", true),
             (r".*(?P<x>y)ers.*(?P=x).*", false),
             (r".*(a)(t)\2n.*", true),
+            (r"m(?#one)+odel.*", true),
+            (r"^\bmodel\b.*$", true),
         ] {
             assert_eq!(whole(pattern, path), Ok(expected), "{pattern}");
         }
@@ -415,6 +448,14 @@ mod tests {
             r"\z",
             "a**",
             "*a",
+            "^*a",
+            "^{2}a",
+            "^(?#none)*a",
+            "a$*",
+            "(a$+)",
+            r"\b+a",
+            r"\Aa\B?",
+            r"a\Z{1,2}",
             "(?<n>a)",
             r"\x{41}",
             "a(?i)b",
@@ -430,6 +471,23 @@ mod tests {
         }
         assert!(whole(&"(".repeat(5_000), "a").is_err());
         assert!(whole(&("(".repeat(900) + &")".repeat(900)), "a").is_err());
+    }
+
+    #[test]
+    fn refusals_say_what_python_knows() {
+        for (pattern, part) in [
+            ("(?x)a", "`(?x)` sets a flag that is not supported here"),
+            ("(?a)a", "`(?a)` sets a flag that is not supported here"),
+            ("b(?x:a)", "`(?x:` sets a flag that is not supported here"),
+            ("a(?i)b", "`(?i)` sets flags anew, expected at the beginning"),
+            ("(?<n>a)", "`(?<n` is no group of Python"),
+            (r"\N{DIGIT ONE}", r"`\N`, a character by its name, is not supported here"),
+            (r"[\1]", r"`\1` in a class, an octal code, is not supported here"),
+            (r"\y", r"`\y` is no escape of Python"),
+        ] {
+            let refusal = whole(pattern, "a").unwrap_err();
+            assert!(refusal.contains(part), "{pattern}: {refusal}");
+        }
     }
 
     #[test]

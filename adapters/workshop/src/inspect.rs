@@ -17,7 +17,8 @@ use polyskill_adapters::Generation;
 use polyskill_adapters::artefact;
 use polyskill_adapters::card::Card;
 use polyskill_adapters::files::Files;
-use polyskill_adapters::peft::{CONFIG_FILE, MAX_CONFIG_BYTES};
+use polyskill_adapters::peft::CONFIG_FILE;
+use polyskill_adapters::peft::bundle::read_config;
 use polyskill_adapters::{mlx, native, peft};
 
 pub use diff::{Difference, Setting, SiteDifference, diff};
@@ -168,7 +169,7 @@ pub fn inspect(directory: &Path) -> Result<Inspection, Error> {
 fn settings(directory: &Path) -> Result<Map<String, Json>, Error> {
     let name = leaf(directory);
     let files = Files { name: &name, directory, root: directory };
-    let config = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
+    let config = read_config(files, CONFIG_FILE)?;
     serde_json::from_slice(&config).map_err(|error| {
         Error::refused(&name, vec![format!("{CONFIG_FILE} is no JSON object: {error}")])
     })

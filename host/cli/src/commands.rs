@@ -7,6 +7,7 @@ pub(crate) mod check_config;
 pub mod eval;
 pub mod experiment;
 pub mod generate;
+pub(crate) mod lines;
 pub mod plugin;
 pub(crate) mod pull;
 pub mod record;

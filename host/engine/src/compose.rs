@@ -1,7 +1,7 @@
-//! From what a request asks for to a composition.
+//! Composing: modules, router and plan of a request, resolved and pinned before it is queued.
 //!
-//! Called on admission, off the engine thread: routers plan here, artefacts are computed here, and gates
-//! are packed here. Equal compositions are made once and shared.
+//! Called on admission, off the engine thread: routers plan here, artefacts are computed here, and
+//! gates are packed here. Equal compositions are made once and shared.
 
 mod ask;
 mod chain;
@@ -35,21 +35,33 @@ use crate::hooks::expert_choice as experts;
 use crate::hooks::gates::Gates;
 use crate::routers::library_view::{Views, model_info};
 
-/// Separates the routers of a chain: `retrieval+arrow`.
+/// The character between the routers of a chain: `retrieval+arrow`.
 pub const CHAIN: char = '+';
 
-/// Makes compositions.
+/// The maker of compositions. It resolves a request's modules, asks its routers for a plan, and
+/// shares equal compositions between requests.
+///
+/// Its methods may block, on a router that plans for another request or on room for weights. They
+/// are not for the engine thread.
 pub struct Composer {
+    /// The modules that are loaded, and the pool of their weights.
     library: Arc<Library>,
+    /// The shape of the base: its sites, and the experts of its sparse layers.
     config: ModelConfig,
     /// The layers of a sparse base that have experts; empty for others.
     expert_layers: Vec<ExpertLayer>,
+    /// Makes the views of the library that routers get.
     views: Arc<Views>,
+    /// The routers by name, with their earlier versions. The lock is held to look one up, and never
+    /// while a router plans.
     routers: RwLock<BTreeMap<String, Versions>>,
-    /// Compositions that some request still uses, by digest.
+    /// Compositions that some request still uses, by digest. The entries are weak: a composition
+    /// ends with its last request.
     cache: DashMap<Generation, Weak<Composition>>,
-    /// Compiled programs that some request still uses.
+    /// Compiled programs that some composition still uses, by the digest of programs, candidates,
+    /// router and the version of the router's rows.
     gates: DashMap<Generation, Weak<Gates>>,
+    /// The last plans; empty unless the operator wants them recorded.
     plans: Mutex<PlanLog>,
 }
 
@@ -80,12 +92,17 @@ impl Composer {
         &self.library
     }
 
-    /// The library as a router sees it when it starts.
+    /// The library as a router sees it when it starts: the current snapshot, without rows that a
+    /// router has defined.
     pub fn view(&self) -> Arc<dyn LibraryView> {
         Arc::new(self.views.view(&self.library.snapshot(), Arc::default()))
     }
 
-    /// Makes the composition of a request, over one snapshot of the library.
+    /// Makes the composition of a request, over one snapshot of the library. Blocks while a router
+    /// plans, and until there is room for the modules' weights.
+    ///
+    /// A router that fails is no error unless its policy says so: the base answers, and
+    /// [`Composition::fallback`] gives the reason.
     ///
     /// # Errors
     /// If the request names what does not exist or cannot be used.
@@ -100,8 +117,12 @@ impl Composer {
         }
     }
 
-    /// Asks the routers of a chain in turn: one may narrow the candidates for the next, or leave the
-    /// decision to it. The base answers, with the modules that are always on, where none of them decides.
+    /// Asks the routers of a chain in turn: one may narrow the candidates for the next, or leave
+    /// the decision to it. The base answers, with the modules that are always on, where none of
+    /// them decides.
+    ///
+    /// The experts of a sparse base are asked for first and apart: they may come from another
+    /// router of the chain than the plan. A chain is over with the first plan or failure.
     fn routed(
         &self,
         snapshot: &Snapshot,
@@ -138,13 +159,15 @@ impl Composer {
     }
 
     /// The base in place of a router that gave no usable plan, with the modules that are always on.
+    /// Experts that a router of the chain has chosen are dropped with it.
     fn without_router(question: Question<'_>, reason: String) -> Draft {
         let router = identity(&question.request.router, &question.asked);
         let draft = Draft::default().with_always_on(question.always_on);
         Draft { router: Some(router), fallback: Some(reason), ..draft }
     }
 
-    /// The base with the experts that a router chose, and the modules that are always on.
+    /// The base with the experts that a router chose, and the modules that are always on: no router
+    /// of the chain has picked modules, and none failed.
     fn experts_alone(question: Question<'_>) -> Draft {
         let router = identity(&question.request.router, &question.asked);
         let draft = Draft::default().with_always_on(question.always_on);

@@ -1,7 +1,7 @@
 //! Modules and routers on the model's hooks: decide, add deltas and record, per input group.
 //!
-//! One parallel region per input group does all three, over tasks of (rows × site). Nothing here locks or
-//! waits; what tasks record goes to slots of their own.
+//! One parallel region per input group does all three, over tasks of (rows × site). Nothing here
+//! locks or waits; each task records into a place of its own.
 
 #![expect(unsafe_code, reason = "tasks write disjoint rows and slots")]
 
@@ -44,11 +44,13 @@ const MAX_ROWS_PER_TASK: usize = 8;
 /// Consecutive rows of a step that belong to one sequence.
 #[derive(Debug)]
 pub(crate) struct RowSpan {
+    /// The rows' numbers in the step. Spans are ascending, without gaps.
     pub(crate) rows: Range<usize>,
     /// Position of the first row in its sequence.
     pub(crate) position: usize,
     /// Positions of the sequence that the prompt takes, those before it included.
     pub(crate) prompt_len: usize,
+    /// The composition that the rows run on; spans of several requests may share one.
     pub(crate) composition: Arc<Composition>,
     /// The first row whose picks are recorded; none are without it.
     pub(crate) trace_from: Option<usize>,
@@ -68,8 +70,11 @@ impl RowSpan {
 /// A row of the step at a site, and the span that it belongs to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cell {
+    /// Index of the span.
     pub(crate) span: usize,
+    /// Number of the site.
     pub(crate) site: usize,
+    /// Number of the row in the step, not in the span.
     pub(crate) row: usize,
 }
 
@@ -92,22 +97,30 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The hooks of one step.
+/// The hooks of one step. All work on rows without modules is skipped, so these keep the base's
+/// bits.
 pub(crate) struct StepHooks<'a> {
+    /// Threads, and the base's activation.
     math: FeedForwardMath<'a>,
     /// Token of each row.
     tokens: &'a [u32],
+    /// The step's rows by sequence.
     spans: &'a [RowSpan],
+    /// The rows on which modules can act at linears, cut for tasks.
     chunks: Vec<Chunk>,
+    /// Decisions that were made ahead of the rows they are for.
     decisions: Decisions<'a>,
+    /// Rows for the experts that policies bring to a sparse layer.
     policy_experts: PolicyExperts,
+    /// Rows for the feed-forwards of modules.
     added_experts: AddedExperts,
     /// The layer whose gate projection ran last; a sparse layer has none.
     last_dense: Option<usize>,
+    /// The record of the step so far.
     pub(crate) record: Record,
 }
 
-/// Some rows of one span.
+/// Some rows of one span, the rows of a task.
 struct Chunk {
     span: usize,
     rows: Range<usize>,
@@ -134,12 +147,14 @@ impl<'a> StepHooks<'a> {
         }
     }
 
+    /// Rows of the step, with and without modules.
     fn num_rows(&self) -> usize {
         self.spans.last().map_or(0, |span| span.rows.end)
     }
 
-    /// Collects the rows that get feed-forwards of modules: of those that act on every row, and of the picks
-    /// at the layer's gate projection, whose input the feed-forward reads.
+    /// Collects the rows that get feed-forwards of modules: of modules that act on every row, and
+    /// of the picks at the layer's gate projection, whose input the feed-forward reads. `input` is
+    /// `[rows, hidden_size]`.
     fn pick_feed_forwards(&mut self, layer: usize, input: Rows<'_>) {
         let site = Site { layer, projection: Projection::Gate }.index();
         // At a dense layer the gate projection was decided, and recorded, when its input was read.
@@ -177,8 +192,8 @@ impl<'a> StepHooks<'a> {
     }
 }
 
-/// The tasks' rows; none for spans on which no module can act. Small steps are cut finer, so that a group
-/// with one site still feeds every thread.
+/// The tasks' rows; none for spans on which no module can act. Small steps are cut finer, so that a
+/// group with one site still feeds every thread.
 fn chunks(spans: &[RowSpan], num_threads: usize) -> Vec<Chunk> {
     let num_rows = spans.last().map_or(0, |span| span.rows.end);
     let rows_per_task = (num_rows / (2 * num_threads)).clamp(1, MAX_ROWS_PER_TASK);
@@ -195,6 +210,8 @@ fn chunks(spans: &[RowSpan], num_threads: usize) -> Vec<Chunk> {
 }
 
 impl Hooks for StepHooks<'_> {
+    /// Adds the deltas of the group's sites. Decisions that later sites share, and calls of the
+    /// router, come first.
     fn projected(&mut self, group: InputGroup, input: &[f32], outputs: &mut [SiteOutput<'_>]) {
         if self.chunks.is_empty() {
             return;
@@ -233,6 +250,8 @@ impl Hooks for StepHooks<'_> {
         records.into_iter().for_each(|record| self.record.extend(record));
     }
 
+    /// Lets policies and routers' programs choose among experts, then records the choice that is
+    /// run.
     fn routed(&mut self, layer: usize, logits: &[f32], choice: &mut ExpertChoice) {
         self.policy_experts.choose(self.spans, layer, logits, choice);
         let num_experts = logits.len() / choice.num_rows().max(1);

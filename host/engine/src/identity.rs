@@ -1,18 +1,20 @@
 //! Identities: SHA-256 over named fields with their lengths.
 //!
-//! A composition's digest is logged, traced and compared across processes, so it must not move when a
-//! type of another crate changes how it prints. Every field is written by hand here; a new op of a program
-//! does not compile until it is written too.
+//! A composition's digest is logged, traced and compared across processes, so it must not move when
+//! a type of another crate changes how it prints. Every field is written by hand here; a new op of
+//! a program does not compile until it is written too.
 
 use polyskill_adapters::Generation;
 use polyskill_adapters::apply::Combine;
 use polyskill_sdk::experts::{ExpertOp, ExpertProgram};
 use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
 
-/// Version of the fields, part of every identity.
+/// Version of the fields, part of every identity. It is raised when the fields or their order
+/// change.
 const VERSION: u64 = 2;
 
-/// The fields of an identity, each with its length, so that no two lists of fields collide.
+/// The fields of an identity as bytes, each with its length, so that no two lists of fields
+/// collide.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fields(Vec<u8>);
 
@@ -54,19 +56,20 @@ impl Fields {
         self
     }
 
-    /// Values in their order, with their count.
+    /// Values in their order, with their count; equal values in another order are another identity.
     pub(crate) fn list<T: Identity>(&mut self, values: &[T]) -> &mut Self {
         self.number(values.len() as u64);
         values.iter().for_each(|value| value.write(self));
         self
     }
 
-    /// The hash of all fields.
+    /// The hash of all fields, SHA-256.
     pub(crate) fn digest(&self) -> Generation {
         Generation::of(&[&self.0])
     }
 }
 
+/// A number's bits: 0 and −0 are told apart.
 impl Identity for f32 {
     fn write(&self, fields: &mut Fields) {
         fields.number(u64::from(self.to_bits()));
@@ -86,6 +89,7 @@ impl Identity for (u32, f32) {
     }
 }
 
+/// A mark, and the value where there is one.
 impl<T: Identity> Identity for Option<T> {
     fn write(&self, fields: &mut Fields) {
         match self {
@@ -95,6 +99,7 @@ impl<T: Identity> Identity for Option<T> {
     }
 }
 
+/// The name of the rule, as in plans.
 impl Identity for Combine {
     fn write(&self, fields: &mut Fields) {
         fields.text(match self {
@@ -104,6 +109,8 @@ impl Identity for Combine {
     }
 }
 
+/// Sites, sharing, ops and rule. Rows that the ops multiply with are not part of it: their names
+/// are.
 impl Identity for Program {
     fn write(&self, fields: &mut Fields) {
         match &self.sites {
@@ -123,6 +130,7 @@ impl Identity for Program {
     }
 }
 
+/// The name of the op, and its arguments.
 impl Identity for Op {
     fn write(&self, fields: &mut Fields) {
         fields.text(self.name());
@@ -143,12 +151,14 @@ impl Identity for Op {
     }
 }
 
+/// Layers, ops, and the policy that it names by its index in the snapshot.
 impl Identity for ExpertProgram {
     fn write(&self, fields: &mut Fields) {
         fields.list(&self.layers).list(&self.ops).value(&self.module);
     }
 }
 
+/// The name of the op, and its arguments.
 impl Identity for ExpertOp {
     fn write(&self, fields: &mut Fields) {
         fields.text(self.name());

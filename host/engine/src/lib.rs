@@ -1,9 +1,10 @@
 //! Continuous batching over token ids.
 //!
-//! [`compose`] turns what a request asks for (modules, a router, a mixture) into a [`Composition`] that is
-//! pinned until the request ends, on the caller's thread; `routers` are the plugins that it asks. [`Engine`]
-//! owns model, KV cache and scheduler on one thread: `step` is the order of its turns, with `hooks` on the
-//! model's. This crate knows no text, no HTTP, no async and no WebAssembly.
+//! [`compose`] turns what a request asks for (modules, a router, a mixture) into a [`Composition`]
+//! that is pinned until the request ends, on the caller's thread; `routers` are the plugins that it
+//! asks. [`Engine`] owns model, KV cache and scheduler on one thread: `step` is the order of its
+//! turns, with `hooks` on the model's. This crate knows no text, no HTTP, no async and no
+//! WebAssembly.
 
 pub mod compose;
 pub mod hooks;
@@ -28,4 +29,4 @@ pub use routers::row_log::{RoutedRow, RoutedRows};
 pub use routers::version::{Offered, ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
 pub use stats::{Stats, StatsSnapshot};
 pub use step::trace::{LayerExperts, SitePicks, TraceLevel};
-pub use step::{Engine, EngineConfig, Handle, SubmitError};
+pub use step::{Completed, Engine, EngineConfig, Events, Handle, SubmitError};

@@ -1,4 +1,5 @@
-//! Routers as the engine holds them: versions, health, their view of the library, rows kept of them.
+//! Routers as the engine holds them: versions, health, their view of the library, and the sample of
+//! their rows.
 
 pub(crate) mod health;
 pub(crate) mod library_view;

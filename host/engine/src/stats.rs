@@ -2,11 +2,15 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// Live counters.
+/// Live counters, see [`StatsSnapshot`]. Each is exact by itself; two may be read between two
+/// changes that belong together.
 #[derive(Debug, Default)]
 pub struct Stats {
+    /// Gauge; raised by the submitting thread, lowered by the engine's.
     pub(crate) waiting: AtomicUsize,
+    /// Gauge of admitted requests.
     pub(crate) running: AtomicUsize,
+    /// Gauge of blocks that requests hold; blocks with content that nobody uses do not count.
     pub(crate) kv_blocks_used: AtomicUsize,
     pub(crate) kv_blocks: AtomicUsize,
     pub(crate) steps: AtomicU64,
@@ -20,25 +24,25 @@ pub struct Stats {
 /// The counters at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StatsSnapshot {
-    /// Requests in the queue.
+    /// Requests in the queue, not admitted yet.
     pub waiting: usize,
     /// Requests in execution.
     pub running: usize,
-    /// KV blocks reserved.
+    /// KV blocks that requests hold, for the whole length that they may reach.
     pub kv_blocks_used: usize,
     /// KV blocks in all.
     pub kv_blocks: usize,
-    /// Steps run.
+    /// Steps run since the start.
     pub steps: u64,
-    /// Rows computed.
+    /// Rows computed since the start, of prompts and of generated tokens.
     pub rows: u64,
-    /// Time spent in steps.
+    /// Time spent in steps, in microseconds, sampling and sinks included.
     pub step_microseconds: u64,
-    /// Rows and sites where a router's answer was not usable.
+    /// Rows where a router's answer was not usable, counted once per site.
     pub fallback_rows: u64,
-    /// Prompt tokens that were looked up in the prefix cache.
+    /// Prompt tokens of admitted requests that may share cached beginnings.
     pub prefix_queries: u64,
-    /// Prompt tokens that were found there.
+    /// Prompt tokens, of these, whose keys and values were in the cache.
     pub prefix_hits: u64,
 }
 

@@ -22,7 +22,7 @@ use polyskill_model::{BLOCK_POSITIONS, Decoder, KvCache, Scratch, Step};
 
 use self::blocks::{BlockKeys, Blocks};
 use self::handle::{Command, Waiting};
-pub use self::handle::{EngineConfig, Handle, SubmitError};
+pub use self::handle::{Completed, EngineConfig, Events, Handle, SubmitError};
 use self::layout::Layout;
 use self::scheduler::{Budget, Progress, plan};
 use self::sequence::{Sequence, Start};
@@ -30,18 +30,20 @@ use self::trace::RowTrace;
 use crate::hooks::StepHooks;
 use crate::hooks::prefix::store_prefix;
 use crate::hooks::record::Record;
-use crate::request::{Event, FinishReason, Finished, RequestId};
+use crate::request::{Event, FinishReason, RequestId};
 use crate::stats::Stats;
 
-/// The running engine; dropping it finishes what runs and waits.
+/// The running engine; dropping it finishes the requests that run and wait, and blocks until then.
 #[derive(Debug)]
 pub struct Engine {
+    /// The way to the thread, cloned for callers.
     handle: Handle,
+    /// The thread; `None` once it was drained.
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Engine {
-    /// Starts the engine thread.
+    /// Starts the engine thread, which allocates the KV cache.
     ///
     /// # Errors
     /// If the system has no thread left.
@@ -83,7 +85,8 @@ impl Engine {
         &self.handle
     }
 
-    /// Finishes what was submitted, then stops the thread.
+    /// Finishes the requests that were submitted, then stops the thread. Blocks until it has ended;
+    /// a second call returns at once.
     pub fn drain(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
@@ -100,26 +103,36 @@ impl Drop for Engine {
     }
 }
 
+/// The engine thread's own state. Nothing else touches it, so it needs no locks.
 struct State {
     model: Arc<Decoder>,
     config: EngineConfig,
+    /// Counters that others read.
     stats: Arc<Stats>,
+    /// Keys and values of all blocks.
     kv: KvCache,
+    /// The use and the content of these blocks.
     blocks: Blocks,
+    /// Requests in the order of submission, none admitted.
     waiting: VecDeque<Waiting>,
+    /// Requests in execution, in the order of admission; each holds its blocks.
     running: Vec<Sequence>,
+    /// The model's buffers, reused from step to step.
     scratch: Scratch,
+    /// True once the thread is to end when nothing runs or waits.
     draining: bool,
 }
 
 impl State {
+    /// The loop, until it drains. A panic in a step fails the requests that run and no others:
+    /// their blocks are released, and blocks that were made known before stay.
     fn run(mut self, commands: &Receiver<Command>) {
         loop {
             self.take_commands(commands);
             self.admit();
             if self.running.is_empty() {
                 if self.draining && self.waiting.is_empty() {
-                    return;
+                    return Self::refuse_late(commands);
                 }
                 continue;
             }
@@ -133,7 +146,17 @@ impl State {
         }
     }
 
-    /// Takes what is there; waits where there is nothing else to do.
+    /// Ends the requests that came behind the order to stop: nothing that was taken stays unheard.
+    fn refuse_late(commands: &Receiver<Command>) {
+        while let Ok(command) = commands.try_recv() {
+            if let Command::Submit(waiting) = command {
+                waiting.end(FinishReason::Cancelled);
+            }
+        }
+    }
+
+    /// Takes the commands that have come. Waits for one where there is nothing else to do, so that
+    /// an idle engine takes no time.
     fn take_commands(&mut self, commands: &Receiver<Command>) {
         let idle = self.running.is_empty() && self.waiting.is_empty() && !self.draining;
         let first = if idle {
@@ -156,29 +179,22 @@ impl State {
         }
     }
 
+    /// Ends a request that runs or waits. An unknown one has ended already and is left alone.
     fn cancel(&mut self, id: RequestId) {
         if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
             running.ended = Some(FinishReason::Cancelled);
         }
         let position = self.waiting.iter().position(|waiting| waiting.id == id);
-        if let Some(mut waiting) = position.and_then(|position| self.waiting.remove(position)) {
+        if let Some(waiting) = position.and_then(|position| self.waiting.remove(position)) {
             self.stats.waiting.fetch_sub(1, Relaxed);
-            (waiting.request.sink)(Event::Finished(Finished {
-                reason: FinishReason::Cancelled,
-                prompt_tokens: waiting.request.prompt.len(),
-                cached_tokens: 0,
-                completion_tokens: 0,
-                module_share: Vec::new(),
-                agreement: None,
-                fallback_rows: 0,
-                time_to_first_token: None,
-                queue_time: waiting.submitted.elapsed(),
-            }));
+            waiting.end(FinishReason::Cancelled);
         }
         self.retire();
     }
 
-    /// Starts waiting requests in order, while there is room.
+    /// Starts waiting requests in order, while there is room. A request that does not fit holds up
+    /// those behind it, so that a long one is not overtaken for ever. At most `max_rows` run, as
+    /// each may need a row in every step.
     fn admit(&mut self) {
         while self.running.len() < self.config.max_running.min(self.config.max_rows) {
             let Some(mut waiting) = self.waiting.pop_front() else { break };
@@ -194,8 +210,12 @@ impl State {
         self.stats.kv_blocks.store(self.blocks.total(), Relaxed);
     }
 
-    /// Reserves a request's blocks, shares what is known of its beginning, and stores what modules put before
-    /// it; nothing where there is no room.
+    /// Reserves a request's blocks for the whole length that it may reach, shares the cached blocks
+    /// of its beginning, and stores the keys and values that modules put before it. `None`, and
+    /// nothing reserved, where there is no room.
+    ///
+    /// At least the last token is always computed, since its row gives the first logits. Scored
+    /// prompts share nothing.
     fn start_of(&mut self, waiting: &mut Waiting) -> Option<Start> {
         let request = &waiting.request;
         let composition = &request.composition;
@@ -226,7 +246,8 @@ impl State {
         Some(Start { tokens, blocks, keys, num_known, computed, cached_tokens })
     }
 
-    /// Makes full blocks known, as far as they hold nothing but what their names say.
+    /// Makes full blocks known under their keys, as far as [`Sequence::sharable`] allows it. Later
+    /// requests with the same beginning find them.
     fn make_blocks_known(&mut self) {
         for running in &mut self.running {
             let upto = running.sharable();
@@ -239,7 +260,8 @@ impl State {
         }
     }
 
-    /// Reports and removes requests that have ended.
+    /// Reports and removes requests that have ended. Blocks and composition are let go before the
+    /// sink hears of the end.
     fn retire(&mut self) {
         let mut index = 0;
         while index < self.running.len() {
@@ -252,14 +274,16 @@ impl State {
             self.stats.running.store(self.running.len(), Relaxed);
             self.stats.kv_blocks_used.store(self.blocks.used(), Relaxed);
             let finished = ended.finished();
-            // The leases end before anyone can hear of the end.
+            // The modules are free before anyone can hear of the end.
             let Sequence { composition, mut sink, .. } = ended;
             drop(composition);
             sink(Event::Finished(finished));
         }
     }
 
-    /// One step: rows of all running requests through the model, then a token for each that got one.
+    /// One step: rows of all running requests through the model, then a token for each that got
+    /// logits. Rows that fell back are noted first: where the policy is to fail, they end their
+    /// request before its token is given out.
     fn step(&mut self) {
         let started = Instant::now();
         let progress: Vec<Progress> = self.running.iter().map(Sequence::progress).collect();

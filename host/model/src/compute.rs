@@ -50,7 +50,7 @@ struct Shared {
     next: AtomicUsize,
     /// Workers that are parked or about to park; zero spares the caller the system calls of waking.
     sleeping: AtomicUsize,
-    /// True if a task panicked on a worker since the caller last looked.
+    /// True if a task of the current job panicked on a worker.
     panicked: AtomicBool,
     /// True once the pool is dropped.
     stop: AtomicBool,
@@ -125,6 +125,8 @@ impl Compute {
             *shared.job.get() = Some((task, num_tasks));
         }
         shared.next.store(0, Ordering::Relaxed);
+        // Where the caller's own task panicked too, nobody has looked at the last job's.
+        shared.panicked.store(false, Ordering::Relaxed);
         shared.state.store((generation * GENERATION) | OPEN, Ordering::SeqCst);
         if shared.sleeping.load(Ordering::SeqCst) > 0 {
             self.threads.iter().for_each(Thread::unpark);
@@ -133,7 +135,7 @@ impl Compute {
         shared.take_tasks(task, num_tasks);
         drop(closing);
         assert!(
-            !shared.panicked.swap(false, Ordering::SeqCst),
+            !shared.panicked.load(Ordering::SeqCst),
             "a compute task panicked on a worker thread"
         );
     }
@@ -307,6 +309,26 @@ mod tests {
         let compute = Compute::new(3);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             compute.run(64, &|index| assert!(index != 40, "boom"));
+        }));
+        assert!(result.is_err());
+        let sum = AtomicUsize::new(0);
+        compute.run(10, &|index| {
+            sum.fetch_add(index, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 45);
+    }
+
+    #[test]
+    fn panics_of_caller_and_worker_end_with_their_region() {
+        let compute = Compute::new(2);
+        assert_eq!(compute.num_threads(), 2);
+        // Neither panics before the other has a task as well.
+        let both = std::sync::Barrier::new(2);
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            compute.run(2, &|_| {
+                both.wait();
+                panic!("boom");
+            });
         }));
         assert!(result.is_err());
         let sum = AtomicUsize::new(0);

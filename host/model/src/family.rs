@@ -8,7 +8,9 @@ mod keys;
 
 use serde_json::Value as Json;
 
-use crate::config::{Activation, Biases, FeedForward, Mixture, ModelConfig, QueryKeyNorm};
+use crate::config::{
+    Activation, Biases, FeedForward, Mixture, ModelConfig, QueryKeyNorm, RopeScaling,
+};
 use crate::error::Error;
 use keys::Keys;
 
@@ -427,10 +429,11 @@ fn check(config: ModelConfig) -> Result<ModelConfig, Error> {
         return Err(Error::unsupported("head_dim", dim.to_string(), "even numbers"));
     }
     for rope in [&config.rope].into_iter().chain(&config.local_rope) {
-        if !(rope.theta.is_finite() && rope.theta > 0.0) {
+        if !divides(rope.theta) {
             let found = rope.theta.to_string();
             return Err(Error::unsupported("rope_theta", found, "positive numbers"));
         }
+        check_scaling(&rope.scaling)?;
     }
     if let FeedForward::Mixture(mixture) = &config.feed_forward {
         check_mixture(mixture)?;
@@ -444,6 +447,27 @@ fn check(config: ModelConfig) -> Result<ModelConfig, Error> {
         return Err(Error::unsupported("scale of attention", found, "positive numbers"));
     }
     Ok(config)
+}
+
+/// Refuses scaling by which a frequency is not finite.
+fn check_scaling(scaling: &RopeScaling) -> Result<(), Error> {
+    let divisors: &[f64] = match scaling {
+        RopeScaling::None => &[],
+        RopeScaling::Linear { factor } | RopeScaling::Llama3 { factor, .. } => {
+            std::slice::from_ref(factor)
+        }
+        RopeScaling::Factors(factors) => factors.as_slice(),
+    };
+    match divisors.iter().find(|divisor| !divides(**divisor)) {
+        None => Ok(()),
+        Some(found) => Err(Error::unsupported("rope factor", found.to_string(), "a number over 0")),
+    }
+}
+
+/// True for a number that is positive and finite in the 32 bits in which frequencies are computed.
+fn divides(number: f64) -> bool {
+    let number = number as f32;
+    number.is_finite() && number > 0.0
 }
 
 /// Bounds the number of experts, and the choice of each token by it.
@@ -474,7 +498,6 @@ fn checked_size(key: &str, found: Option<u64>) -> Result<usize, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RopeScaling;
     use serde_json::json;
 
     fn base() -> Json {
@@ -589,6 +612,9 @@ mod tests {
         }
         let refused = with("rope_scaling", json!({"type": "linear", "factor": 0})).unwrap_err();
         assert!(refused.to_string().contains("rope factor `0`"), "{refused}");
+        // As the 32-bit float that divides, it is 0 as well.
+        let refused = with("rope_scaling", json!({"type": "linear", "factor": 1e-50})).unwrap_err();
+        assert!(refused.to_string().contains("rope factor `0."), "{refused}");
     }
 
     #[test]

@@ -346,7 +346,8 @@ fn shared_gate(
             matrix.read_row(0, &mut row);
             Ok(row)
         }
-        Err(_) => required(source, &name, hidden),
+        Err(Error::Shape { .. }) => required(source, &name, hidden),
+        Err(error) => Err(error),
     }
 }
 
@@ -388,5 +389,71 @@ fn hash(hasher: &mut Sha256, bytes: &[u8], done: &mut u64, total: u64, progress:
         hasher.update(chunk);
         *done += chunk.len() as u64;
         progress(*done, total);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linear::DenseWeights;
+
+    /// A source of one tensor.
+    struct OneTensor {
+        shape: Vec<usize>,
+        values: Vec<f32>,
+    }
+
+    impl OneTensor {
+        fn of(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, Error> {
+            if self.shape == expected {
+                return Ok(self.values.clone());
+            }
+            let (found, expected) = (self.shape.clone(), expected.to_vec());
+            Err(Error::Shape { name: name.to_owned(), found, expected })
+        }
+    }
+
+    impl WeightSource for OneTensor {
+        fn config(&self) -> &ModelConfig {
+            unreachable!("one tensor is read")
+        }
+        fn vector(&mut self, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
+            self.of(name, &[len]).map(Some)
+        }
+        fn matrix(&mut self, name: &str, outs: usize, inner: usize) -> Result<Matrix, Error> {
+            let values = self.of(name, &[outs, inner])?;
+            match values.iter().all(|value| value.is_finite()) {
+                true => Ok(Matrix::Dense { weights: DenseWeights::F32(values), inner }),
+                false => Err(Error::NotFinite { name: name.to_owned() }),
+            }
+        }
+        fn expert(
+            &mut self,
+            _: usize,
+            _: usize,
+            _: Projection,
+            _: usize,
+            _: usize,
+        ) -> Result<Matrix, Error> {
+            unreachable!("one tensor is read")
+        }
+        fn digest(&self) -> [u8; 32] {
+            [0; 32]
+        }
+    }
+
+    #[test]
+    fn the_gate_of_a_shared_expert_is_a_row_or_a_vector() {
+        let gate = |shape: &[usize], values: [f32; 2]| {
+            let mut source = OneTensor { shape: shape.to_vec(), values: values.to_vec() };
+            shared_gate(&mut source, "mlp", 2).map_err(|error| error.to_string())
+        };
+        for shape in [&[1, 2][..], &[2]] {
+            assert_eq!(gate(shape, [0.5, 2.0]), Ok(vec![0.5, 2.0]));
+            let refused = gate(shape, [0.5, f32::NAN]).unwrap_err();
+            assert!(refused.contains("not finite"), "{shape:?}: {refused}");
+        }
+        let refused = gate(&[2, 1], [0.5, 2.0]).unwrap_err();
+        assert!(refused.contains("has shape [2, 1]"), "{refused}");
     }
 }

@@ -299,7 +299,9 @@ impl Grouped {
         self.slots.clear();
         self.slots.extend((0..num_rows as u32).map(|row| (row, expert as u32)));
         self.ends.clear();
-        self.ends.push((expert as u32, num_rows));
+        if num_rows > 0 {
+            self.ends.push((expert as u32, num_rows));
+        }
     }
 }
 
@@ -486,5 +488,14 @@ mod tests {
         assert_eq!(grouped.ends, [(1, 2), (3, 3)]);
         grouped.fill(&choice, |expert| expert != 1);
         assert_eq!((&grouped.slots[..], &grouped.ends[..]), (&[(0, 3)][..], &[(3, 1)][..]));
+    }
+
+    #[test]
+    fn an_expert_of_no_rows_is_not_run() {
+        let mut grouped = Grouped::default();
+        grouped.fill_with(4, [0.5, 0.25].into_iter());
+        assert_eq!((&grouped.slots[..], &grouped.ends[..]), (&[(0, 4), (1, 4)][..], &[(4, 2)][..]));
+        grouped.fill_with(4, std::iter::empty());
+        assert!(grouped.slots.is_empty() && grouped.ends.is_empty(), "{grouped:?}");
     }
 }

@@ -111,7 +111,7 @@ impl Bundle {
         let budget = limits.file_mib << 20;
         let mut files = if path.is_dir() {
             read_directory(path, budget)?
-        } else if path.extension().is_some_and(|extension| extension == "tar") {
+        } else if is_tar(path) {
             read_tar(path, budget)?
         } else {
             return Self::bare(path, budget);
@@ -189,6 +189,11 @@ impl Bundle {
         found.sort();
         Ok(found)
     }
+}
+
+/// True for a path that is read as an archive. Such a bundle carries its signature inside.
+pub(crate) fn is_tar(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "tar") && !path.is_dir()
 }
 
 /// SHA-256 over the sorted list of names and contents.
@@ -277,7 +282,8 @@ fn read_directory(root: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>,
     Ok(files)
 }
 
-/// Reads all files of an archive, which is itself within the budget.
+/// Reads all files of an archive, which is itself within the budget. Names with a dot in front are
+/// left out, as in a directory: packing that by hand gives the same bundle.
 ///
 /// # Errors
 /// If an entry is no plain file, lies outside of the bundle, or is one too many.
@@ -288,25 +294,44 @@ fn read_tar(path: &Path, budget: u64) -> Result<BTreeMap<String, Vec<u8>>, Error
     let mut files = BTreeMap::new();
     for entry in archive.entries().map_err(io)? {
         let mut entry = entry.map_err(io)?;
-        let name = entry.path().map_err(io)?.into_owned();
-        let plain = name.components().all(|part| matches!(part, Component::Normal(_)));
+        let found = entry.path().map_err(io)?.into_owned();
+        let name = name_inside(&found);
         let kind = entry.header().entry_type();
-        if kind.is_dir() {
+        if kind.is_dir() || name.as_deref().is_some_and(is_hidden) {
             continue;
         }
-        if !kind.is_file() || !plain || files.len() >= MAX_FILES {
+        let Some(name) = name.filter(|_| kind.is_file() && files.len() < MAX_FILES) else {
             let reason = format!(
                 "`{}`: a bundle holds plain files inside of it, at most {MAX_FILES}",
-                name.display()
+                found.display()
             );
             return Err(manifest_error(path, &reason));
-        }
+        };
         let mut content = Vec::new();
         // The archive is in memory, so that an entry cannot be larger than it.
         entry.read_to_end(&mut content).map_err(io)?;
-        files.insert(name.to_string_lossy().into_owned(), content);
+        files.insert(name, content);
     }
     Ok(files)
+}
+
+/// An entry's path within the bundle, with `/` between its parts and without the `./` that `tar .`
+/// puts in front; `None` for the bundle itself and for what lies outside of it.
+fn name_inside(path: &Path) -> Option<String> {
+    let mut parts = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::Normal(part) => parts.push(part.to_string_lossy()),
+            Component::CurDir => {}
+            _ => return None,
+        }
+    }
+    (!parts.is_empty()).then(|| parts.join("/"))
+}
+
+/// True if a part of a path within a bundle has a dot in front.
+fn is_hidden(name: &str) -> bool {
+    name.split('/').any(|part| part.starts_with('.'))
 }
 
 /// Writes a bundle's directory as a tar, in one order and without dates: equal bundles give equal
@@ -329,4 +354,61 @@ pub fn pack(directory: &Path, target: &Path, limits: &Limits) -> Result<(), Erro
         builder.append_data(&mut header, &name, content.as_slice()).map_err(io)?;
     }
     builder.into_inner().map(drop).map_err(io)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes an archive with these names as they are, all of them plain files but those that end
+    /// in `/`.
+    fn archive(target: &Path, entries: &[(&str, &str)]) {
+        let mut builder = tar::Builder::new(fs::File::create(target).unwrap());
+        for (name, content) in entries {
+            let mut header = tar::Header::new_ustar();
+            header.as_ustar_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
+            if name.ends_with('/') {
+                header.set_entry_type(tar::EntryType::Directory);
+            }
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            builder.append(&header, content.as_bytes()).unwrap();
+        }
+        builder.into_inner().unwrap();
+    }
+
+    const MANIFEST: &str = "name = \"r\"\nversion = \"1\"\nabi = \"0.1\"\nfile = \"r.toml\"\n";
+
+    #[test]
+    fn an_archive_of_the_folder_itself_is_the_same_bundle() {
+        let directory = tempfile::tempdir().unwrap();
+        let (folder, tar) = (directory.path().join("r"), directory.path().join("r.tar"));
+        fs::create_dir_all(folder.join("fixtures")).unwrap();
+        for (name, content) in
+            [("plugin.toml", MANIFEST), ("r.toml", "a"), ("fixtures/f.json", "b"), (".x", "c")]
+        {
+            fs::write(folder.join(name), content).unwrap();
+        }
+        let limits = Limits::default();
+        let expected = Bundle::read(&folder, &limits).unwrap();
+        let dotted = [
+            ("./", ""),
+            ("./r.toml", "a"),
+            ("./.x", "c"),
+            ("./.git/", ""),
+            ("./.git/HEAD", "d"),
+            ("./plugin.toml", MANIFEST),
+            ("./fixtures/", ""),
+            ("./fixtures/f.json", "b"),
+        ];
+        archive(&tar, &dotted);
+        let found = Bundle::read(&tar, &limits).unwrap();
+        assert_eq!((found.digest, found.files), (expected.digest, expected.files));
+        for outside in ["../r.toml", "./../r.toml", "fixtures/../../r.toml", "/r.toml", "."] {
+            archive(&tar, &[("plugin.toml", MANIFEST), ("r.toml", "a"), (outside, "e")]);
+            let refused = Bundle::read(&tar, &limits).err().map(|error| error.to_string());
+            let refused = refused.unwrap_or_default();
+            assert!(refused.contains("inside of it"), "{outside}: {refused}");
+        }
+    }
 }

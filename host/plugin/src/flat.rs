@@ -133,19 +133,20 @@ pub(crate) fn log(
     Ok(())
 }
 
-/// Fills `polyskill_model_info`.
+/// Fills `polyskill_model_info`. Plugins go through the numbers of sites up to the one given here.
 pub(crate) fn model(memory: &mut impl Memory, state: &State, out: u64) -> Answer<i32> {
     let model = state.library().model();
     let modules = state.library().modules().len() as u32;
-    let fields = [model.num_layers, model.hidden_size, model.sites.len() as u32, modules];
+    let num_sites = model.sites.last().map_or(0, |site| site.index.saturating_add(1));
+    let fields = [model.num_layers, model.hidden_size, num_sites, modules];
     memory.write_struct(out, &fields)?;
     Ok(0)
 }
 
-/// Fills `polyskill_site_info`; −1 behind the last site. The projection is `u32::MAX` where the
-/// site is none of the seven, as that of a layer with experts.
+/// Fills `polyskill_site_info`; −1 for a number that no site has. The projection is
+/// `POLYSKILL_MLP` where the site is none of the seven, as that of a layer with experts.
 pub(crate) fn site(memory: &mut impl Memory, state: &State, site: u32, out: u64) -> Answer<i32> {
-    let Some(info) = state.library().model().sites.get(site as usize) else { return Ok(-1) };
+    let Some(info) = state.library().model().site(site) else { return Ok(-1) };
     let names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
     let projection = names.iter().position(|name| *name == info.projection);
     let projection = projection.map_or(u32::MAX, |projection| projection as u32);
@@ -463,4 +464,104 @@ pub(crate) fn answered(state: &mut State) -> Result<Plan, crate::Fault> {
 /// Also the room that is made for them: no more than every candidate for every row.
 pub(crate) fn capacity(num_rows: usize, num_columns: usize, limits: &Limits) -> usize {
     num_rows.saturating_mul(num_columns).min(limits.route_picks)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use polyskill_sdk::runtime::LibraryView;
+    use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, SiteInfo, Tensor};
+
+    use super::*;
+
+    /// The library of a sparse base, whose sites have numbers with gaps and widths of their own.
+    /// It has one module, of rank 2.
+    pub(crate) struct SparseBase {
+        model: ModelInfo,
+        modules: [ModuleInfo; 1],
+    }
+
+    impl SparseBase {
+        pub(crate) fn new() -> Self {
+            let site = |index: u32, projection: &str, inputs: u32, outputs: u32| {
+                let (layer, projection) = (index / 7, projection.to_owned());
+                SiteInfo { index, layer, projection, inputs, outputs }
+            };
+            let sites = vec![
+                site(0, "q_proj", 4, 8),
+                site(4, "mlp", 4, 4),
+                site(7, "q_proj", 4, 8),
+                site(13, "down_proj", 16, 4),
+            ];
+            let (digest, family) = (String::new(), String::new());
+            let model = ModelInfo { digest, family, num_layers: 2, hidden_size: 4, sites };
+            Self { model, modules: [ModuleInfo::default()] }
+        }
+
+        fn width(&self, site: u32, part: Part) -> Result<u32, String> {
+            let info = self.model.site(site).ok_or("no such site")?;
+            Ok(if part == Part::LoraA { info.inputs } else { info.outputs })
+        }
+    }
+
+    impl LibraryView for SparseBase {
+        fn model(&self) -> &ModelInfo {
+            &self.model
+        }
+        fn modules(&self) -> &[ModuleInfo] {
+            &self.modules
+        }
+        fn sites(&self, _: u32) -> &[ModuleSite] {
+            &[ModuleSite { site: 13, rank: 2, scale: 1.0 }]
+        }
+        fn tensor(&self, _: u32, site: u32, part: Part) -> Result<Tensor, String> {
+            let len = 2 * self.width(site, part)?;
+            Ok(Tensor { shape: vec![len], values: vec![1.0; len as usize] })
+        }
+        fn artefact(&self, _: u32, _: u32, _: &str) -> Option<Tensor> {
+            None
+        }
+        fn singular_vector(&self, _: u32, site: u32, _: SvdMethod) -> Result<Vec<f32>, String> {
+            Ok(vec![0.5; self.width(site, Part::LoraA)? as usize])
+        }
+        fn defined(&self, _: &str, _: u32) -> bool {
+            false
+        }
+    }
+
+    /// A memory of a few bytes, from address 0 on.
+    struct Bytes([u8; 20]);
+
+    impl Memory for Bytes {
+        fn read(&self, address: u64, len: usize) -> Result<&[u8], String> {
+            Ok(&self.0[address as usize..][..len])
+        }
+
+        fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), String> {
+            self.0[address as usize..][..bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn sites_go_by_their_numbers() {
+        let library = Arc::new(SparseBase::new());
+        let state = State::new("sparse".into(), library, &Limits::default());
+        let mut memory = Bytes([0; 20]);
+        memory.write_words(0, [20].into_iter()).unwrap();
+        assert_eq!(model(&mut memory, &state, 0), Ok(0));
+        assert_eq!(memory.words(4, 4).unwrap(), [2, 4, 14, 1]);
+        let mut at = |number: u32| {
+            let found = site(&mut memory, &state, number, 0).unwrap() == 0;
+            found.then(|| memory.words(4, 4).unwrap())
+        };
+        assert_eq!(at(0), Some(vec![0, 0, 4, 8]));
+        assert_eq!(at(4), Some(vec![0, u32::MAX, 4, 4]));
+        assert_eq!(at(7), Some(vec![1, 0, 4, 8]));
+        assert_eq!(at(13), Some(vec![1, 6, 16, 4]));
+        for missing in [1, 3, 12, 14, u32::MAX] {
+            assert_eq!(at(missing), None, "{missing}");
+        }
+    }
 }

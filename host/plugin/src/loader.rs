@@ -18,7 +18,7 @@ use crate::flat::wasm::FlatCode;
 use crate::gate_file::{self, GateFile, GateRouter};
 use crate::instance::{Code, Room, Source};
 use crate::limits::Limits;
-use crate::sandbox::{Sandbox, private_directory};
+use crate::sandbox::{Sandbox, new_private_directory, private_directory};
 use crate::self_test;
 use crate::trust::{Trust, granted};
 
@@ -45,7 +45,7 @@ pub struct Loader {
     /// Instances that may still be made.
     room: Arc<Room>,
     /// The directory of compiled plugins and of copies of dynamic libraries; without one, nothing
-    /// is cached and copies go to the system's temporary directory.
+    /// is cached and copies go to new directories in the system's temporary one.
     cache: Option<PathBuf>,
     /// Number of the next copy of a dynamic library, for its name.
     copies: AtomicU64,
@@ -181,18 +181,31 @@ impl Loader {
     ///
     /// The copy is removed as soon as it is mapped, which keeps its pages.
     fn dylib(&self, bundle: &Bundle) -> Result<Arc<dyn Code>, Error> {
-        let directory = self.cache.clone().unwrap_or_else(std::env::temp_dir).join("dylibs");
+        let directory = copy_directory(self.cache.as_deref())?;
         let copy = self.copies.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}-{}-{copy}.so", bundle.digest, std::process::id());
         let path = directory.join(name);
-        private_directory(&directory)
-            .and_then(|()| std::fs::write(&path, bundle.code()))
-            .map_err(|source| Error::Io { path: path.clone(), source })?;
-        let opened = DylibCode::open(&bundle.manifest.name, &path);
+        let opened = std::fs::write(&path, bundle.code())
+            .map_err(|source| Error::Io { path: path.clone(), source })
+            .and_then(|()| DylibCode::open(&bundle.manifest.name, &path));
         // What is mapped stays mapped.
         let _ = std::fs::remove_file(&path);
+        if self.cache.is_none() {
+            let _ = std::fs::remove_dir(&directory);
+        }
         Ok(opened?)
     }
+}
+
+/// The directory of copies of dynamic libraries, which only this user may enter: one in the cache,
+/// or without a cache a new one for each copy, as the system's temporary directory is everybody's.
+fn copy_directory(cache: Option<&Path>) -> Result<PathBuf, Error> {
+    let directory = cache.map_or_else(std::env::temp_dir, |cache| cache.join("dylibs"));
+    let made = match cache {
+        Some(_) => private_directory(&directory).map(|()| directory.clone()),
+        None => new_private_directory(&directory),
+    };
+    made.map_err(|source| Error::Io { path: directory, source })
 }
 
 /// True if a core module exports a name of the flat ABI, in any version.
@@ -372,6 +385,29 @@ impl Plugin {
                 let router = GateRouter::new(file, self.name(), version, &parameters)?;
                 Ok(Box::new(router))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_of_libraries_lie_where_nobody_else_writes() {
+        let cache = tempfile::tempdir().unwrap();
+        let cached = copy_directory(Some(cache.path())).unwrap();
+        assert_eq!(cached, cache.path().join("dylibs"));
+        let fresh = [copy_directory(None).unwrap(), copy_directory(None).unwrap()];
+        assert_ne!(fresh[0], fresh[1], "users and processes share none");
+        for directory in fresh {
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::PermissionsExt as _;
+                let mode = std::fs::metadata(&directory).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o700);
+            }
+            std::fs::remove_dir(directory).unwrap();
         }
     }
 }

@@ -152,6 +152,25 @@ pub(crate) fn private_directory(directory: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// Makes a new directory that only this user may enter, below one that everybody may write to.
+///
+/// Its name cannot be foreseen, and one that exists is not taken.
+pub(crate) fn new_private_directory(parent: &Path) -> std::io::Result<PathBuf> {
+    let mut random = [0; 16];
+    getrandom::fill(&mut random)
+        .map_err(|error| std::io::Error::other(format!("no randomness: {error}")))?;
+    let directory = parent.join(format!("polyskill-{}", hex(&random)));
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::DirBuilderExt as _;
+        builder.mode(0o700);
+    }
+    builder.create(&directory)?;
+    Ok(directory)
+}
+
 /// wasmtime's configuration: fuel and epochs are on, and memories come from a pool that is reserved
 /// once, for as many instances as there may be.
 fn config(limits: &Limits) -> Config {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::{Bundle, Capability, SIGNATURE_FILE};
+use crate::bundle::{Bundle, Capability, SIGNATURE_FILE, is_tar};
 use crate::error::Error;
 use crate::limits::Limits;
 use crate::signature::{self, SecretKey};
@@ -126,8 +126,12 @@ pub(crate) fn verify(digest: &str, text: &str) -> Result<String, String> {
 /// so a bundle is signed before it is packed.
 ///
 /// # Errors
-/// If the bundle or the key cannot be read, or the signature cannot be written.
+/// If the bundle is a tar, it or the key cannot be read, or the signature cannot be written.
 pub fn sign(path: &Path, key: &Path, limits: &Limits) -> Result<(String, String), Error> {
+    if is_tar(path) {
+        let reason = "a tar carries its signature inside; sign the bundle's folder, then pack it";
+        return Err(Error::Manifest { path: path.to_owned(), reason: reason.to_owned() });
+    }
     let key = SecretKey::read(key)?;
     let bundle = Bundle::read(path, limits)?;
     let (public, text) = (key.public(), key.sign(CONTEXT, &bundle.digest));
@@ -156,6 +160,26 @@ mod tests {
         fs::write(path.join("plugin.toml"), manifest).unwrap();
         fs::write(path.join("r.toml"), "[[program]]\nops = []\n").unwrap();
         path
+    }
+
+    /// A signature beside a tar is never looked at: one is signed before it is packed.
+    #[test]
+    fn a_tar_is_not_signed_from_outside() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, key) = (bundle(directory.path()), directory.path().join("key"));
+        let tar = directory.path().join("router.tar");
+        let limits = Limits::default();
+        let public = new_key(&key).unwrap();
+        crate::bundle::pack(&path, &tar, &limits).unwrap();
+        let refused = sign(&tar, &key, &limits).unwrap_err().to_string();
+        assert!(refused.contains("router.tar") && refused.contains("then pack it"), "{refused}");
+        let files = || fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(files(), 3, "nothing was written");
+        let (digest, _) = sign(&path, &key, &limits).unwrap();
+        crate::bundle::pack(&path, &tar, &limits).unwrap();
+        let packed = Bundle::read(&tar, &limits).unwrap();
+        assert_eq!(packed.digest, digest);
+        assert_eq!(verify(&digest, &packed.signature.unwrap()), Ok(public));
     }
 
     #[test]

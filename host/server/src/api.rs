@@ -1,21 +1,19 @@
 //! The HTTP surface: OpenAI's routes, vLLM's module routes, health and metrics.
 
 mod admin;
-mod afterwards;
 mod body;
 mod chat;
 mod completions;
 mod error;
-mod experiment;
+mod experiments;
 pub mod fields;
-mod generation;
 mod logprobs;
 mod messages;
 mod models;
 mod modules;
 mod params;
+mod reply;
 mod sampling;
-mod shadow_run;
 mod tokenize;
 mod ui;
 mod usage;
@@ -34,10 +32,18 @@ use crate::metrics::ModuleReport;
 use crate::service::Service;
 pub use error::ApiError;
 
-/// Largest request body, unless configured.
+/// Largest request body in bytes, unless configured: 4 MiB.
 const MAX_BODY_BYTES: usize = 4 << 20;
 
-/// All routes.
+/// All routes, over one server.
+///
+/// Four groups, by the key that they take: none for `/health`, `/version` and the page at `/ui`;
+/// the API key for OpenAI's and vLLM's routes and `/metrics`; the admin key, or where that is
+/// allowed the API key, for vLLM's two module routes; the admin key for `/admin`. A handler that
+/// panics answers 500, and a path or method without a route has an error in the same shape as all
+/// others.
+///
+/// `max_body_bytes` bounds every body; `None` stands for 4 MiB.
 pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
     let open = Router::new()
         .merge(ui::routes())
@@ -51,7 +57,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/v1/completions", post(completions::completions))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::one))
-        .route("/v1/feedback", post(experiment::feedback))
+        .route("/v1/feedback", post(experiments::feedback))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .route("/metrics", get(metrics))
@@ -65,9 +71,9 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/admin/modules/{*name}", delete(modules::remove))
         .route("/admin/routers", get(admin::routers).post(admin::change_router))
         .route("/admin/routers/{*name}", delete(admin::remove_router))
-        .route("/admin/experiments", get(experiment::list).post(experiment::declare))
-        .route("/admin/experiments/{name}", get(experiment::one).delete(experiment::remove))
-        .route("/admin/experiments/{name}/stop", post(experiment::stop))
+        .route("/admin/experiments", get(experiments::list).post(experiments::declare))
+        .route("/admin/experiments/{name}", get(experiments::one).delete(experiments::remove))
+        .route("/admin/experiments/{name}/stop", post(experiments::stop))
         .route("/admin/traces", get(admin::traces))
         .route("/admin/plans", get(admin::plans))
         .route("/admin/status", get(admin::status))
@@ -83,10 +89,12 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .with_state(service)
 }
 
+/// The key of an `Authorization: Bearer KEY` header; `None` for any other scheme.
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
+/// Refuses a request without the API key with 401. Without a configured key everybody passes.
 async fn require_api_key(
     State(service): State<Arc<Service>>,
     request: Request,
@@ -100,7 +108,8 @@ async fn require_api_key(
     }
 }
 
-/// vLLM's module routes: for the admin key, and where the operator says so for the API key too.
+/// Guards vLLM's module routes: for the admin key, and where the operator says so for the API key
+/// too. Other requests get the answer of [`require_admin_key`].
 async fn require_runtime_key(
     State(service): State<Arc<Service>>,
     request: Request,
@@ -115,7 +124,8 @@ async fn require_runtime_key(
     require_admin_key(State(service), request, next).await
 }
 
-/// Without a configured key the admin routes do not exist: they are never open by default.
+/// Guards the admin routes. Without a configured key they do not exist and answer 404: they are
+/// never open by default.
 async fn require_admin_key(
     State(service): State<Arc<Service>>,
     request: Request,
@@ -133,14 +143,16 @@ async fn require_admin_key(
     }
 }
 
-/// A handler that panics is a mistake of ours; its client gets an answer, and the log the reason.
+/// Answers 500 for a handler that panics, without the message. The body of a stream is not covered:
+/// it is made after the handler has returned.
 async fn answer_panics(request: Request, next: Next) -> Response {
     let reply = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().await;
     reply
         .unwrap_or_else(|_| ApiError::internal("the server failed on this request").into_response())
 }
 
-/// A caller's `X-Request-Id` comes back with the reply.
+/// Repeats a caller's `X-Request-Id` in the reply, whatever it is. The server itself does not read
+/// it.
 async fn echo_request_id(request: Request, next: Next) -> Response {
     let id = request.headers().get("x-request-id").cloned();
     let mut response = next.run(request).await;
@@ -150,13 +162,14 @@ async fn echo_request_id(request: Request, next: Next) -> Response {
     response
 }
 
+/// `GET /metrics`: the series of all parts in OpenMetrics' text.
 async fn metrics(State(service): State<Arc<Service>>) -> Response {
     let load_time = |name: &str| service.modules.provenance(name).map(|provenance| provenance.took);
     let modules = ModuleReport::of(service.composer.library(), load_time);
     let routers = service.composer.routers();
     let stats = service.engine.handle().stats().snapshot();
     let text =
-        service.metrics.render(stats, &modules, &routers, (&service.experiments, &service.traces));
+        service.metrics.render(stats, &modules, &routers, &service.experiments, &service.traces);
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
         .into_response()
 }

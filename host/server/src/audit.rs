@@ -1,4 +1,5 @@
-//! The audit log: who loaded, replaced and removed what, one line of JSON each.
+//! The audit log: the author and the outcome of every load, replacement and removal, one line of
+//! JSON each.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,12 +9,12 @@ use std::time::SystemTime;
 
 use serde_json::{Value as Json, json};
 
-/// Appends to the log, where there is one.
+/// A log that is appended to; without a file every event is dropped.
 #[derive(Debug, Default)]
 pub struct Audit(Option<Mutex<File>>);
 
 impl Audit {
-    /// Opens the log for appending.
+    /// Opens the log for appending, and makes the file where there is none. `None` is no log.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -24,7 +25,11 @@ impl Audit {
         Ok(Self(Some(Mutex::new(file))))
     }
 
-    /// Writes one event, with the time in seconds since the epoch.
+    /// Writes one event, with the time in seconds since 1970 under `time`. `event` is a JSON
+    /// object.
+    ///
+    /// The line is handed to the system, and not waited for to reach the disk. A failure is logged,
+    /// and the change that it tells of stands.
     pub fn record(&self, mut event: Json) {
         let Some(file) = &self.0 else { return };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

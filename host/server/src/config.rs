@@ -15,100 +15,119 @@ use crate::traces::TraceSettings;
 use polyskill_sources::{FetchLimits, ModuleTrust, Policy};
 
 /// The effective configuration of a server.
+///
+/// A field that is `None` has no value in the file, and the default holds. Unknown keys of the file
+/// are refused. The file is read once: none of this changes while the server runs.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// A model name that `pull` knows, a hub repository, or a path.
+    /// The base model: a name that `pull` knows, a hub repository, or a path. `None` serves the
+    /// default model of [`polyskill_sources::base_models`].
     pub model: Option<String>,
-    /// The name under which the base is served.
+    /// The name under which the base is served; `None` takes the name in `model`, or the file name
+    /// of its path. No module or skill set can have it.
     pub served_model_name: Option<String>,
-    /// An expert policy: of a sparse base, only the experts that it keeps are held in memory, for all requests.
+    /// A directory with an expert policy: of a sparse base, only the experts that it keeps are held
+    /// in memory, for all requests. The policy must be made for this base.
     pub keep_experts: Option<PathBuf>,
-    /// Address of the public listener.
+    /// Address of the listener, `host:port`; [`Config::listen`] has the default.
     pub listen: Option<String>,
-    /// Directories whose folders are modules.
+    /// Directories whose folders and GGUF files are modules. All of them are loaded at the start,
+    /// and requests may load others that lie in them.
     pub adapters: Vec<PathBuf>,
-    /// Directories whose folders are routers.
+    /// Directories whose bundles are routers. All of them are loaded at the start, and the admin
+    /// routes load from nowhere else.
     pub plugins: Vec<PathBuf>,
-    /// Bearer key that requests must carry.
+    /// Bearer key that requests must carry; `None` serves everybody who reaches the listener.
     pub api_key: Option<String>,
-    /// Bearer key of the admin routes; without it they do not exist.
+    /// Bearer key of the admin routes; without it they answer 404.
     pub admin_key: Option<String>,
-    /// Largest request body.
+    /// Largest request body, in bytes; a longer one is refused with 413. `None` stands for 4 MiB.
     pub max_body_bytes: Option<usize>,
-    /// Parameters per router.
+    /// `[[router]]`: parameters, grants and limits per router. An entry loads nothing by itself:
+    /// the plugin lies in one of `plugins`, and without an entry it has the defaults.
     pub router: Vec<RouterConfig>,
-    /// Named compositions that clients choose as `model`.
+    /// `[[skill_set]]`: named compositions that clients choose as `model`. Without any there is
+    /// one, `skills`, over all modules.
     pub skill_set: Vec<SkillSet>,
-    /// What is tried on live traffic.
+    /// `[[experiment]]`: experiments on live traffic. Each is declared at the start; the server
+    /// does not start where one is not valid.
     pub experiment: Vec<polyskill_experiment::Declaration>,
-    /// What is kept of experiments, and how long.
+    /// `[experiments]`: the file of assignments and outcomes, and bounds on what is kept.
     pub experiments: ExperimentSettings,
-    /// Which requests are traced, and where traces go.
+    /// `[traces]`: the share of requests that are traced, and the places that traces go to.
     pub traces: TraceSettings,
-    /// Bounds of the engine.
+    /// `[engine]`: bounds of the queue, the steps and the KV cache.
     pub engine: EngineSettings,
-    /// Bounds of plugins.
+    /// `[limits]`: memory, time and instructions of plugins, each for all routers that set none of
+    /// their own.
     pub limits: Limits,
-    /// Whose plugins are loaded.
+    /// `[trust]`: the signers whose plugins are loaded.
     pub trust: Trust,
-    /// What happens when a router fails.
+    /// `[faults]`: the treatment of routers that fail, and of their requests.
     pub faults: FaultSettings,
-    /// Modules beside those in `adapters`, each with its source.
+    /// `[[module]]`: modules other than those in `adapters`, each with its source.
     pub module: Vec<ModuleConfig>,
-    /// Memory for modules.
+    /// `[residency]`: memory for the weights of modules.
     pub residency: ResidencySettings,
-    /// From where modules may come, beside `adapters`.
+    /// `[sources]`: the places that modules may come from, in addition to `adapters`. By default
+    /// nothing is fetched from other machines.
     pub sources: Policy,
-    /// Bounds of one fetch.
+    /// `[fetch]`: bounds on bytes, files and time of one fetch.
     pub fetch: FetchLimits,
-    /// Whose modules are loaded.
+    /// `[module_trust]`: the signers whose modules are loaded.
     pub module_trust: ModuleTrust,
-    /// A directory that keeps what is loaded and unloaded at run time, so that a restart serves the same.
+    /// A directory that keeps what is loaded and unloaded at run time, so that a restart serves the
+    /// same. One server uses it at a time. `None` forgets such changes.
     pub state: Option<PathBuf>,
-    /// Whether the directories of modules are watched and changes loaded.
+    /// Watches the directories of modules: what appears or changes is loaded, and what goes is
+    /// unloaded.
     pub watch_adapters: bool,
-    /// Whether holders of `api_key` may load and unload modules over vLLM's routes, as with
-    /// `VLLM_ALLOW_RUNTIME_LORA_UPDATING`.
+    /// Lets holders of `api_key` load and unload modules over vLLM's routes, as with
+    /// `VLLM_ALLOW_RUNTIME_LORA_UPDATING`. Without `api_key` it lets everybody.
     pub allow_runtime_lora_updating: bool,
-    /// Whether the directories of plugins are watched and changes loaded.
+    /// Watches the directories of plugins: what appears or changes is loaded. A bundle that goes
+    /// leaves its router serving.
     pub watch_plugins: bool,
-    /// A file that gets a line of JSON for every change of the routers.
+    /// A file that gets a line of JSON for every change of modules, routers and experiments, and
+    /// for every attempt to load one. It is appended to, and never cut.
     pub audit_log: Option<PathBuf>,
-    /// Plans that are kept to be recorded as fixtures, with what users wrote; 0 keeps none.
+    /// Plans that are kept to be recorded as fixtures, with what users wrote; 0 keeps none. At most
+    /// 65,536; the oldest make room.
     pub keep_plans: usize,
-    /// Rows that are kept per router of what its `route` decided, to be recorded as fixtures; 0 keeps none.
+    /// Rows that are kept per router of what its `route` decided, to be recorded as fixtures; 0
+    /// keeps none. At most 65,536.
     pub keep_rows: usize,
 }
 
-/// What happens when a router fails; see `FaultPolicy`.
+/// `[faults]`: the treatment of a router that fails; see [`FaultPolicy`], which has the defaults.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct FaultSettings {
-    /// What its requests get.
+    /// The answer to requests whose router fails or is in quarantine.
     pub on_fault: OnFault,
-    /// Faults within the window that quarantine a router.
+    /// Faults within the window that quarantine a router, 1 or more.
     pub max_faults: usize,
-    /// The window.
+    /// The window in which faults are counted, in seconds, 1 or more.
     pub window_seconds: u64,
-    /// The first quarantine; each next one is twice as long.
+    /// The first quarantine in seconds, 1 or more; each next one is twice as long.
     pub backoff_seconds: u64,
-    /// Returns from quarantine before the router stays out.
+    /// Returns from quarantine before the router stays out, until it is released or replaced.
     pub max_returns: u32,
-    /// Time without a fault after which earlier quarantines are forgotten.
+    /// Time without a fault, in seconds, after which earlier quarantines are forgotten; 1 or more.
     pub forgiven_after_seconds: u64,
 }
 
-/// What a request gets when its router fails.
+/// The answer to a request whose router fails: `base-only`, `previous` or `fail-request`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFault {
-    /// The base model alone.
+    /// The base model alone. The reply says so in `served` and `fallback_reason`.
     #[default]
     BaseOnly,
-    /// The version that served before, or the base model.
+    /// The version that served before, or the base model where there is none.
     Previous,
-    /// An error.
+    /// An error. A router that fails at a row ends the request, after the tokens so far.
     FailRequest,
 }
 
@@ -127,7 +146,8 @@ impl Default for FaultSettings {
 }
 
 impl FaultSettings {
-    /// The engine's form, for a router that may have an answer of its own.
+    /// The engine's policy for one router. `on_fault` is the router's own answer, which holds over
+    /// the general one; all other fields are the same for all routers.
     pub fn policy(&self, on_fault: Option<OnFault>) -> FaultPolicy {
         FaultPolicy {
             on_fault: match on_fault.unwrap_or(self.on_fault) {
@@ -144,28 +164,30 @@ impl FaultSettings {
     }
 }
 
-/// Parameters of one router.
+/// `[[router]]`: the settings of one router.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterConfig {
-    /// The plugin's name.
+    /// The name in the plugin's manifest. Each router has at most one entry.
     pub name: String,
-    /// Its parameters.
+    /// Its parameters, scalars only. Parameters of a skill set and of a request hold over them.
     #[serde(default)]
     pub params: toml::Table,
-    /// Capabilities that it gets, of those that its manifest asks for.
+    /// Capabilities that it gets, of those that its manifest asks for. A plugin that asks for one
+    /// that it does not get is not loaded.
     #[serde(default)]
     pub grant: Vec<Capability>,
-    /// Limits other than those of `[limits]`.
+    /// Limits other than those of `[limits]`, under the same keys.
     #[serde(default)]
     pub limits: toml::Table,
-    /// What its requests get when it fails, other than `faults.on_fault`.
+    /// The answer to its requests when it fails, in place of `faults.on_fault`.
     #[serde(default)]
     pub on_fault: Option<OnFault>,
 }
 
 impl RouterConfig {
-    /// Its limits: its own over the general ones.
+    /// The limits of this router: its own over the general ones. The values are checked by
+    /// [`Config::check`], not here.
     ///
     /// # Errors
     /// The name of an unknown limit, or of one with another type.
@@ -178,36 +200,41 @@ impl RouterConfig {
     }
 }
 
-/// A module that the configuration declares.
+/// `[[module]]`: a module that the configuration declares by its source.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModuleConfig {
-    /// The name that it is served under.
+    /// The name that it is served under. A module that was loaded or unloaded under this name at
+    /// run time stands in place of the declared one.
     pub name: String,
-    /// Where it comes from: a path, a web address, an object store, `hf://owner/name`, or `oci:DIR`.
+    /// The place that it comes from: a path, a web address, an object store, `hf://owner/name`, or
+    /// `oci:DIR`.
     pub source: String,
-    /// The generation that it must have.
+    /// The generation that it must have, 64 hexadecimal digits; another one is not loaded. `None`
+    /// takes any.
     #[serde(default)]
     pub generation: Option<String>,
-    /// Whether its weights stay in memory.
+    /// Keeps its weights in memory. Pinned modules are loaded before the others.
     #[serde(default)]
     pub pinned: bool,
-    /// Other names for it.
+    /// Other names that it is served under.
     #[serde(default)]
     pub aliases: Vec<String>,
 }
 
-/// Memory for modules' weights; see `Budget`.
+/// `[residency]`: memory for the weights of modules; see [`Budget`].
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ResidencySettings {
-    /// MiB of weights in memory; without it all stay.
+    /// MiB of weights in memory, 1 or more; without it all stay. Weights over the bound are evicted
+    /// and read again when a request needs them.
     pub max_mib: Option<usize>,
-    /// How long requests whose modules are in memory may overtake one that waits.
+    /// The time for which requests whose modules are in memory may overtake one that waits, in
+    /// milliseconds.
     pub patience_milliseconds: u64,
-    /// Longest wait for room; after it a request is refused.
+    /// Longest wait for room, in seconds; after it a request is refused.
     pub max_wait_seconds: u64,
-    /// Requests that may wait for room.
+    /// Requests that may wait for room; one more is refused at once with 429.
     pub max_waiting: usize,
 }
 
@@ -224,7 +251,7 @@ impl Default for ResidencySettings {
 }
 
 impl ResidencySettings {
-    /// The library's form.
+    /// The library's form, in bytes and durations.
     pub fn budget(&self) -> Budget {
         Budget {
             max_bytes: self.max_mib.map(|mib| mib << 20),
@@ -235,42 +262,48 @@ impl ResidencySettings {
     }
 }
 
-/// A named composition.
+/// `[[skill_set]]`: a named composition of a router and its candidate modules.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SkillSet {
-    /// What clients send as `model`.
+    /// The name that clients send as `model`. It differs from the base's and from those of other
+    /// sets.
     pub id: String,
-    /// The router, or a chain of several: `retrieval+arrow`.
+    /// The router, or a chain of several: `retrieval+arrow`. It must be loaded when the server
+    /// starts.
     pub router: String,
-    /// Names, globs or `tag:...` of the modules; empty means all.
+    /// Names, globs or `tag:...` of the modules that the router may pick; empty means all.
     #[serde(default)]
     pub modules: Vec<String>,
-    /// Modules by name and weight that act on every row, whatever the router picks.
+    /// Modules by name and weight that are always on: they act on every row, whatever the router
+    /// picks. Weights lie within ±[`MAX_WEIGHT`].
     #[serde(default)]
     pub adapters: BTreeMap<String, f32>,
-    /// Parameters over the router's own.
+    /// Parameters over the router's own, scalars only; those of a request hold over them.
     #[serde(default)]
     pub params: toml::Table,
 }
 
-/// Bounds of the engine; see `EngineConfig`.
+/// `[engine]`: bounds of the engine; see `EngineConfig`, which has the defaults.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Requests that may wait.
+    /// Requests that may wait, 1 to 65,536; one more is refused with 429.
     pub max_waiting: usize,
-    /// Requests in execution.
+    /// Requests in execution at once, 1 to 65,536.
     pub max_running: usize,
-    /// Rows per step.
+    /// Rows per step, of prompts and of generated tokens, 1 to 65,536. It bounds the running
+    /// requests too.
     pub max_rows: usize,
-    /// Rows of prompts per step while others decode.
+    /// Rows of prompts per step while other requests decode, 1 to 65,536. Smaller steps bring their
+    /// next tokens sooner, and prompts take longer.
     pub max_prompt_rows_while_decoding: usize,
-    /// Tokens in the KV cache.
+    /// Tokens whose keys and values the KV cache holds, over all requests, from 16 on. One request
+    /// cannot be longer than this.
     pub max_cached_tokens: usize,
-    /// Whether requests with the same beginning and composition share its keys and values.
+    /// Lets requests with the same beginning and composition share its keys and values.
     pub prefix_cache: bool,
-    /// Compute threads; 0 for all cores.
+    /// Compute threads, up to 1,024; 0 for as many as the machine suggests.
     pub threads: usize,
 }
 
@@ -290,7 +323,7 @@ impl Default for EngineSettings {
 }
 
 impl EngineSettings {
-    /// The engine's form.
+    /// The engine's form. `threads` is not part of it: the model's compute pool has them.
     pub fn to_engine(&self) -> polyskill_engine::EngineConfig {
         polyskill_engine::EngineConfig {
             max_waiting: self.max_waiting,
@@ -310,31 +343,32 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("configuration {path}: {source}", path = path.display())]
     Io {
-        /// The file.
+        /// The configuration file.
         path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
     },
-    /// The file is not what was expected.
+    /// The file is no TOML, or has an unknown key or a value of another type.
     #[error("configuration {path}: {reason}", path = path.display())]
     Malformed {
-        /// The file.
+        /// The configuration file.
         path: PathBuf,
-        /// Where and why.
+        /// The parser's message, with line and column.
         reason: String,
     },
     /// A value that no server can run with.
     #[error("configuration: `{name}` is {found}, expected {expected}")]
     Value {
-        /// The key, with its table.
+        /// The key, with its table: `engine.max_rows`.
         name: String,
-        /// What was found.
+        /// The value in the configuration, as shown to people.
         found: String,
-        /// What was expected.
+        /// The range or form of values that are taken.
         expected: String,
     },
 }
 
+/// A [`ConfigError::Value`] from its parts.
 fn bad_value(
     name: impl Into<String>,
     found: impl Into<String>,
@@ -343,31 +377,44 @@ fn bad_value(
     ConfigError::Value { name: name.into(), found: found.into(), expected: expected.into() }
 }
 
-/// Where the server listens unless told otherwise.
+/// Default address of the listener: this machine alone.
 const LISTEN: &str = "127.0.0.1:8080";
-/// Queues, steps and threads beyond these sizes are mistakes, and the engine allocates some of them.
+/// Most requests in a queue, and most of everything that is kept per request. Queues, steps and
+/// threads beyond these sizes are mistakes, and the engine allocates some of them.
 const MOST_REQUESTS: u64 = 1 << 16;
+/// Most rows in a step.
 const MOST_ROWS: u64 = 1 << 16;
+/// Most tokens in the KV cache.
 const MOST_CACHED_TOKENS: u64 = 1 << 28;
+/// Most compute threads.
 const MOST_THREADS: u64 = 1 << 10;
-/// A WebAssembly memory has at most 4 GiB.
+/// Most MiB of a plugin's memory or file: a WebAssembly memory has at most 4 GiB.
 const MOST_PLUGIN_MIB: u64 = 1 << 12;
+/// Most MiB of rows that a plugin defines; they lie in the host's memory.
 const MOST_DEFINITION_MIB: u64 = 1 << 20;
+/// Most MiB of modules' weights.
 const MOST_MODULE_MIB: u64 = 1 << 24;
+/// Most picks of one `route`, and most entries of a plugin's table.
 const MOST_PICKS: u64 = 1 << 24;
-/// Calls run on threads of this program, whose stacks are 2 MiB.
+/// Most KiB of a plugin's stack: calls run on threads of this program, whose stacks are 2 MiB.
 const MOST_STACK_KIB: u64 = 1 << 10;
+/// Most instances of plugins.
 const MOST_INSTANCES: u64 = 1 << 12;
+/// Most seconds of any period, about half a year.
 const MOST_SECONDS: u64 = 1 << 24;
+/// Most bytes of a request body.
 const MOST_BODY_BYTES: u64 = 1 << 32;
 
 impl Config {
-    /// The address to listen on.
+    /// The address to listen on, `127.0.0.1:8080` unless configured.
     pub fn listen(&self) -> &str {
         self.listen.as_deref().unwrap_or(LISTEN)
     }
 
-    /// Refuses what no server can run with.
+    /// Refuses a configuration that no server can run with.
+    ///
+    /// It looks at values alone: files, directories and addresses are found to be missing when they
+    /// are used.
     ///
     /// # Errors
     /// The first such value.
@@ -391,7 +438,8 @@ impl Config {
         self.check_names()
     }
 
-    /// Modules, their sources and signatures.
+    /// Checks sources, pins, signatures and traces: each declared module has a name of its own, a
+    /// source that parses, and a generation that parses.
     fn check_modules(&self) -> Result<(), ConfigError> {
         let traces = self.traces.problems().into_iter().map(|problem| ("traces", problem));
         let fetch = self.fetch.problems().into_iter().map(|problem| ("fetch", problem));
@@ -421,6 +469,7 @@ impl Config {
         Ok(())
     }
 
+    /// Checks the ranges of all numbers, and the limits of plugins as they hold for each router.
     fn check_numbers(&self) -> Result<(), ConfigError> {
         let engine = &self.engine;
         let body = self.max_body_bytes.map_or(1, |bytes| bytes as u64);
@@ -444,7 +493,7 @@ impl Config {
             ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),
             ("faults.forgiven_after_seconds", self.faults.forgiven_after_seconds, 1, MOST_SECONDS),
         ] {
-            in_range(name, value, (least, most))?;
+            in_range(name, value, least, most)?;
         }
         check_limits(&self.limits)?;
         for router in &self.router {
@@ -457,7 +506,9 @@ impl Config {
         Ok(())
     }
 
-    /// Names stand for one thing each, and parameters are scalars.
+    /// Checks that each router and skill set has a name of its own, that parameters are scalars,
+    /// and that no skill set takes the configured name of the base. A base that is named by its
+    /// path is compared at the start, not here.
     fn check_names(&self) -> Result<(), ConfigError> {
         let sets = self.skill_set.iter().map(|set| ("skill_set", "id", &set.id, &set.params));
         let routers =
@@ -491,7 +542,8 @@ impl Config {
         }
     }
 
-    /// What acts beside a skill set's router has a weight that requests may give, too.
+    /// Checks the weights of modules that are always on in a skill set: the range is that of
+    /// weights in requests.
     fn check_beside(&self) -> Result<(), ConfigError> {
         let mut all = self.skill_set.iter().flat_map(|set| &set.adapters);
         match all.find(|(_, weight)| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(*weight)) {
@@ -503,7 +555,8 @@ impl Config {
         }
     }
 
-    /// Reads a file.
+    /// Reads a file. The values are not checked: [`Config::check`] does that, after flags and
+    /// variables have been applied.
     ///
     /// # Errors
     /// If it cannot be read or holds what is not known.
@@ -517,7 +570,9 @@ impl Config {
     }
 }
 
-fn in_range(name: &str, value: u64, (least, most): (u64, u64)) -> Result<(), ConfigError> {
+/// Refuses a value outside of `least..=most`; `name` is the key in the error. A `most` of
+/// `u64::MAX` stands for no upper bound.
+fn in_range(name: &str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
@@ -528,6 +583,8 @@ fn in_range(name: &str, value: u64, (least, most): (u64, u64)) -> Result<(), Con
     Err(bad_value(name, value.to_string(), expected))
 }
 
+/// Checks the ranges of a plugin's limits. A plugin needs two instances, one that plans and one
+/// that decides rows.
 fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
     for (name, value, least, most) in [
         ("limits.memory_mib", limits.memory_mib as u64, 1, MOST_PLUGIN_MIB),
@@ -546,12 +603,12 @@ fn check_limits(limits: &Limits) -> Result<(), ConfigError> {
         ("limits.definition_mib", limits.definition_mib as u64, 0, MOST_DEFINITION_MIB),
         ("limits.plan_items", limits.plan_items as u64, 1, u64::MAX),
     ] {
-        in_range(name, value, (least, most))?;
+        in_range(name, value, least, most)?;
     }
     Ok(())
 }
 
-/// Whether a text has the form `host:port`; whether the host exists is seen when the server binds.
+/// True for a text of the form `host:port`; that the host exists is seen when the server binds.
 fn is_address(text: &str) -> bool {
     if text.parse::<std::net::SocketAddr>().is_ok() {
         return true;
@@ -561,7 +618,7 @@ fn is_address(text: &str) -> bool {
     !host.is_empty() && host.chars().all(plain) && port.parse::<u16>().is_ok()
 }
 
-/// Scalars of a TOML table as router parameters; anything else is named in the error.
+/// Scalars of a TOML table as router parameters. Integers become doubles.
 ///
 /// # Errors
 /// The name of a value that is no scalar.
@@ -584,7 +641,8 @@ pub fn parameters(table: &toml::Table) -> Result<Parameters, String> {
     table.iter().map(scalar).collect::<Result<_, _>>().map(Parameters)
 }
 
-/// Parameters from the command line, `name=value` each.
+/// Parameters from the command line, `name=value` each. A value is a number where it parses as one,
+/// else a flag where it is `true` or `false`, else text.
 ///
 /// # Errors
 /// The first that has no `=`.

@@ -274,7 +274,7 @@ impl Experiments {
     fn keep(&self, live: &Live) -> Result<(), ExperimentError> {
         let name = live.declaration.name.clone();
         let (declaration, course) = (json_text(&live.declaration), json_text(&live.course));
-        wait(self.store.change(store::put_experiment((name, declaration, course))))
+        wait(self.store.change(store::put_experiment(name, declaration, course)))
     }
 
     /// Stops an experiment, or one arm of it; its results stay.

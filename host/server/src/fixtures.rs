@@ -1,5 +1,5 @@
-//! Fixtures from live traffic: what a router was asked, what it planned and how its `route` decided rows, as
-//! its self-test reads it.
+//! Fixtures from live traffic: requests to a router, its plans, and the rows that its `route`
+//! decided, as its self-test reads them.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use serde_json::{Value as Json, json};
 
 /// One planned request as a fixture; see `polyskill_plugin::self_test` for the format.
 ///
-/// A fixture carries names, tags and texts of modules, not their weights: it holds for what a router
-/// decides from these.
+/// Modules are numbered by their place among the candidates. A fixture carries their names, tags
+/// and texts, not their weights: it holds for decisions that a router makes from these.
 pub fn fixture(planned: &PlannedRequest) -> Json {
     let position = |module: u32| planned.request.candidates.iter().position(|&c| c == module);
     let modules: Vec<Json> = planned
@@ -56,6 +56,7 @@ pub fn fixture(planned: &PlannedRequest) -> Json {
     })
 }
 
+/// Parameters as a JSON object's entries, ordered by name.
 fn parameters(parameters: &Parameters) -> BTreeMap<&str, Json> {
     let value = |value: &Value| match value {
         Value::Flag(value) => json!(value),
@@ -65,7 +66,8 @@ fn parameters(parameters: &Parameters) -> BTreeMap<&str, Json> {
     parameters.0.iter().map(|(name, v)| (name.as_str(), value(v))).collect()
 }
 
-/// The kept rows of a router as one fixture, which calls `route` with them.
+/// The kept rows of a router as one fixture, which calls `route` with them. Each row stands for
+/// itself: its scores and picks are lists of one row.
 pub fn rows_fixture(kept: &RoutedRows) -> Json {
     // JSON has no infinities: `null` is the score of a candidate that the program had dropped.
     let score = |&score: &f32| if score.is_finite() { json!(score) } else { Json::Null };

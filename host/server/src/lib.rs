@@ -1,7 +1,9 @@
 //! Serving: one frozen base model, many modules, routed per token and per site by plugins.
 //!
-//! A request goes [`api`] → [`service::Service`] (names → composition) → engine → tokenizer → client.
+//! A request goes [`api`] (as sent) → `answer` (as meant: names → composition → completion) →
+//! engine → tokenizer → client.
 
+pub(crate) mod answer;
 pub mod api;
 pub mod audit;
 pub mod config;

@@ -264,7 +264,8 @@ impl Metrics {
         engine: StatsSnapshot,
         modules: &ModuleReport,
         routers: &[RouterInfo],
-        (experiments, traces): (&Experiments, &Traces),
+        experiments: &Experiments,
+        traces: &Traces,
     ) -> String {
         self.waiting.set(engine.waiting as i64);
         self.running.set(engine.running as i64);

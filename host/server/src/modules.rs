@@ -12,7 +12,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use polyskill_adapters::library::Expected;
@@ -27,79 +27,79 @@ use state::{Folder, Saved, StateDirectory};
 
 pub use watch::{Seen, watch};
 
-/// Failures that are remembered.
+/// Failures that are remembered, one per name; beyond, the first by name makes room.
 const MAX_FAILURES: usize = 1_000;
-/// Loads that run at a time; one more is refused.
+/// Loads that run at a time; one more is refused with 429.
 const MAX_LOADS: usize = 4;
 
-/// A change that was not made, and why.
+/// A reason for which a change was not made. Whatever served before goes on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModuleError {
-    /// The module or its name.
+    /// The module's files or its name.
     #[error(transparent)]
     Module(#[from] polyskill_adapters::Error),
-    /// The source.
+    /// The source: not allowed, not reached, or not a module.
     #[error(transparent)]
     Source(#[from] sources::SourceError),
-    /// The signature or the pinned generation.
+    /// The signature, or a pinned generation that is another.
     #[error(transparent)]
     Trust(#[from] sources::TrustError),
-    /// Something beside the module.
+    /// The fetched files, which could not be moved to the store or read there.
     #[error("{0}")]
     Fetched(sources::Reason),
     /// Too many loads run.
     #[error("{MAX_LOADS} adapters are being loaded already, which is the limit")]
     Busy,
-    /// The durable set could not be written.
+    /// The durable set could not be written, or there is no directory for it.
     #[error("{0}")]
     State(String),
 }
 
-/// What is to be loaded.
+/// A module that is to be loaded, as an operator asks for it.
 #[derive(Clone, Debug)]
 pub struct LoadRequest {
     /// The name to serve it under.
     pub name: String,
-    /// Where it comes from.
+    /// The place that it comes from; the policy decides on it.
     pub source: Source,
-    /// What may stand under the name before.
+    /// The state of the name that is required before, as in compare-and-swap.
     pub expected: Expected,
-    /// The generation that it must have.
+    /// The generation that it must have; `None` takes any.
     pub pin: Option<Pin>,
-    /// Whether it stays in memory.
+    /// Keeps it in memory, or no longer; `None` leaves the name's pin as it is.
     pub pinned: Option<bool>,
 }
 
-/// A module that serves.
+/// A module that serves, and its load.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The module.
     pub module: Arc<Module>,
-    /// Who signed it.
+    /// The module's signer, as far as the trust settings tell one.
     pub signer: Signer,
-    /// How long the load took.
+    /// The time from the request to load it until it served.
     pub took: Duration,
 }
 
-/// Where a serving module came from.
+/// The origin of a serving module.
 #[derive(Clone, Debug)]
 pub struct Provenance {
     /// The source as people may see it.
     pub source: String,
-    /// Who signed it.
+    /// The module's signer.
     pub signer: Signer,
-    /// How long the load took.
+    /// The time from the request to load it until it served.
     pub took: Duration,
-    /// Whether somebody loaded it, rather than a configuration or a directory.
+    /// True where somebody loaded it, rather than a configuration or a directory.
     at_run_time: bool,
-    /// Its folder in the store, where it was loaded at run time.
+    /// Its folder in the store, where it was loaded at run time with a state directory.
     folder: Option<Arc<Folder>>,
 }
 
-/// Where a module lies when the server starts.
+/// The place of a module when the server starts.
 enum AtStart<'a> {
-    /// In a configured directory.
+    /// At a path in a configured directory, which is the second.
     Directory(PathBuf, &'a Path),
     /// At a source that the configuration names.
     Declared(&'a crate::config::ModuleConfig),
@@ -107,33 +107,61 @@ enum AtStart<'a> {
     Saved(&'a state::SavedModule),
 }
 
-/// Loads modules into a library.
+/// Loads modules into a library, and keeps the durable set in step with it.
 #[derive(Debug)]
 pub struct Modules {
+    /// The base, which every module is checked against.
     model: Arc<Decoder>,
+    /// The library that serves.
     library: Arc<Library>,
+    /// The configured directories of modules, in order: of two modules of one name the first
+    /// counts.
     directories: Vec<PathBuf>,
+    /// `[[module]]` of the configuration.
     declared: Vec<crate::config::ModuleConfig>,
-    /// Names that stand for something else.
+    /// Names of the base and of skill sets, which no module may take.
     reserved: Vec<String>,
+    /// The places that modules may come from, the configured directories included.
     policy: Policy,
+    /// Bounds of one fetch.
     limits: FetchLimits,
+    /// The signers that count, by name.
     trust: ModuleTrust,
+    /// The directory of the durable set; `None` forgets changes at a restart.
     state: Option<StateDirectory>,
-    /// Held while a change is made, so that the durable set and the library change alike.
+    /// The changes at run time. Held while a change is made, so that the durable set and the
+    /// library change alike.
     saved: Mutex<Saved>,
+    /// The origin of each serving module, by name.
     provenance: Mutex<BTreeMap<String, Provenance>>,
+    /// The last failure of each name that does not serve as it should.
     failures: Mutex<BTreeMap<String, String>>,
+    /// Loads that run now, at most [`MAX_LOADS`]. Loads of the start and of the watcher are not
+    /// counted.
     loads: AtomicUsize,
+    /// The audit log, which changes at run time are written to.
     audit: Arc<Audit>,
+    /// Told after each load and unload at run time or by the watcher.
+    listener: OnceLock<Listener>,
 }
 
+/// A listener to changes of the library.
+struct Listener(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Listener")
+    }
+}
+
+/// Locks, also where another thread panicked while it held the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Modules {
-    /// Reads the durable set; nothing is loaded yet. `reserved` are names that no module may have.
+    /// Reads the durable set and sets the library's budget; nothing is loaded yet. `reserved` are
+    /// names that no module may have.
     ///
     /// # Errors
     /// If the state directory cannot be used.
@@ -167,11 +195,28 @@ impl Modules {
             failures: Mutex::default(),
             loads: AtomicUsize::new(0),
             audit: Arc::clone(audit),
+            listener: OnceLock::new(),
         })
     }
 
-    /// Loads what the configuration declares and what was loaded at run time before. A module that cannot be
-    /// loaded is reported and left out.
+    /// Lets `listener` hear of each load and unload from now on; the first one that is set stays.
+    /// It runs on the thread of the change, before the change is acknowledged.
+    pub fn on_change(&self, listener: impl Fn() + Send + Sync + 'static) {
+        let _ = self.listener.set(Listener(Box::new(listener)));
+    }
+
+    /// Tells the listener: routers see the library now, rather than on their next request.
+    fn changed(&self) {
+        if let Some(Listener(listener)) = self.listener.get() {
+            listener();
+        }
+    }
+
+    /// Loads the modules that the configuration declares and those that were loaded at run time
+    /// before. A module that cannot be loaded is reported and left out, and an alias likewise.
+    ///
+    /// Of one name, a module loaded at run time comes before a declared one. A declared one
+    /// replaces one that lies in a directory. Pinned modules are loaded first, as not all may fit.
     ///
     /// # Errors
     /// If a directory cannot be read.
@@ -204,7 +249,7 @@ impl Modules {
         wanted.sort_by_key(|(name, _)| !self.is_pinned(name, &saved));
         for (name, place) in wanted {
             let loaded = match place {
-                AtStart::Directory(path, root) => self.declare(&name, &path, root),
+                AtStart::Directory(path, root) => self.load_directory(&name, &path, root),
                 AtStart::Declared(module) => self.load_declared(module),
                 AtStart::Saved(module) => self.load_saved(&name, module),
             };
@@ -223,6 +268,8 @@ impl Modules {
         Ok(())
     }
 
+    /// Reports the outcome of a load at the start, with the artefacts of the module that are left
+    /// out.
     fn say(&self, name: &str, loaded: Result<Loaded, ModuleError>, report: &mut Report<'_>) {
         match loaded {
             Ok(loaded) => {
@@ -242,24 +289,25 @@ impl Modules {
         }
     }
 
-    /// Where a serving module came from.
+    /// The origin of a serving module, by its own name; `None` for aliases and unknown names.
     pub fn provenance(&self, name: &str) -> Option<Provenance> {
         lock(&self.provenance).get(name).cloned()
     }
 
-    /// The last failure per name that does not serve what was asked for.
+    /// The last failure per name that does not serve as it should, at most 1,000.
     pub fn failures(&self) -> BTreeMap<String, String> {
         lock(&self.failures).clone()
     }
 
-    /// Whether a restart serves what is loaded at run time.
+    /// True where a restart serves what is loaded at run time.
     pub fn is_durable(&self) -> bool {
         self.state.is_some()
     }
 }
 
-/// The modules that lie in a directory, under the names of their folders or files, in that order. A folder and a
-/// file can have one name.
+/// The modules that lie in a directory, under the names of their folders or files, in that order. A
+/// folder and a file can have one name. Names with a leading dot are left out; nothing is read of
+/// the modules.
 pub(crate) fn modules_in(directory: &Path) -> Result<Vec<(String, PathBuf)>, String> {
     let fail = |error| format!("--adapters {}: {error}", directory.display());
     let entries = std::fs::read_dir(directory).map_err(fail)?;

@@ -17,56 +17,66 @@ use crate::audit::Audit;
 use crate::config::{Config, FaultSettings, RouterConfig, parameters};
 use crate::startup::{Report, StartupEvent};
 
-/// How often watched directories are looked at.
+/// The time between two looks at watched directories.
 const WATCH_INTERVAL: Duration = Duration::from_millis(300);
-/// Who loads what lies there when the server starts; the command line reports these itself.
+/// The author, in the audit log, of loads when the server starts. The command line reports these
+/// itself, so that they are not logged again.
 const AT_START: &str = "start";
-/// Files that are looked at per bundle.
+/// Files and folders that are looked at per bundle; changes of others are not seen.
 const MAX_WATCHED_FILES: usize = 1_000;
 
-/// A load that changed nothing, and why.
+/// A load that changed nothing; the text is the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct LoadError(String);
 
-/// What a load did.
+/// The outcome of a load that serves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// The router's name.
     pub name: String,
-    /// The digest that serves now.
+    /// The digest that serves now: SHA-256 over the bundle's files, hexadecimal.
     pub digest: String,
-    /// Whether it served before already.
+    /// True where the same digest served before already; then nothing was replaced.
     pub unchanged: bool,
 }
 
 /// The last attempt to load from a path.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// The bundle.
+    /// The bundle's path, as found in a configured directory or sent by an operator.
     pub path: PathBuf,
-    /// What serves from it, or why the attempt failed.
+    /// The router that serves from it, or the reason for which the attempt failed.
     pub outcome: Result<Published, String>,
 }
 
-/// Loads routers into a composer.
+/// Loads routers into a composer. The composer is an argument of each call, so that this holds no
+/// reference to it.
 #[derive(Debug)]
 pub struct Routers {
+    /// Compiles and tests plugins, in the sandbox of `limits`.
     loader: Loader,
+    /// `[[router]]` of the configuration, one per name.
     configured: Vec<RouterConfig>,
+    /// The treatment of faults, for routers without one of their own.
     faults: FaultSettings,
+    /// Rows of `route` that each router keeps to be recorded.
     keep_rows: usize,
+    /// The general limits, for the look at a bundle that was refused.
     limits: Limits,
+    /// The configured directories of plugins, as they were written.
     roots: Vec<PathBuf>,
+    /// The last attempt by path. Entries stay when a bundle is gone.
     attempts: Mutex<BTreeMap<PathBuf, Attempt>>,
+    /// The audit log, which all loads are written to.
     audit: Arc<Audit>,
 }
 
 impl Routers {
-    /// Prepares the sandbox; nothing is loaded yet.
+    /// Prepares the sandbox and its cache of compiled code; nothing is loaded yet.
     ///
     /// # Errors
-    /// If the sandbox cannot run here.
+    /// If the sandbox cannot run here, or a router's own limits cannot be read.
     pub fn new(config: &Config, audit: &Arc<Audit>) -> Result<Self, LoadError> {
         let cache = cache_directory().join("plugins");
         let own_limits = config
@@ -111,10 +121,14 @@ impl Routers {
         Ok(())
     }
 
-    /// Loads a bundle and publishes it in place of what has its name. `by` goes to the audit log.
+    /// Loads a bundle and publishes it in place of the router of its name. `by` names the author in
+    /// the audit log.
+    ///
+    /// It blocks for as long as compilation and self-tests take: not for a thread that serves
+    /// requests. Running requests finish with the version that they began with.
     ///
     /// # Errors
-    /// Why it does not serve; whatever served before goes on.
+    /// The reason for which it does not serve; the version that served before goes on.
     pub fn load(&self, composer: &Composer, path: &Path, by: &str) -> Result<Published, LoadError> {
         let outcome = self.publish(composer, path);
         if let Ok(Published { name, digest, unchanged: false }) = &outcome
@@ -141,6 +155,8 @@ impl Routers {
         outcome.map_err(LoadError)
     }
 
+    /// Loads a bundle, starts its instances and swaps it in. A bundle with the digest that serves
+    /// already is not started again.
     fn publish(&self, composer: &Composer, path: &Path) -> Result<Published, String> {
         let plugin = self.loader.load(path).map_err(|error| error.to_string())?;
         let (name, digest) = (plugin.name().to_owned(), plugin.digest().to_owned());
@@ -156,7 +172,8 @@ impl Routers {
         Ok(Published { name, digest, unchanged: false })
     }
 
-    /// What the operator says about a plugin: parameters, grants, and what happens on faults.
+    /// The operator's settings of a plugin: parameters, grants, limits, and the treatment of
+    /// faults. An error names a capability that the plugin asks for and does not get.
     fn settings(&self, plugin: &Plugin) -> Result<RouterSettings, String> {
         let configured = self.configured.iter().find(|router| router.name == plugin.name());
         let granted = configured.map_or(&[][..], |router| &router.grant);
@@ -185,7 +202,9 @@ impl Routers {
         })
     }
 
-    /// Whether a path lies in a configured directory of plugins.
+    /// True for a path that lies in a configured directory of plugins, after links are resolved.
+    /// The directory itself counts only where it is a bundle. A path that does not exist is never
+    /// allowed.
     pub fn allows(&self, path: &Path) -> bool {
         let Ok(path) = path.canonicalize() else { return false };
         let mut roots = self.roots.iter().filter_map(|root| root.canonicalize().ok());
@@ -194,19 +213,20 @@ impl Routers {
         })
     }
 
-    /// The last attempt per bundle.
+    /// The last attempt per bundle, by path.
     pub fn attempts(&self) -> Vec<Attempt> {
         let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         attempts.values().cloned().collect()
     }
 
-    /// Writes a line to the audit log, if there is one, with the time in seconds since the epoch.
+    /// Writes a line to the audit log, if there is one, with the time in seconds since 1970.
     pub fn record(&self, event: serde_json::Value) {
         self.audit.record(event);
     }
 
-    /// Looks at the directories once; loads what has changed since the last look and is not changing
-    /// any more.
+    /// Looks at the directories once; loads bundles that have changed since the last look and are
+    /// not changing any more, so that one is not read while it is being copied. A load that fails
+    /// is logged, and tried again after the next change.
     pub fn look(&self, composer: &Composer, seen: &mut Seen) {
         for path in self.roots.iter().filter_map(|root| Loader::find(root).ok()).flatten() {
             let now = fingerprint(&path);
@@ -226,7 +246,10 @@ impl Routers {
     }
 }
 
-/// Watches the directories of plugins until the server is gone.
+/// Watches the directories of plugins on a thread of its own, until the server is gone.
+///
+/// `parts` gives the routers and the composer of the server. Only a weak reference is held between
+/// looks. Bundles that were tried at the start count as seen.
 ///
 /// # Errors
 /// If the system has no thread left.
@@ -253,13 +276,16 @@ pub fn watch<S: Send + Sync + 'static>(
     std::thread::Builder::new().name("plugin-watch".to_owned()).spawn(run).map(drop)
 }
 
-/// What a watcher has seen of the directories so far, and whether it was changing.
+/// A watcher's last sight of each bundle: its fingerprint, and true where it was changing.
 #[derive(Debug, Default)]
 pub struct Seen(BTreeMap<PathBuf, (Fingerprint, bool)>);
 
-/// Names, sizes and times of a bundle's files.
+/// Paths, sizes and times of change of a bundle's files, sorted by path.
 type Fingerprint = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
+/// The fingerprint of a bundle, with the files in its folders. Links are not followed, and what
+/// cannot be read is left out. Contents are not read: a change that keeps size and time is not
+/// seen.
 fn fingerprint(path: &Path) -> Fingerprint {
     let mut files = Vec::new();
     let mut folders = vec![path.to_owned()];
@@ -278,7 +304,7 @@ fn fingerprint(path: &Path) -> Fingerprint {
     files.sort();
     files
 }
-/// What the manifest asks for, as the engine says it.
+/// The kinds of modules that a manifest asks for, as the engine names them.
 fn offered(kinds: ModuleKinds) -> Offered {
     match kinds {
         ModuleKinds::LowRank => Offered::LowRank,

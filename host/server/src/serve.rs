@@ -6,16 +6,17 @@ use crate::config::Config;
 use crate::service::Service;
 use crate::{api, modules, routers};
 
-/// Serves until the process is told to stop, then finishes the running requests. `say` hears where it serves and why it
-/// ends.
+/// Serves until the process is told to stop, then finishes the running requests. `say` hears the
+/// address that it serves on, and the reason for which it ends.
+///
+/// It blocks, and starts an async runtime of two threads for HTTP; the engine has a thread of its
+/// own.
 ///
 /// # Errors
 /// If nothing can be watched, or the address cannot be listened on.
 pub fn run(service: &Arc<Service>, config: &Config, say: fn(&str)) -> Result<(), String> {
     if config.watch_adapters {
-        let changed = |service: &Service| service.composer.refresh_routers();
-        modules::watch(service, |service| &service.modules, changed)
-            .map_err(|error| error.to_string())?;
+        modules::watch(service, |service| &service.modules).map_err(|error| error.to_string())?;
     }
     if config.watch_plugins {
         routers::watch(service, |service| (&service.routers, &service.composer))
@@ -60,10 +61,14 @@ pub fn run(service: &Arc<Service>, config: &Config, say: fn(&str)) -> Result<(),
     Ok(())
 }
 
-/// After the signal to stop, waits until no request has run for a while: a client that stalls in the middle
-/// of a request must not keep the server. A second signal ends it at once.
+/// Waits, after the signal to stop, until no request has run for two seconds: a client that stalls
+/// in the middle of a request must not keep the server. A second signal ends the process at once.
+///
+/// `signalled` is told of the first signal. Where it never comes, this waits for ever.
 async fn nothing_runs(signalled: tokio::sync::oneshot::Receiver<()>, service: &Service) {
+    /// The time between two looks at the engine.
     const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
+    /// Looks in a row that find nothing running or waiting.
     const IDLE_LOOKS: u32 = 20;
     if signalled.await.is_err() {
         std::future::pending::<()>().await;
@@ -81,6 +86,8 @@ async fn nothing_runs(signalled: tokio::sync::oneshot::Receiver<()>, service: &S
     }
 }
 
+/// Waits for an interrupt, or on Unix for SIGTERM. Where a signal cannot be listened to, it never
+/// comes.
 async fn shutdown_signal() {
     let interrupt = async {
         if tokio::signal::ctrl_c().await.is_err() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use polyskill_adapters::native::kept_experts;
 use polyskill_adapters::{Generation, Library};
-use polyskill_engine::{Composer, Engine, RouterRequest, Selection};
+use polyskill_engine::{Composer, Engine};
 use polyskill_model::{Compute, Decoder, load};
 use polyskill_tokenizer::Tokenizer;
 
@@ -20,60 +20,67 @@ use crate::startup::{Report, StartupEvent};
 use crate::traces::Traces;
 use polyskill_sources::base_models;
 
-/// Why the server does not start.
+/// A reason for which the server does not start.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(String);
 
+/// A start error with the text of another one.
 fn start_error(what: impl std::fmt::Display) -> StartError {
     StartError(what.to_string())
 }
 
-/// Everything that requests need.
+/// Everything that requests need. It is shared by all handlers, and every part of it can be used
+/// from several threads.
 #[derive(Debug)]
 pub struct Service {
-    /// Name of the base model.
+    /// The base model's name in requests and metrics.
     pub base_name: String,
-    /// Tokenizer and chat templates.
+    /// The base's tokenizer and chat templates.
     pub tokenizer: Arc<Tokenizer>,
-    /// Makes compositions.
-    pub composer: Composer,
-    /// Loads modules into its library.
+    /// Makes compositions, and holds the library of modules and the serving routers.
+    pub composer: Arc<Composer>,
+    /// Loads modules into the composer's library.
     pub modules: Modules,
-    /// Loads routers into it.
+    /// Loads routers into the composer.
     pub routers: Routers,
-    /// Which arms answer which requests.
+    /// Deals arms of experiments to requests, and counts outcomes.
     pub experiments: Arc<Experiments>,
-    /// Samples of requests.
+    /// Keeps and sends the traces of sampled requests.
     pub traces: Traces,
-    /// Runs them.
+    /// Runs requests, on a thread of its own.
     pub engine: Engine,
-    /// The base model.
+    /// The base model, frozen.
     pub model: Arc<Decoder>,
-    /// Named compositions.
+    /// Named compositions, in the order of the configuration.
     pub skill_sets: Vec<SkillSet>,
-    /// Prometheus metrics.
+    /// Prometheus metrics, rendered at `/metrics`.
     pub metrics: Metrics,
-    /// Whether holders of the API key may load and unload modules.
+    /// True where holders of the API key may load and unload modules.
     pub allow_runtime_lora_updating: bool,
-    /// Bearer key of requests.
+    /// Bearer key of requests; `None` asks for none.
     pub api_key: Option<String>,
-    /// Bearer key of the admin routes.
+    /// Bearer key of the admin routes; `None` turns them off.
     pub admin_key: Option<String>,
-    /// Plans that are kept to be recorded.
+    /// Plans that are kept to be recorded; 0 where none are.
     pub keep_plans: usize,
-    /// Rows that are kept per router.
+    /// Rows that are kept per router; 0 where none are.
     pub keep_rows: usize,
-    /// Seconds since the epoch, for `created`.
+    /// The time of the start in seconds since 1970, for `created` of models.
     pub started: u64,
 }
 
 impl Service {
-    /// Loads everything that the configuration names. `report` hears of each stage.
+    /// Loads everything that the configuration names, and starts the engine. `report` hears of each
+    /// stage.
+    ///
+    /// The order matters: modules come before the composer, which lists them to routers, and
+    /// routers before skill sets and experiments, which name them.
     ///
     /// # Errors
-    /// If the configuration does not pass its check, the model cannot be served, or a configured skill set names what is not there. A module or
-    /// plugin that cannot be loaded is reported and left out.
+    /// If the configuration does not pass its check, the model cannot be served, or a configured
+    /// skill set or experiment names what is not there. A module or plugin that cannot be loaded is
+    /// reported and left out.
     pub fn start(config: &Config, report: &mut Report<'_>) -> Result<Self, StartError> {
         config.check().map_err(start_error)?;
         let name = config.model.clone().unwrap_or_else(|| base_models::SMOLLM2.name.to_owned());
@@ -105,7 +112,9 @@ impl Service {
         let modules = Modules::new(config, &model, &library, &audit, reserved);
         let modules = modules.map_err(start_error)?;
         modules.load_all(report).map_err(start_error)?;
-        let composer = Composer::new(&model, library);
+        let composer = Arc::new(Composer::new(&model, library));
+        let told = Arc::clone(&composer);
+        modules.on_change(move || told.refresh_routers());
         composer.keep_plans(config.keep_plans);
         let routers = Routers::new(config, &audit).map_err(start_error)?;
         routers.load_all(&composer, report).map_err(start_error)?;
@@ -140,37 +149,11 @@ impl Service {
             started: since_epoch.map_or(0, |since| since.as_secs()),
         })
     }
-
-    /// What a model name stands for; `None` if nothing has this name.
-    pub fn selection(&self, model: &str) -> Option<Selection> {
-        if model == self.base_name {
-            return Some(Selection::Base);
-        }
-        if let Some(set) = self.skill_sets.iter().find(|set| set.id == model) {
-            return Some(Selection::Routed(RouterRequest {
-                router: set.router.clone(),
-                parameters: parameters(&set.params).unwrap_or_default(),
-                modules: set.modules.clone(),
-                always_on: set
-                    .adapters
-                    .iter()
-                    .map(|(name, weight)| (name.clone(), *weight))
-                    .collect(),
-                ..RouterRequest::default()
-            }));
-        }
-        let module = match model.split_once(':') {
-            Some((base, module)) if base == self.base_name => module,
-            Some(_) => return None,
-            None => model,
-        };
-        let snapshot = self.composer.library().snapshot();
-        snapshot.get(module).map(|_| Selection::Weighted(vec![(module.to_owned(), 1.0)]))
-    }
 }
 
 impl Service {
-    /// Tokens that end an answer: those of the model's configuration and those of its tokenizer.
+    /// Tokens that end an answer: those of the model's configuration and those of its tokenizer,
+    /// ascending and each once.
     pub fn end_tokens(&self) -> Vec<u32> {
         let mut ends = self.model.config().eos_tokens.clone();
         ends.extend(self.tokenizer.end_tokens());
@@ -178,16 +161,9 @@ impl Service {
         ends.dedup();
         ends
     }
-
-    /// True where two names stand for one module, be it through an alias.
-    pub(crate) fn is_one_module(&self, a: &str, b: &str) -> bool {
-        let snapshot = self.composer.library().snapshot();
-        let name = |name: &str| snapshot.resolve(name).map(|(name, _)| name.to_owned());
-        a == b || name(a).is_some_and(|a| name(b) == Some(a))
-    }
 }
 
-/// The model's name, or what its path is called.
+/// The model's name; of a path that exists the folder's name, or the file's without its ending.
 fn base_name(name: &str, path: &Path) -> String {
     if !Path::new(name).exists() {
         return name.to_owned();
@@ -196,17 +172,24 @@ fn base_name(name: &str, path: &Path) -> String {
     stem.map_or_else(|| "base".to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
-/// The skill set that there is without any in the configuration.
+/// The name of the skill set that there is without any in the configuration.
 const DEFAULT_SET: &str = "skills";
 
-/// Names that no module may take.
+/// Names that no module may take: those of the skill sets and of the base. The default set's name
+/// is reserved even where no router is loaded.
 fn reserved_names(config: &Config, base_name: &str) -> Vec<String> {
     let sets = config.skill_set.iter().map(|set| set.id.clone());
     let default = config.skill_set.is_empty().then(|| DEFAULT_SET.to_owned());
     sets.chain(default).chain([base_name.to_owned()]).collect()
 }
 
-/// The configured skill sets; without any, `skills` over all modules where Arrow is loaded.
+/// The configured skill sets, with their routers and parameters checked.
+///
+/// Without any, there is one over all modules, whose router is Arrow where it is loaded, else the
+/// first router. Without a router there is none.
+///
+/// # Errors
+/// If a set names a router that is not loaded.
 fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, StartError> {
     let routers = composer.routers();
     for set in &config.skill_set {

@@ -20,5 +20,5 @@ impl fmt::Display for StartupEvent {
     }
 }
 
-/// Listens to a start.
+/// A listener to a start. It is called on the thread that starts the server.
 pub type Report<'a> = dyn FnMut(StartupEvent) + 'a;

@@ -227,11 +227,10 @@ fn sha256(path: &Path) -> Result<String, PullError> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The directory in the cache for everything from a repository. No two repositories share one,
-/// unless their names have `--` in them.
+/// The directory in the cache for everything from a repository, which no other repository shares.
 fn hub_directory(repository: HubRepository<'_>) -> PathBuf {
     let HubRepository { owner, name } = repository;
-    cache_directory().join("hub").join(format!("{owner}--{name}"))
+    cache_directory().join("hub").join(owner).join(name)
 }
 
 /// One file of a repository, from the cache if it is there. Its bytes are not checked against a
@@ -397,6 +396,13 @@ mod tests {
         assert_eq!(fetched.unwrap(), target);
         assert_eq!(std::fs::read(&target).unwrap(), BYTES);
         assert_eq!(names(directory.path()), [".lock", "model.gguf"]);
+    }
+
+    #[test]
+    fn repositories_never_share_a_directory() {
+        let of = |owner: &str, name: &str| hub_directory(HubRepository { owner, name });
+        assert_ne!(of("a--b", "c"), of("a", "b--c"));
+        assert!(of("a", "b").ends_with("hub/a/b"));
     }
 
     #[test]

@@ -266,8 +266,15 @@ fn is_public_v6(v6: Ipv6Addr) -> bool {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
         return is_public_v4(Ipv4Addr::new(a, b, c, d));
     }
+    // 2001::/23 is for protocols, Teredo's embedded IPv4 and benchmarks among them; 2001:db8::/32
+    // and 3fff::/20 are for documentation.
+    let special = match segments {
+        [0x2001, second, ..] => second < 0x200 || second == 0xdb8,
+        [0x3fff, second, ..] => second < 0x1000,
+        _ => false,
+    };
     // 2000::/3 is what is given out; the rest is local, multicast or nobody's.
-    segments[0] & 0xe000 == 0x2000 && !(segments[0] == 0x2001 && segments[1] == 0xdb8)
+    segments[0] & 0xe000 == 0x2000 && !special
 }
 
 #[cfg(test)]
@@ -405,7 +412,14 @@ mod tests {
     #[test]
     fn private_addresses_are_known_in_every_spelling() {
         let public = |text: &str| is_public(text.parse().unwrap());
-        for address in ["1.1.1.1", "100.128.0.1", "2606:4700::1111", "64:ff9b::101:101"] {
+        for address in [
+            "1.1.1.1",
+            "100.128.0.1",
+            "2001:200::1",
+            "2001:4860:4860::8888",
+            "2606:4700::1111",
+            "64:ff9b::101:101",
+        ] {
             assert!(public(address), "{address}");
         }
         for address in [
@@ -424,7 +438,19 @@ mod tests {
             "::ffff:127.0.0.1",
             "::ffff:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::7f00:1",
+            "2001:0:4136:e378:8000:63bf:80ff:fffe",
+            "2001:2::1",
+            "2001:10::1",
+            "2001:20::1",
+            "2001:1ff::1",
+            "2001:db8::1",
             "2002:7f00:1::",
+            "3fff::1",
+            "3fff:fff::1",
+            "5f00::1",
             "fe80::1",
             "fc00::1",
             "fd00:ec2::254",

@@ -236,7 +236,7 @@ pub(crate) fn read(header: &Header) -> Result<GgufText, TokenizerError> {
     Ok(GgufText {
         tokenizer,
         vocabulary: Vocabulary::of_gguf(&tokens, &types, is_bpe, strips_first_blank)?,
-        ends: ends(header, &fills, &tokens),
+        ends: ends(header, &fills, &tokens, eos),
         special: named.into_iter().filter_map(spelled).collect(),
     })
 }
@@ -353,14 +353,14 @@ fn is_harmony(has: &impl Fn(&str) -> bool) -> bool {
     calls && (has("<|return|>") || has("<|flush|>"))
 }
 
-/// Tokens that end a generation: those that the metadata names, and those of known names. In the
-/// order in which they are found. A name that the vocabulary uses for a part of an answer, such as
-/// harmony's `<|end|>`, is left out unless a key names it.
-fn ends(header: &Header, fills: &[&str], tokens: &[&str]) -> Vec<u32> {
+/// Tokens that end a generation: `eos`, those that the metadata names, and those of known names. In
+/// the order in which they are found. `eos` is the default where the metadata names none. A name
+/// that the vocabulary uses for a part of an answer, such as harmony's `<|end|>`, is left out
+/// unless a key names it.
+fn ends(header: &Header, fills: &[&str], tokens: &[&str], eos: Option<u32>) -> Vec<u32> {
     let names: HashSet<&str> = tokens.iter().copied().collect();
     let has = |name: &str| names.contains(name);
     let keys = [
-        "eos_token_id",
         "eot_token_id",
         "eom_token_id",
         "fim_pad_token_id",
@@ -368,7 +368,12 @@ fn ends(header: &Header, fills: &[&str], tokens: &[&str]) -> Vec<u32> {
         "fim_sep_token_id",
     ];
     let keys = keys.iter().filter_map(|key| u32::try_from(get(header, key)?.as_u64()?).ok());
-    let mut ends: Vec<u32> = keys.filter(|&id| (id as usize) < tokens.len()).collect();
+    let mut ends: Vec<u32> = Vec::new();
+    for id in eos.into_iter().chain(keys.filter(|&id| (id as usize) < tokens.len())) {
+        if !ends.contains(&id) {
+            ends.push(id);
+        }
+    }
     for (id, token) in (0..).zip(tokens) {
         let is_part = (*token == "<|end|>" && is_harmony(&has))
             || (*token == "</s>" && (has("<|tool_response>") || has("<|plamo:eos|>")));
@@ -394,8 +399,13 @@ fn blanks(header: &Header) -> Blanks {
 
 /// Builds byte-level BPE as a `tokenizer.json` in memory: no normaliser, the split's expressions in
 /// a row, then GPT-2's spelling of bytes. Special tokens are not part of it, as [`Partition`] cuts
-/// at them before. Merges that name no token of the vocabulary are dropped, and of equal ones the
-/// first counts; a merge is cut at its first blank behind the first byte.
+/// at them before. Of equal merges the first counts; a merge is cut at its first blank behind the
+/// first byte.
+///
+/// Merges whose parts or product are no tokens of the vocabulary are dropped, as the library knows
+/// none. llama.cpp applies them, and spells what is no token in the end by its bytes, so that a
+/// file with such merges has other ids there for the texts that they touch. Converters write no
+/// such files.
 fn byte_level(
     header: &Header,
     tokens: &[&str],

@@ -8,12 +8,14 @@ mod ast;
 mod builtins;
 mod error;
 mod filters;
+mod formatting;
 mod lexer;
 mod methods;
 mod operators;
 mod parser;
 mod python;
 mod render;
+mod sorting;
 mod tests_of_values;
 mod value;
 

@@ -7,6 +7,7 @@
 mod chat;
 mod gguf;
 mod jinja;
+mod special_tokens;
 mod stream;
 mod vocabulary;
 
@@ -70,8 +71,8 @@ enum Encoder {
 
 impl Tokenizer {
     /// Reads tokenizer and chat templates of a model directory or GGUF file. A directory needs
-    /// `tokenizer.json`. `tokenizer_config.json` and `special_tokens_map.json` are read where they
-    /// are there, the former's entries going before.
+    /// `tokenizer.json`. `tokenizer_config.json`, `special_tokens_map.json` and `config.json` are
+    /// read where they are there, for chat templates and the special tokens that these see.
     ///
     /// # Errors
     /// If they are missing or not supported. A broken chat template is no error before a chat is asked for.
@@ -80,7 +81,7 @@ impl Tokenizer {
     }
 
     /// Reads a model directory as transformers saves it. `tokenizer_config.json` may be missing but
-    /// not malformed; `special_tokens_map.json` may be either.
+    /// not malformed; `special_tokens_map.json` and `config.json` may be either.
     fn from_directory(path: &Path) -> Result<Self, TokenizerError> {
         let file = path.join("tokenizer.json");
         let of_file = |error: String| unusable(format!("{}: {error}", file.display()));
@@ -93,17 +94,11 @@ impl Tokenizer {
         };
         let config = json("tokenizer_config.json")?;
         let map = json("special_tokens_map.json").unwrap_or(Json::Null);
+        let model = json("config.json").unwrap_or(Json::Null);
         let mut chat = ChatTemplates::default();
         read_templates(path, &config, &mut chat);
-        for file in [&map, &config] {
-            for (name, value) in file.as_object().into_iter().flatten() {
-                let text = token_text(value).filter(|_| name.ends_with("_token"));
-                chat.special.extend(text.map(|text| (name.clone(), text)));
-            }
-        }
-        for (name, value) in config["extra_special_tokens"].as_object().into_iter().flatten() {
-            chat.special.extend(token_text(value).map(|text| (name.clone(), text)));
-        }
+        let class = special_tokens::class(&config, &model, &bytes);
+        chat.special = special_tokens::read(&config, &map, class);
         let vocabulary = Vocabulary::new(&tokenizer).map_err(|error| of_file(error.to_string()))?;
         let encoder = Encoder::HuggingFace(Box::new(tokenizer));
         Ok(Self { encoder, vocabulary, chat, ends: Vec::new() })
@@ -226,6 +221,12 @@ impl Tokenizer {
     /// Tokens that end a generation beside those that the model's configuration names.
     pub fn end_tokens(&self) -> &[u32] {
         &self.ends
+    }
+
+    /// One more than the largest id of a token. Ids from here on stand for nothing, and ids below
+    /// may.
+    pub fn num_ids(&self) -> u32 {
+        self.vocabulary.num_ids()
     }
 
     /// The vocabulary's own spelling of a token, such as `▁time`. Empty for ids that stand for
@@ -364,11 +365,6 @@ fn read_templates(path: &Path, config: &Json, chat: &mut ChatTemplates) {
             chat.insert(&name, source);
         }
     }
-}
-
-/// A special token's text: a text, or an object with `content`.
-fn token_text(value: &Json) -> Option<String> {
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
 /// Bytes with those that are no ASCII text written in hexadecimal. The `\x` escapes have two digits

@@ -203,7 +203,13 @@ impl TextStream {
             return (held.map(|held| held.text).collect(), None);
         }
         if let Some(stop) = self.stop() {
-            let text = self.visible(0..stop.cut);
+            let mut text = self.visible(0..stop.start);
+            if self.stops.include {
+                match stop.with_hidden {
+                    true => text.push_str(&self.stops.strings[stop.which]),
+                    false => text.push_str(&self.visible(stop.start..stop.end)),
+                }
+            }
             self.held.clear();
             return (text, Some(stop.which));
         }
@@ -249,11 +255,10 @@ impl TextStream {
                 if with_hidden && !(self.is_border(start) && self.is_border(end)) {
                     continue;
                 }
-                let cut = if self.stops.include { end } else { start };
                 let better =
                     found.as_ref().is_none_or(|found| (end, which) < (found.end, found.which));
                 if better {
-                    found = Some(FoundStop { which, cut, end });
+                    found = Some(FoundStop { which, start, end, with_hidden });
                 }
             }
         }
@@ -344,14 +349,14 @@ impl TextStream {
     }
 }
 
-/// A stop string in the held text: where the text is cut, and where the stop string ends.
+/// A stop string in the held text, by places in the text with everything.
 struct FoundStop {
     /// Index of the stop string in [`Stops::strings`].
     which: usize,
-    /// End of the text that is given out: before the stop string, or behind it where it stays.
-    cut: usize,
-    /// End of the stop string.
+    start: usize,
     end: usize,
+    /// True where it was found in the text with hidden tokens, and may name one.
+    with_hidden: bool,
 }
 
 /// The first place of `stop` that ends behind `exempt` bytes. An empty stop string is never found.
@@ -420,6 +425,11 @@ mod tests {
         assert_eq!(held(&text, stops(&["<|end|>"])).release(), ("a".to_owned(), Some(0)));
         assert_eq!(held(&text, stops(&["a<|end|>"])).release(), (String::new(), Some(0)));
         assert_eq!(held(&text, stops(&["ab"])).release(), (String::new(), Some(0)));
+        let included = |stop: &str| Stops { include: true, ..stops(&[stop]) };
+        let whole = ("a<|end|>".to_owned(), Some(0));
+        assert_eq!(held(&text, included("<|end|>")).release(), whole);
+        assert_eq!(held(&text, included("a<|end|>")).release(), whole);
+        assert_eq!(held(&text, included("ab")).release(), ("ab".to_owned(), Some(0)));
         // A part of a hidden token is no text.
         assert_eq!(held(&text, stops(&["end"])).release(), ("ab".to_owned(), None));
         let mut stream = held(&[("a", false), ("<|end|>", true)], stops(&["ab"]));

@@ -19,6 +19,8 @@ pub(crate) struct Vocabulary {
     tokens: HashMap<u32, Entry>,
     /// The tokens' bytes in a row.
     bytes: Vec<u8>,
+    /// One more than the largest id.
+    num_ids: u32,
     /// See [`Vocabulary::strips_first_blank`].
     strips_first_blank: bool,
     /// Texts of special tokens. In no order, for the search of stop strings.
@@ -90,8 +92,13 @@ impl Vocabulary {
 
     /// A vocabulary without tokens.
     fn empty(strips_first_blank: bool) -> Self {
-        let special_texts = Vec::new();
-        Self { tokens: HashMap::new(), bytes: Vec::new(), strips_first_blank, special_texts }
+        Self {
+            tokens: HashMap::new(),
+            bytes: Vec::new(),
+            num_ids: 0,
+            strips_first_blank,
+            special_texts: Vec::new(),
+        }
     }
 
     /// Adds a token. The buffer is at most 4 GiB, as its places are 32 bits wide.
@@ -103,6 +110,7 @@ impl Vocabulary {
             self.special_texts.push(String::from_utf8_lossy(bytes).into_owned());
         }
         self.bytes.extend_from_slice(bytes);
+        self.num_ids = self.num_ids.max(id.saturating_add(1));
         self.tokens.insert(id, Entry { start, len, is_special });
         Ok(())
     }
@@ -114,6 +122,11 @@ impl Vocabulary {
             let start = entry.start as usize;
             &self.bytes[start..start + entry.len as usize]
         })
+    }
+
+    /// One more than the largest id; ids below may have gaps.
+    pub(crate) fn num_ids(&self) -> u32 {
+        self.num_ids
     }
 
     /// True for a token that steers the model rather than says something, so that texts leave it out.

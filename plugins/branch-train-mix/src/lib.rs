@@ -15,7 +15,7 @@ use polyskill_sdk::experts::artefact::ROUTER;
 use polyskill_sdk::gate::{Combine, Op, Program, Share, SiteSelector};
 use polyskill_sdk::{
     Batch, Decision, Descriptor, Host, LibraryChange, ParameterError, Parameters, Plan, Request,
-    RouteError, Router, TopK, Value,
+    RouteError, Router, TopK,
 };
 
 /// The name of the rows of W.
@@ -149,18 +149,11 @@ impl Settings {
         parameters.only(&["top_k", "base", "temperature"])?;
         // More candidates than that are never scored; as f32 it is exact.
         let top_k = parameters.integer("top_k", 2, 1)?.min(1 << 24) as u32;
-        let wrong = |name: &str, message: String| ParameterError { name: name.to_owned(), message };
-        let base = match parameters.get("base") {
-            None => true,
-            Some(Value::Flag(base)) => *base,
-            Some(other) => {
-                return Err(wrong("base", format!("found {other:?}, expected true or false")));
-            }
-        };
+        let base = parameters.flag("base", true)?;
         let temperature = parameters.number("temperature", 1.0)? as f32;
         if !(temperature > 0.0 && temperature.is_finite()) {
             let message = format!("found {temperature}, expected a number over 0");
-            return Err(wrong("temperature", message));
+            return Err(ParameterError { name: "temperature".to_owned(), message });
         }
         Ok(Self { top_k, base, temperature })
     }
@@ -169,7 +162,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use polyskill_sdk::testing::StubHost;
-    use polyskill_sdk::{Tensor, gate};
+    use polyskill_sdk::{Tensor, Value, gate};
 
     use super::*;
 
@@ -235,6 +228,19 @@ mod tests {
         };
         assert_eq!(gate::check(&programs[0], |name| name == ROWS), Ok(()));
         assert_eq!(programs[0].ops.last(), Some(&Op::Emit));
+    }
+
+    /// The flat ABI carries flags as numbers.
+    #[test]
+    fn the_base_is_left_out_by_a_flag_or_a_number() {
+        let base = |value: Value| {
+            let parameters = Parameters(vec![("base".to_owned(), value)]);
+            Settings::read(&parameters).map(|settings| settings.base).map_err(|error| error.name)
+        };
+        assert_eq!(base(Value::Flag(false)), Ok(false));
+        assert_eq!(base(Value::Number(0.0)), Ok(false));
+        assert_eq!(base(Value::Number(1.0)), Ok(true));
+        assert_eq!(base(Value::Number(2.0)), Err("base".to_owned()));
     }
 
     #[test]

@@ -93,7 +93,7 @@ fn read(host: &dyn Host, policy: u32, layer: ExpertLayer) -> LayerPolicy {
         keep: numbers(artefact::KEEP),
         beta: values(artefact::BETA).and_then(|beta| beta.first().copied()),
         alias: numbers(artefact::ALIAS),
-        num_extra: numbers(artefact::EXTRA).map_or(0, |extra| extra[0]),
+        num_extra: numbers(artefact::EXTRA).and_then(|n| n.first().copied()).unwrap_or(0),
     }
 }
 
@@ -122,11 +122,7 @@ impl Settings {
             Some(Value::Text(name)) => Some(name.clone()),
             Some(other) => return Err(wrong("policy", other, "the name of a policy")),
         };
-        let flag = |name: &str| match parameters.get(name) {
-            None => Ok(true),
-            Some(Value::Flag(value)) => Ok(*value),
-            Some(other) => Err(wrong(name, other, "true or false")),
-        };
+        let flag = |name: &str| parameters.flag(name, true);
         let beta = match parameters.get("beta") {
             None => None,
             Some(Value::Number(beta)) if beta.is_finite() && *beta >= 0.0 => Some(*beta as f32),
@@ -251,9 +247,31 @@ mod tests {
     fn parts_can_be_left_out_and_beta_replaced() {
         let kept_all = ask(&[("policy", text("module-0")), ("prune", Value::Flag(false))], "");
         assert_eq!(kept_all, Ok(Vec::new()));
+        // The flat ABI carries flags as numbers.
+        for name in ["prune", "skip", "merge"] {
+            let set = |value: Value| ask(&[("policy", text("module-1")), (name, value)], "");
+            for (number, flag) in [(0.0, false), (1.0, true)] {
+                assert_eq!(set(Value::Number(number)), set(Value::Flag(flag)), "{name}");
+            }
+            for value in [Value::Number(0.5), text("true")] {
+                let refused = set(value).unwrap_err();
+                assert!(matches!(refused, RouteError::InvalidParameter(e) if e.name == name));
+            }
+        }
         let beta = |parameters: &[(&str, Value)]| ask(parameters, "").unwrap()[0].ops[3].clone();
         assert_eq!(beta(&[("policy", text("module-1"))]), ExpertOp::SkipRatio { beta: 0.5 });
         assert_eq!(beta(&[("beta", Value::Number(0.25))]), ExpertOp::SkipRatio { beta: 0.25 });
+    }
+
+    #[test]
+    fn a_policy_with_empty_artefacts_says_nothing_of_them() {
+        let mut host = host();
+        for name in [artefact::BETA, artefact::EXTRA] {
+            let tensor = Tensor { shape: vec![0], values: Vec::new() };
+            host.set_artefact(1, artefact::site(0), name, tensor);
+        }
+        let said = read(&host, 1, LAYER);
+        assert!(said.is_empty() && said.num_extra == 0, "{said:?}");
     }
 
     #[test]

@@ -146,15 +146,10 @@ impl Settings {
             })?;
             Ok((normalised(task), tags.split('+').map(normalised).collect()))
         };
-        let keywords = match parameters.get("keywords") {
-            None => true,
-            Some(Value::Flag(value)) => *value,
-            Some(other) => return Err(wrong("keywords", other, "true or false")),
-        };
         Ok(Self {
             tasks: tasks.filter(|task| !task.is_empty()).collect(),
             table: entries.map(entry).collect::<Result<_, _>>()?,
-            keywords,
+            keywords: parameters.flag("keywords", true)?,
             uniform: parameters.choice("weights", &["uniform", "metadata"])? == 0,
             narrow: parameters.choice("mode", &["mixture", "narrow"])? == 1,
         })
@@ -269,8 +264,13 @@ mod tests {
     fn without_a_task_the_text_names_it() {
         assert_eq!(plan(Some("As an ISO date, please"), &[]), fixed(&[(1, 1.0)]));
         assert_eq!(plan(Some("Germany"), &[]), Err(RouteError::Abstain));
-        let off = ("keywords", Value::Flag(false));
-        assert_eq!(plan(Some("in German"), &[off]), Err(RouteError::Abstain));
+        // The flat ABI carries flags as numbers.
+        for off in [Value::Flag(false), Value::Number(0.0)] {
+            let off = ("keywords", off);
+            assert_eq!(plan(Some("in German"), &[off]), Err(RouteError::Abstain));
+        }
+        let on = ("keywords", Value::Number(1.0));
+        assert_eq!(plan(Some("in German"), &[on]), fixed(&[(0, 1.0)]));
         assert_eq!(plan(Some("in German"), &[task("iso-date")]), fixed(&[(1, 1.0)]));
         assert_eq!(plan(None, &[]), Err(RouteError::Abstain));
     }

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     /// `inside` where rows are of one block, `across` elsewhere, with noise.
-    fn blocks(of: &[usize], (inside, across): (f64, f64), noise: f64) -> Mat {
+    fn blocks(of: &[usize], [inside, across]: [f64; 2], noise: f64) -> Mat {
         let n = of.len();
         let mut similarity = Mat::zeros(n, n);
         for row in 0..n {
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn blocks_of_similarity_are_found() {
         let of = [0, 1, 2, 0, 1, 2, 2, 2, 0, 3, 3, 1];
-        for (levels, noise) in [((1.0, 0.0), 0.0), ((0.9, 0.1), 0.05), ((0.8, 0.5), 0.04)] {
+        for (levels, noise) in [([1.0, 0.0], 0.0), ([0.9, 0.1], 0.05), ([0.8, 0.5], 0.04)] {
             let similarity = blocks(&of, levels, noise);
             let found = clusters(&similarity, 4);
             assert!(same(&found, &of), "{levels:?}: {found:?}");
@@ -193,8 +193,8 @@ mod tests {
 
     #[test]
     fn no_cluster_is_empty() {
-        let alike = blocks(&[0; 9], (1.0, 1.0), 0.0);
-        let apart = blocks(&[0, 1, 2, 3, 4, 5, 6, 7, 8], (1.0, 0.0), 0.0);
+        let alike = blocks(&[0; 9], [1.0, 1.0], 0.0);
+        let apart = blocks(&[0, 1, 2, 3, 4, 5, 6, 7, 8], [1.0, 0.0], 0.0);
         for similarity in [alike, apart, Mat::zeros(9, 9)] {
             for num_clusters in 1..=9 {
                 let mut found = clusters(&similarity, num_clusters);

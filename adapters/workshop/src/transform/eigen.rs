@@ -10,12 +10,13 @@ use super::matrix::{Mat, add_scaled, dot};
 /// the first `wanted(values)`.
 ///
 /// O(n³) for the reduction, whatever is wanted, and O(n²) for each vector. A matrix that is zero or
-/// has an infinite element has eigenvalues of zero and the first unit vectors; elements that are no
-/// numbers are not looked for.
+/// has an element that is not finite has eigenvalues of zero and the first unit vectors.
 pub(crate) fn largest(mut symmetric: Mat, wanted: impl FnOnce(&[f64]) -> usize) -> (Vec<f64>, Mat) {
     let n = symmetric.rows;
     let largest = symmetric.values.iter().fold(0.0_f64, |largest, v| largest.max(v.abs()));
-    if largest == 0.0 || !largest.is_finite() {
+    // The largest passes over what is no number.
+    let is_finite = symmetric.values.iter().all(|value| value.is_finite());
+    if largest == 0.0 || !is_finite {
         let values = vec![0.0; n];
         let count = wanted(&values).min(n);
         let mut vectors = Mat::zeros(count, n);
@@ -320,6 +321,17 @@ mod tests {
             check(&noise(rows, n, 7).gram());
             check(&noise(rows, n, 8).gram().scaled(1e-200));
             check(&noise(rows, n, 9).gram().scaled(1e200));
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_has_values_of_zero() {
+        for strange in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let mut symmetric = noise(5, 4, 7).gram();
+            (symmetric.values[1], symmetric.values[4]) = (strange, strange);
+            let (values, vectors) = largest(symmetric, |_| 2);
+            assert_eq!(values, [0.0; 4]);
+            assert_eq!(vectors.values, [1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
         }
     }
 

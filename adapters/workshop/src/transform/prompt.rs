@@ -17,6 +17,7 @@ use polyskill_adapters::Error;
 use polyskill_adapters::Generation;
 use polyskill_adapters::card::Card;
 use polyskill_adapters::files::{Files, Problems};
+use polyskill_adapters::peft::bundle::read_config;
 use polyskill_adapters::peft::{
     CARD_FILE, CONFIG_FILE, MAX_CONFIG_BYTES, MAX_WEIGHT, WEIGHTS_FILE, elements,
 };
@@ -51,7 +52,7 @@ impl Prompt {
         let directory = directory.canonicalize().map_err(io)?;
         let name = leaf(&directory);
         let files = Files { name: &name, directory: &directory, root: &directory };
-        let config = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
+        let config = read_config(files, CONFIG_FILE)?;
         let weights = files.read(WEIGHTS_FILE, MAX_PROMPT_BYTES)?;
         let read = parse(&config, &weights);
         let (settings, shape, values) = read.map_err(|problems| Error::refused(&name, problems))?;

@@ -5,10 +5,12 @@ use std::fmt::Write as _;
 use super::source::Source;
 use super::{Errors, SiteReport};
 
+/// The parts that a module can have in the making of another, each a key of the card's header.
+const ROLES: [&str; 4] = ["derived_from", "general", "origin", "source"];
+
 /// A module that another was made of.
 pub(crate) struct Origin {
-    /// Its part in the making: `derived_from`, `general`, `origin` or `source`. All but the last
-    /// are also keys of the card's header.
+    /// Its part in the making, one of [`ROLES`].
     pub(crate) role: &'static str,
     /// Its name.
     pub(crate) name: String,
@@ -101,7 +103,7 @@ impl Provenance {
         for (key, value) in &self.parameters {
             let _ = writeln!(text, "{key}: {}", quote(value));
         }
-        for role in ["derived_from", "general", "origin"] {
+        for role in ROLES {
             let mut origins = self.origins.iter().filter(|origin| origin.role == role).peekable();
             if origins.peek().is_some() {
                 let _ = writeln!(text, "{role}:");
@@ -128,4 +130,27 @@ impl Provenance {
 /// has to be escaped.
 fn quote(text: &str) -> String {
     format!("\"{}\"", text.replace(['"', '\\', '\n'], "'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use polyskill_adapters::card::Card;
+
+    use super::*;
+
+    #[test]
+    fn generations_of_every_role_are_in_the_header() {
+        let origins = ROLES.map(|role| Origin {
+            role,
+            name: "m".to_owned(),
+            generation: format!("generation of {role}"),
+            weight: None,
+        });
+        let expected = ROLES.map(|role| (role.to_owned(), format!("generation of {role}")));
+        let provenance = Provenance { origins: origins.into(), ..Provenance::of("x", "cat", &[]) };
+        let card = Card::parse(provenance.card().as_bytes());
+        for role in expected {
+            assert!(card.metadata.contains(&role), "{role:?}: {:?}", card.metadata);
+        }
+    }
 }

@@ -8,8 +8,9 @@ use serde_json::{Map, Value as Json};
 use polyskill_adapters::Error;
 use polyskill_adapters::files::{Files, Problems};
 use polyskill_adapters::library::check_name;
+use polyskill_adapters::peft::CONFIG_FILE;
+use polyskill_adapters::peft::bundle::read_config;
 use polyskill_adapters::peft::raw::{Content, RawSite};
-use polyskill_adapters::peft::{CONFIG_FILE, MAX_CONFIG_BYTES};
 
 /// Settings that make a module more than B·A, which weight-space methods cannot express. Each may
 /// be there with an empty value.
@@ -64,7 +65,7 @@ impl Source {
 /// The configuration of a LoRA that is nothing but B·A; every setting that makes it more is named
 /// in the error.
 fn settings(files: Files<'_>) -> Result<Map<String, Json>, Error> {
-    let config = files.read(CONFIG_FILE, MAX_CONFIG_BYTES)?;
+    let config = read_config(files, CONFIG_FILE)?;
     let refused = |problems| Error::refused(files.name, problems);
     let settings: Map<String, Json> = serde_json::from_slice(&config)
         .map_err(|error| refused(vec![format!("{CONFIG_FILE} is no object: {error}")]))?;

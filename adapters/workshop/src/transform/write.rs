@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use half::bf16;
@@ -186,36 +187,33 @@ pub(crate) fn read_lora(directory: &Path) -> Result<Generation, Error> {
 /// into place.
 ///
 /// Nothing stays if anything fails before the first move. If a later move fails, modules that were
-/// moved stay. Drafts are made one at a time, in order, and dropped when they are written. Returns
-/// the generations of what was written, as they were read, in the order of the targets.
+/// moved stay. Folders that a killed run has left are removed. Drafts are made one at a time, in
+/// order, and dropped when they are written. Returns the generations of what was written, as they
+/// were read, in the order of the targets.
 pub(crate) fn publish<'a>(
     targets: &[PathBuf],
     mut draft: impl FnMut(usize) -> Result<Cow<'a, Draft>, Error>,
 ) -> Result<Vec<Generation>, Error> {
-    let mut staged: Vec<(PathBuf, &Path)> = Vec::new();
+    targets.iter().for_each(|target| remove_leftover(target));
+    let mut staged: Vec<Staged<'_>> = Vec::new();
     let written: Result<Vec<Generation>, Error> = targets
         .iter()
         .enumerate()
         .map(|(at, target)| {
             let draft = draft(at)?;
-            let folder = stage(target)?;
-            staged.push((folder.clone(), target));
-            fill(&folder, &draft)
+            let folder = Staged::new(target)?;
+            let generation = fill(&folder.path, &draft);
+            staged.push(folder);
+            generation
         })
         .collect();
     let moved = written.and_then(|generations| {
-        staged.iter().try_for_each(|(folder, target)| {
-            // A rename would replace an empty directory.
-            if target.symlink_metadata().is_ok() {
-                return Err(transform_error(format!("{} exists", target.display())));
-            }
-            std::fs::rename(folder, target).map_err(|source| unwritten(target, &source))
-        })?;
+        staged.iter().try_for_each(Staged::publish)?;
         Ok(generations)
     });
     if moved.is_err() {
         // The error that stopped the work is the one to report.
-        staged.iter().for_each(|(folder, _)| drop(std::fs::remove_dir_all(folder)));
+        staged.iter().for_each(|folder| drop(std::fs::remove_dir_all(&folder.path)));
     }
     moved
 }
@@ -226,16 +224,75 @@ pub(crate) fn publish_one(target: &Path, draft: &Draft) -> Result<Generation, Er
     publish(&targets, |_| Ok(Cow::Borrowed(draft))).map(|generations| generations[0])
 }
 
-/// Makes an empty hidden folder, `.NAME.partial`, beside the target, and the directories above it.
-/// A folder that another run has left there is an error.
-fn stage(target: &Path) -> Result<PathBuf, Error> {
-    let parent = target.parent().unwrap_or(Path::new(""));
-    if !parent.as_os_str().is_empty() {
-        std::fs::create_dir_all(parent).map_err(|source| unwritten(parent, &source))?;
+/// A hidden folder that is being filled.
+struct Staged<'t> {
+    /// The folder, `.NAME.partial` beside the target.
+    path: PathBuf,
+    /// The directory that it becomes.
+    target: &'t Path,
+    /// A shared lock on the directory around it, which tells other runs that the folder is in use,
+    /// and ends with the process whichever way it does. `None` where directories have no locks.
+    _lock: Option<File>,
+}
+
+impl<'t> Staged<'t> {
+    /// Makes an empty folder and the directories above it. A folder that is there is an error:
+    /// another run fills it, or has left it where it could not be known to be left.
+    fn new(target: &'t Path) -> Result<Self, Error> {
+        let around = around(target);
+        std::fs::create_dir_all(around).map_err(|source| unwritten(around, &source))?;
+        let lock = File::open(around).ok();
+        if let Some(Err(TryLockError::WouldBlock)) = lock.as_ref().map(File::try_lock_shared) {
+            let around = around.display();
+            return Err(transform_error(format!("another program has locked {around}, try again")));
+        }
+        let path = hidden(target);
+        std::fs::create_dir(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => transform_error(format!(
+                "{} exists: another run fills it, or has left it and it can be removed",
+                path.display()
+            )),
+            _ => unwritten(&path, &source),
+        })?;
+        Ok(Self { path, target, _lock: lock })
     }
-    let folder = parent.join(format!(".{}.partial", leaf(target)));
-    std::fs::create_dir(&folder).map_err(|source| unwritten(&folder, &source))?;
-    Ok(folder)
+
+    /// Moves the folder to its target, where nothing may be.
+    fn publish(&self) -> Result<(), Error> {
+        let target = self.target;
+        // A rename would replace an empty directory.
+        if target.symlink_metadata().is_ok() {
+            return Err(transform_error(format!("{} exists", target.display())));
+        }
+        std::fs::rename(&self.path, target).map_err(|source| unwritten(target, &source))
+    }
+}
+
+/// The hidden folder of a target.
+fn hidden(target: &Path) -> PathBuf {
+    target.with_file_name(format!(".{}.partial", leaf(target)))
+}
+
+/// The directory that a target lies in.
+fn around(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes the hidden folder that a killed run has left beside the target. While a run fills one in
+/// the same directory, which its lock there tells, nothing is removed.
+fn remove_leftover(target: &Path) {
+    let path = hidden(target);
+    if path.symlink_metadata().is_err() {
+        return;
+    }
+    let Ok(lock) = File::open(around(target)) else { return };
+    if lock.try_lock().is_ok() {
+        // If it cannot be removed, no new one can be made, and that is the error.
+        let _ = std::fs::remove_dir_all(&path);
+    }
 }
 
 /// Writes the three files of a draft into a folder and reads the module back.
@@ -260,4 +317,31 @@ fn unwritten(path: &Path, source: &std::io::Error) -> Error {
 /// One reason why nothing is written.
 pub(crate) fn transform_error(problem: String) -> Error {
     Error::Transform { problems: vec![problem] }
+}
+
+#[cfg(test)]
+mod tests {
+    #![cfg(unix)]
+
+    use super::*;
+    use crate::transform::testing::{Q0, bytes, module, site};
+    use crate::transform::{Scaling, rescale};
+
+    #[test]
+    fn a_killed_runs_folder_is_removed_and_one_in_use_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        let source = module(root.path(), "m", &[site(Q0, 2, 4, 3)], 4.0, 1);
+        let (left, used) = (root.path().join("left"), root.path().join("used"));
+        std::fs::create_dir(hidden(&left)).unwrap();
+        std::fs::write(hidden(&left).join("half"), b"half").unwrap();
+        rescale(&source, Scaling::Factor(2.0), &left).unwrap();
+        assert!(!hidden(&left).exists());
+        assert_eq!(bytes(&left).len(), 3);
+        let other = Staged::new(&used).unwrap();
+        let refused = rescale(&source, Scaling::Factor(2.0), &used).unwrap_err().to_string();
+        assert!(refused.contains("another run fills it"), "{refused}");
+        assert!(other.path.is_dir() && !used.exists());
+        drop(other);
+        rescale(&source, Scaling::Factor(2.0), &used).unwrap();
+    }
 }

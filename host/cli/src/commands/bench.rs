@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use polyskill_engine::{Composition, Event, Request, SamplingParams, Selection, TraceLevel};
+use polyskill_engine::{Composition, Event, Request, SamplingParams, Selection};
 
 use polyskill_server::service::Service;
 
@@ -153,34 +152,30 @@ fn submit(
     composition: &Arc<Composition>,
     prompt_tokens: u32,
     max_tokens: usize,
-) -> Result<Receiver<(Instant, Event)>, String> {
+) -> Result<impl Iterator<Item = (Instant, Event)> + use<>, String> {
     static ASKED: AtomicU32 = AtomicU32::new(0);
-    let (sender, events) = channel();
     let vocab = service.model.config().vocab_size as u32;
     // No two requests have a beginning in common: a prompt that was read before is not read, but looked up.
     let asked = ASKED.fetch_add(1, Relaxed);
     let first = asked.wrapping_mul(7_919).wrapping_add(100) % vocab;
+    let prompt = (0..prompt_tokens).map(|at| (first + at * 7) % vocab).collect();
+    let sampling = SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() };
     let request = Request {
-        prompt: (0..prompt_tokens).map(|at| (first + at * 7) % vocab).collect(),
-        sampling: SamplingParams { max_tokens, temperature: 0.0, ..SamplingParams::default() },
-        composition: Arc::clone(composition),
-        trace: TraceLevel::None,
-        shadow: None,
         cache_salt: format!("bench {asked}"),
-        sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into()),
+        ..Request::new(prompt, sampling, Arc::clone(composition))
     };
-    service.engine.handle().submit(request).map_err(|error| error.to_string())?;
-    Ok(events)
+    let events = service.engine.handle().run(request).map_err(|error| error.to_string())?;
+    Ok(events.timed())
 }
 
 /// Seconds from the request to its first token, queueing included.
 fn measure_prefill(service: &Service, composition: &Arc<Composition>) -> Result<f64, String> {
     let started = Instant::now();
-    let events = submit(service, composition, prompt_tokens(service), 1)?;
-    let first = events.iter().find(|(_, event)| matches!(event, Event::Token(_)));
+    let mut events = submit(service, composition, prompt_tokens(service), 1)?;
+    let first = events.find(|(_, event)| matches!(event, Event::Token(_)));
     let (at, _) = first.ok_or("the engine gave no token")?;
     let seconds = (at - started).as_secs_f64();
-    events.iter().for_each(drop);
+    events.for_each(drop);
     Ok(seconds)
 }
 
@@ -198,7 +193,6 @@ fn measure_decode(
     let mut steps = Vec::new();
     for (index, events) in receivers.into_iter().enumerate() {
         let times: Vec<Instant> = events
-            .iter()
             .filter(|(_, event)| matches!(event, Event::Token(_)))
             .map(|(at, _)| at)
             .collect();

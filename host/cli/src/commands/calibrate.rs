@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
-use polyskill_adapters::native::{expert_layer, write_policy};
+use polyskill_adapters::native::{PolicyDraft, expert_layer, write_policy};
 use polyskill_adapters::weights::Expert;
 use polyskill_adapters::{Generation, load_module};
 use polyskill_model::{Compute, Decoder, load};
@@ -142,8 +142,13 @@ pub fn run(args: &CalibrateArgs, out: &mut dyn Write) -> Result<(), String> {
         std::fs::create_dir_all(parent).map_err(message)?;
     }
     let card = card(args, &model, num_tokens);
-    let method = (args.method.name(), model.digest());
-    write_policy((&policy, &experts), model.config(), method, &card, &args.out).map_err(message)?;
+    let draft = PolicyDraft {
+        layers: &policy,
+        experts: &experts,
+        method: args.method.name(),
+        base_digest: model.digest(),
+    };
+    write_policy(draft, model.config(), &card, &args.out).map_err(message)?;
     calibration.finish();
     let name = args.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let module = load_module(&name, &args.out, &args.out, &model).map_err(message)?;

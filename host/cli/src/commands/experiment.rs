@@ -42,7 +42,8 @@ pub struct TrafficArgs {
     /// Directory of `report.json` and `report.html`.
     #[arg(long)]
     pub out: PathBuf,
-    /// Conversations per file at most, the first ones.
+    /// Conversations of each task, whatever files it lies in, and of each file of traces at most;
+    /// the first ones.
     #[arg(long)]
     pub limit: Option<usize>,
     /// Conversations in the engine at once.

@@ -124,9 +124,8 @@ fn answer(service: &Service, options: &Options) -> Result<(), String> {
     let prompt = prompt.map_err(|error| error.to_string())?;
     let mut text = TextStream::after(tokenizer, &prompt, Special::Hidden, Stops::default());
     let ends = service.end_tokens();
-    let composition =
-        service.composer.compose(&options.selection).map_err(|error| error.to_string())?;
-    let (sender, events) = std::sync::mpsc::channel();
+    let selection = told(&options.selection, prompt.len());
+    let composition = service.composer.compose(&selection).map_err(|error| error.to_string())?;
     let sampling = SamplingParams {
         max_tokens: options.max_tokens,
         temperature: options.temperature,
@@ -135,16 +134,11 @@ fn answer(service: &Service, options: &Options) -> Result<(), String> {
         ..SamplingParams::default()
     };
     let request = Request {
-        prompt,
-        sampling,
-        composition: Arc::clone(&composition),
-        cache_salt: String::new(),
         trace: if options.trace { TraceLevel::Full } else { TraceLevel::None },
-        shadow: None,
-        sink: Box::new(move |event| sender.send(event).is_ok().into()),
+        ..Request::new(prompt, sampling, Arc::clone(&composition))
     };
-    service.engine.handle().submit(request).map_err(|error| error.to_string())?;
-    for event in events {
+    let events = service.engine.handle().run(request);
+    for event in events.map_err(|error| error.to_string())? {
         match event {
             Event::Prompt(_) => {}
             Event::Token(token) if ends.contains(&token.token) => {}
@@ -165,6 +159,16 @@ fn answer(service: &Service, options: &Options) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A selection whose router is told the tokens of the prompt.
+fn told(selection: &Selection, prompt_tokens: usize) -> Selection {
+    match selection {
+        Selection::Routed(asked) => {
+            Selection::Routed(RouterRequest { prompt_tokens, ..asked.clone() })
+        }
+        Selection::Base | Selection::Weighted(_) => selection.clone(),
+    }
 }
 
 /// The module with the most weight over a token's sites; `None` where none was picked.
@@ -205,5 +209,18 @@ fn legend(composition: &Composition, share: &[(u32, f64)]) {
     println!("\n{router}: {}", names.collect::<Vec<_>>().join("  "));
     if let Some(reason) = composition.fallback() {
         println!("the base answered: {reason}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routers_are_told_of_the_prompt() {
+        let asked = RouterRequest { router: "arrow".to_owned(), ..RouterRequest::default() };
+        let routed = Selection::Routed(RouterRequest { prompt_tokens: 7, ..asked.clone() });
+        assert_eq!(told(&Selection::Routed(asked), 7), routed);
+        assert_eq!(told(&Selection::Base, 7), Selection::Base);
     }
 }

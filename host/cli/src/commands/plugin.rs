@@ -249,8 +249,8 @@ fn prepare(
             ));
         }
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let (bundle, key) = (folder.path().join("bundle"), folder.path().join("key"));
-        build::copy_folder(&path, &bundle)?;
+        let bundle = build::copy_to_sign(&path, &folder.path().join("bundle"))?;
+        let key = folder.path().join("key");
         let public = polyskill_plugin::new_key(&key).map_err(fail)?;
         polyskill_plugin::sign(&bundle, &key, limits).map_err(fail)?;
         let key = TrustedKey { key: public, prefix: String::new(), dylibs: true };
@@ -260,4 +260,32 @@ fn prepare(
     let own = settings.own_limits.clone();
     let loader = Loader::with_own_limits(limits.clone(), own, trust, cache).map_err(fail)?;
     Ok(Prepared { loader, path, _copy: copy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A library is no code here: nothing is loaded.
+    #[test]
+    fn a_dynamic_library_in_any_form_is_copied_and_signed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bundle, limits) = (folder.path().join("best"), Limits::default());
+        std::fs::create_dir(&bundle).unwrap();
+        let manifest = "name = \"acme/best\"\nversion = \"1\"\nabi = \"0.1\"\nfile = \"b.so\"\n";
+        std::fs::write(bundle.join(MANIFEST_FILE), manifest).unwrap();
+        std::fs::write(bundle.join("b.so"), b"\x7fELF and more").unwrap();
+        let (tar, bare) = (folder.path().join("best.tar"), folder.path().join("libBest.so"));
+        polyskill_plugin::pack(&bundle, &tar, &limits).unwrap();
+        std::fs::copy(bundle.join("b.so"), &bare).unwrap();
+        let settings = Settings::new(&SandboxArgs::default()).unwrap();
+        for path in [&bundle, &tar, &bare] {
+            let before = polyskill_plugin::inspect(path, &limits).unwrap();
+            assert!(prepare(path, &settings, None, false).is_err(), "it has no sandbox");
+            let prepared = prepare(path, &settings, None, true).unwrap();
+            let copy = polyskill_plugin::inspect(&prepared.path, &limits).unwrap();
+            assert_eq!((copy.kind, &copy.digest), (before.kind, &before.digest), "{path:?}");
+            assert!(matches!(copy.signer, Ok(Some(_))), "{:?}", copy.signer);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! `polyskill record`: what a server keeps, written as a bundle's fixtures.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use polyskill_sources::http_client;
@@ -25,9 +26,10 @@ pub struct RecordArgs {
 /// Fetches the plans and rows that a server keeps and writes them as fixtures; returns how many
 /// files.
 ///
-/// Plans become `recorded-000.json` and so on, and rows `recorded-rows.json`. Files of these names
-/// are overwritten, and others in the folder stay. The server answers from what it keeps in memory
-/// at that moment, so only recent requests are there.
+/// Plans become `recorded-000.json` and so on, and rows `recorded-rows.json`; where the server has
+/// several lists of rows, the others have numbers. Files of these names are overwritten, and others
+/// in the folder stay. The server answers from what it keeps in memory at that moment, so only
+/// recent requests are there.
 ///
 /// # Errors
 /// If the server does not answer with any, or a file cannot be written.
@@ -64,17 +66,46 @@ pub fn record(args: &RecordArgs) -> Result<usize, String> {
         ));
     }
     std::fs::create_dir_all(&args.out).map_err(|error| error.to_string())?;
-    for (number, plan) in plans.iter().enumerate() {
-        write(&args.out.join(format!("recorded-{number:03}.json")), &plan["fixture"])?;
+    let files = files(&plans, &rows);
+    for (name, fixture) in &files {
+        write(&args.out.join(name), fixture)?;
     }
-    for kept in &rows {
-        write(&args.out.join("recorded-rows.json"), &kept["fixture"])?;
-    }
-    Ok(plans.len() + rows.len())
+    Ok(files.len())
+}
+
+/// The fixtures by the names of their files.
+fn files<'a>(plans: &'a [Json], rows: &'a [Json]) -> BTreeMap<String, &'a Json> {
+    let plan = |number: usize| format!("recorded-{number:03}.json");
+    let list = |number: usize| match number {
+        0 => "recorded-rows.json".to_owned(),
+        _ => format!("recorded-rows-{number:03}.json"),
+    };
+    let plans = plans.iter().enumerate().map(|(number, kept)| (plan(number), &kept["fixture"]));
+    let rows = rows.iter().enumerate().map(|(number, kept)| (list(number), &kept["fixture"]));
+    plans.chain(rows).collect()
 }
 
 /// Writes a fixture as indented JSON with a line feed at its end.
 fn write(path: &Path, fixture: &Json) -> Result<(), String> {
     let text = serde_json::to_string_pretty(fixture).map_err(|error| error.to_string())?;
     std::fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_fixture_has_a_file() {
+        let kept: Vec<Json> = (0..3).map(|at| json!({"fixture": at})).collect();
+        let files = files(&kept[..1], &kept[1..]);
+        let expected = [
+            ("recorded-000.json".to_owned(), &kept[0]["fixture"]),
+            ("recorded-rows-001.json".to_owned(), &kept[2]["fixture"]),
+            ("recorded-rows.json".to_owned(), &kept[1]["fixture"]),
+        ];
+        assert_eq!(files.into_iter().collect::<Vec<_>>(), expected);
+    }
 }

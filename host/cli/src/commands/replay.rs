@@ -1,17 +1,21 @@
 //! `polyskill trace replay`: recorded requests once more; the same tokens and the same decisions
 //! must come out.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
 
 use clap::Args;
 use polyskill_engine::{Event, Request, Selection, TraceLevel};
 use polyskill_server::service::Service;
 use polyskill_server::traces::{Repeat, Trace, TracedToken};
 
-/// Longest line that is read. The file is in memory as a whole before this is checked.
-const MAX_LINE: usize = 256 << 20;
+use super::lines::next_line;
+
+/// Longest line of a file of traces in bytes.
+pub(crate) const MAX_LINE: u64 = 256 << 20;
+/// Requests of a file that are in memory at once.
+const MAX_REPEATS: usize = 1 << 20;
 
 /// The file of traces that are run again.
 #[derive(Args, Clone, Debug)]
@@ -23,24 +27,63 @@ pub struct ReplayArgs {
     pub limit: Option<usize>,
 }
 
+/// The traces of a file, in its order; one at a time is in memory.
+struct Traces<'a> {
+    /// The file's path, for messages.
+    path: &'a Path,
+    /// The file, after the lines that were read.
+    reader: BufReader<File>,
+    /// Lines that were read.
+    number: usize,
+}
+
+impl<'a> Traces<'a> {
+    /// Opens a file of traces.
+    fn open(path: &'a Path) -> Result<Self, String> {
+        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { path, reader: BufReader::new(file), number: 0 })
+    }
+}
+
+impl Iterator for Traces<'_> {
+    type Item = Result<Trace, String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.number += 1;
+        let line = next_line(&mut self.reader, MAX_LINE).transpose()?;
+        let trace = line.and_then(|line| {
+            serde_json::from_slice::<Trace>(&line).map_err(|error| error.to_string())
+        });
+        let (path, number) = (self.path.display(), self.number);
+        Some(trace.map_err(|error| format!("{path}: line {number}: {error}")))
+    }
+}
+
 /// The requests of a file of traces that can be run again, with the ids of their traces, in the
-/// order of the file.
+/// order of the file; with a limit, the first ones.
 ///
-/// Traces that were written without their prompts are passed over.
+/// Traces that were written without their prompts are passed over. Nothing is read after the last
+/// request that is taken.
 ///
 /// # Errors
-/// If the file cannot be read, or has none.
-pub(crate) fn read_repeats(path: &Path) -> Result<Vec<(String, Repeat)>, String> {
-    let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| fail(&error))?;
+/// If the file cannot be read, or has none or too many.
+pub(crate) fn read_repeats(
+    path: &Path,
+    limit: Option<usize>,
+) -> Result<Vec<(String, Repeat)>, String> {
+    let fail = |problem: &str| format!("{}: {problem}", path.display());
+    let mut traces = Traces::open(path)?;
     let mut repeats = Vec::new();
-    for (number, line) in text.lines().enumerate() {
-        let trace: Trace = serde_json::from_str(line)
-            .map_err(|error| fail(&format!("line {}: {error}", number + 1)))?;
+    while limit.is_none_or(|limit| repeats.len() < limit) {
+        let Some(trace) = traces.next() else { break };
+        let trace = trace?;
         repeats.extend(trace.repeat.map(|repeat| (trace.id, repeat)));
+        if repeats.len() > MAX_REPEATS {
+            return Err(fail(&format!("more than {MAX_REPEATS} traces; --limit takes the first")));
+        }
     }
     match repeats.is_empty() {
-        true => Err(fail(&"no trace was written with its prompt (`prompts` in `[traces]`)")),
+        true => Err(fail("no trace was written with its prompt (`prompts` in `[traces]`)")),
         false => Ok(repeats),
     }
 }
@@ -66,15 +109,9 @@ enum Outcome {
 /// # Errors
 /// If the file cannot be read, or where decisions differ under the same composition.
 pub fn run(service: &Service, args: &ReplayArgs, out: &mut dyn Write) -> Result<(), String> {
-    let fail = |error: &dyn std::fmt::Display| format!("{}: {error}", args.traces.display());
-    let text = std::fs::read_to_string(&args.traces).map_err(|error| fail(&error))?;
     let (mut same, mut changed, mut differ, mut unable) = (0, 0, 0, 0);
-    for (number, line) in text.lines().enumerate().take(args.limit.unwrap_or(usize::MAX)) {
-        if line.len() > MAX_LINE {
-            return Err(fail(&format!("line {}: longer than {MAX_LINE} bytes", number + 1)));
-        }
-        let trace: Trace = serde_json::from_str(line)
-            .map_err(|error| fail(&format!("line {}: {error}", number + 1)))?;
+    for trace in Traces::open(&args.traces)?.take(args.limit.unwrap_or(usize::MAX)) {
+        let trace = trace?;
         let id = trace.id.clone();
         match again(service, trace)? {
             Outcome::Same => same += 1,
@@ -120,19 +157,13 @@ fn again(service: &Service, trace: Trace) -> Result<Outcome, String> {
         let what = "base, modules, router or plan are not what they were".to_owned();
         return Ok(Outcome::Changed(what));
     }
-    let (sender, events) = channel();
     let request = Request {
-        prompt: repeat.prompt,
-        sampling: repeat.sampling,
-        composition,
         trace: TraceLevel::Full,
-        shadow: None,
-        cache_salt: String::new(),
-        sink: Box::new(move |event| sender.send(event).is_ok().into()),
+        ..Request::new(repeat.prompt, repeat.sampling, composition)
     };
-    service.engine.handle().submit(request).map_err(|error| format!("{}: {error}", trace.id))?;
+    let events = service.engine.handle().run(request);
     let mut tokens = Vec::new();
-    for event in events {
+    for event in events.map_err(|error| format!("{}: {error}", trace.id))? {
         if let Event::Token(token) = event {
             tokens.extend(TracedToken::of(token, &service.tokenizer));
         }
@@ -165,9 +196,38 @@ fn compared(before: &[TracedToken], now: &[TracedToken]) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use polyskill_engine::SamplingParams;
+    use polyskill_server::traces::Selected;
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn traces_are_read_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("traces.jsonl");
+        let repeat = Repeat {
+            prompt: vec![1, 2],
+            sampling: SamplingParams::default(),
+            selection: Selected::Base,
+        };
+        let line = |id: &str, repeat: Option<Repeat>| {
+            let trace = Trace { id: id.to_owned(), repeat, ..Trace::default() };
+            serde_json::to_string(&trace).unwrap() + "\n"
+        };
+        let mut text = (line("a", None) + &line("b", Some(repeat))).into_bytes();
+        text.extend(b"\xff\n");
+        std::fs::write(&path, text).unwrap();
+        let traces: Vec<_> = Traces::open(&path).unwrap().take(2).collect();
+        assert!(traces.iter().all(Result::is_ok), "{traces:?}");
+        let [(id, first)] = read_repeats(&path, Some(1)).unwrap().try_into().unwrap();
+        assert_eq!((id.as_str(), first.prompt), ("b", vec![1, 2]));
+        let refused = read_repeats(&path, None).map(drop).unwrap_err();
+        assert!(refused.contains("traces.jsonl: line 3: "), "{refused}");
+        std::fs::write(&path, line("a", None)).unwrap();
+        let refused = read_repeats(&path, None).map(drop).unwrap_err();
+        assert!(refused.contains("no trace was written with its prompt"), "{refused}");
+    }
 
     #[test]
     fn the_first_difference_is_named() {

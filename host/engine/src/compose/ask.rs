@@ -23,24 +23,28 @@ use crate::identity::Fields;
 use crate::routers::health::Standing;
 use crate::routers::version::RouterVersion;
 
-/// Compiled programs above which those that no request uses are swept.
+/// Compiled programs above which those that no composition uses are swept from the cache.
 const MAX_UNUSED: usize = 1_024;
 
 /// The question to a chain of routers, as it stands after those that were asked already.
 pub(super) struct Question<'a> {
+    /// The caller's request, with the parameters and patterns for the whole chain.
     pub(super) request: &'a RouterRequest,
+    /// The library as the whole chain sees it; every index of the question is one of its modules.
     pub(super) snapshot: &'a Snapshot,
     /// The snapshot's modules by index, as plans and candidates name them.
     pub(super) modules: Vec<(&'a str, &'a Arc<Module>)>,
-    /// Modules that act on every row, whatever is picked.
+    /// Modules that act on every row, whatever is picked, with their weights.
     pub(super) always_on: Vec<(NamedModule, f32)>,
-    /// Indices of the modules that may be picked, ascending.
+    /// Indices of the modules that may be picked, ascending. A router that narrows leaves fewer to
+    /// the next one.
     pub(super) candidates: Vec<u32>,
-    /// The experts of a sparse base that a router of the chain chose.
+    /// The experts of a sparse base that a router of the chain chose; `None` leaves them to the
+    /// base.
     pub(super) experts: Option<RoutedExperts>,
-    /// Versions that have answered, in the order of the chain.
+    /// Versions that have answered, in the order of the chain; the router's identity covers them.
     pub(super) asked: Vec<Arc<RouterVersion>>,
-    /// True for the last router, who must decide.
+    /// True for the last router, which must decide and gets the parameters without a prefix.
     pub(super) is_last: bool,
 }
 
@@ -64,7 +68,8 @@ impl<'a> Question<'a> {
         }
     }
 
-    /// A module of the snapshot, by the index that plans use.
+    /// A module of the snapshot, by the index that plans use. The index must be one of the
+    /// snapshot's, as those of candidates are.
     fn named(&self, index: u32) -> NamedModule {
         let (name, module) = self.modules[index as usize];
         NamedModule { name: name.to_owned(), module: Arc::clone(module) }
@@ -77,19 +82,23 @@ pub(super) enum LinkAnswer {
     Planned(Box<Draft>),
     /// Fewer candidates for the next router, ascending.
     Narrowed(Vec<u32>),
-    /// It leaves the decision to the next router, for a reason.
+    /// It leaves the decision to the next router, for a reason: it abstains, is not ready, or no
+    /// candidate is of its kind.
     Passed(String),
-    /// A fault, already counted.
+    /// No usable plan, for a reason that is counted already, or a version that is out of service.
+    /// The chain ends here.
     Failed(String),
 }
 
-/// An answer, and the version of the router that gave it.
+/// An answer of a router, and the version that gave it.
 pub(super) struct Answered {
+    /// The version whose answer counts: the previous one where that was asked after a fault.
     pub(super) version: Arc<RouterVersion>,
     pub(super) answer: LinkAnswer,
 }
 
 impl Answered {
+    /// The answer of this version.
     fn by(version: &Arc<RouterVersion>, answer: LinkAnswer) -> Self {
         Self { version: Arc::clone(version), answer }
     }
@@ -97,9 +106,11 @@ impl Answered {
 
 /// A reason for which a plan does not become a composition.
 enum Unusable {
-    /// The router's answer is at fault.
+    /// The plan breaks a rule: a fault of the router, unless what the request said may be the
+    /// reason.
     Plan(String),
-    /// The router was asked for what it does not do: no fault of its own.
+    /// The router narrows and does not decide, and the request names no router behind it: no fault
+    /// of the router.
     Alone(String),
 }
 
@@ -110,7 +121,11 @@ impl From<String> for Unusable {
 }
 
 impl Composer {
-    /// Asks a router; after a failure its previous version, where the policy says so.
+    /// Asks the serving version of a router; after a failure its previous version, where the policy
+    /// says so.
+    ///
+    /// An error ends the request: a parameter that the router refuses, or a failure where the
+    /// policy is to fail.
     pub(super) fn ask_link(
         &self,
         question: &Question<'_>,
@@ -131,7 +146,11 @@ impl Composer {
         Ok(Answered::by(previous, second))
     }
 
-    /// Asks one version of a router, and counts what its answer is worth.
+    /// Asks one version of a router, checks its answer, and counts what that is worth.
+    ///
+    /// A trap or a bad narrowing counts against the router whatever the request. A failure that it
+    /// reports, or a plan that is not usable, counts only where the request gave neither parameters
+    /// nor patterns: see [`count`]. Abstaining is no fault.
     fn ask_version(
         &self,
         question: &Question<'_>,
@@ -184,7 +203,8 @@ impl Composer {
         }
     }
 
-    /// Checks a plan over `candidates` and makes a draft of it.
+    /// Checks a plan over `candidates` and makes a draft of it, with the modules that are always on
+    /// and the experts that were chosen before.
     fn draft(
         &self,
         question: &Question<'_>,
@@ -207,7 +227,9 @@ impl Composer {
         Ok(draft.with_experts(question.experts.as_ref()))
     }
 
-    /// A draft whose rows are decided one by one, by programs.
+    /// A draft whose rows are decided one by one, by programs. Candidates that cannot be picked per
+    /// row, such as soft prompts, are left out. The instance that decides rows is made here where a
+    /// program ends with `route`.
     fn gated(
         &self,
         question: &Question<'_>,
@@ -216,12 +238,12 @@ impl Composer {
         programs: &[Program],
         candidates: &[u32],
     ) -> Result<Draft, String> {
-        let modules: Vec<NamedModule> = candidates
-            .iter()
-            .map(|&index| question.named(index))
-            .filter(|named| named.module.shape().is_per_row())
-            .collect();
-        let gates = self.gates(programs, &modules, slot, router)?;
+        let acts_per_row = |(_, named): &(u32, NamedModule)| named.module.shape().is_per_row();
+        let (positions, modules): (Vec<u32>, Vec<NamedModule>) = (0..)
+            .zip(candidates.iter().map(|&index| question.named(index)))
+            .filter(acts_per_row)
+            .unzip();
+        let gates = self.gates(programs, &modules, positions, slot, router)?;
         if gates.any_routed() {
             slot.prepare_stepper().map_err(|fault| fault.to_string())?;
         }
@@ -231,18 +253,21 @@ impl Composer {
         Ok(Draft { modules, plan, plan_fields, ..Draft::default() })
     }
 
-    /// Programs made ready, which takes megabytes of copies: those of a request that runs are used again,
-    /// as long as the router has defined nothing since.
+    /// Programs made ready, which takes megabytes of copies: those of a composition that is in use
+    /// are shared, as long as the router has defined nothing since.
+    ///
+    /// Two callers at once may compile the same programs; the last one's are shared from then on.
     fn gates(
         &self,
         programs: &[Program],
         modules: &[NamedModule],
+        positions: Vec<u32>,
         slot: &RouterVersion,
         router: &RouterIdentity,
     ) -> Result<Arc<Gates>, String> {
         let mut fields = Fields::of("gates");
         fields.text(&slot.name).text(&router.digest).number(slot.definitions.version());
-        fields.list(programs);
+        fields.list(programs).list(&positions);
         modules_into(&mut fields, modules);
         let key = fields.digest();
         if let Some(known) = self.gates.get(&key).and_then(|known| known.upgrade()) {
@@ -251,7 +276,7 @@ impl Composer {
         let definitions = &slot.definitions;
         let hidden = slot.settings.hidden;
         let compiled = Gates::compile(programs, modules, definitions, &self.config, hidden)?;
-        let compiled = Arc::new(compiled);
+        let compiled = Arc::new(compiled.with_positions(positions));
         if self.gates.len() > MAX_UNUSED {
             self.gates.retain(|_, gates| gates.strong_count() > 0);
         }
@@ -260,7 +285,7 @@ impl Composer {
     }
 }
 
-/// The reason for which a version is not asked, if it is not.
+/// The reason for which a version is not asked: a quarantine. `None` for one that serves.
 fn out_of_service(slot: &RouterVersion) -> Option<String> {
     match slot.health.standing(Instant::now()) {
         Standing::Serving => None,
@@ -275,7 +300,8 @@ fn out_of_service(slot: &RouterVersion) -> Option<String> {
     }
 }
 
-/// A draft with one mixture for every row. Modules that are not picked need no memory.
+/// A draft with one mixture for every row and site. Candidates that are not picked are left out, so
+/// they need no memory. A soft prompt, prefix or expert policy must be picked with the weight 1.
 fn fixed(
     question: &Question<'_>,
     picks: &[Pick],
@@ -287,7 +313,7 @@ fn fixed(
         picks.iter().map(|(at, _)| question.named(candidates[*at as usize])).collect();
     let picks: Vec<(u32, f32)> = (0..).zip(picks).map(|(at, (_, weight))| (at, weight)).collect();
     let partial = |(named, (_, weight)): (&NamedModule, &(u32, f32))| partial_start(named, *weight);
-    // What a router picks is the router's: the request has named no weight.
+    // The weight is the router's own: the request has named none.
     if let Some(error) = modules.iter().zip(&picks).find_map(partial) {
         return Err(error.to_string());
     }

@@ -12,7 +12,8 @@ use crate::compose::composition::RouterIdentity;
 use crate::routers::health::OnFault;
 use crate::routers::version::{Offered, RouterVersion};
 
-/// Those of a question's candidates that a router may be offered.
+/// Those of a question's candidates that a router may be offered by its settings, in the same
+/// order.
 pub(super) fn offered(question: &Question<'_>, slot: &RouterVersion) -> Vec<u32> {
     let is_offered = |index: &u32| {
         let (_, module) = question.modules[*index as usize];
@@ -25,7 +26,10 @@ pub(super) fn offered(question: &Question<'_>, slot: &RouterVersion) -> Vec<u32>
     question.candidates.iter().copied().filter(is_offered).collect()
 }
 
-/// Refuses parameters of routers that are not in the chain.
+/// Refuses parameters for routers that are not in the chain: `retrieval.k` needs a router
+/// `retrieval` there. The part before the first dot is the router's name.
+///
+/// Plain names are not checked here; the router that gets them does it.
 pub(super) fn check_prefixes(asked: &RouterRequest, chain: &[Link]) -> Result<(), ParameterError> {
     let known = |name: &str| chain.iter().any(|link| link.slot.name == name);
     let stranger = |(name, _): &&(String, polyskill_sdk::Value)| {
@@ -37,7 +41,7 @@ pub(super) fn check_prefixes(asked: &RouterRequest, chain: &[Link]) -> Result<()
     Err(ParameterError { name: name.clone(), message })
 }
 
-/// A parameter as the request names it: with its router where it was given so.
+/// A refused parameter as the request names it: with its router's prefix where it was given so.
 pub(super) fn as_given(
     asked: &RouterRequest,
     slot: &RouterVersion,
@@ -50,7 +54,8 @@ pub(super) fn as_given(
     error
 }
 
-/// The request to one router of a chain: parameters under its own name, and if it is the last, plain ones.
+/// The request to one router of a chain: the parameters under its own name without the prefix, and
+/// if it is the last, the plain ones. Text, length of the prompt and bucket are the same for all.
 pub(super) fn request_for(
     slot: &RouterVersion,
     asked: &RouterRequest,
@@ -70,7 +75,8 @@ pub(super) fn request_for(
     request
 }
 
-/// The identity of a chain: the digests of the versions that were asked.
+/// The identity of a chain: its name as the request gave it, and the digest of the one version that
+/// was asked, or a hash over the digests of several in their order.
 pub(super) fn identity(name: &str, asked: &[Arc<RouterVersion>]) -> RouterIdentity {
     let digest = match asked {
         [one] => one.digest.clone(),
@@ -82,7 +88,10 @@ pub(super) fn identity(name: &str, asked: &[Arc<RouterVersion>]) -> RouterIdenti
     RouterIdentity { name: name.to_owned(), digest }
 }
 
-/// Checks what is left of the candidates, and sorts it.
+/// Checks the candidates that a router leaves to the next one, and sorts them.
+///
+/// The reason is given where none is left, one is named twice, or one is no candidate. `candidates`
+/// must be ascending.
 pub(super) fn check_narrowed(
     mut narrowed: Vec<u32>,
     candidates: &[u32],
@@ -100,7 +109,11 @@ pub(super) fn check_narrowed(
     }
 }
 
-/// Checks a fixed mixture and turns library indices into the composition's.
+/// Checks a fixed mixture and turns indices of the library into positions among `candidates`, which
+/// must be ascending. The picks come out in ascending order.
+///
+/// The reason is given for a module that is no candidate or is picked twice, and for a weight
+/// beyond ±[`MAX_WEIGHT`] or not a number.
 pub(super) fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32, f32)>, String> {
     let mut checked: Vec<(u32, f32)> = Vec::with_capacity(picks.len());
     for (at, pick) in picks.iter().enumerate() {
@@ -118,14 +131,15 @@ pub(super) fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32
         }
         checked.push((index as u32, pick.weight));
     }
-    // In ascending order, as a program's picks are: the sum's order is part of the result, and the first
-    // pick gives a merge its scale.
+    // In ascending order, as a program's picks are: the sum's order is part of the result, and the
+    // first pick gives a merge its scale.
     checked.sort_unstable_by_key(|(index, _)| *index);
     Ok(checked)
 }
 
-/// Counts an answer that is not usable. Where the request gave parameters or candidates of its own, these may
-/// be the reason, and no client may take a router from all others.
+/// Counts an answer that is not usable. Where the request gave parameters or patterns of its own,
+/// these may be the reason, and no client may take a router from all others: then the answer is
+/// counted and logged, but brings no quarantine nearer.
 pub(super) fn count(slot: &RouterVersion, asked: &RouterRequest, reason: &str) {
     let asks = !asked.parameters.0.is_empty() || !asked.modules.is_empty();
     match asks {
@@ -134,7 +148,8 @@ pub(super) fn count(slot: &RouterVersion, asked: &RouterRequest, reason: &str) {
     }
 }
 
-/// An error where the policy is to fail the request.
+/// The error of a request whose router failed, where the policy is to fail the request; otherwise
+/// `Ok`, and the caller falls back.
 pub(super) fn refused(slot: &RouterVersion, reason: &str) -> Result<(), ComposeError> {
     if slot.health.policy().on_fault != OnFault::FailRequest {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The identity of what answers a request: base, modules, router and plan.
+//! The identity of the composition that answers a request: base, modules, router and plan.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,52 +13,70 @@ use crate::routers::health::OnFault;
 use crate::routers::version::RouterVersion;
 
 /// A composition, pinned from admission to the end of a request.
+///
+/// While somebody holds it, the weights of its modules stay in memory and the version of its router
+/// stays loaded. It never changes; requests with an equal one share it.
 #[derive(Debug)]
 pub struct Composition {
+    /// Hash of base, modules, router and plan.
     pub(crate) digest: Generation,
+    /// Modules that may act: the router's candidates or picks, those that are always on, and
+    /// policies that bring experts. Indices in picks and traces point here.
     pub(crate) modules: Vec<NamedModule>,
     /// The modules' weights, in the same order.
     pub(crate) leases: Vec<Lease>,
+    /// The picks of rows, or the programs that make them.
     pub(crate) plan: Plan,
-    /// Indices into `modules` of those that act on every row beside the plan, with weights.
+    /// Modules that are always on: indices into `modules` with weights. They act on every row,
+    /// whatever the plan picks.
     pub(crate) always_on: Vec<(u32, f32)>,
+    /// The router that was asked; `None` where the request named its modules, or the base.
     pub(crate) router: Option<RouterIdentity>,
-    /// The version of the router that made the plan: it decides rows, and is pinned by this.
+    /// The version of the router that made the plan: it decides rows, and is pinned by this. `None`
+    /// where no router planned.
     pub(crate) slot: Option<Arc<RouterVersion>>,
+    /// The reason for which the base answers in place of the router.
     pub(crate) fallback: Option<String>,
-    /// What keys and values depend on beside tokens; `None` where they must not be shared.
+    /// Identity of everything but tokens that keys and values depend on; `None` where they must not
+    /// be shared between requests.
     pub(crate) cache_identity: Option<Generation>,
+    /// The parts of modules that belong to whole requests.
     pub(crate) beyond: Beyond,
-    /// Which experts of a sparse base its rows get.
+    /// The choice among the experts of a sparse base for all rows of the request.
     pub(crate) experts: ExpertPlan,
-    /// Whether a module has feed-forwards of its own.
+    /// True where a module has feed-forwards of its own.
     pub(crate) has_feed_forwards: bool,
 }
 
-/// What a mixture does beyond linears.
+/// The parts of a mixture that act elsewhere than at linears. They belong to whole requests, so
+/// they come from modules that act on every row, never from picks per row.
 #[derive(Debug, Default)]
 pub(crate) struct Beyond {
     /// Modules whose keys and values come before the sequence, in order.
     pub(crate) prefixes: Vec<u32>,
-    /// Modules whose embeddings follow them.
+    /// Modules whose soft prompts follow these, in order.
     pub(crate) prompts: Vec<u32>,
+    /// Positions of all `prefixes`.
     pub(crate) num_prefix: usize,
+    /// Positions of all `prompts`.
     pub(crate) num_prompt: usize,
-    /// Whether embeddings of tokens change.
+    /// True where embeddings of tokens change.
     pub(crate) embeds: bool,
-    /// Whether the head changes.
+    /// True where the head changes.
     pub(crate) scores: bool,
-    /// Edits by point and layer, in the order of the request.
+    /// Edits by point and layer, in the order in which their modules act.
     pub(crate) edits: BTreeMap<(Point, usize), Vec<WeightedEdit>>,
-    /// Whether what happens at a token depends on where the prompt ends.
+    /// True where an edit depends on where the prompt ends: such a token's keys and values are not
+    /// those of the same token inside a longer prompt.
     pub(crate) at_prompt_end: bool,
 }
 
-/// A module, its weight, and which of its edits.
+/// A module's index, its weight, and the index of one of its edits.
 pub(crate) type WeightedEdit = (u32, f32, usize);
 
 impl Beyond {
-    /// Collects it from a mixture's weights.
+    /// Collects the parts from the weights of a mixture, in the order of `picks`. `leases` has the
+    /// weights by module index.
     pub(crate) fn of<'a>(picks: impl Iterator<Item = &'a (u32, f32)>, leases: &[Lease]) -> Self {
         let mut beyond = Self::default();
         for &(module, weight) in picks {
@@ -84,7 +102,7 @@ impl Beyond {
         beyond
     }
 
-    /// Positions before the sequence.
+    /// Positions that come before the prompt.
     pub(crate) fn start_len(&self) -> usize {
         self.num_prefix + self.num_prompt
     }
@@ -93,21 +111,22 @@ impl Beyond {
 /// A module that a composition may use.
 #[derive(Clone, Debug)]
 pub struct NamedModule {
-    /// The name under which it was found.
+    /// The name under which it was found; one module may be loaded under several.
     pub name: String,
-    /// The generation.
+    /// The module itself, of one generation: a reload under the same name does not change it.
     pub module: Arc<Module>,
 }
 
-/// The router that made the plan.
+/// The router, or the chain of routers, that made the plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouterIdentity {
-    /// Name in the configuration.
+    /// Name in the configuration; for a chain, the names as the request gave them.
     pub name: String,
-    /// Digest of its code.
+    /// Digest of its code; for a chain, a hash over the digests of those that were asked.
     pub digest: String,
 }
 
+/// The picks of a composition's rows, beyond the modules that are always on.
 #[derive(Debug)]
 pub(crate) enum Plan {
     /// The base model alone.
@@ -129,63 +148,68 @@ impl Plan {
 }
 
 impl Composition {
-    /// Digest of base, module generations, router and plan.
+    /// Digest of base, module editions and names, router and plan. It is stable across processes.
     pub fn digest(&self) -> Generation {
         self.digest
     }
 
-    /// Positions that modules put before the sequence: keys and values, then embeddings.
+    /// Positions that modules put before the prompt: keys and values first, then embeddings. They
+    /// take room in the context and in the KV cache as tokens do.
     pub fn num_virtual_tokens(&self) -> usize {
         self.beyond.start_len()
     }
 
-    /// The weights of a module, by its index.
+    /// The weights of a module, by its index; `None` beyond the last.
     pub(crate) fn weights(&self, module: u32) -> Option<&Weights> {
         self.leases.get(module as usize).map(|lease| &**lease)
     }
 
-    /// Modules that act on every row beside what the router picks, with their weights.
+    /// The modules that are always on, with their weights.
     pub fn always_on(&self) -> impl Iterator<Item = (&NamedModule, f32)> {
         let lease =
             |&(module, weight): &(u32, f32)| Some((self.modules.get(module as usize)?, weight));
         self.always_on.iter().filter_map(lease)
     }
 
-    /// The weights of the modules that act on every row, with their factors.
+    /// The weights of the modules that act on every row, with their factors: those that are always
+    /// on, then those of a fixed plan.
     pub(crate) fn mixture(&self) -> impl Iterator<Item = (&Lease, f32)> {
         let lease =
             |(module, weight): &(u32, f32)| Some((self.leases.get(*module as usize)?, *weight));
         self.on_every_row().filter_map(lease)
     }
 
-    /// Modules and weights that act on every row.
+    /// Modules and weights that act on every row: those that are always on, then those of a fixed
+    /// plan.
     pub(crate) fn on_every_row(&self) -> impl Iterator<Item = &(u32, f32)> {
         self.always_on.iter().chain(self.plan.fixed_picks())
     }
 
-    /// The modules that may act, by the indices used in traces.
+    /// The modules that may act, by the indices used in picks and traces.
     pub fn modules(&self) -> &[NamedModule] {
         &self.modules
     }
 
-    /// The router, if one decided.
+    /// The router that was asked; `None` where the request named its modules, or the base.
     pub fn router(&self) -> Option<&RouterIdentity> {
         self.router.as_ref()
     }
 
-    /// Whether rows that the router leaves undecided end the request.
+    /// True where a row that the router leaves undecided ends the request with an error.
     pub(crate) fn fails_on_fault(&self) -> bool {
         let policy = self.slot.as_ref().map(|slot| slot.health.policy().on_fault);
         policy == Some(OnFault::FailRequest)
     }
 
-    /// Why the router last left rows undecided, where it decides rows.
+    /// The last reason for which the router left rows undecided: that of an answer that was not
+    /// usable, else that of a fault. It may come from another request. `None` without a router that
+    /// planned.
     pub fn row_failure(&self) -> Option<String> {
         let health = &self.slot.as_ref()?.health;
         health.last_invalid().or_else(|| health.last_fault())
     }
 
-    /// Why the base answers instead of the assigned router, if it does.
+    /// The reason for which the base answers in place of the router; `None` where it does not.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }

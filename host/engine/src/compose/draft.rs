@@ -14,22 +14,28 @@ use crate::hooks::expert_choice::ExpertPlan;
 use crate::identity::Fields;
 use crate::routers::version::RouterVersion;
 
-/// Compositions or compiled programs above which those that no request uses are swept from a cache.
+/// Compositions in the cache above which those that no request uses are swept.
 const MAX_UNUSED: usize = 1_024;
 
-/// A composition before its weights are leased. The default is the base alone.
+/// A composition before its weights are in memory. The default is the base alone.
 #[derive(Debug)]
 pub(super) struct Draft {
+    /// The modules of the plan first, then those that are always on, then policies.
     pub(super) modules: Vec<NamedModule>,
+    /// The plan, with indices into `modules`.
     pub(super) plan: Plan,
     /// The fields of the plan that the digest covers.
     pub(super) plan_fields: Fields,
-    /// Indices into `modules` of those that act on every row beside the plan, with weights.
+    /// Modules that are always on: indices into `modules` with weights.
     pub(super) always_on: Vec<(u32, f32)>,
+    /// The router that was asked, for the identity and for reports.
     pub(super) router: Option<RouterIdentity>,
+    /// The version that made the plan, and decides rows where the plan leaves them to it.
     pub(super) slot: Option<Arc<RouterVersion>>,
+    /// The choice among the experts of a sparse base, by layer.
     pub(super) experts: ExpertPlan,
-    /// The fields of a router's choice of experts.
+    /// The fields of a router's choice of experts; policies need none, as modules are in the
+    /// digest.
     pub(super) expert_fields: Option<Fields>,
     /// The reason for which the base answers in place of the router.
     pub(super) fallback: Option<String>,
@@ -52,13 +58,14 @@ impl Default for Draft {
 }
 
 impl Draft {
-    /// Adds modules that act on every row, whatever is picked.
+    /// Adds modules that are always on: they act on every row, whatever is picked.
     pub(super) fn with_always_on(mut self, modules: Vec<(NamedModule, f32)>) -> Self {
         self.always_on = self.add(modules);
         self
     }
 
-    /// One mixture for every row and site: the weighted sum of the modules' outputs.
+    /// One mixture for every row and site: the weighted sum of the modules' outputs. Without
+    /// modules it stays the base.
     pub(super) fn with_mixture(mut self, modules: Vec<(NamedModule, f32)>) -> Self {
         if modules.is_empty() {
             return self;
@@ -67,7 +74,8 @@ impl Draft {
         self.fixed(picks, Combine::OutputSum)
     }
 
-    /// One mixture of modules that are there already.
+    /// One mixture of modules that are in the draft already; `picks` are indices into `modules`
+    /// with weights.
     pub(super) fn fixed(mut self, picks: Vec<(u32, f32)>, combine: Combine) -> Self {
         self.plan_fields = Fields::of("fixed");
         self.plan_fields.list(&picks).value(&combine);
@@ -75,7 +83,8 @@ impl Draft {
         self
     }
 
-    /// A router's choice of experts, with the policies that it means.
+    /// A router's choice of experts, and the policies whose own experts it means, which join the
+    /// modules.
     pub(super) fn with_experts(mut self, experts: Option<&RoutedExperts>) -> Self {
         if let Some(experts) = experts {
             self.expert_fields = Some(experts.fields());
@@ -84,14 +93,14 @@ impl Draft {
         self
     }
 
-    /// The policies of modules that act on every row, for layers whose experts nobody chose yet.
+    /// The policies of modules that act on every row, for layers whose experts no router chose.
     fn with_policies(mut self, config: &ModelConfig) -> Self {
         let acting = self.always_on.iter().chain(self.plan.fixed_picks());
         self.experts = self.experts.with_policies(acting, &self.modules, config);
         self
     }
 
-    /// Takes modules in: their indices, with their weights.
+    /// Appends modules and returns their indices with their weights.
     fn add(&mut self, weighted: Vec<(NamedModule, f32)>) -> Vec<(u32, f32)> {
         let first = self.modules.len() as u32;
         let (modules, weights): (Vec<_>, Vec<_>) = weighted.into_iter().unzip();
@@ -99,7 +108,9 @@ impl Draft {
         (first..).zip(weights).collect()
     }
 
-    /// The identity of all that answers: base, router, plan and modules.
+    /// The identity of the whole composition: `base` is the base's digest.
+    ///
+    /// A draft that fell back has the digest of one without a router.
     fn digest(&self, base: &str) -> Generation {
         let mut fields = Fields::of("composition");
         // The base answers alike, whichever router failed.
@@ -112,11 +123,11 @@ impl Draft {
         fields.digest()
     }
 
-    /// The values that keys and values depend on: generations and plan; editions too where rows were
-    /// derived from them.
+    /// The identity of everything but tokens that keys and values depend on: generations and
+    /// weights of a fixed mixture; the whole digest, with editions, where programs decide.
     ///
-    /// `None` where a router decides rows in its own code and does not say that its choice depends on the
-    /// tokens before alone.
+    /// `None` where a router decides rows in its own code and does not say that its choice depends
+    /// on the tokens before alone.
     fn cache_identity(&self, base: &str, digest: Generation) -> Option<Generation> {
         let causal = self.slot.as_ref().is_none_or(|slot| slot.is_causal());
         match &self.plan {
@@ -128,7 +139,8 @@ impl Draft {
         }
     }
 
-    /// Generations and weights in the order in which they act: edits depend on it.
+    /// Identity of a fixed mixture: generations and weights in the order in which they act, as
+    /// edits depend on it. Names and cards are not part of it, so a renamed module finds its cache.
     fn mixture_identity(&self, base: &str, picks: &[(u32, f32)], combine: Combine) -> Generation {
         let mut fields = Fields::of("mixture");
         fields.text(base).value(&combine);
@@ -141,7 +153,7 @@ impl Draft {
         fields.digest()
     }
 
-    /// The composition, with the weights of its modules.
+    /// The composition, with the weights of its modules in the same order as they.
     fn with_weights(
         self,
         digest: Generation,
@@ -166,8 +178,8 @@ impl Draft {
     }
 }
 
-/// Editions of modules, since routers derive from cards and artefacts too, and their names, which traces
-/// and replies carry.
+/// Writes editions of modules, since routers derive from cards and artefacts too, and their names,
+/// which traces and replies carry.
 pub(super) fn modules_into(fields: &mut Fields, modules: &[NamedModule]) {
     fields.number(modules.len() as u64);
     for named in modules {
@@ -176,9 +188,10 @@ pub(super) fn modules_into(fields: &mut Fields, modules: &[NamedModule]) {
 }
 
 impl Composer {
-    /// Leases the weights; waits for room.
+    /// Brings the weights into memory and makes the composition. Waits for room.
     ///
-    /// Also where the same composition serves already: who waits for room must not be overtaken for ever.
+    /// Also where the same composition serves already: a request that waits for room must not be
+    /// overtaken for ever.
     pub(super) fn ready(&self, draft: Draft) -> Result<Arc<Composition>, ComposeError> {
         let draft = draft.with_policies(&self.config);
         let modules = draft.modules.iter().map(|named| &named.module);
@@ -193,7 +206,8 @@ impl Composer {
         Ok(self.shared(digest, || draft.with_weights(digest, identity, leases)))
     }
 
-    /// The composition of this digest, made only where no request uses it.
+    /// The composition of this digest, made only where no request uses it. Callers with the same
+    /// digest wait for the one that makes it.
     fn shared(&self, digest: Generation, make: impl FnOnce() -> Composition) -> Arc<Composition> {
         if self.cache.len() > MAX_UNUSED {
             self.cache.retain(|_, composition| composition.strong_count() > 0);

@@ -20,12 +20,17 @@ use crate::routers::version::RouterVersion;
 
 /// The experts that a router chose for a request.
 pub(super) struct RoutedExperts {
+    /// The programs by layer; modules in it are indices into `policies`.
     plan: ExpertPlan,
+    /// The policies whose own experts the programs mean.
     policies: Vec<NamedModule>,
+    /// The router's digest and its programs.
     fields: Fields,
 }
 
 impl RoutedExperts {
+    /// Checks the programs of a router against the base and the snapshot. The reason is given for
+    /// the first that breaks a rule.
     fn new(
         programs: &[ExpertProgram],
         slot: &RouterVersion,
@@ -38,20 +43,24 @@ impl RoutedExperts {
         Ok(Self { plan, policies, fields })
     }
 
-    /// The plan among a composition's modules, which get the policies that they lack.
+    /// The plan with indices into a composition's modules, which get the policies that they lack.
     pub(super) fn attached(&self, modules: &mut Vec<NamedModule>) -> ExpertPlan {
         self.plan.attached(&self.policies, modules)
     }
 
-    /// The programs and the router that made them, for digests.
+    /// The router's digest and its programs, for digests of compositions.
     pub(super) fn fields(&self) -> Fields {
         self.fields.clone()
     }
 }
 
 impl Composer {
-    /// Asks the routers of a chain for the experts of a sparse base, until one chooses. A router that fails
-    /// leaves them to the base.
+    /// Asks the routers of a chain for the experts of a sparse base, until one chooses. A router
+    /// that fails leaves them to the next, and in the end to the base; one that is out of service
+    /// is passed over.
+    ///
+    /// `None` at once for a base without experts. Errors are those of a refused parameter and of a
+    /// policy to fail.
     pub(super) fn ask_experts(
         &self,
         question: &Question<'_>,

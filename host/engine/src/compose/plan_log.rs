@@ -1,4 +1,4 @@
-//! The log of the last plans, to make fixtures of.
+//! The log of the last plans, from which test fixtures of routers are made.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
@@ -17,34 +17,38 @@ pub struct PlannedRequest {
     pub router: String,
     /// Digest of its code.
     pub digest: String,
-    /// The request to it, with the request's own parameters.
+    /// The request to it, with the request's own parameters and not the configured ones.
     pub request: Request,
     /// The candidates, in the order of the request.
     pub candidates: Vec<ModuleInfo>,
-    /// Its answer.
+    /// Its answer, before it was checked.
     pub plan: Result<polyskill_sdk::Plan, Fault>,
 }
 
-/// The last plans, as many as the operator wants.
+/// The last plans, as many as the operator wants. Memory grows with that number and the length of
+/// users' texts.
 #[derive(Debug, Default)]
 pub(super) struct PlanLog {
+    /// Plans that are logged at most; 0 logs none.
     most: usize,
+    /// The plans, oldest first.
     plans: VecDeque<PlannedRequest>,
 }
 
 impl Composer {
-    /// Keeps the last `most` plans, with the texts that users wrote; none by default.
+    /// Records the last `most` plans, with the texts that users wrote; none by default.
     pub fn keep_plans(&self, most: usize) {
         self.plans.lock().unwrap_or_else(PoisonError::into_inner).most = most;
     }
 
-    /// The plans that are kept, oldest first.
+    /// The recorded plans, oldest first.
     pub fn recorded_plans(&self) -> Vec<PlannedRequest> {
         let kept = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         kept.plans.iter().cloned().collect()
     }
 
-    /// Logs a plan over the snapshot that its candidates are numbered by.
+    /// Logs a plan over the snapshot that its candidates are numbered by. The oldest plans make
+    /// room.
     pub(super) fn log_plan(
         &self,
         snapshot: &Snapshot,

@@ -1,4 +1,5 @@
-//! What a request asks for, and how it is refused.
+//! The selection of a request: the base, a mixture or a router, and the ways in which it is
+//! refused.
 
 use std::sync::Arc;
 
@@ -11,18 +12,18 @@ use crate::compose::composition::NamedModule;
 /// Largest weight of a module in a request; far beyond it, hidden states overflow.
 pub const MAX_WEIGHT: f32 = 1e3;
 
-/// What a request asks for.
+/// The modules that a request wants, or the router that picks them.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Selection {
     /// The base model alone.
     Base,
-    /// An exact weighted sum of modules by name.
+    /// An exact weighted sum of modules by name. An empty one is the base.
     Weighted(Vec<(String, f32)>),
-    /// A router decides.
+    /// A router, or a chain of them, decides.
     Routed(RouterRequest),
 }
 
-/// What a request asks of a router.
+/// A request to a router: its name, its parameters, and the modules that it may pick from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouterRequest {
     /// Name of the router, or of several in a chain: `retrieval+arrow`.
@@ -32,17 +33,19 @@ pub struct RouterRequest {
     pub parameters: Parameters,
     /// Names, globs (`*`) or `tag:...` of the modules that may be picked; empty means all.
     pub modules: Vec<String>,
-    /// Modules by name and weight that act on every row, whatever the router picks. They are no candidates.
+    /// Modules by name and weight that act on every row, whatever the router picks. They are no
+    /// candidates.
     pub always_on: Vec<(String, f32)>,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt, which a router may plan by.
     pub prompt_tokens: usize,
-    /// The last user message.
+    /// The last user message; `None` where there is none.
     pub text: Option<String>,
-    /// Hash of the request's unit.
+    /// Hash of the unit by which experiments are assigned, such as a user.
     pub bucket: u64,
 }
 
-/// Why a request cannot be composed; the caller's fault.
+/// A reason for which a request cannot be composed; the caller's fault, where it does not say
+/// otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ComposeError {
@@ -57,16 +60,16 @@ pub enum ComposeError {
     UnknownRouter {
         /// The name.
         name: String,
-        /// What is loaded.
+        /// The routers that are loaded, in alphabetical order.
         loaded: Vec<String>,
     },
-    /// No module matches.
+    /// No loaded module matches the patterns, and no router chose experts.
     #[error("no loaded adapter matches {patterns:?}")]
     NoModules {
         /// The patterns of the request.
         patterns: Vec<String>,
     },
-    /// A weight is not usable.
+    /// A weight is beyond ±[`MAX_WEIGHT`], or not a number.
     #[error("the weight of adapter `{name}` is {weight}, expected -1000 to 1000")]
     BadWeight {
         /// The module.
@@ -74,16 +77,16 @@ pub enum ComposeError {
         /// The weight.
         weight: f32,
     },
-    /// A router parameter is not usable.
+    /// A router parameter is refused: by the router, or for its prefix.
     #[error("router {0}")]
     Parameter(ParameterError),
-    /// The chain is too long.
+    /// The chain names more routers than are allowed.
     #[error("a chain of {found} routers, at most {MAX_CHAIN} are allowed")]
     LongChain {
         /// Routers in it.
         found: usize,
     },
-    /// A module that comes before the sequence, or says which experts are run, is there or not.
+    /// A module that comes before the sequence, or chooses experts, acts as a whole or not at all.
     #[error("adapter `{name}` acts as a whole or not at all: its weight is {weight}, expected 1")]
     PartialStart {
         /// The module.
@@ -91,10 +94,11 @@ pub enum ComposeError {
         /// The weight.
         weight: f32,
     },
-    /// The modules' weights cannot be had; not the caller's fault, unless they are too large together.
+    /// The modules' weights cannot be brought into memory; not the caller's fault, unless they are
+    /// too large together.
     #[error("the adapters of this request are not at hand: {0}")]
     Weights(polyskill_adapters::Error),
-    /// A router is asked twice: it would see what it has decided already.
+    /// A chain names a router twice: it would see candidates that it has narrowed already.
     #[error("the chain `{chain}` names the router `{name}` twice, expected each name once")]
     RepeatedRouter {
         /// The chain.
@@ -107,12 +111,14 @@ pub enum ComposeError {
     RouterFailed {
         /// The router.
         router: String,
-        /// Why.
+        /// The reason, in the router's or the host's words.
         reason: String,
     },
 }
 
-/// Looks up modules by weight.
+/// Looks up modules with weights, in the order of the request.
+///
+/// An error is a name that does not exist, or a weight that cannot be used with its module.
 pub(super) fn named_modules(
     snapshot: &Snapshot,
     weights: &[(String, f32)],
@@ -133,8 +139,8 @@ pub(super) fn named_modules(
     weights.iter().map(lease).collect()
 }
 
-/// Indices of the modules that match any pattern, or of all without patterns, but for those that act beside
-/// the router.
+/// Indices of the modules that match any pattern, or of all without patterns, ascending. Modules
+/// that are always on are left out. Cost: modules times patterns.
 pub(super) fn candidates(
     snapshot: &Snapshot,
     patterns: &[String],
@@ -155,7 +161,7 @@ pub(super) fn candidates(
         .collect()
 }
 
-/// `*` stands for any run of characters.
+/// True where a name matches a pattern, in which `*` stands for any run of characters.
 fn glob(pattern: &str, name: &str) -> bool {
     let Some((prefix, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut left) = name.strip_prefix(prefix) else { return false };
@@ -168,7 +174,8 @@ fn glob(pattern: &str, name: &str) -> bool {
     left.ends_with(last)
 }
 
-/// A weight that would put a part of a prompt or prefix before the sequence, or apply a part of a policy.
+/// The error of a weight other than 1 that would put a part of a soft prompt or prefix before the
+/// sequence, or apply a part of an expert policy.
 pub(super) fn partial_start(lease: &NamedModule, weight: f32) -> Option<ComposeError> {
     let shape = lease.module.shape();
     let whole = shape.num_prefix + shape.num_prompt > 0 || !shape.policy.is_empty();

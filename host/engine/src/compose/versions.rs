@@ -1,21 +1,22 @@
-//! The routers that serve, by name, and those before them.
+//! The versions of routers, by name: the one that serves, and those before it.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use polyskill_sdk::runtime::{Fault, LoadedRouter};
 
 use super::selection::ComposeError;
 use super::{CHAIN, Composer};
-use crate::routers::health::OnFault;
+use crate::routers::health::{OnFault, Standing};
 use crate::routers::row_log::RoutedRows;
 use crate::routers::version::{RouterInfo, RouterSettings, RouterVersion};
 
-/// Versions of a router that are kept to roll back to.
+/// Earlier versions of a router to which it can be rolled back. Each holds an instance in memory.
 const MAX_PREVIOUS: usize = 3;
-/// Routers in a chain.
+/// Most routers in a chain.
 pub(super) const MAX_CHAIN: usize = 8;
 
-/// What a router cannot be rolled back or released for.
+/// A reason for which a router cannot be rolled back, released or removed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RouterError {
@@ -25,25 +26,28 @@ pub enum RouterError {
         /// The name.
         name: String,
     },
-    /// No such version.
+    /// No earlier version has a digest that begins so.
     #[error("router `{name}` has no version {digest}; kept are: {}", kept.join(", "))]
     UnknownVersion {
         /// The router.
         name: String,
-        /// The digest that was asked for.
+        /// The beginning of a digest, as it was given.
         digest: String,
-        /// Digests that are kept.
+        /// Digests of the earlier versions, the last one first.
         kept: Vec<String>,
     },
 }
 
 /// The serving version of a router and those before it, the last one first.
 pub(super) struct Versions {
+    /// The version that serves.
     pub(super) current: Arc<RouterVersion>,
+    /// At most [`MAX_PREVIOUS`] earlier versions, each digest once.
     pub(super) previous: Vec<Arc<RouterVersion>>,
 }
 
 impl Versions {
+    /// Lets a version serve; the one that served becomes the first of the previous ones.
     fn publish(&mut self, slot: Arc<RouterVersion>) {
         let before = std::mem::replace(&mut self.current, slot);
         let serving = &self.current.digest;
@@ -53,9 +57,11 @@ impl Versions {
     }
 }
 
-/// One router of a chain.
+/// One router of a chain, with its versions as they were when the chain was looked up.
 pub(super) struct Link {
+    /// The version that serves.
     pub(super) slot: Arc<RouterVersion>,
+    /// The version that served before, if any.
     previous: Option<Arc<RouterVersion>>,
 }
 
@@ -65,7 +71,8 @@ impl Link {
         &self.slot.name
     }
 
-    /// The version that is asked after a fault of the serving one, where the policy says so.
+    /// The version that is asked after a fault of the serving one; `None` where there is none, or
+    /// the policy is another than [`OnFault::Previous`].
     pub(super) fn previous_after_fault(&self) -> Option<&Arc<RouterVersion>> {
         let previous = self.slot.health.policy().on_fault == OnFault::Previous;
         self.previous.as_ref().filter(|_| previous)
@@ -73,8 +80,8 @@ impl Link {
 }
 
 impl Composer {
-    /// Publishes a router under a name, after it has seen the library once. What served before is kept to
-    /// roll back to; requests that it planned finish with it.
+    /// Publishes a router under a name, after it has seen the library once. The version that served
+    /// before can be rolled back to; requests that it planned finish with it.
     ///
     /// # Errors
     /// If the router cannot work with the library; nothing changes then.
@@ -98,7 +105,7 @@ impl Composer {
         Ok(())
     }
 
-    /// Takes a router away; requests that it planned finish with it.
+    /// Takes a router away with all its versions; requests that it planned finish with it.
     ///
     /// # Errors
     /// If there is none of this name.
@@ -108,7 +115,9 @@ impl Composer {
         routers.remove(name).map(drop).ok_or_else(unknown)
     }
 
-    /// Lets an earlier version of a router serve again, by the first digits of its digest.
+    /// Lets an earlier version of a router serve again, by the first digits of its digest. Its
+    /// quarantine ends, if it was in one; the version that served until now stays as an earlier
+    /// one.
     ///
     /// # Errors
     /// If there is no such router or version.
@@ -131,7 +140,7 @@ impl Composer {
         Ok(())
     }
 
-    /// Ends a router's quarantine.
+    /// Ends a router's quarantine, and forgets the earlier ones.
     ///
     /// # Errors
     /// If there is none of this name.
@@ -141,20 +150,24 @@ impl Composer {
         routers.get(name).map(|versions| versions.current.health.release()).ok_or_else(unknown)
     }
 
-    /// Lets every router see the current library now, rather than on its next request.
+    /// Lets every router see the current library now, rather than on its next request. A router
+    /// that fails at it is quarantined at once.
     pub fn refresh_routers(&self) {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
         let slots: Vec<_> =
             routers.values().map(|versions| Arc::clone(&versions.current)).collect();
         drop(routers);
-        for slot in slots {
+        // A router that is out hears of the library when it is asked again.
+        let in_service =
+            |slot: &&Arc<RouterVersion>| slot.health.standing(Instant::now()) != Standing::Out;
+        for slot in slots.iter().filter(in_service) {
             if let Err(fault) = slot.sync() {
                 slot.count_setup_fault(&format!("`library-changed`: {fault}"));
             }
         }
     }
 
-    /// The loaded routers.
+    /// The loaded routers, in alphabetical order, with their counters.
     pub fn routers(&self) -> Vec<RouterInfo> {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
         let info = |versions: &Versions| {
@@ -172,6 +185,10 @@ impl Composer {
         self.chain(chain).map(drop)
     }
 
+    /// Looks up the routers of a chain, in its order. Spaces around names do not count.
+    ///
+    /// An error is a chain that is too long, a name that comes twice, or the first router that does
+    /// not exist.
     pub(super) fn chain(&self, chain: &str) -> Result<Vec<Link>, ComposeError> {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
         let names: Vec<&str> = chain.split(CHAIN).map(str::trim).collect();
@@ -194,8 +211,8 @@ impl Composer {
         names.iter().map(link).collect()
     }
 
-    /// A sample of the rows that the serving routers decided in `route`, where
-    /// [`RouterSettings::keep_rows`] asks for it.
+    /// A sample of the rows that the serving routers decided in `route`, one entry per router; the
+    /// rows are empty unless [`RouterSettings::keep_rows`] asks for them.
     pub fn recorded_rows(&self) -> Vec<RoutedRows> {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
         routers.values().map(|versions| versions.current.recorded_rows()).collect()

@@ -1,7 +1,8 @@
-//! Feed-forwards that modules bring, run beside a layer's own for the rows that picked them.
+//! Feed-forwards that modules bring, run next to a layer's own for the rows that picked them.
 //!
-//! Rows of one module are computed together, whatever requests they belong to. A row's deltas are added in the order of its
-//! modules' generations, each computed from what the layer's own wrote, so its bits do not depend on the rows beside it.
+//! Rows of one module are computed together, whatever requests they belong to. A row's deltas are
+//! added in the order of its modules' generations, each computed from the output of the layer's
+//! own, so its bits do not depend on the other rows of the step.
 
 use polyskill_adapters::Generation;
 use polyskill_adapters::weights::{Expert, FeedForward};
@@ -23,14 +24,19 @@ pub(crate) struct FeedForwardMath<'a> {
 /// Runs an expert on some rows of a step, in buffers that stay.
 #[derive(Debug, Default)]
 pub(crate) struct ExpertRun {
+    /// The rows that the expert reads, gathered, `[count, hidden]`.
     input: Vec<f32>,
+    /// The gate projection, then its activation times `up`, `[count, width]`.
     gate: Vec<f32>,
+    /// The up projection, `[count, width]`.
     up: Vec<f32>,
+    /// The down projection, `[count, hidden]`.
     output: Vec<f32>,
 }
 
 impl ExpertRun {
-    /// The expert's output for each of the rows, in their order; `input` is `[rows of the step, hidden]`.
+    /// The expert's output for each of the rows, in their order; `input` is `[rows of the step,
+    /// hidden]`.
     pub(crate) fn run(
         &mut self,
         math: FeedForwardMath<'_>,
@@ -59,25 +65,32 @@ impl ExpertRun {
 /// A row that a module's feed-forward is run for.
 #[derive(Clone, Copy, Debug)]
 struct PickedRow {
+    /// The module, whatever composition it is in: rows are grouped by this.
     generation: Generation,
+    /// Number of the row in the step.
     row: usize,
     /// The span whose composition has the weights.
     span: usize,
     /// The module's index in that composition.
     module: u32,
+    /// The weight of the pick.
     weight: f32,
 }
 
 /// Rows that picked modules with feed-forwards at one layer.
 #[derive(Debug, Default)]
 pub(crate) struct AddedExperts {
+    /// Rows of the layer, collected by [`AddedExperts::pick`]; empty after each layer.
     rows: Vec<PickedRow>,
+    /// The output of the layer's own feed-forward, `[rows, hidden]`.
     written: Vec<f32>,
+    /// Buffers of the runs.
     run: ExpertRun,
 }
 
 impl AddedExperts {
-    /// Adds the picks of a row that have a feed-forward at the layer.
+    /// Notes the picks of a row that have a feed-forward at the layer; those without are passed
+    /// over.
     pub(crate) fn pick(&mut self, span: &RowSpan, cell: Cell, picks: &[(u32, f32)]) {
         let layer = Site::from_index(cell.site).layer;
         for &(module, weight) in picks {
@@ -90,7 +103,8 @@ impl AddedExperts {
         }
     }
 
-    /// Adds the deltas to what the layer's own feed-forward wrote.
+    /// Runs the feed-forwards of the rows that were noted and adds the deltas to `output`, `[rows,
+    /// hidden]`, which holds the output of the layer's own. Forgets the rows.
     pub(crate) fn add(
         &mut self,
         math: FeedForwardMath<'_>,
@@ -124,6 +138,7 @@ impl AddedExperts {
     }
 }
 
+/// True where a module has a feed-forward at a layer.
 fn has(weights: &polyskill_adapters::Weights, layer: usize) -> bool {
     weights.feed_forwards.contains_key(&layer)
 }

@@ -1,4 +1,5 @@
-//! Decisions: the picks of a row at a site, by a fixed mixture, a gate program, or a call of the router.
+//! Decisions: the picks of a row at a site, by a fixed mixture, a gate program, or a call of the
+//! router.
 
 #![expect(unsafe_code, reason = "tasks write disjoint slots")]
 
@@ -21,21 +22,27 @@ thread_local! {
 
 /// The decisions of one step.
 pub(crate) struct Decisions<'a> {
+    /// The threads of the step.
     compute: &'a Compute,
+    /// The step's rows by sequence.
     spans: &'a [RowSpan],
-    /// Decisions that later sites of the layer reuse.
+    /// Decisions that were made ahead, which sites of the layer read; emptied at each layer's
+    /// start.
     shared: Vec<SharedDecision>,
     /// Time that each router has spent in this step.
     spent: Vec<(Arc<RouterVersion>, Duration)>,
-    /// The answers of routers; kept for its memory.
+    /// The buffer for answers of routers, reused from call to call.
     decision: Decision,
 }
 
 /// The picks of a gate for all rows of a span.
 struct SharedDecision {
+    /// Index of the span.
     span: usize,
+    /// Index of the gate among those of the span's plan.
     gate: usize,
-    /// `None` for rows that fall back.
+    /// Per row of the span the picks, as indices of modules with weights; `None` for rows that fall
+    /// back.
     picks: Vec<Option<Vec<(u32, f32)>>>,
 }
 
@@ -51,6 +58,7 @@ pub(crate) enum Decided {
 }
 
 impl Decided {
+    /// The outcome of a program: picks, or a fallback where they are not usable.
     fn usable(usable: bool, combine: Combine) -> Self {
         if usable { Self::Picks(combine) } else { Self::Fallback }
     }
@@ -68,7 +76,8 @@ impl<'a> Decisions<'a> {
         self.shared.clear();
     }
 
-    /// Decides what must be known before the rows of this group are computed.
+    /// Decides the gates of these sites that must be known before the sites' rows are computed:
+    /// those that several sites share, and those of the router. `rows` is the input of the sites.
     pub(super) fn decide_ahead(&mut self, sites: &[usize], rows: Rows<'_>) {
         for (index, span) in self.spans.iter().enumerate() {
             let Plan::Gated(gates) = &span.composition.plan else { continue };
@@ -95,7 +104,9 @@ impl<'a> Decisions<'a> {
         }
     }
 
-    /// Lets the router decide a gate for all rows of a composition, in one call.
+    /// Lets the router decide a gate for all rows of a composition, in one call: spans of other
+    /// requests with the same composition are decided with the first. Rows without a usable answer
+    /// fall back.
     fn ask_router(&mut self, first: usize, gate_index: usize, rows: Rows<'_>) {
         let composition = &self.spans[first].composition;
         let (Plan::Gated(gates), Some(slot)) = (&composition.plan, &composition.slot) else {
@@ -115,10 +126,11 @@ impl<'a> Decisions<'a> {
         let width = if hidden { rows.width } else { 0 };
         let mut asked = RouteBatch::new(asked_rows.len(), columns, width);
         asked.fill(self.compute, gate, &asked_rows, rows);
+        let candidates = gates.offered_positions(gate);
         let batch = Batch {
             site: gate.site as u32,
             num_rows: asked_rows.len(),
-            candidates: gate.candidates(),
+            candidates: &candidates,
             scores: if gate.scores() { &asked.scores } else { &[] },
             hidden: &asked.hidden,
             arguments,
@@ -140,14 +152,15 @@ impl<'a> Decisions<'a> {
         }
     }
 
-    /// Whether a router may be asked once more in this step.
+    /// True while a router may be called once more in this step: its time so far is within its
+    /// bound, or there is none.
     fn has_time(&self, slot: &Arc<RouterVersion>) -> bool {
         let spent = self.spent.iter().find(|(known, _)| Arc::ptr_eq(known, slot));
         let num_rows = self.spans.last().map_or(0, |span| span.rows.end);
         spent.zip(slot.step_time(num_rows)).is_none_or(|((_, spent), most)| *spent <= most)
     }
 
-    /// Adds to a router's time; what goes beyond its share of the step is a fault, once.
+    /// Adds to a router's time; time beyond its share of the step is a fault, once per step.
     fn spend(&mut self, slot: &Arc<RouterVersion>, time: Duration) {
         match self.spent.iter_mut().find(|(known, _)| Arc::ptr_eq(known, slot)) {
             Some((_, spent)) => *spent += time,
@@ -158,7 +171,9 @@ impl<'a> Decisions<'a> {
         }
     }
 
-    /// Decides a row at a site; the picks are in `picks` where there are any.
+    /// Decides a row at a site; `x` is the row's input there. `picks` is of meaning only with
+    /// [`Decided::Picks`]: indices of modules with weights, ascending where a program or the router
+    /// decided.
     pub(super) fn decide(
         &self,
         cell: Cell,
@@ -193,7 +208,8 @@ impl<'a> Decisions<'a> {
         }
     }
 
-    /// Decides a row at a site, with the best candidates' scores where its own program decides it.
+    /// As [`Decisions::decide`], with the best candidates' scores where the site's own program
+    /// decides; they are empty elsewhere.
     pub(super) fn decide_ranked(
         &self,
         cell: Cell,
@@ -225,11 +241,14 @@ struct RouteBatch {
     hidden: Vec<f32>,
     /// Rows whose scores are numbers.
     usable: Vec<bool>,
+    /// Candidates of the gate.
     columns: usize,
+    /// Width of the vector that is handed over; 0 where none is.
     width: usize,
 }
 
 impl RouteBatch {
+    /// Room for `rows` rows; none is usable yet.
     fn new(rows: usize, columns: usize, width: usize) -> Self {
         Self {
             scores: vec![0.0; rows * columns],
@@ -240,7 +259,8 @@ impl RouteBatch {
         }
     }
 
-    /// Scores all rows.
+    /// Runs the gate's program on all rows, in parallel. `rows` are the numbers in the step of the
+    /// batch's rows, `input` is `[rows of the step, inputs]`.
     fn fill(&mut self, compute: &Compute, gate: &Gate, rows: &[usize], input: Rows<'_>) {
         let (columns, width) = (self.columns, self.width);
         let scores = SharedMut::new(&mut self.scores);
@@ -263,7 +283,8 @@ impl RouteBatch {
     }
 }
 
-/// Checks a router's answer row by row; `None` for rows that fall back.
+/// Checks a router's answer row by row and turns columns into modules; `None` for rows that fall
+/// back. An answer with a wrong number of rows is void as a whole.
 fn checked(
     slot: &RouterVersion,
     answer: Option<&Decision>,

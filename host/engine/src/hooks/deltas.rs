@@ -1,4 +1,5 @@
-//! Deltas: the weighted sum of the modules that act on a row at a site, added to what the base wrote.
+//! Deltas: the weighted sum of the modules that act on a row at a site, added to what the base
+//! wrote.
 
 use std::cell::RefCell;
 
@@ -11,7 +12,8 @@ use crate::hooks::gates::GateBuffers;
 use crate::hooks::record::Record;
 use crate::hooks::{Cell, RowSpan};
 
-/// Positions between those at which a shadow is compared: deciding twice costs what a router costs.
+/// Positions from one comparison with a shadow to the next: deciding twice costs as much as a
+/// router does.
 const SHADOW_EVERY: usize = 8;
 
 thread_local! {
@@ -21,22 +23,28 @@ thread_local! {
 /// Buffers of one thread, reused from row to row.
 #[derive(Default)]
 struct Buffers {
+    /// Buffers of gate programs.
     gate: GateBuffers,
+    /// Buffers of low-rank products.
     apply: Scratch,
+    /// Picks of the row.
     picks: Vec<(u32, f32)>,
+    /// Picks that the shadow would have made.
     shadow_picks: Vec<(u32, f32)>,
 }
 
 /// One row at a projection of the base.
 pub(super) struct Product<'a> {
+    /// The projection itself: some kinds of modules need its weights.
     pub(super) linear: &'a Linear,
-    /// The row that the projection reads.
+    /// The row that the projection reads, `[inputs]`.
     pub(super) x: &'a [f32],
-    /// The row that it wrote, which deltas are added to.
+    /// The row that it wrote, `[outputs]`, which deltas are added to.
     pub(super) y: &'a mut [f32],
 }
 
-/// Decides a row at a site, adds the deltas, and records what was picked.
+/// Decides a row at a site, adds the deltas, and records the picks. A row that falls back still
+/// gets the modules that are always on.
 pub(super) fn act(
     decisions: &Decisions<'_>,
     span: &RowSpan,
@@ -70,7 +78,8 @@ pub(super) fn act(
     });
 }
 
-/// Adds the modules that are always on, and those that were picked.
+/// Adds the modules that are always on, and those that were picked. Their factors are fetched into
+/// the cache first.
 fn add_deltas(
     span: &RowSpan,
     site: usize,

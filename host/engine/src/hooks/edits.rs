@@ -4,7 +4,8 @@ use polyskill_adapters::edits::Point;
 
 use crate::hooks::RowSpan;
 
-/// Edits hidden states at one point of one layer, `[rows, width]`.
+/// Edits hidden states, `[rows, width]`, at one point of one layer. Positions that modules put
+/// before the sequence are not edited, and edits act in the order of their modules.
 pub(crate) fn edit(spans: &[RowSpan], point: Point, layer: usize, hidden: &mut [f32]) {
     let Some(last) = spans.last() else { return };
     let width = hidden.len() / last.rows.end;

@@ -1,6 +1,8 @@
-//! Embeddings of modules: soft prompts before the sequence, and tokens that modules have learned anew.
+//! Embeddings of modules: soft prompts before the sequence, and tokens that modules have learned
+//! anew.
 //!
-//! They belong to whole sequences, so only modules on every row have them. Steps without such modules pass through.
+//! They belong to whole sequences, so only modules on every row have them. Steps without such
+//! modules pass through.
 
 use polyskill_adapters::weights::EmbeddingLora;
 use polyskill_model::kernels::add_scaled_rows;
@@ -8,10 +10,11 @@ use polyskill_model::kernels::add_scaled_rows;
 use crate::compose::composition::Composition;
 use crate::hooks::RowSpan;
 
-/// Changes embeddings: of the positions before the sequence, and of tokens that modules have learned anew.
+/// Changes embeddings, `[rows, hidden_size]`: of the positions before the sequence, and of tokens
+/// that modules have learned anew.
 ///
-/// What modules learned of the table is multiplied with `scale` as its rows are; soft prompts are what the base
-/// made of them.
+/// Deltas on rows of the table are multiplied with `scale`, as the rows are; soft prompts are used
+/// as they are.
 pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32], scale: f32) {
     let Some(last) = spans.last() else { return };
     let width = hidden.len() / last.rows.end;
@@ -32,7 +35,7 @@ pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32], scale
     }
 }
 
-/// The embedding at an index over all soft prompts of a composition.
+/// Writes the embedding at an index over all soft prompts of a composition.
 fn virtual_token(composition: &Composition, mut index: usize, hidden: &mut [f32]) {
     for module in &composition.beyond.prompts {
         let prompt = composition.weights(*module).and_then(|weights| weights.prompt.as_ref());
@@ -46,6 +49,8 @@ fn virtual_token(composition: &Composition, mut index: usize, hidden: &mut [f32]
     }
 }
 
+/// Adds the modules' deltas for a token to its embedding: new rows of the table, and low-rank
+/// products on it.
 fn token(composition: &Composition, token: u32, hidden: &mut [f32], table_scale: f32) {
     for (weights, weight) in composition.mixture() {
         let weight = weight * table_scale;

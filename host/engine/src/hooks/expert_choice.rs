@@ -1,4 +1,5 @@
-//! The experts of a sparse base that a row gets: policies and routers' programs, run on native logits.
+//! The experts of a sparse base that a row gets: policies and routers' programs, run on native
+//! logits.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use crate::compose::composition::{Composition, NamedModule};
 use crate::hooks::added_experts::{ExpertRun, FeedForwardMath};
 use crate::hooks::{RowSpan, Rows};
 
-/// The sparse layers of a base.
+/// The sparse layers of a base; empty for a dense one.
 pub(crate) fn layers(config: &ModelConfig) -> Vec<ExpertLayer> {
     (0..config.num_layers).filter_map(|layer| expert_layer(config, layer)).collect()
 }
@@ -25,20 +26,28 @@ pub(crate) fn layers(config: &ModelConfig) -> Vec<ExpertLayer> {
 /// Programs by layer, checked. Layers without one keep the base's choice.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ExpertPlan {
+    /// The programs, by layer from 0.
     layers: BTreeMap<usize, LayerPlan>,
 }
 
+/// The program of one layer.
 #[derive(Clone, Debug)]
 struct LayerPlan {
+    /// Experts of the base at the layer; numbers from there on are a policy's own.
     num_experts: usize,
+    /// The ops, checked against the layer.
     ops: Vec<ExpertOp>,
-    /// Index into the composition's modules of the policy whose own experts aliases mean.
+    /// The policy whose own experts aliases mean, as an index into the composition's modules;
+    /// `None` where the ops name none.
     module: Option<u32>,
 }
 
 impl ExpertPlan {
-    /// The policies of modules that act on a whole request, for layers that have no program yet. Where several speak of a
-    /// layer, what is kept, β and aliases each come from the first that says them.
+    /// The policies of modules that act on a whole request, for layers that have no program yet.
+    /// Where several speak of a layer, the kept experts, β and aliases each come from the first
+    /// that gives them.
+    ///
+    /// `acting` has indices into `modules`; weights do not matter, as a policy acts as a whole.
     pub(crate) fn with_policies<'a>(
         self,
         acting: impl Iterator<Item = &'a (u32, f32)>,
@@ -70,8 +79,12 @@ impl ExpertPlan {
         plan
     }
 
-    /// Checks a router's programs. Returned beside the plan are the policies whose experts they mean, which the plan's
-    /// indices point to until it is attached to a composition's modules.
+    /// Checks a router's programs. The second value are the policies whose experts they mean, which
+    /// the plan's indices point to until it is attached to a composition's modules. The first
+    /// program of a layer counts.
+    ///
+    /// The reason is given for a layer without experts, a module that is no expert policy, and ops
+    /// that do not fit.
     pub(crate) fn compile(
         programs: &[ExpertProgram],
         snapshot: &Snapshot,
@@ -104,7 +117,7 @@ impl ExpertPlan {
         Ok((plan, modules))
     }
 
-    /// The plan among a composition's modules, which get the policies that they lack.
+    /// The plan with indices into a composition's modules, which get the policies that they lack.
     pub(crate) fn attached(
         &self,
         policies: &[NamedModule],
@@ -118,12 +131,13 @@ impl ExpertPlan {
         plan
     }
 
+    /// True where every layer keeps the base's choice.
     pub(crate) fn is_empty(&self) -> bool {
         self.layers.is_empty()
     }
 }
 
-/// The index of a module among others, which get it where they lack it.
+/// The index of a module among others, found by its name; it is appended where they lack it.
 fn place(modules: &mut Vec<NamedModule>, lease: &NamedModule) -> u32 {
     let known = modules.iter().position(|known| known.name == lease.name);
     let at = known.unwrap_or_else(|| {
@@ -133,7 +147,7 @@ fn place(modules: &mut Vec<NamedModule>, lease: &NamedModule) -> u32 {
     at as u32
 }
 
-/// The index of the policy that a program names.
+/// The index among `modules` of the policy that a program names by its index in the snapshot.
 fn policy(snapshot: &Snapshot, module: u32, modules: &mut Vec<NamedModule>) -> Result<u32, String> {
     let found = snapshot.iter().nth(module as usize);
     let Some((name, found)) = found.filter(|(_, found)| found.kind().as_str() == POLICY_KIND)
@@ -157,22 +171,30 @@ struct OwnExpert {
 /// A row that an expert of a policy is run for.
 #[derive(Clone, Copy, Debug)]
 struct PolicyRow {
+    /// The expert; rows of one are run together.
     expert: OwnExpert,
     row: usize,
     weight: f32,
 }
 
-/// Rows that a policy's own experts are to be run for, kept from the choice to the end of the feed-forward.
+/// Rows for the experts that policies bring, from the choice to the end of the layer's
+/// feed-forward.
 #[derive(Debug, Default)]
 pub(crate) struct PolicyExperts {
+    /// The rows of the layer.
     rows: Vec<PolicyRow>,
+    /// Experts and weights of one row, ascending.
     picks: Vec<(u32, f32)>,
+    /// Buffers of the runs.
     run: ExpertRun,
 }
 
 impl PolicyExperts {
-    /// Replaces the base's choice where a composition has a program for the layer. A row whose weights are not finite
-    /// keeps the base's.
+    /// Replaces the base's choice where a composition has a program for the layer. `logits` are
+    /// those of the base's router, `[rows, num_experts]`. A row whose weights are not finite keeps
+    /// the base's choice.
+    ///
+    /// Picks of a policy's own experts are noted for [`PolicyExperts::add`].
     pub(crate) fn choose(
         &mut self,
         spans: &[RowSpan],
@@ -200,7 +222,8 @@ impl PolicyExperts {
         }
     }
 
-    /// Adds the outputs of policies' own experts to their rows.
+    /// Adds the outputs of policies' own experts, times their weights, to `output`, `[rows,
+    /// hidden]`. Rows of one composition and expert are computed together.
     pub(crate) fn add(
         &mut self,
         math: FeedForwardMath<'_>,
@@ -228,7 +251,7 @@ impl PolicyExperts {
     }
 }
 
-/// An expert of a policy's own at a layer.
+/// An expert of a policy's own at a layer; `None` where its weights have none of this number.
 fn own_expert(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
     lease.experts.get(&layer)?.get(expert as usize)
 }
@@ -237,7 +260,10 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Adds the low-rank products of modules that act on every row of a request at its experts' linears.
+/// Adds the low-rank products of modules that act on every row of a request at its experts'
+/// linears. `input` is `[slots, inputs]`, each of `outputs` is `[slots, width]`.
+///
+/// A step without such modules returns at once.
 #[expect(unsafe_code, reason = "tasks write disjoint slots")]
 pub(crate) fn add_loras(
     compute: &Compute,

@@ -1,8 +1,8 @@
 //! Gate programs, made ready for a composition and run on rows.
 //!
-//! Compiling resolves every name: each deciding site gets its candidates and their rows packed into one
-//! matrix, so that scoring is one product. [`polyskill_sdk::gate::interpret`] is the specification; the
-//! fast path here replaces its scalar loops over features by kernels.
+//! Compiling resolves every name: each deciding site gets its candidates and their rows packed into
+//! one matrix, so that scoring is one product. [`polyskill_sdk::gate::interpret`] is the
+//! specification; the fast path here replaces its scalar loops over features by kernels.
 
 use std::collections::BTreeMap;
 
@@ -15,22 +15,27 @@ use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
 use crate::compose::composition::NamedModule;
 use crate::routers::library_view::Definitions;
 
-/// Scores that a trace keeps of a decision.
+/// Scores of a decision that a full trace records.
 const MAX_RANKED: usize = 4;
 
 /// A plan's programs, by site.
 #[derive(Debug)]
 pub(crate) struct Gates {
-    /// For every site: which gate decides it, if any.
+    /// For every site of the base the gate that decides it, if any.
     by_site: Vec<Option<SiteGate>>,
+    /// The gates, in the order of the programs and their sites.
     gates: Vec<Gate>,
+    /// The position of each module among the candidates that the router was offered: those that do
+    /// not act row by row are left out here.
+    positions: Vec<u32>,
 }
 
-/// How one site gets its picks.
+/// The gate of one site, and the rule for its picks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SiteGate {
     /// Index of the gate.
     pub(crate) gate: usize,
+    /// The way in which the picks are combined.
     pub(crate) combine: Combine,
 }
 
@@ -39,10 +44,11 @@ pub(crate) struct SiteGate {
 pub struct Gate {
     /// The site whose input is scored.
     pub(crate) site: usize,
-    /// Whether other sites use the decision too.
+    /// True where other sites use the decision too.
     shared: bool,
+    /// The program, checked against the rows.
     ops: Vec<Op>,
-    /// Modules that may be picked, as indices into the composition.
+    /// Modules that act at the deciding site, as ascending indices into the composition's modules.
     candidates: Vec<u32>,
     /// `[candidates, inputs]` per name, in half precision where all candidates' weights are.
     matrices: BTreeMap<String, Elements>,
@@ -57,7 +63,22 @@ pub(crate) fn combine_rule(combine: gate::Combine) -> Combine {
 }
 
 impl Gates {
-    /// Makes programs ready.
+    /// Names the modules by their positions among the candidates that the router was offered.
+    pub(crate) fn with_positions(self, positions: Vec<u32>) -> Self {
+        Self { positions, ..self }
+    }
+
+    /// The candidates of a gate as its router knows them, per column of the scores.
+    pub(crate) fn offered_positions(&self, gate: &Gate) -> Vec<u32> {
+        gate.candidates.iter().map(|&module| self.positions[module as usize]).collect()
+    }
+
+    /// Makes programs ready for `modules`, the candidates of a composition. A site belongs to the
+    /// first program that selects it; sites where no candidate acts belong to none. Cost and memory
+    /// grow with deciding sites times candidates times inputs.
+    ///
+    /// The reason is given for a program that breaks a rule, multiplies with rows that are not
+    /// defined for every candidate, or hands over hidden states where `hidden` does not allow it.
     pub(crate) fn compile(
         programs: &[Program],
         modules: &[NamedModule],
@@ -72,7 +93,8 @@ impl Gates {
                     .to_owned(),
             );
         }
-        let mut compiled = Self { by_site: vec![None; config.num_sites()], gates: Vec::new() };
+        let by_site = vec![None; config.num_sites()];
+        let mut compiled = Self { by_site, gates: Vec::new(), positions: Vec::new() };
         for (index, program) in programs.iter().enumerate() {
             let scope = |site: usize| scope(program.share, site);
             let mut deciding: BTreeMap<usize, Option<usize>> = BTreeMap::new();
@@ -101,28 +123,31 @@ impl Gates {
         Ok(compiled)
     }
 
-    /// Who decides a site.
+    /// The gate that decides a site; `None` where the base answers.
     pub(crate) fn at(&self, site: usize) -> Option<SiteGate> {
         self.by_site[site]
     }
 
+    /// A gate, by the index that [`Gates::at`] gives.
     pub(crate) fn gate(&self, index: usize) -> &Gate {
         &self.gates[index]
     }
 
-    /// The gate that scores this site's input and is decided before the site's rows are computed: because
-    /// later sites use the decision too, or because the router itself decides all rows at once.
+    /// The gate that scores this site's input and is decided before the site's rows are computed:
+    /// because later sites use the decision too, or because the router itself decides all rows at
+    /// once.
     pub(crate) fn ahead_at(&self, site: usize) -> Option<usize> {
         let gate = self.by_site[site]?.gate;
         (self.gates[gate].is_ahead() && self.gates[gate].site == site).then_some(gate)
     }
 
-    /// Whether any program leaves rows to the router.
+    /// True where a program leaves rows to the router.
     pub(crate) fn any_routed(&self) -> bool {
         self.gates.iter().any(|gate| gate.routed().is_some())
     }
 }
 
+/// True for a program that hands hidden states to the router.
 fn asks_hidden(ops: &[Op]) -> bool {
     ops.iter().any(|op| matches!(op, Op::Route { hidden: true, .. }))
 }
@@ -137,10 +162,12 @@ fn scope(share: Share, site: usize) -> usize {
     }
 }
 
+/// True where a pick of any module acts at a site.
 fn acts_at(modules: &[NamedModule], site: usize) -> bool {
     modules.iter().any(|lease| lease.module.shape().acts_at(Site::from_index(site)))
 }
 
+/// The sites of a program, ascending and each once; the reason where one is beyond the last.
 fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, String> {
     let num_sites = config.num_sites();
     match &program.sites {
@@ -157,13 +184,15 @@ fn selected(program: &Program, config: &ModelConfig) -> Result<Vec<usize>, Strin
     }
 }
 
-/// Whether a module's weights at a site came in 16 bits: then its rows need no more either, and scoring
-/// reads half the bytes. (PEFT casts Arrow's prototypes to the dtype of A, too.)
+/// True where a module's weights at a site came in 16 bits: then its rows need no more either, and
+/// scoring reads half the bytes. (PEFT casts Arrow's prototypes to the dtype of A, too.)
 fn is_half(lease: &NamedModule, site: usize) -> bool {
     lease.module.shape().at(Site::from_index(site)).is_some_and(|shape| shape.half)
 }
 
 impl Gate {
+    /// The gate of a program at its deciding site. Rows are packed in 16 bits only where all
+    /// candidates' weights came so and no value overflows.
     fn compile(
         program: &Program,
         site: usize,
@@ -194,12 +223,13 @@ impl Gate {
         Ok(Self { site, shared: false, ops: program.ops.clone(), candidates, matrices })
     }
 
-    /// Whether it is decided ahead of the rows.
+    /// True where it is decided for all rows before any of them gets its deltas.
     pub(crate) fn is_ahead(&self) -> bool {
         self.shared || self.routed().is_some()
     }
 
-    /// Where the router decides: whether it gets the vector, and the plan's arguments.
+    /// Of a gate that the router decides: true if it gets the vector, and the plan's arguments.
+    /// `None` where the program decides.
     pub(crate) fn routed(&self) -> Option<(bool, &[f32])> {
         match self.ops.last() {
             Some(Op::Route { hidden, arguments }) => Some((*hidden, arguments)),
@@ -207,17 +237,21 @@ impl Gate {
         }
     }
 
-    /// Whether there are scores before the end; a program may hand over a vector alone.
+    /// True where the program makes scores; one that ends with `route` may hand over a vector
+    /// alone.
     pub(crate) fn scores(&self) -> bool {
         self.ops.iter().any(|op| matches!(op, Op::Linear { .. }))
     }
 
-    /// Modules that may be picked, per column of the scores.
+    /// Modules that may be picked, one per column of the scores, ascending.
     pub(crate) fn candidates(&self) -> &[u32] {
         &self.candidates
     }
 
-    /// What the router gets of one row: a score per column, −∞ where an op took it out, and the vector.
+    /// Writes the input of `route` for one row: a score per column, −∞ where an op took it out, and
+    /// the vector, after its norm if the program has one. `hidden` is empty where no vector is
+    /// handed over.
+    ///
     /// `false` if a score is not a number.
     pub(crate) fn hand_over(
         &self,
@@ -241,8 +275,8 @@ impl Gate {
         usable
     }
 
-    /// A gate over given rows, `[candidates, inputs]` for the one name that its program multiplies with;
-    /// for measuring it without a library.
+    /// A gate over given rows, `[candidates, inputs]` for the one name that its program multiplies
+    /// with; for measuring it without a library.
     pub fn over(ops: Vec<Op>, rows: &[f32], num_candidates: usize) -> Self {
         let names = ops.iter().filter_map(|op| match op {
             Op::Linear { name } => Some(name.clone()),
@@ -258,8 +292,8 @@ impl Gate {
         }
     }
 
-    /// Picks for one row as `(module, weight)`; `false` if a weight is not finite, so that the row must
-    /// fall back. `input` is what the deciding site reads.
+    /// Picks for one row as `(module, weight)`; `false` if a weight is not finite, so that the row
+    /// must fall back. `input` is what the deciding site reads.
     pub fn run(
         &self,
         input: &[f32],
@@ -270,26 +304,15 @@ impl Gate {
         self.in_composition(picks)
     }
 
-    /// As [`Gate::run`]; also gives the best candidates by their scores before anything chose among them, best first.
+    /// As [`Gate::run`]; also gives the best candidates by their scores before anything chose among
+    /// them, best first, at most [`MAX_RANKED`].
     pub(crate) fn run_ranked(
         &self,
         input: &[f32],
         buffers: &mut GateBuffers,
         picks: &mut Vec<(u32, f32)>,
     ) -> (bool, Vec<(u32, f32)>) {
-        let chooses = |op: &Op| {
-            !matches!(
-                op,
-                Op::LoadInput
-                    | Op::LayerNorm { .. }
-                    | Op::Linear { .. }
-                    | Op::Abs
-                    | Op::Affine { .. }
-                    | Op::Sigmoid
-                    | Op::Relu
-            )
-        };
-        let end = self.ops.iter().position(chooses).unwrap_or(self.ops.len());
+        let end = self.ops.iter().position(Op::chooses).unwrap_or(self.ops.len());
         self.run_ops(&self.ops[..end], input, buffers, picks);
         let mut best: Vec<(u32, f32)> = Vec::with_capacity(MAX_RANKED + 1);
         for &(column, score) in &*picks {
@@ -303,7 +326,7 @@ impl Gate {
         (self.in_composition(picks), best)
     }
 
-    /// Columns become modules; whether all weights are numbers.
+    /// Turns columns into modules; `false` if a weight is not finite.
     fn in_composition(&self, picks: &mut [(u32, f32)]) -> bool {
         let finite = picks.iter().all(|(_, weight)| weight.is_finite());
         picks
@@ -312,11 +335,13 @@ impl Gate {
         finite
     }
 
-    /// Runs the ops; leaves `(column, score)` in `picks`.
+    /// Runs all ops; leaves `(column, score)` in `picks`, by ascending column.
     fn score(&self, input: &[f32], buffers: &mut GateBuffers, picks: &mut Vec<(u32, f32)>) {
         self.run_ops(&self.ops, input, buffers, picks);
     }
 
+    /// Runs some of the ops, from the first on. `picks` gets a score per candidate at `linear`,
+    /// which the ops after it change or drop; the vector, once normed, is in the buffers.
     fn run_ops(
         &self,
         ops: &[Op],
@@ -350,10 +375,13 @@ impl Gate {
     }
 }
 
-/// Buffers reused from row to row.
+/// Buffers reused from row to row; one per thread.
 #[derive(Debug, Default)]
 pub struct GateBuffers {
+    /// The input after its norm; that of an earlier row where a program has none.
     vector: Vec<f32>,
+    /// A score per candidate, as the kernel writes them.
     dots: Vec<f32>,
+    /// The scores that are handed over to a router.
     scores: Vec<(u32, f32)>,
 }

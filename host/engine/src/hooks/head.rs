@@ -8,7 +8,9 @@ use polyskill_model::kernels::matmul_dense;
 
 use crate::hooks::RowSpan;
 
-/// Changes logits, `[logit rows, vocab_size]`; `normed` is what the head read.
+/// Changes logits, `[logit rows, vocab_size]`, of requests whose modules have parts at the head.
+/// `rows` are the numbers in the step of the logit rows, `normed` is the head's input, `[logit
+/// rows, hidden_size]`. Every delta is computed from the base's logits.
 pub(crate) fn score(
     compute: &Compute,
     spans: &[RowSpan],
@@ -46,7 +48,8 @@ pub(crate) fn score(
     }
 }
 
-/// A head of the module's own, and the new embeddings where they are the head too.
+/// Adds w·(H·x − base) for a head H of the module's own, and w·(δ·x) for each new embedding δ where
+/// embeddings are the head too. `base` has the base's logits.
 fn own_head(
     compute: &Compute,
     weights: &Weights,

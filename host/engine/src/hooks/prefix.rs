@@ -4,7 +4,9 @@ use polyskill_model::{KvCache, KvSlot};
 
 use crate::compose::composition::Composition;
 
-/// Puts the modules' keys and values at the positions from `from` on into the blocks of a new sequence.
+/// Stores the modules' keys and values in the blocks of a new sequence, in the order of the
+/// modules. Positions below `from` are in cached blocks and are left alone, as others may read
+/// them.
 pub(crate) fn store_prefix(
     composition: &Composition,
     from: usize,

@@ -1,22 +1,27 @@
-//! A second router's decisions beside those that are executed: computed on the same hidden states, compared, never applied.
+//! Shadows: a second router's decisions on the same hidden states, compared with those that are
+//! executed and never applied.
 
 use std::sync::Arc;
 
 use crate::compose::composition::{Composition, Plan};
 use crate::hooks::gates::GateBuffers;
 
-/// How often two routers decided alike.
+/// Agreement of two routers: counts and sums over the decisions that were compared. Divided by
+/// `decisions`, both sums are means.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Agreement {
-    /// Decisions that were compared: one per row and site at which the second router decides by a program.
+    /// Decisions that were compared: one per generated token at a sampled position and site at
+    /// which the second composition decides by a program or a fixed mixture.
     pub decisions: u64,
-    /// Of these, how many have the same module with the largest weight, or none both.
+    /// Of these, those in which both give the largest weight to the same module, or both pick none.
     pub same_best: u64,
-    /// Sum over decisions of the weight that both give to the same modules, as a part of the larger sum of weights.
+    /// Sum over decisions of the weight that both give to the same modules, as a part of the larger
+    /// sum of weights, 0 to 1 each. Negative weights count as 0.
     pub overlap: f64,
 }
 
 impl Agreement {
+    /// Adds the counts of other decisions.
     pub(crate) fn add(&mut self, other: Self) {
         self.decisions += other.decisions;
         self.same_best += other.same_best;
@@ -24,16 +29,20 @@ impl Agreement {
     }
 }
 
-/// A composition that is looked at beside the one that serves.
+/// A second composition for a request, whose decisions are compared with those of the one that
+/// serves.
 #[derive(Debug)]
 pub struct Shadow {
+    /// The composition; its modules are never applied.
     composition: Arc<Composition>,
-    /// For each of its modules the number of the same module among those that serve.
+    /// For each of its modules the index of the module of the same name in the serving composition;
+    /// `None` where that has none.
     numbers: Vec<Option<u32>>,
 }
 
 impl Shadow {
-    /// Beside `serving`.
+    /// A shadow of requests that `serving` answers. Modules of both are the same where their names
+    /// are.
     pub fn beside(serving: &Composition, composition: Arc<Composition>) -> Self {
         let number = |name: &str| {
             let at = serving.modules().iter().position(|lease| lease.name == name);
@@ -43,8 +52,9 @@ impl Shadow {
         Self { composition, numbers }
     }
 
-    /// Its decision for a row at a site, compared with what was picked; nothing where it does not decide
-    /// there, or decides in code of its own.
+    /// The shadow's decision for a row at a site, compared with the picks that serve. `x` is the
+    /// row's input there. `None` where the shadow does not decide at this very site, its answer is
+    /// not usable, or its router decides rows in its own code.
     pub(crate) fn compare(
         &self,
         site: usize,
@@ -73,7 +83,7 @@ impl Shadow {
     }
 }
 
-/// One decision; modules that do not serve have no number.
+/// Compares one decision; modules that do not serve have no number and match none.
 fn compared(
     served: &[(u32, f32)],
     other: impl Iterator<Item = (Option<u32>, f32)> + Clone,

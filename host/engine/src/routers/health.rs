@@ -1,33 +1,34 @@
-//! How a router fares: counters, and quarantine after too many faults.
+//! The health of a router: counters, and quarantine after too many faults.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a request gets when its router fails.
+/// The answer to a request whose router fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFault {
     /// The base model, without modules.
     #[default]
     BaseOnly,
-    /// The version of the router that served before, where there is one; else the base model. Rows that
-    /// `route` leaves undecided run on the base.
+    /// The version of the router that served before, where there is one; else the base model. Rows
+    /// that `route` leaves undecided run on the base.
     Previous,
-    /// An error.
+    /// An error for the request.
     FailRequest,
 }
 
-/// When a router that faults is taken out, and for how long.
+/// The policy on faults of a router: the number that takes it out, and the time for which it is
+/// out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultPolicy {
-    /// What requests get meanwhile.
+    /// The answer to requests whose router fails or is out.
     pub on_fault: OnFault,
     /// Faults within the window that quarantine a router.
     pub max_faults: usize,
-    /// The window.
+    /// The time within which these faults happen.
     pub window: Duration,
-    /// The first quarantine; each next one is twice as long.
+    /// The first quarantine; each next one is twice as long, up to 2^20 times the first.
     pub backoff: Duration,
     /// Returns from quarantine; after these it stays out until a person or a new version acts.
     pub max_returns: u32,
@@ -48,46 +49,65 @@ impl Default for FaultPolicy {
     }
 }
 
-/// Whether a router is asked.
+/// The standing of a router: only one that serves is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It serves.
     Serving,
-    /// It is out for this long.
+    /// It is out for this long from now.
     Quarantined(Duration),
     /// It is out until a person or a new version acts.
     Out,
 }
 
-/// More faults than any policy waits for.
+/// The most faults that one counts as: more than a policy waits for.
 const MAX_WEIGHT: usize = 1 << 10;
+/// The value of `Health::until` for a router that serves.
 const SERVING: u64 = 0;
+/// The value of `Health::until` for a router that does not return by itself.
 const OUT: u64 = u64::MAX;
 
 /// Counters and standing of one router version.
 #[derive(Debug)]
 pub(crate) struct Health {
+    /// The operator's policy, fixed for the version.
     policy: FaultPolicy,
+    /// The moment that `until` counts from.
     origin: Instant,
     /// Milliseconds after `origin` at which a quarantine ends; see `SERVING` and `OUT`.
     until: AtomicU64,
+    /// Faults and quarantines; locked where a fault is counted and where reports are made, never to
+    /// ask for the standing.
     recent: Mutex<Recent>,
+    /// Faults since the start, those without weight included.
     pub(crate) faults: AtomicU64,
+    /// Rows whose picks were not usable.
     pub(crate) invalid_rows: AtomicU64,
+    /// Times that it left the decision to others.
     pub(crate) abstentions: AtomicU64,
+    /// Plans that it was asked for.
     pub(crate) plans: AtomicU64,
+    /// Calls of `route`, also those that failed.
     pub(crate) route_calls: AtomicU64,
+    /// Rows in these calls.
     pub(crate) route_rows: AtomicU64,
+    /// Time in these calls.
     pub(crate) route_nanoseconds: AtomicU64,
 }
 
+/// Faults as far as they still matter, and the last reasons.
 #[derive(Debug, Default)]
 struct Recent {
-    /// When faults happened, as far as the window goes.
+    /// Moments of faults, as far as the window goes; one that weighs several is there several
+    /// times.
     faults: VecDeque<Instant>,
+    /// The moment of the last fault, of any weight.
     last: Option<Instant>,
+    /// Quarantines that are not forgiven.
     quarantines: u32,
+    /// The reason of the last fault, at most 500 characters.
     last_fault: Option<String>,
+    /// The reason of the last unusable row, at most 500 characters.
     last_invalid: Option<String>,
 }
 
@@ -112,6 +132,7 @@ impl Health {
         self.policy
     }
 
+    /// The standing at a moment; a quarantine that is over ends by this call. Takes no lock.
     pub(crate) fn standing(&self, now: Instant) -> Standing {
         let passed = now.saturating_duration_since(self.origin).as_millis() as u64;
         match self.until.load(Relaxed) {
@@ -126,8 +147,10 @@ impl Health {
         }
     }
 
-    /// Counts a fault, which may weigh as much as several; enough of them quarantine the router. Returns
-    /// whether this one did.
+    /// Counts a fault of a weight: 0 is counted and brings no quarantine nearer, more weighs as
+    /// several faults. Enough of them within the window quarantine the router.
+    ///
+    /// True if this one did.
     pub(crate) fn fault(&self, weight: usize, reason: &str, now: Instant) -> bool {
         self.faults.fetch_add(1, Relaxed);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,14 +180,14 @@ impl Health {
         true
     }
 
-    /// Counts rows whose answer was not usable.
+    /// Counts rows whose answer was not usable. They are no faults: a row falls back by itself.
     pub(crate) fn invalid(&self, rows: u64, reason: &str) {
         self.invalid_rows.fetch_add(rows, Relaxed);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.last_invalid = Some(reason.chars().take(500).collect());
     }
 
-    /// A person ends the quarantine.
+    /// Ends a quarantine by the hand of a person, and forgets earlier ones. The counters stay.
     pub(crate) fn release(&self) {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.quarantines = 0;

@@ -12,21 +12,24 @@ use polyskill_sdk::experts::artefact;
 use polyskill_sdk::runtime::{Definition, Fault, LibraryView};
 use polyskill_sdk::{ModelInfo, ModuleInfo, ModuleSite, Part, SiteInfo, SvdMethod, Tensor};
 
-/// Most power iterations that a router may ask for.
+/// Most power iterations that a router may ask for in one call.
 const MAX_ITERATIONS: u32 = 10_000;
 
-/// Calls for which rows that were used are not forgotten: a plan is compiled some time after it was made.
+/// Calls for which rows that were used are not forgotten: a plan is compiled some time after it was
+/// made.
 const RECENT_CALLS: u64 = 64;
 
-/// Rows that one router defined: (edition, name) → site → row. A cache within a bound: the router is told
-/// what is there, and gives again what was forgotten.
+/// Rows that one router defined: (edition, name) → site → row. A cache within a bound: the router
+/// is told what is there, and gives again what was forgotten.
 #[derive(Debug)]
 pub(crate) struct Definitions {
+    /// Rows by the module's edition and the row's name.
     rows: DashMap<(Generation, String), SiteRows>,
     /// Counts calls of the router; orders entries by their last use.
     calls: AtomicU64,
     /// Counts changes of rows.
     changes: AtomicU64,
+    /// The bound on all rows, in bytes.
     most_bytes: usize,
 }
 
@@ -39,13 +42,16 @@ impl Default for Definitions {
 /// One name's rows of one module.
 #[derive(Debug, Default)]
 struct SiteRows {
+    /// The rows, `[inputs]` each, by site number.
     by_site: BTreeMap<u32, Arc<[f32]>>,
+    /// Bytes of the rows and of their name, once per row.
     bytes: usize,
+    /// The call of the router at which they were last defined or read.
     last_used: AtomicU64,
 }
 
 impl Definitions {
-    /// Rows of at most so many bytes.
+    /// No rows yet, and room for so many bytes.
     pub(crate) fn bounded(most_bytes: usize) -> Self {
         let (calls, changes) = (AtomicU64::new(0), AtomicU64::new(0));
         Self { rows: DashMap::new(), calls, changes, most_bytes }
@@ -56,13 +62,19 @@ impl Definitions {
         self.changes.load(Relaxed)
     }
 
+    /// A row of an edition at a site; `None` where the router has not defined it, or it was
+    /// forgotten. Counts as use.
     pub(crate) fn row(&self, edition: Generation, name: &str, site: usize) -> Option<Arc<[f32]>> {
         let rows = self.rows.get(&(edition, name.to_owned()))?;
         rows.last_used.store(self.calls.load(Relaxed), Relaxed);
         rows.by_site.get(&(site as u32)).cloned()
     }
 
-    /// Keeps what a call defined; forgets what was not used for long where it is too much.
+    /// Stores the rows that a call defined. Where all are too much, those that were not used for
+    /// [`RECENT_CALLS`] calls make room, the longest unused first.
+    ///
+    /// # Errors
+    /// If the rows in use are over the bound by themselves; those of this call are dropped then.
     pub(crate) fn store(&self, view: &View, definitions: Vec<Definition>) -> Result<(), Fault> {
         let call = self.calls.fetch_add(1, Relaxed) + 1;
         if definitions.is_empty() {
@@ -96,7 +108,7 @@ impl Definitions {
         if bytes <= self.most_bytes {
             return Ok(());
         }
-        // What this call brought is too much beside what is in use.
+        // The rows of this call are too much, with those that are in use.
         self.rows.retain(|_, rows| rows.last_used.load(Relaxed) < call);
         Err(Fault::Failed(format!(
             "its rows in use take {bytes} bytes, and `definition_mib` allows {}",
@@ -104,10 +116,13 @@ impl Definitions {
         )))
     }
 
+    /// Forgets the rows of all other editions.
     pub(crate) fn retain(&self, keep: impl Fn(Generation) -> bool) {
         self.rows.retain(|(edition, _), _| keep(*edition));
     }
 
+    /// True where a module has rows of this name at every site where routers decide about it.
+    /// Counts as use.
     fn covers(&self, module: &Module, name: &str) -> bool {
         let rows = self.rows.get(&(module.edition(), name.to_owned()));
         rows.is_some_and(|rows| {
@@ -131,7 +146,8 @@ pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
             outputs: outputs as u32,
         }
     };
-    // A sparse layer has no gate projection; its site stands for the mixture, which modules' experts stand beside.
+    // A sparse layer has no gate projection; its site stands for the mixture, which modules'
+    // experts are added to.
     let listed = |at: Site| match config.has_site(at) {
         true => Some(site(at)),
         false => (at.projection == Projection::Gate).then(|| SiteInfo {
@@ -150,30 +166,35 @@ pub(crate) fn model_info(model: &Decoder) -> ModelInfo {
     }
 }
 
-/// One snapshot for one router.
+/// One snapshot for one router. Indices of modules are those of the snapshot.
 #[derive(Debug)]
 pub(crate) struct View {
     model: Arc<ModelInfo>,
+    /// Cards and sites of the modules.
     listing: Listing,
+    /// The modules, by index; their weights come into memory only for a look at them.
     leases: Vec<Arc<Module>>,
     library: Arc<Library>,
+    /// The rows that this router has defined.
     definitions: Arc<Definitions>,
 }
 
-/// What routers are told of the modules, by index.
+/// The modules as routers are told of them, by index.
 #[derive(Clone, Debug)]
 struct Listing {
+    /// Names, kinds, tags and metadata.
     modules: Arc<[ModuleInfo]>,
-    /// Where each of them acts.
+    /// Sites of each module at which routers decide about it, ascending.
     sites: Arc<[Vec<ModuleSite>]>,
 }
 
-/// Makes views; what routers are told of the modules is written down once per library version.
+/// The maker of views. Listings are made once per library version and shared by all routers.
 #[derive(Debug)]
 pub(crate) struct Views {
     model: Arc<ModelInfo>,
-    /// Where weights are leased.
+    /// The pool from which weights are taken for a look.
     library: Arc<Library>,
+    /// The last listing, with its library version.
     last: Mutex<(Option<u64>, Listing)>,
 }
 
@@ -187,11 +208,12 @@ impl Views {
         &self.model
     }
 
-    /// What routers are told of the modules.
+    /// The modules of a snapshot as routers are told of them.
     pub(crate) fn modules(&self, snapshot: &Snapshot) -> Arc<[ModuleInfo]> {
         self.listing(snapshot).modules
     }
 
+    /// The listing of a snapshot, made anew where the last one is of another version.
     fn listing(&self, snapshot: &Snapshot) -> Listing {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != Some(snapshot.version()) {
@@ -215,6 +237,7 @@ impl Views {
     }
 }
 
+/// A module as routers are told of it.
 fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
     ModuleInfo {
         index: index as u32,
@@ -226,7 +249,8 @@ fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
     }
 }
 
-/// Where routers decide about a module: its low-rank products, and the feed-forwards of its own.
+/// Sites at which routers decide about a module: its low-rank products, and the feed-forwards of
+/// its own, at the gate projection with rank and scale 0.
 fn decided_at(module: &Module) -> impl Iterator<Item = ModuleSite> {
     let low_rank = module.shape().low_rank_sites().map(|shape| ModuleSite {
         site: shape.site.index() as u32,
@@ -248,7 +272,10 @@ fn sites(module: &Module) -> Vec<ModuleSite> {
 }
 
 impl View {
-    /// Hands the low-rank product of a module at a site to `read`; the weights come into memory for it.
+    /// Hands the low-rank product of a module at a site to `read`; the weights come into memory for
+    /// it, and this waits for room.
+    ///
+    /// The reason is given for an unknown module, or one without such a product there.
     fn lora<T>(
         &self,
         module: u32,
@@ -334,7 +361,8 @@ impl LibraryView for View {
     }
 }
 
-/// What an expert policy says of a layer, at the site of its gate projection.
+/// A value of an expert policy for a layer, at the site of the layer's gate projection. Numbers of
+/// experts come as `f32`.
 fn policy_values(module: &Module, site: Site, name: &str) -> Option<Vec<f32>> {
     let mut policies = module.shape().policy.iter();
     let policy = policies.find(|policy| policy.layer as usize == site.layer)?;

@@ -1,4 +1,4 @@
-//! A bounded sample of the rows that a router decided in `route`, kept to make fixtures of.
+//! A bounded sample of the rows that a router decided in `route`, recorded to make fixtures of.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,10 +6,10 @@ use std::sync::{Mutex, PoisonError};
 
 use polyskill_sdk::{Batch, Decision, Parameters};
 
-/// A row is taken of every so many calls. Prime, so that it falls on other sites in every step, whose
-/// calls are a multiple of the layers.
+/// A row is taken of every so many calls. Prime, so that it falls on other sites in every step,
+/// whose calls are a multiple of the layers.
 const CALLS_PER_ROW: u64 = 97;
-/// What the rows of one router take at most.
+/// Most bytes of one router's recorded rows.
 const MOST_BYTES: usize = 16 << 20;
 
 /// One row as `route` got it, and what it decided.
@@ -21,20 +21,21 @@ pub struct RoutedRow {
     pub candidates: Vec<u32>,
     /// Numbers, or −∞ where the program had dropped the candidate before.
     pub scores: Vec<f32>,
-    /// What the plan handed over.
+    /// The arguments of the plan's `route`.
     pub arguments: Vec<f32>,
     /// Columns and weights, in ascending order of the columns.
     pub picks: Vec<(u32, f32)>,
 }
 
 impl RoutedRow {
+    /// Bytes in memory, about.
     fn bytes(&self) -> usize {
         let words = self.candidates.len() + self.scores.len() + self.arguments.len();
         size_of::<Self>() + 4 * words + 8 * self.picks.len()
     }
 }
 
-/// The kept rows of one version of a router.
+/// The recorded rows of one version of a router.
 #[derive(Clone, Debug)]
 pub struct RoutedRows {
     /// The router's name.
@@ -47,14 +48,19 @@ pub struct RoutedRows {
     pub rows: Vec<RoutedRow>,
 }
 
-/// The last rows of a sample, as many as the operator wants.
+/// The last rows of a sample, as many as the operator wants. The sample is by calls, so its cost
+/// per call is a counter.
 #[derive(Debug)]
 pub(crate) struct RowSample {
+    /// Most rows; 0 records none.
     most: usize,
+    /// Calls without hidden states so far.
     calls: AtomicU64,
+    /// The recorded rows.
     kept: Mutex<Kept>,
 }
 
+/// Recorded rows, and their size.
 #[derive(Debug, Default)]
 struct Kept {
     rows: VecDeque<RoutedRow>,
@@ -66,8 +72,8 @@ impl RowSample {
         Self { most, calls: AtomicU64::new(0), kept: Mutex::default() }
     }
 
-    /// Keeps a row of some calls; never waits, as this runs between two tokens of everybody. Hidden states
-    /// are not kept, and neither are rows that nobody could use.
+    /// Records a row of some calls; never waits, as this runs between two tokens of everybody.
+    /// Calls with hidden states are not recorded, and neither are rows that nobody could use.
     pub(crate) fn offer(&self, batch: &Batch<'_>, decision: &Decision) {
         if self.most == 0 || batch.num_rows == 0 || !batch.hidden.is_empty() {
             return;
@@ -87,13 +93,15 @@ impl RowSample {
         }
     }
 
-    /// The kept rows, oldest first.
+    /// The recorded rows, oldest first.
     pub(crate) fn rows(&self) -> Vec<RoutedRow> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.rows.iter().cloned().collect()
     }
 }
 
+/// The row at an index with its checked picks; `None` where the answer is not usable or a score is
+/// not a number.
 fn row(batch: &Batch<'_>, decision: &Decision, at: usize) -> Option<RoutedRow> {
     let scores = batch.scores_of(at);
     let usable = |score: &f32| score.is_finite() || *score == f32::NEG_INFINITY;

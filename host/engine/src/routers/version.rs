@@ -1,4 +1,5 @@
-//! One version of one router: its planning instance, the instance that decides rows, and what it defined.
+//! One version of one router: its planning instance, the instance that decides rows, and the rows
+//! that it defined.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -17,27 +18,27 @@ use crate::routers::row_log::{RoutedRows, RowSample};
 /// Rows of a step for which [`RouterSettings::step_time`] is meant.
 pub const ROWS_PER_STEP_TIME: usize = 32;
 
-/// What the operator says about a router.
+/// The operator's settings for a router.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouterSettings {
     /// Configured parameters, under a request's own.
     pub parameters: Parameters,
-    /// Whether its programs may hand hidden states to `route`.
+    /// True where its programs may hand hidden states to `route`.
     pub hidden: bool,
-    /// Bytes of rows that are kept of what it defines.
+    /// Bytes of the rows that it may define; no bound without it.
     pub defined_bytes: Option<usize>,
-    /// Time of all calls of `route` in a step of up to [`ROWS_PER_STEP_TIME`] rows, more in proportion; no
-    /// bound without it.
+    /// Time of all calls of `route` in a step of up to [`ROWS_PER_STEP_TIME`] rows, more in
+    /// proportion; no bound without it.
     pub step_time: Option<Duration>,
-    /// Rows of `route` that are kept to be recorded; none by default.
+    /// Rows of `route` that are recorded, the last ones of a sample; none by default.
     pub keep_rows: usize,
-    /// What happens when it fails.
+    /// The policy on its faults.
     pub faults: FaultPolicy,
-    /// Which modules it is offered.
+    /// The kinds of modules that it is offered.
     pub offered: Offered,
 }
 
-/// Which modules a router is offered as candidates.
+/// The kinds of modules that a router is offered as candidates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Offered {
     /// Plain low-rank products at linears.
@@ -58,49 +59,61 @@ pub struct RouterInfo {
     pub digest: String,
     /// The router's own name and version.
     pub descriptor: String,
-    /// Whether it is asked.
+    /// The standing now: only a router that serves is asked.
     pub standing: Standing,
-    /// How often it was quarantined, as far as that is not forgiven.
+    /// Quarantines, as far as they are not forgiven.
     pub quarantines: u32,
-    /// Plans made.
+    /// Plans that it was asked for, failed ones included.
     pub plans: u64,
     /// Calls that trapped or gave an unusable answer.
     pub faults: u64,
-    /// The last fault.
+    /// The reason of the last fault.
     pub last_fault: Option<String>,
     /// Rows whose picks were not usable.
     pub invalid_rows: u64,
-    /// What was wrong with the last such row.
+    /// The reason of the last such row.
     pub last_invalid: Option<String>,
     /// Times that it left the decision to others.
     pub abstentions: u64,
-    /// Calls of `route`, rows in them, and time.
+    /// Calls of `route`.
     pub route_calls: u64,
-    /// Rows that `route` was asked about.
+    /// Rows in these calls.
     pub route_rows: u64,
-    /// Time spent in `route`.
+    /// Time spent in these calls, in nanoseconds.
     pub route_nanoseconds: u64,
     /// Digests of versions that can be rolled back to, the last one first.
     pub previous: Vec<String>,
 }
 
+/// One version of a router: code, settings and all state that belongs to them.
+///
+/// It has two instances. One plans, under a lock that callers wait for. The other decides rows on
+/// the engine thread, which never waits for it.
 pub(crate) struct RouterVersion {
+    /// Name in the configuration.
     pub(crate) name: String,
+    /// Digest of its code.
     pub(crate) digest: String,
     pub(crate) settings: RouterSettings,
+    /// The rows that programs multiply with.
     pub(crate) definitions: Arc<Definitions>,
     pub(crate) health: Health,
+    /// The router's own name and version.
     descriptor: String,
+    /// True if it says so of itself; see [`RouterVersion::is_causal`].
     causal: bool,
     library: Arc<Library>,
     views: Arc<Views>,
+    /// The planning instance; held for a whole call of the plugin.
     state: Mutex<Planning>,
-    /// Used by the engine thread alone, once it is made.
+    /// The instance that decides rows, once a plan needs one. Used by the engine thread alone.
     stepper: Mutex<Option<Box<dyn Stepper>>>,
-    /// Whether there is one, so that whoever plans need not take its lock: while it is held elsewhere,
-    /// rows fall back.
+    /// True where there is one, so that a planning caller need not take its lock: while it is held
+    /// elsewhere, rows fall back.
     has_stepper: AtomicBool,
+    /// True while a thread makes a new instance after a trap.
     remaking: AtomicBool,
+    /// The recorded rows of `route`.
     rows: RowSample,
 }
 
@@ -110,25 +123,34 @@ impl std::fmt::Debug for RouterVersion {
     }
 }
 
+/// The planning instance, and the library as it was last told.
 struct Planning {
     router: Box<dyn LoadedRouter>,
     /// The library version that the router was last told about.
     version: Option<u64>,
+    /// The modules of that version.
     known: Vec<Known>,
 }
 
+/// A module that the router knows: the edition tells whether it changed, the generation names it to
+/// the router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     edition: Generation,
     generation: Generation,
 }
 
+/// Locks a mutex; one that a panic poisoned is used as it is.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl RouterVersion {
-    /// A router that has seen the library once.
+    /// A router that has seen the library once. May take long: the router derives its rows from all
+    /// modules here.
+    ///
+    /// # Errors
+    /// If the router cannot work with the library.
     pub(crate) fn new(
         name: &str,
         digest: String,
@@ -160,11 +182,13 @@ impl RouterVersion {
         Ok(slot)
     }
 
-    /// Whether it says that a token's choice depends on the tokens before it alone.
+    /// True where it says that a token's choice depends on the tokens before it alone: then keys
+    /// and values of its requests may be shared.
     pub(crate) fn is_causal(&self) -> bool {
         self.causal
     }
 
+    /// A report; `previous` are the digests of earlier versions.
     pub(crate) fn info(&self, previous: Vec<String>) -> RouterInfo {
         RouterInfo {
             name: self.name.clone(),
@@ -185,7 +209,7 @@ impl RouterVersion {
         }
     }
 
-    /// The rows that are kept of what it decided.
+    /// The recorded rows of its decisions, for fixtures.
     pub(crate) fn recorded_rows(&self) -> RoutedRows {
         RoutedRows {
             router: self.name.clone(),
@@ -200,6 +224,8 @@ impl RouterVersion {
         self.synced(&self.library.snapshot(), &mut lock(&self.state)).map(drop)
     }
 
+    /// The view of a snapshot, after the router was told of modules that came or went since its
+    /// last call. Rows of editions that went are forgotten.
     fn synced(&self, snapshot: &Snapshot, state: &mut Planning) -> Result<Arc<View>, Fault> {
         let view = Arc::new(self.views.view(snapshot, Arc::clone(&self.definitions)));
         if state.version == Some(snapshot.version()) {
@@ -225,7 +251,7 @@ impl RouterVersion {
         };
         let library: Arc<dyn LibraryView> = view.clone();
         let definitions = state.router.library_changed(&library, &change)?;
-        // What went makes room for what came.
+        // Rows of modules that went make room for those of modules that came.
         self.definitions.retain(|edition| known.iter().any(|module| module.edition == edition));
         self.definitions.store(&view, definitions)?;
         state.version = Some(snapshot.version());
@@ -233,7 +259,11 @@ impl RouterVersion {
         Ok(view)
     }
 
-    /// Plans a request, whose parameters go over the configured ones.
+    /// Plans a request, whose parameters go over the configured ones. Waits while it plans for
+    /// another request.
+    ///
+    /// A router that cannot follow the library is quarantined by this call; other faults are the
+    /// caller's to count.
     pub(crate) fn plan(&self, snapshot: &Snapshot, request: Request) -> Result<Plan, Fault> {
         let request = self.with_settings(request);
         self.health.plans.fetch_add(1, Relaxed);
@@ -247,7 +277,8 @@ impl RouterVersion {
         Ok(plan)
     }
 
-    /// Plans a request's experts, whose parameters go over the configured ones.
+    /// Plans a request's experts, whose parameters go over the configured ones. The caller counts
+    /// all faults.
     pub(crate) fn plan_experts(
         &self,
         snapshot: &Snapshot,
@@ -270,23 +301,24 @@ impl RouterVersion {
         request
     }
 
-    /// Counts a fault and logs it, with what follows from it.
+    /// Counts a fault of weight one, and logs it with the standing that follows from it.
     pub(crate) fn count_fault(&self, reason: &str) {
         self.count_faults(1, reason);
     }
 
-    /// A router that cannot follow the library is taken out at once: every request would wait for its next
-    /// attempt.
+    /// Counts a fault that quarantines at once: every request would wait for the next attempt of a
+    /// router that cannot follow the library.
     pub(crate) fn count_setup_fault(&self, reason: &str) {
         self.count_faults(self.settings.faults.max_faults, reason);
     }
 
-    /// Counts an answer that is not usable and may be so because of what the request said: its router is not
-    /// taken away from others for it.
+    /// Counts and logs an answer that is not usable and may be so because of the request's own
+    /// parameters or patterns: its router is not taken away from others for it.
     pub(crate) fn count_unusable(&self, reason: &str) {
         self.count_faults(0, reason);
     }
 
+    /// Counts a fault of a weight and logs it, as an error where it brings a quarantine.
     fn count_faults(&self, weight: usize, reason: &str) {
         let router = &self.name;
         if self.health.fault(weight, reason, Instant::now()) {
@@ -302,13 +334,18 @@ impl RouterVersion {
         }
     }
 
-    /// What `route` may take in a step of so many rows.
+    /// Time that all calls of `route` may take in a step of so many rows; `None` where there is no
+    /// bound.
     pub(crate) fn step_time(&self, num_rows: usize) -> Option<Duration> {
         let times = num_rows.div_ceil(ROWS_PER_STEP_TIME).max(1);
         Some(self.settings.step_time? * u32::try_from(times).unwrap_or(u32::MAX))
     }
 
-    /// Makes the instance that decides rows, unless there is one.
+    /// Makes the instance that decides rows, unless there is one. Waits for the planning instance;
+    /// never called on the engine thread.
+    ///
+    /// # Errors
+    /// If the router cannot be instantiated, or decides no rows.
     pub(crate) fn prepare_stepper(&self) -> Result<(), Fault> {
         if self.has_stepper.load(Acquire) {
             return Ok(());
@@ -326,8 +363,12 @@ impl RouterVersion {
         Ok(())
     }
 
-    /// Decides rows, on the engine thread: never waits. After a trap a fresh instance is made elsewhere,
-    /// and rows fall back until it is there.
+    /// Decides rows, on the engine thread: never waits. After a trap a fresh instance is made on
+    /// another thread, and rows fall back until it is there.
+    ///
+    /// # Errors
+    /// If it is quarantined, its instance is not there, or its call fails; faults of the call are
+    /// counted here.
     pub(crate) fn route(
         self: &Arc<Self>,
         batch: &Batch<'_>,
@@ -371,6 +412,7 @@ impl RouterVersion {
         routed
     }
 
+    /// Makes a new instance on a thread of its own, unless one is in the making.
     fn remake_stepper(self: &Arc<Self>) {
         if self.remaking.swap(true, Relaxed) {
             return;

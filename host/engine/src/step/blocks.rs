@@ -1,34 +1,44 @@
-//! KV blocks: free, in use, or kept for their content.
+//! KV blocks: free, in use, or cached for their content.
 //!
-//! A full block is known by a key that covers everything its keys and values depend on: the composition, the
-//! tokens before it, and its own. A request whose sequence begins with known blocks shares them. Blocks that
-//! nobody uses keep their content until the room is needed, the longest unused first.
+//! A full block is known by a key that covers everything its keys and values depend on: the
+//! composition, the tokens before it, and its own. A request whose sequence begins with known
+//! blocks shares them. Blocks that nobody uses stay cached until the room is needed, the longest
+//! unused first: vLLM's automatic prefix caching.
 
 use std::collections::{BTreeMap, HashMap};
 
 use polyskill_adapters::Generation;
 use polyskill_model::{BLOCK_POSITIONS, KvCache};
 
-/// All blocks of the cache.
+/// All blocks of the cache. Each is in exactly one state: in `free`, in `idle`, or used by at least
+/// one request.
 #[derive(Debug)]
 pub(crate) struct Blocks {
-    /// Blocks without content.
+    /// Blocks without content; the last one is taken first.
     free: Vec<u32>,
+    /// The state of every block, by its number.
     states: Vec<BlockState>,
+    /// The block of each key; a key is that of one block.
     known: HashMap<Generation, u32>,
-    /// Blocks with content that nobody uses, by the time since when.
+    /// Blocks with content that nobody uses, by the tick at which they became so.
     idle: BTreeMap<u64, u32>,
+    /// Ticks once for each block that becomes idle, so no two share a tick.
     clock: u64,
 }
 
+/// The users and the content of one block.
 #[derive(Clone, Debug, Default)]
 struct BlockState {
+    /// Requests that hold it.
     num_users: u32,
+    /// The key of its content; `None` while it is not full, or must not be shared.
     key: Option<Generation>,
+    /// Its tick in `idle`; of no meaning while it is used.
     idle_since: u64,
 }
 
 impl Blocks {
+    /// All blocks are free.
     pub(crate) fn new(total: usize) -> Self {
         Self {
             free: (0..total as u32).rev().collect(),
@@ -39,21 +49,27 @@ impl Blocks {
         }
     }
 
+    /// Blocks in all, used or not.
     pub(crate) fn total(&self) -> usize {
         self.states.len()
     }
 
-    /// Blocks that requests use.
+    /// Blocks that requests use; a shared one counts once.
     pub(crate) fn used(&self) -> usize {
         self.total() - self.free.len() - self.idle.len()
     }
 
-    /// The known blocks that a sequence begins with.
+    /// The known blocks that a sequence begins with, by its keys in order; the first unknown key
+    /// ends them. They are not reserved by this.
     pub(crate) fn find(&self, keys: &[Generation]) -> Vec<u32> {
         keys.iter().map_while(|key| self.known.get(key).copied()).collect()
     }
 
-    /// Blocks for `positions` positions, of which the first are `found`; or nothing.
+    /// Blocks for `positions` positions, of which the first are `found`, each with one user more.
+    /// Where the room is not there, `None`, and nothing changes.
+    ///
+    /// `found` comes from [`Blocks::find`] in the same turn: an idle block may lose its content
+    /// later.
     pub(crate) fn reserve(&mut self, positions: usize, found: &[u32]) -> Option<Vec<u32>> {
         let new = KvCache::blocks_for(positions).checked_sub(found.len())?;
         let idle_found =
@@ -77,7 +93,8 @@ impl Blocks {
         Some(blocks)
     }
 
-    /// A block without content; where there is none, the longest unused one loses its content.
+    /// A block without content; where there is none, the longest idle one loses its content and its
+    /// key.
     fn take_one(&mut self) -> Option<u32> {
         if let Some(block) = self.free.pop() {
             return Some(block);
@@ -89,7 +106,8 @@ impl Blocks {
         Some(block)
     }
 
-    /// Makes a full block known; a twin that is known already stays the one.
+    /// Makes a full block known by its key. Where another block has the key already, that one stays
+    /// the known one, and this is freed after use.
     pub(crate) fn make_known(&mut self, block: u32, key: Generation) {
         let state = &mut self.states[block as usize];
         if state.key.is_none() && !self.known.contains_key(&key) {
@@ -98,8 +116,11 @@ impl Blocks {
         }
     }
 
+    /// Takes one user from each block of a sequence. A block without users is idle where it has a
+    /// key, and free otherwise.
     pub(crate) fn release(&mut self, blocks: Vec<u32>) {
-        // The last block first: a sequence is forgotten from its end, and what is left is still a beginning.
+        // The last block first: a sequence is forgotten from its end, and what is left is still a
+        // beginning.
         for block in blocks.into_iter().rev() {
             let state = &mut self.states[block as usize];
             debug_assert!(state.num_users > 0, "a block was released twice");
@@ -118,21 +139,25 @@ impl Blocks {
     }
 }
 
-/// The keys of a sequence's full blocks: each covers the one before it.
+/// The keys of a sequence's full blocks: each covers the one before it, and so all tokens up to its
+/// end.
 #[derive(Clone, Debug)]
 pub(crate) struct BlockKeys {
+    /// The key before the first block.
     root: Generation,
+    /// The keys so far, one per full block.
     keys: Vec<Generation>,
 }
 
 impl BlockKeys {
-    /// `identity` is what answers, `salt` keeps tenants apart.
+    /// `identity` is that of the composition's keys and values, `salt` keeps tenants apart.
     pub(crate) fn new(identity: Generation, salt: &str) -> Self {
         let root = Generation::of(&[b"prefix", &identity.0, salt.as_bytes()]);
         Self { root, keys: Vec::new() }
     }
 
-    /// Keys of the full blocks within the first `positions` of the tokens.
+    /// Keys of the full blocks within the first `positions` of the tokens. Each block is hashed
+    /// once: tokens that earlier calls covered must not have changed.
     pub(crate) fn upto(&mut self, positions: usize, tokens: &[u32]) -> &[Generation] {
         let count = positions.min(tokens.len()) / BLOCK_POSITIONS;
         while self.keys.len() < count {

@@ -1,27 +1,32 @@
-//! The way to the engine thread: its bounds, its queue, and reasons for which a request is not taken.
+//! The way to the engine thread: its bounds, its queue, and reasons for which a request is not
+//! taken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Receiver, SyncSender, channel};
 use std::time::Instant;
 
-use crate::request::{Request, RequestId};
+use crate::request::{
+    Event, FinishReason, Finished, PromptLogprob, Request, RequestId, TokenEvent,
+};
 use crate::stats::Stats;
 
 /// Bounds of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Requests that may wait.
+    /// Requests that may wait; one more is refused with [`SubmitError::QueueFull`].
     pub max_waiting: usize,
-    /// Requests in execution.
+    /// Requests in execution at once.
     pub max_running: usize,
-    /// Rows per step.
+    /// Rows per step, of prompts and generated tokens; it bounds the running requests too.
     pub max_rows: usize,
-    /// Rows of prompts per step while other requests decode.
+    /// Rows of prompts per step while other requests decode: smaller steps bring their next tokens
+    /// sooner, and prompts take longer.
     pub max_prompt_rows_while_decoding: usize,
-    /// Tokens whose keys and values the cache holds, over all requests.
+    /// Tokens whose keys and values the cache holds, over all requests. One request cannot be
+    /// longer than this.
     pub max_cached_tokens: usize,
-    /// Whether sequences with the same beginning and composition share its keys and values.
+    /// True where requests with the same beginning and composition share its keys and values.
     pub prefix_cache: bool,
 }
 
@@ -38,7 +43,7 @@ impl Default for EngineConfig {
     }
 }
 
-/// A request that is not accepted.
+/// A reason for which a request is not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SubmitError {
@@ -48,7 +53,7 @@ pub enum SubmitError {
         /// The limit.
         waiting: usize,
     },
-    /// The prompt and the tokens to generate do not fit the context.
+    /// The prompt and the tokens to generate do not fit the context, or the cache.
     #[error(
         "the prompt has {prompt} tokens and up to {max_tokens} are to be generated, but the context holds {limit}"
     )]
@@ -78,8 +83,11 @@ pub enum SubmitError {
 
 /// A message to the engine thread.
 pub(super) enum Command {
+    /// A request for the end of the queue.
     Submit(Box<Waiting>),
+    /// The end of a request, wherever it is.
     Cancel(RequestId),
+    /// The end of the thread, once nothing runs or waits.
     Drain,
 }
 
@@ -87,22 +95,48 @@ pub(super) enum Command {
 pub(super) struct Waiting {
     pub(super) id: RequestId,
     pub(super) request: Request,
+    /// The moment of submission, from which times are reported.
     pub(super) submitted: Instant,
 }
 
-/// The way to the engine; cheap to clone.
+impl Waiting {
+    /// Ends a request that never ran.
+    pub(super) fn end(mut self, reason: FinishReason) {
+        let finished = Finished {
+            reason,
+            prompt_tokens: self.request.prompt.len(),
+            cached_tokens: 0,
+            completion_tokens: 0,
+            module_share: Vec::new(),
+            agreement: None,
+            fallback_rows: 0,
+            time_to_first_token: None,
+            queue_time: self.submitted.elapsed(),
+        };
+        (self.request.sink)(Event::Finished(finished));
+    }
+}
+
+/// The way to the engine; cheap to clone, and usable from any thread.
 #[derive(Clone, Debug)]
 pub struct Handle {
+    /// The queue of commands, bounded: it takes more of them than requests may wait, so there is
+    /// room for cancellations.
     pub(super) commands: SyncSender<Command>,
+    /// The engine's counters.
     pub(super) stats: Arc<Stats>,
+    /// The next request's number, over all clones.
     pub(super) next_id: Arc<AtomicU64>,
+    /// The bounds that submission checks.
     pub(super) config: EngineConfig,
+    /// The smaller of the base's context and the cache.
     pub(super) max_tokens: usize,
+    /// Prompt tokens are below this.
     pub(super) vocab_size: usize,
 }
 
 impl Handle {
-    /// Queues a request.
+    /// Queues a request; never waits. Its events come on the engine thread.
     ///
     /// # Errors
     /// If it cannot be served; its sink then hears nothing.
@@ -135,7 +169,20 @@ impl Handle {
         Ok(id)
     }
 
-    /// Ends a request with [`FinishReason::Cancelled`]; a request that has ended is left alone.
+    /// Runs a request whose events are read by the caller; its sink is replaced.
+    ///
+    /// # Errors
+    /// If it cannot be served.
+    pub fn run(&self, request: Request) -> Result<Events, SubmitError> {
+        let (sender, events) = channel();
+        let sink = Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into());
+        self.submit(Request { sink, ..request })?;
+        Ok(Events { events })
+    }
+
+    /// Ends a request with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled), at the next
+    /// turn; a request that has ended is left alone. Where the engine's queue is full, this does
+    /// nothing.
     pub fn cancel(&self, id: RequestId) {
         // A full queue means that the engine is busy; the sink's answer cancels as well.
         let _ = self.commands.try_send(Command::Cancel(id));
@@ -146,8 +193,55 @@ impl Handle {
         &self.stats
     }
 
-    /// Tokens that a prompt and its continuation may have together.
+    /// Tokens that a prompt, the positions that modules put before it, and its continuation may
+    /// have together.
     pub fn max_tokens(&self) -> usize {
         self.max_tokens
+    }
+}
+
+/// The events of a request, in their order, until its end. Dropping them cancels the request.
+#[derive(Debug)]
+pub struct Events {
+    events: Receiver<(Instant, Event)>,
+}
+
+impl Iterator for Events {
+    type Item = Event;
+
+    /// Waits for the next event; `None` behind [`Event::Finished`], and where the engine has ended.
+    fn next(&mut self) -> Option<Event> {
+        self.events.recv().ok().map(|(_, event)| event)
+    }
+}
+
+/// All that came of a request.
+#[derive(Clone, Debug)]
+pub struct Completed {
+    /// Log-probabilities of the prompt's tokens, where they were asked for.
+    pub prompt: Vec<PromptLogprob>,
+    /// The generated tokens.
+    pub tokens: Vec<TokenEvent>,
+    /// The end.
+    pub finished: Finished,
+}
+
+impl Events {
+    /// The events with the times at which the engine gave them, however late they are read.
+    pub fn timed(self) -> impl Iterator<Item = (Instant, Event)> {
+        self.events.into_iter()
+    }
+
+    /// Waits for the end; `None` where the engine ended before the request did.
+    pub fn wait(self) -> Option<Completed> {
+        let (mut prompt, mut tokens) = (Vec::new(), Vec::new());
+        for event in self {
+            match event {
+                Event::Prompt(scored) => prompt = scored,
+                Event::Token(token) => tokens.push(token),
+                Event::Finished(finished) => return Some(Completed { prompt, tokens, finished }),
+            }
+        }
+        None
     }
 }

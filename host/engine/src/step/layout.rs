@@ -5,22 +5,26 @@ use std::ops::Range;
 use super::sequence::Sequence;
 use crate::hooks::RowSpan;
 
-/// The flat rows of a step, those of each sequence behind one another.
+/// The flat rows of a step, those of each sequence behind one another, in the order of `running`.
 pub(super) struct Layout {
+    /// Token of each row.
     pub(super) tokens: Vec<u32>,
+    /// Position of each row in its sequence, placeholders included.
     pub(super) positions: Vec<u32>,
-    /// The sequence of each row.
+    /// The sequence of each row, by its place in `running`.
     pub(super) sequences: Vec<u32>,
     /// Rows whose logits are computed, ascending.
     pub(super) logit_rows: Vec<u32>,
-    /// The same by sequence, as positions: where each sequence reads its logits.
+    /// The same by sequence, as positions: each sequence reads its logits there. Empty ranges where
+    /// none are computed.
     pub(super) logit_positions: Vec<Range<usize>>,
-    /// Sequences that have rows.
+    /// Sequences that have rows, for the hooks; those without are left out.
     pub(super) spans: Vec<RowSpan>,
 }
 
 impl Layout {
-    /// Rows for the positions that were planned of each sequence.
+    /// Rows for the positions that were planned of each sequence; `planned` has a range for every
+    /// one.
     pub(super) fn new(sequences: &[Sequence], planned: &[Range<usize>]) -> Self {
         let mut layout = Self {
             tokens: Vec::new(),

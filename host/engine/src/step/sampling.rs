@@ -1,4 +1,4 @@
-//! From logits to a token.
+//! Sampling: penalties and cuts on a row of logits, and the draw of a token.
 
 use std::collections::BTreeMap;
 
@@ -7,22 +7,27 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::request::{Logprob, SamplingParams};
 
-/// Candidates looked at first when the vocabulary must be cut; doubled until the mass suffices.
+/// Candidates looked at first when the vocabulary must be cut; four times as many until the mass
+/// suffices.
 const FIRST_CANDIDATES: usize = 256;
 
 /// The random stream and the token counts of one request.
 #[derive(Debug)]
 pub(crate) struct Sampler {
+    /// The request's parameters.
     params: SamplingParams,
+    /// The stream, seeded by the request: other requests of a step do not move it.
     random: ChaCha8Rng,
-    /// Tokens of the prompt, for the repetition penalty.
+    /// Counts of the prompt's tokens, for the repetition penalty; empty without one.
     prompt: BTreeMap<u32, u32>,
+    /// Counts of generated tokens.
     output: BTreeMap<u32, u32>,
-    /// The output in its order, where bad words are to be found in it.
+    /// The output in its order, in which bad words are looked for; empty without any.
     history: Vec<u32>,
 }
 
 impl Sampler {
+    /// The state before the first token; `prompt` is without placeholders.
     pub(crate) fn new(params: SamplingParams, prompt: &[u32]) -> Self {
         let mut counts = BTreeMap::new();
         if params.repetition_penalty != 1.0 {
@@ -32,7 +37,8 @@ impl Sampler {
         Self { params, random, prompt: counts, output: BTreeMap::new(), history: Vec::new() }
     }
 
-    /// Chooses a token; changes `logits`.
+    /// Chooses a token from the logits, `[vocab_size]`, which it changes, and counts it as output.
+    /// The log-probability is that before any change.
     pub(crate) fn sample(&mut self, logits: &mut [f32]) -> (u32, Option<Logprob>) {
         let logprobs = self.params.logprobs.map(|top| Logprobs::new(logits, top));
         self.adjust(logits);
@@ -44,7 +50,8 @@ impl Sampler {
         (token, logprobs.map(|logprobs| logprobs.of(token)))
     }
 
-    /// Bias, penalties, and tokens that may not come.
+    /// Changes the logits: allowed tokens, bias, penalties, bad words, and stop tokens that come
+    /// too early, in this order.
     fn adjust(&self, logits: &mut [f32]) {
         let params = &self.params;
         if !params.allowed_tokens.is_empty() {
@@ -84,7 +91,8 @@ impl Sampler {
         }
     }
 
-    /// Draws from softmax(logits / temperature) cut by top-k, min-p and top-p, in this order.
+    /// Draws from softmax(logits / temperature) cut by top-k, min-p and top-p, in this order. Every
+    /// token takes one random number, whatever the cuts.
     fn draw(&mut self, logits: &mut [f32]) -> u32 {
         let params = &self.params;
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -104,7 +112,11 @@ impl Sampler {
         pick(point, kept.into_iter().chain(last)).unwrap_or_else(|| argmax(logits))
     }
 
-    /// The tokens that survive the cuts, most likely first, with their weights.
+    /// The tokens that survive the cuts, most likely first, with their weights: `weight` is
+    /// exp((logit − max) / T), so the most likely token has 1.
+    ///
+    /// The largest logits are selected and sorted alone, more of them while the cuts are not met.
+    /// Top-p counts the mass of what top-k and min-p leave.
     fn cut(&self, logits: &[f32], weight: impl Fn(f32) -> f32) -> Vec<(u32, f32)> {
         let params = &self.params;
         let total: f32 = logits.iter().map(|&logit| weight(logit)).sum();
@@ -141,7 +153,8 @@ impl Sampler {
     }
 }
 
-/// The `count` largest logits, best first; the lower token first on ties.
+/// The `count` largest logits, best first; the lower token first on ties. Linear in the vocabulary,
+/// plus a sort of those.
 fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let order = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
     let mut all: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
@@ -153,6 +166,8 @@ fn best(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     all
 }
 
+/// The token at which the running sum of weights exceeds `point`, or the last one with a weight
+/// where rounding leaves the sum below. `None` where no weight is above 0.
 fn pick(point: f32, weights: impl Iterator<Item = (u32, f32)>) -> Option<u32> {
     let mut sum = 0.0;
     let mut last = None;
@@ -168,6 +183,7 @@ fn pick(point: f32, weights: impl Iterator<Item = (u32, f32)>) -> Option<u32> {
     last
 }
 
+/// The token with the largest logit, the lowest one on ties.
 fn argmax(logits: &[f32]) -> u32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter().position(|&logit| logit == max).unwrap_or(0) as u32
@@ -175,13 +191,17 @@ fn argmax(logits: &[f32]) -> u32 {
 
 /// Log-probabilities of one row of logits.
 pub(crate) struct Logprobs<'a> {
+    /// The logits, before sampling changed them.
     logits: std::borrow::Cow<'a, [f32]>,
+    /// ln Σ exp(logit), which turns logits into log-probabilities.
     normaliser: f32,
+    /// The most likely tokens with their log-probabilities, best first.
     top: Vec<(u32, f32)>,
 }
 
 impl Logprobs<'static> {
-    /// Keeps a copy, as sampling changes the logits.
+    /// The log-softmax of a row, with its `top` most likely tokens. A copy is made, as sampling
+    /// changes the logits.
     pub(crate) fn new(logits: &[f32], top: usize) -> Self {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).sum();
@@ -190,6 +210,8 @@ impl Logprobs<'static> {
         Self { logits: logits.to_vec().into(), normaliser, top }
     }
 
+    /// The log-probability of a token, and its rank from 1. The rank costs a pass over the
+    /// vocabulary.
     pub(crate) fn of(self, token: u32) -> Logprob {
         let logit = self.logits[token as usize];
         let rank = self.logits.iter().filter(|&&other| other >= logit).count();

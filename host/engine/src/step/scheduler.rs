@@ -1,23 +1,23 @@
-//! Which rows go into the next step.
+//! The rows of the next step.
 //!
-//! Every running request that decodes gets its row; what is left of the budget is shared by the prompts,
-//! in chunks. KV blocks for a request's whole length are reserved at admission, so a running
-//! request never waits for memory and nothing is preempted.
+//! Every running request that decodes gets its row; what is left of the budget is shared by the
+//! prompts, in chunks. KV blocks for a request's whole length are reserved at admission, so a
+//! running request never waits for memory and nothing is preempted.
 
 use std::ops::Range;
 
-/// How far a running sequence is.
+/// The progress of a running sequence.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
     /// Positions whose keys and values are stored.
     pub(crate) computed: usize,
     /// Tokens known so far: the prompt and what was generated.
     pub(crate) known: usize,
-    /// Whether the prompt is done.
+    /// True once the whole prompt is computed; then one position is left to compute.
     pub(crate) decoding: bool,
 }
 
-/// Rows per step.
+/// The most rows of a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Budget {
     /// Rows of any kind.
@@ -26,15 +26,17 @@ pub(crate) struct Budget {
     pub(crate) prompt_rows_while_decoding: usize,
 }
 
-/// The positions of each running sequence that the next step computes, in the order of `running`.
+/// The positions of each running sequence that the next step computes, in the order of `running`. A
+/// prompt's range may be empty where the budget is spent; more decoding sequences than `rows` would
+/// break it.
 pub(crate) fn plan(running: &[Progress], budget: Budget) -> Vec<Range<usize>> {
     let decoding = running.iter().filter(|progress| progress.decoding).count();
     let mut prompt_rows = budget.rows.saturating_sub(decoding);
     if decoding > 0 {
         prompt_rows = prompt_rows.min(budget.prompt_rows_while_decoding);
     }
-    // Short prompts first, each with at most an equal share of what is left: a long prompt does not hold
-    // up a short one that arrives after it, and every prompt advances in every step.
+    // Short prompts first, each with at most an equal share of what is left: a long prompt does not
+    // hold up a short one that arrives after it, and every prompt advances in every step.
     let mut prompts: Vec<usize> = (0..running.len()).filter(|&i| !running[i].decoding).collect();
     prompts.sort_by_key(|&index| running[index].known - running[index].computed);
     let mut rows = vec![0; running.len()];

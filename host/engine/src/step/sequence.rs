@@ -1,4 +1,4 @@
-//! A request in execution: its tokens, its blocks, and what a step makes of it.
+//! A request in execution: its tokens, its blocks, and the tokens that steps add to it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,52 +24,68 @@ pub(super) struct Sequence {
     shadow: Option<Arc<Shadow>>,
     /// Decisions that the shadow made alike, so far.
     pub(super) agreement: Agreement,
+    /// The modules and the router, pinned until the request ends.
     pub(super) composition: Arc<Composition>,
+    /// The part of the routing that is given out.
     trace: TraceLevel,
+    /// Hears of tokens and the end.
     pub(super) sink: EventSink,
     sampler: Sampler,
     stop_tokens: Vec<u32>,
     min_tokens: usize,
     max_tokens: usize,
+    /// Alternatives per prompt token; `None` where the prompt is not scored.
     prompt_logprobs: Option<usize>,
+    /// Scores of the prompt's tokens so far, from the second on.
     scored: Vec<PromptLogprob>,
-    /// Tokens by position: placeholders for what modules put before the sequence, the prompt, and the
-    /// generated tokens.
+    /// Tokens by position: placeholders for what modules put before the sequence, the prompt, and
+    /// the generated tokens.
     pub(super) tokens: Vec<u32>,
     /// Number of placeholders.
     start_len: usize,
     /// Number of placeholders and of the prompt's tokens.
     prompt_len: usize,
-    /// Length of the prompt, placeholders included, before the answer that is scored as part of it.
+    /// Placeholders and tokens of the prompt, without the answer that is scored as part of it.
     asked_len: usize,
     /// Positions whose keys and values are stored.
     computed: usize,
     /// Tokens of the prompt that were stored already at admission.
     cached_tokens: usize,
+    /// Blocks for the whole length that the sequence may reach, in order.
     pub(super) blocks: Vec<u32>,
-    /// Names of the full blocks; `None` where they must not be shared.
+    /// Keys of the full blocks; `None` where they must not be shared.
     pub(super) keys: Option<BlockKeys>,
-    /// Full blocks that are known by their names.
+    /// Full blocks that are known by their keys already, from the first.
     pub(super) num_known: usize,
+    /// The picks of generated tokens, added up.
     tally: Tally,
+    /// Rows that fell back, once per site. With any, nothing of the sequence is shared from then
+    /// on.
     fallback_rows: u64,
     submitted: Instant,
     admitted: Instant,
     first_token: Option<Instant>,
+    /// The reason for the end, from the moment it is known to the end of the turn.
     pub(super) ended: Option<FinishReason>,
 }
 
 /// The beginning of a sequence: its blocks, and the part of the prompt that is stored already.
 pub(super) struct Start {
+    /// Placeholders and the prompt.
     pub(super) tokens: Vec<u32>,
+    /// Reserved blocks; the first `num_known` hold their content already.
     pub(super) blocks: Vec<u32>,
+    /// Keys of full blocks; `None` where they must not be shared.
     pub(super) keys: Option<BlockKeys>,
     pub(super) num_known: usize,
+    /// Positions whose keys and values are stored: cached blocks, or prefixes of modules.
     pub(super) computed: usize,
+    /// Tokens of the prompt in cached blocks.
     pub(super) cached_tokens: usize,
 }
 
 impl Sequence {
+    /// A sequence that begins now, with its blocks reserved.
     pub(super) fn new(waiting: Waiting, start: Start) -> Self {
         let Waiting { id, request, submitted } = waiting;
         let Request { prompt, sampling, composition, trace, shadow, sink, .. } = request;
@@ -108,12 +124,14 @@ impl Sequence {
         }
     }
 
+    /// Its progress, for the scheduler.
     pub(super) fn progress(&self) -> Progress {
         let known = self.tokens.len();
         Progress { computed: self.computed, known, decoding: self.computed >= self.prompt_len }
     }
 
-    /// Positions whose keys and values are what the tokens and the composition say, whoever computes them.
+    /// Positions, from the first, whose keys and values follow from tokens and composition alone,
+    /// so that other requests may use them.
     pub(super) fn sharable(&self) -> usize {
         // A row that fell back ran on another composition, and so did all that follows from it.
         if self.fallback_rows > 0 {
@@ -126,7 +144,8 @@ impl Sequence {
         }
     }
 
-    /// A row ran on the base instead. Where the policy is to fail, no token of this step is given out.
+    /// Notes a row that ran on the base instead. Where the policy is to fail, the request ends, and
+    /// no token of this step is given out.
     pub(super) fn fall_back(&mut self) {
         self.fallback_rows += 1;
         if self.composition.fails_on_fault() {
@@ -139,8 +158,8 @@ impl Sequence {
         }
     }
 
-    /// Positions of a step's range whose logits are needed: all of a prompt that is scored, else the last
-    /// one of all tokens that are known, from which the next is drawn.
+    /// Positions of a step's range whose logits are needed: all of a prompt that is scored, else
+    /// the last one of all tokens that are known, from which the next is drawn.
     pub(super) fn logit_positions(&self, range: &Range<usize>) -> Range<usize> {
         let is_last = range.end == self.tokens.len() && !range.is_empty();
         match self.prompt_logprobs {
@@ -152,7 +171,8 @@ impl Sequence {
         }
     }
 
-    /// The sequence's rows of a step, for the hooks. Only the row that draws a token is recorded.
+    /// The sequence's rows of a step, for the hooks; `rows` are their numbers in the step, `range`
+    /// their positions. Only the row that draws a token is recorded.
     pub(super) fn span(&self, rows: Range<usize>, range: &Range<usize>) -> RowSpan {
         let is_recorded = self.trace != TraceLevel::None || self.shadow.is_some();
         let draws = range.end == self.tokens.len();
@@ -167,8 +187,10 @@ impl Sequence {
         }
     }
 
-    /// Takes over the results of a step for the positions in `range`; `logits` gives a row for each of
-    /// `logit_positions`.
+    /// Takes over the results of a step for the positions in `range`; `logits` gives a row for each
+    /// of `logit_positions`, which are taken from it even where the request has ended.
+    ///
+    /// A token is drawn once all known tokens are computed.
     pub(super) fn advance<'l>(
         &mut self,
         range: Range<usize>,
@@ -199,6 +221,7 @@ impl Sequence {
         }
     }
 
+    /// Sends the scores of the prompt, once it is computed and before the first token.
     fn report_prompt(&mut self) {
         if self.prompt_logprobs.is_some() && self.tokens.len() == self.prompt_len {
             let first = PromptLogprob { token: self.tokens[self.start_len], logprob: None };
@@ -207,6 +230,8 @@ impl Sequence {
         }
     }
 
+    /// Draws a token from the logits and sends it. A stop token counts only after `min_tokens`
+    /// others.
     fn emit(&mut self, logits: &mut [f32], trace: RowTrace) {
         let (token, logprob) = self.sampler.sample(logits);
         self.first_token.get_or_insert_with(Instant::now);
@@ -226,6 +251,7 @@ impl Sequence {
         }
     }
 
+    /// Sends an event; the sink's reaction may end the request.
     fn send(&mut self, event: Event) {
         match (self.sink)(event) {
             Reaction::Continue => {}
@@ -234,6 +260,7 @@ impl Sequence {
         }
     }
 
+    /// The report of the end. It takes the reason with it.
     pub(super) fn finished(&mut self) -> Finished {
         Finished {
             reason: self.ended.take().unwrap_or(FinishReason::Length),

@@ -1,8 +1,8 @@
-//! What is recorded of a request's routing.
+//! Traces: the record of a request's routing.
 
 use std::collections::BTreeMap;
 
-/// How much is recorded.
+/// The part of a request's routing that is recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TraceLevel {
     /// Nothing.
@@ -21,11 +21,12 @@ pub struct SitePicks {
     pub site: u32,
     /// Picks in the order in which they act.
     pub picks: Vec<(u32, f32)>,
-    /// Where a program decided, in full traces: the best candidates by their scores before any was chosen, best first.
+    /// The best candidates by their scores before any was chosen, best first; only in full traces,
+    /// and only where the site's own program decided.
     pub scores: Vec<(u32, f32)>,
 }
 
-/// What a sparse layer of the base did with one row.
+/// The choice of experts for one row at a sparse layer of the base.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerExperts {
     /// Layer number, from 0.
@@ -36,21 +37,26 @@ pub struct LayerExperts {
     pub experts: Vec<(u32, f32)>,
 }
 
-/// What is recorded of one row.
+/// The record of one row.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RowTrace {
+    /// Picks by site; ascending once the step is over.
     pub(crate) picks: Vec<SitePicks>,
+    /// Choices of sparse layers, in the order of the layers.
     pub(crate) experts: Vec<LayerExperts>,
 }
 
 /// Adds up a request's picks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tally {
+    /// Sum of each module's weights over all decisions.
     weights: BTreeMap<u32, f64>,
+    /// Decisions that were added: one per token and site with picks on record.
     decisions: u64,
 }
 
 impl Tally {
+    /// Adds the picks of one token.
     pub(crate) fn add(&mut self, sites: &[SitePicks]) {
         for site in sites {
             self.decisions += 1;
@@ -60,7 +66,7 @@ impl Tally {
         }
     }
 
-    /// Mean weight per decision of each module that was ever picked.
+    /// Mean weight per decision of each module that was ever picked, by ascending index.
     pub(crate) fn shares(&self) -> Vec<(u32, f64)> {
         let decisions = self.decisions.max(1) as f64;
         self.weights.iter().map(|(&module, weight)| (module, weight / decisions)).collect()

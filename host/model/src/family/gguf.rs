@@ -207,18 +207,87 @@ impl Keys<'_> {
         u32::try_from(value).ok()
     }
 
-    /// Scaling of the rotary frequencies. Divisors that come as a tensor go before the metadata's
-    /// type.
+    /// Scaling of the rotary frequencies, as in llama.cpp: a factor without a type is linear, and
+    /// divides together with the divisors that come as a tensor.
     fn scaling(&self, factors: Option<Vec<f64>>) -> Result<RopeScaling, Error> {
         let name = self.name("rope.scaling.type");
         let kind = self.header.metadata.get(&name).and_then(Value::as_str);
-        Ok(match (factors, kind) {
-            (Some(factors), _) => RopeScaling::Factors(factors),
-            (None, None | Some("none")) => RopeScaling::None,
-            (None, Some("linear")) => {
-                RopeScaling::Linear { factor: self.number("rope.scaling.factor").unwrap_or(1.0) }
+        let factor = match kind {
+            Some("none") => None,
+            // The second one is its older name.
+            None | Some("linear") => {
+                self.number("rope.scaling.factor").or_else(|| self.number("rope.scale_linear"))
             }
-            (None, Some(other)) => return Err(Error::unsupported(name, other, "none, linear")),
+            Some(other) => return Err(Error::unsupported(name, other, "none, linear")),
+        };
+        Ok(match (factors, factor) {
+            (None, None) => RopeScaling::None,
+            (None, Some(factor)) => RopeScaling::Linear { factor },
+            (Some(factors), None) => RopeScaling::Factors(factors),
+            (Some(factors), Some(factor)) => {
+                RopeScaling::Factors(factors.iter().map(|divisor| divisor * factor).collect())
+            }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::gguf::{TensorInfo, TensorType};
+
+    /// Scaling of a small llama with these settings under `rope.`.
+    fn scaling(settings: &[(&str, Value)], factors: Option<&[f64]>) -> Result<RopeScaling, String> {
+        let sizes = ["embedding_length", "feed_forward_length"].map(|key| (key, 8));
+        let counts = ["attention.head_count", "block_count"].map(|key| (key, 2));
+        let sizes = sizes.into_iter().chain(counts);
+        let sizes = sizes.map(|(key, size)| (format!("llama.{key}"), Value::Unsigned(size)));
+        let settings = settings.iter();
+        let settings = settings.map(|(key, value)| (format!("llama.rope.{key}"), value.clone()));
+        let mut metadata: BTreeMap<String, Value> = sizes.chain(settings).collect();
+        metadata.insert("general.architecture".to_owned(), Value::Text("llama".to_owned()));
+        let (shape, dtype) = (vec![32, 8], TensorType::F32);
+        let embeddings = TensorInfo { shape, dtype, start: 0, num_bytes: 1024 };
+        let tensors = BTreeMap::from([("token_embd.weight".to_owned(), embeddings)]);
+        let config = from_gguf(&Header { metadata, tensors }, factors.map(<[f64]>::to_vec));
+        config.map(|config| config.rope.scaling).map_err(|error| error.to_string())
+    }
+
+    fn kind(kind: &str) -> (&'static str, Value) {
+        ("scaling.type", Value::Text(kind.to_owned()))
+    }
+
+    fn factor(factor: f64) -> (&'static str, Value) {
+        ("scaling.factor", Value::Float(factor))
+    }
+
+    #[test]
+    fn frequencies_are_divided_as_by_llama_cpp() {
+        let linear = Ok(RopeScaling::Linear { factor: 8.0 });
+        assert_eq!(scaling(&[], None), Ok(RopeScaling::None));
+        assert_eq!(scaling(&[kind("none"), factor(8.0)], None), Ok(RopeScaling::None));
+        assert_eq!(scaling(&[kind("linear"), factor(8.0)], None), linear);
+        assert_eq!(scaling(&[kind("linear")], None), Ok(RopeScaling::None));
+        assert_eq!(scaling(&[factor(8.0)], None), linear);
+        assert_eq!(scaling(&[("scale_linear", Value::Float(8.0))], None), linear);
+        let factors = |factors: [f64; 2]| Ok(RopeScaling::Factors(factors.to_vec()));
+        assert_eq!(scaling(&[], Some(&[1.0, 3.0])), factors([1.0, 3.0]));
+        assert_eq!(scaling(&[kind("none"), factor(8.0)], Some(&[1.0, 3.0])), factors([1.0, 3.0]));
+        assert_eq!(scaling(&[factor(8.0)], Some(&[1.0, 3.0])), factors([8.0, 24.0]));
+    }
+
+    #[test]
+    fn scaling_that_cannot_be_served_is_refused() {
+        for factors in [None, Some(&[1.0, 3.0][..])] {
+            let refused = scaling(&[kind("yarn"), factor(8.0)], factors).unwrap_err();
+            assert!(refused.contains("llama.rope.scaling.type `yarn`"), "{refused}");
+            // The last two are none of the 32-bit floats in which frequencies are.
+            for bad in [0.0, -8.0, f64::NAN, f64::INFINITY, 1e-50, 1e50] {
+                let refused = scaling(&[factor(bad)], factors).unwrap_err();
+                assert!(refused.contains("rope factor"), "{bad}: {refused}");
+            }
+        }
     }
 }

@@ -355,3 +355,55 @@ impl Instance for DylibInstance {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use polyskill_sdk::flat::Instances;
+    use polyskill_sdk::runtime::LibraryView as _;
+    use polyskill_sdk::{Host, Part, RouteError, Router, SvdMethod};
+
+    use super::*;
+    use crate::flat::tests::SparseBase;
+    use crate::limits::Limits;
+
+    /// A router that compares what it sees of a [`SparseBase`] with what is there.
+    struct Looks;
+
+    impl Router for Looks {
+        fn init(host: &mut dyn Host, _: &Parameters) -> Result<Self, String> {
+            let (found, there) = (host.model(), SparseBase::new());
+            if found != *there.model() {
+                return Err(format!("found {found:?}"));
+            }
+            let a = host.tensor(0, 13, Part::LoraA)?.shape;
+            let b = host.tensor(0, 13, Part::LoraB)?.shape;
+            let vector = host.singular_vector(0, 13, SvdMethod::Exact)?.len();
+            if a != [2, 16] || b != [4, 2] || vector != 16 {
+                return Err(format!("found {a:?}, {b:?} and {vector} values"));
+            }
+            match host.singular_vector(0, 5, SvdMethod::Exact) {
+                Err(reason) if reason.contains("no site 5") => Ok(Self),
+                other => Err(format!("found {other:?} at a site that is not there")),
+            }
+        }
+
+        fn descriptor(&self) -> Descriptor {
+            Descriptor { name: "looks".to_owned(), version: "1".to_owned(), causal: true }
+        }
+
+        fn plan(&mut self, _: &mut dyn Host, _: &Request) -> Result<Plan, RouteError> {
+            Err(RouteError::Abstain)
+        }
+    }
+
+    /// Both sides of the header: the host's functions, and the SDK's calls of them.
+    #[test]
+    fn a_plugin_of_the_sdk_sees_the_sites_of_a_sparse_base() {
+        let instances = Instances::<Looks>::empty();
+        let library = Arc::new(SparseBase::new());
+        let mut state = State::new("looks".into(), library, &Limits::default());
+        let table = Table::new(&mut state);
+        let code = instances.init((&raw const table).cast());
+        assert_eq!((code, state.exchange.error.1.as_str()), (0, ""));
+    }
+}

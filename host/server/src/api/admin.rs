@@ -1,4 +1,4 @@
-//! Routers at run time, and what is loaded.
+//! Admin routes of routers, traces, plans, and the engine's state.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +16,13 @@ use super::error::ApiError;
 use crate::fixtures::{fixture, rows_fixture};
 use crate::service::Service;
 
+/// The value of a field, or 400 with the field's name.
 fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
     value.ok_or_else(|| ApiError::bad_request(format!("`{name}` is required"), Some(name)))
 }
 
+/// `GET /admin/routers`: the serving routers, and the bundles whose last load failed, with the
+/// reasons.
 pub(super) async fn routers(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     let routers: Vec<Json> = service.composer.routers().iter().map(router_json).collect();
     let failed: Vec<Json> = service
@@ -34,6 +37,8 @@ pub(super) async fn routers(State(service): State<Arc<Service>>) -> JsonReply<Js
     JsonReply(json!({"routers": routers, "not_loaded": failed}))
 }
 
+/// A router with its standing and counters, as the routes list it. `quarantine_seconds_left` is
+/// null unless it is in quarantine.
 fn router_json(router: &RouterInfo) -> Json {
     let (standing, seconds) = match router.standing {
         Standing::Serving => ("serving", None),
@@ -52,20 +57,23 @@ fn router_json(router: &RouterInfo) -> Json {
     })
 }
 
-/// What is to be done to a router: one of the three.
+/// A change of a router: a load, a roll-back or a release. `path` goes first, and the other two
+/// exclude each other.
 #[derive(Debug, Deserialize)]
 struct RouterChange {
-    /// Load the bundle at this path.
+    /// Loads the bundle at this path.
     path: Option<PathBuf>,
     /// The router to roll back or release.
     name: Option<String>,
-    /// Let the earlier version of this digest serve again.
+    /// Lets the earlier version of this digest serve again.
     roll_back: Option<String>,
-    /// End the quarantine.
+    /// Ends the quarantine, or the standing of a router that stays out.
     #[serde(default)]
     release: bool,
 }
 
+/// `POST /admin/routers`: loads, rolls back or releases a router, and answers with its new state. A
+/// roll-back and a release take effect at the next plan.
 pub(super) async fn change_router(
     State(service): State<Arc<Service>>,
     body: Body,
@@ -90,6 +98,8 @@ pub(super) async fn change_router(
     Ok(JsonReply(router))
 }
 
+/// Loads a bundle on a thread that may block. A path outside of the configured directories is
+/// refused, as code would be run from it.
 async fn load_router(service: Arc<Service>, path: PathBuf) -> Result<JsonReply<Json>, ApiError> {
     let load = move || {
         if !service.routers.allows(&path) {
@@ -106,20 +116,24 @@ async fn load_router(service: Arc<Service>, path: PathBuf) -> Result<JsonReply<J
     ))
 }
 
-/// How many traces are wanted, and in which form.
+/// The query of `/admin/traces`.
 #[derive(Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Wanted {
+    /// The number of traces, the latest ones; all that are kept by default.
     limit: usize,
     /// `lines`, JSON lines, or `otlp`.
     format: Format,
 }
 
+/// The form of traces.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Format {
+    /// One JSON object per line, as in the file of traces.
     #[default]
     Lines,
+    /// One OTLP message in its JSON encoding.
     Otlp,
 }
 
@@ -129,7 +143,7 @@ impl Default for Wanted {
     }
 }
 
-/// The traces that are kept, oldest first.
+/// `GET /admin/traces`: the traces that are kept in memory, oldest first.
 pub(super) async fn traces(
     State(service): State<Arc<Service>>,
     Query(wanted): Query<Wanted>,
@@ -143,7 +157,8 @@ pub(super) async fn traces(
     }
 }
 
-/// The plans and rows that are kept, as fixtures.
+/// `GET /admin/plans`: the plans and rows that are kept, as fixtures of the versions that serve
+/// now.
 pub(super) async fn plans(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     let plan = |planned: &PlannedRequest| json!({"router": planned.router, "digest": planned.digest, "fixture": fixture(planned)});
     // An earlier version's plans are no fixtures of the one that serves.
@@ -165,6 +180,8 @@ pub(super) async fn plans(State(service): State<Arc<Service>>) -> JsonReply<Json
                      "keep_rows": service.keep_rows, "rows": rows}))
 }
 
+/// `DELETE /admin/routers/{name}`: takes a router out. Its bundle stays on the disk, and a restart
+/// loads it again.
 pub(super) async fn remove_router(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
@@ -174,6 +191,7 @@ pub(super) async fn remove_router(
     Ok(JsonReply(json!({"name": name, "removed": true})))
 }
 
+/// 404 with the field that names what is not there.
 fn router_error(error: &RouterError) -> ApiError {
     let param = match error {
         RouterError::UnknownVersion { .. } => "roll_back",
@@ -182,6 +200,8 @@ fn router_error(error: &RouterError) -> ApiError {
     ApiError::not_found(error.to_string(), Some(param))
 }
 
+/// `GET /admin/status`: the base, and the engine's queue, cache and counters. `lacks_experts` is
+/// true where an expert policy left some of the base's experts out.
 pub(super) async fn status(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     let stats = service.engine.handle().stats().snapshot();
     let model = &service.model;

@@ -7,13 +7,14 @@ use serde_json::Value as Json;
 
 use super::error::ApiError;
 
-/// A body that is a JSON object.
+/// A body that is a JSON object. The content type is not looked at.
 #[derive(Debug)]
 pub(super) struct Body(Json);
 
 impl<S: Send + Sync> FromRequest<S> for Body {
     type Rejection = ApiError;
 
+    /// Reads the whole body, up to the configured size.
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let bytes = axum::body::Bytes::from_request(request, state)
             .await
@@ -23,10 +24,14 @@ impl<S: Send + Sync> FromRequest<S> for Body {
 }
 
 impl Body {
-    /// Reads it from bytes.
+    /// Reads it from bytes. An integer of more than 64 bits is refused, as the parser would round
+    /// it.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         let refused =
             |reason: String| ApiError::bad_request(format!("the request body {reason}"), None);
+        if let Some(number) = oversized_integer(bytes) {
+            return Err(refused(format!("holds {number}, an integer of more than 64 bits")));
+        }
         match serde_json::from_slice(bytes) {
             Ok(object @ Json::Object(_)) => Ok(Self(object)),
             Ok(other) => Err(refused(format!("is {}, expected an object", kind(&other)))),
@@ -34,13 +39,14 @@ impl Body {
         }
     }
 
-    /// Fields with their values.
+    /// Fields with their values, in the order in which they were sent.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Json)> {
         let fields = self.0.as_object().into_iter().flatten();
         fields.map(|(name, value)| (name.as_str(), value))
     }
 
-    /// Reads a group of fields; those that it does not know belong to others.
+    /// Reads a group of fields; those that it does not know belong to others. An error is 400 with
+    /// the path of the value that does not fit, and its field in `param`.
     pub(super) fn fields<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(&self.0).map_err(|error| {
             let (path, reason) = (error.path().to_string(), error.inner().to_string());
@@ -53,11 +59,40 @@ impl Body {
     }
 }
 
+/// The first integer of a JSON text that needs more than 64 bits: it would become a float in
+/// silence. Numbers in strings do not count; a text that is not JSON gives no meaning.
+pub(super) fn oversized_integer(json: &[u8]) -> Option<&str> {
+    let (mut at, mut in_string) = (0, false);
+    while at < json.len() {
+        match json[at] {
+            b'\\' if in_string => at += 1,
+            b'"' => in_string = !in_string,
+            b'-' | b'0'..=b'9' if !in_string => {
+                let is_part =
+                    |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+                let end = json[at..].iter().position(|byte| !is_part(byte));
+                let end = end.map_or(json.len(), |length| at + length);
+                let number = std::str::from_utf8(&json[at..end]).ok()?;
+                let is_integer = !number.contains(['.', 'e', 'E']);
+                if is_integer && number.parse::<i64>().is_err() && number.parse::<u64>().is_err() {
+                    return Some(number);
+                }
+                at = end - 1;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// The field's name, of serde's message for a missing field.
 fn missing_field(reason: &str) -> Option<&str> {
     reason.strip_prefix("missing field `")?.strip_suffix('`')
 }
 
-/// What JSON calls what was found.
+/// A value in the words of an error: scalars by their value, the others by their JSON type. A
+/// string is not repeated, as it may be long or private.
 fn kind(value: &Json) -> String {
     match value {
         Json::Null => "null".to_owned(),
@@ -69,7 +104,8 @@ fn kind(value: &Json) -> String {
     }
 }
 
-/// A reason with JSON's names instead of Rust's types.
+/// A reason with JSON's names instead of Rust's types. It works on serde's messages, and leaves
+/// others as they are.
 fn plain(reason: &str) -> String {
     let Some((found, expected)) = reason.rsplit_once(", expected ") else {
         return reason.to_owned();
@@ -88,7 +124,7 @@ fn plain(reason: &str) -> String {
         .replace(": map,", ": object,")
 }
 
-/// Reads a value that has one of several forms.
+/// Reads a value that has one of several forms; `read` gives `None` where none fits.
 ///
 /// serde's untagged enums say only that no variant matched; this says what was found and expected.
 pub(super) fn one_of<'de, D: Deserializer<'de>, T>(
@@ -101,7 +137,7 @@ pub(super) fn one_of<'de, D: Deserializer<'de>, T>(
         .ok_or_else(|| D::Error::custom(format!("found {}, expected {expected}", kind(&value))))
 }
 
-/// The texts of a list that holds nothing else.
+/// The texts of a list that holds nothing else; `None` for other values.
 pub(super) fn texts(value: &Json) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|item| item.as_str().map(str::to_owned)).collect()
 }
@@ -122,6 +158,20 @@ mod tests {
     #[expect(dead_code, reason = "only whether they can be read is of interest")]
     struct Inner {
         name: String,
+    }
+
+    #[test]
+    fn integers_beyond_64_bits_are_found_and_nothing_else() {
+        for (json, found) in [
+            (r#"{"a": 18446744073709551616}"#, Some("18446744073709551616")),
+            (r#"[-9223372036854775809]"#, Some("-9223372036854775809")),
+            (r#"[18446744073709551615, -9223372036854775808]"#, None),
+            (r#"{"18446744073709551616": "\"18446744073709551616"}"#, None),
+            (r#"[184467440737095516160.0, 1e400]"#, None),
+            ("12345678901234567890123", Some("12345678901234567890123")),
+        ] {
+            assert_eq!(oversized_integer(json.as_bytes()), found, "{json}");
+        }
     }
 
     #[test]

@@ -8,39 +8,47 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
-use futures::stream::{Stream, StreamExt, select_all, unfold};
-use polyskill_engine::TraceLevel;
+use futures::stream::{Stream, StreamExt};
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
 use super::body::Body;
 use super::error::ApiError;
-use super::experiment::{Asking, Served};
-use super::fields;
-use super::generation::{Delta, Generation, PromptInput, TextToken, Wanted, start_choices};
-use super::logprobs::{self, TokenNames};
+use super::logprobs;
 use super::messages::{ChatFields, ChatInput, Rendered};
 use super::modules::blocking;
-use super::params::{CommonParams, StreamUsage, routing_report};
-use super::usage;
+use super::params::CommonParams;
+use super::reply::{ReplyHead, StreamedEnds, deltas, done, event, new_id};
+use super::{fields, usage};
+use crate::answer::Answer;
+use crate::answer::completion::{Completion, TextToken};
+use crate::answer::report::routing_report;
+use crate::answer::request::{AnswerRequest, PromptInput};
+use crate::experiments::beginning;
 use crate::service::Service;
-use crate::traces::TracedToken;
 
+/// Tokens of an answer whose request gives no bound, where the context has room for them.
+const DEFAULT_MAX_TOKENS: usize = 1_024;
+
+/// The fields of a chat that [`CommonParams`] and [`ChatFields`] lack.
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
     #[expect(dead_code, reason = "required here, and read with the other fields of a chat")]
     messages: Vec<Json>,
+    /// The older name of `max_completion_tokens`, which goes before it.
     max_tokens: Option<usize>,
+    /// Most generated tokens, 1 or more.
     max_completion_tokens: Option<usize>,
+    /// Reports the log-probability of each generated token.
     logprobs: Option<bool>,
+    /// Alternatives per token, 0 to 20; needs `logprobs`.
     top_logprobs: Option<usize>,
+    /// Reports the rendered chat in `prompt_text`.
     return_prompt_text: Option<bool>,
-    #[serde(skip)]
-    common: CommonParams,
 }
 
 impl ChatRequest {
-    /// Alternatives per token; `None` where no log-probabilities are asked for.
+    /// Alternatives per token; `None` where no log-probabilities are wanted.
     fn alternatives(&self) -> Result<Option<usize>, ApiError> {
         let top = self.top_logprobs.unwrap_or(0);
         let message = match self.logprobs {
@@ -52,50 +60,64 @@ impl ChatRequest {
         Err(ApiError::bad_request(message, Some("top_logprobs")))
     }
 
-    /// The head that all parts of the reply share.
-    fn reply(&self, service: &Service, id: String, rendered: Rendered) -> Result<Reply, ApiError> {
-        let common = &self.common;
-        Ok(Reply {
-            id,
-            created: now(),
-            model: common.model_name(service).to_owned(),
-            trace: common.trace_level()?,
-            logprobs: self.logprobs.unwrap_or(false),
-            names_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
-            prompt_logprobs: common.prompt_logprobs()?,
-            usage: common.stream_usage()?,
-            prompt_text: self.return_prompt_text.unwrap_or(false).then_some(rendered.text),
-            with_ids: common.return_token_ids.unwrap_or(false),
-            prompt: rendered.tokens,
-        })
+    /// The bound on generated tokens that the request gives, if any.
+    fn most_tokens(&self) -> Option<usize> {
+        self.max_completion_tokens.or(self.max_tokens)
+    }
+
+    /// The request as meant; without a bound of its own, one of the whole context until the prompt
+    /// is known.
+    fn meant(
+        &self,
+        service: &Service,
+        common: &CommonParams,
+        headers: &HeaderMap,
+    ) -> Result<AnswerRequest, ApiError> {
+        if self.most_tokens() == Some(0) {
+            let message = "`max_tokens` is 0, expected at least 1";
+            return Err(ApiError::bad_request(message, Some("max_tokens")));
+        }
+        let most = self.most_tokens().unwrap_or_else(|| service.engine.handle().max_tokens());
+        let mut request = common.meant(service, headers, new_id("chatcmpl"), most)?;
+        request.output.sampling.logprobs = self.alternatives()?;
+        request.output.sampling.prompt_logprobs = common.prompt_logprobs()?;
+        Ok(request)
+    }
+
+    /// The rendered chat as a prompt, cut where the request asks for it; an answer without a bound of its
+    /// own gets one that fits behind it.
+    fn prompt(
+        &self,
+        service: &Service,
+        common: &CommonParams,
+        chat: &ChatInput,
+        rendered: &Rendered,
+        request: &mut AnswerRequest,
+    ) -> Result<PromptInput, ApiError> {
+        let limit = service.engine.handle().max_tokens();
+        let mut tokens = rendered.tokens.clone();
+        common.truncate(&mut tokens, limit.saturating_sub(self.most_tokens().unwrap_or(1)))?;
+        if self.most_tokens().is_none() {
+            let room = limit.saturating_sub(tokens.len()).clamp(1, DEFAULT_MAX_TOKENS);
+            common.check_min_tokens(room)?;
+            request.output.sampling.max_tokens = room;
+        }
+        Ok(PromptInput { tokens, text: chat.last_user_text() })
     }
 }
 
-pub(super) fn now() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
-}
-
-pub(super) fn new_id(prefix: &str) -> String {
-    use std::hash::BuildHasher;
-    let random = std::hash::RandomState::new();
-    format!("{prefix}-{:016x}{:016x}", random.hash_one(1), random.hash_one(2))
-}
-
+/// `POST /v1/chat/completions`: parsed, rendered, and answered at once or piece by piece.
 pub(super) async fn chat(
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     fields::check(&body, &[fields::COMMON, fields::CHAT, fields::OTHERS])?;
-    let mut request: ChatRequest = body.fields()?;
-    request.common = body.fields()?;
-    let name = request.common.model_name(&service);
-    if service.selection(name).is_none() {
-        return Err(ApiError::unknown_model(name));
-    }
+    let sent: ChatRequest = body.fields()?;
+    let common: CommonParams = body.fields()?;
     let fields: ChatFields = body.fields()?;
-    let mut asking = Asking::new(new_id("chatcmpl"), &headers, &request.common);
+    let mut request = sent.meant(&service, &common, &headers)?;
+    let head = ReplyHead::new(&common, &request)?;
     // A template may take its time.
     let (chat, rendered) = blocking(Arc::clone(&service), move |service| {
         let chat = fields.read(&service.tokenizer)?;
@@ -103,87 +125,84 @@ pub(super) async fn chat(
         Ok((chat, rendered))
     })
     .await?;
-    asking.begins(&chat.messages);
-    let mut reply = request.reply(&service, asking.id.clone(), rendered)?;
-    let generations = start(&service, &request, &chat, &asking, &mut reply).await?;
-    if request.common.streams() {
-        return Ok(Sse::new(stream(service, reply, generations)).into_response());
-    }
-    whole(&service, &reply, generations).await
-}
-
-async fn start(
-    service: &Arc<Service>,
-    request: &ChatRequest,
-    chat: &ChatInput,
-    asking: &Asking,
-    reply: &mut Reply,
-) -> Result<Vec<Generation>, ApiError> {
-    let limit = service.engine.handle().max_tokens();
-    let asked = request.max_completion_tokens.or(request.max_tokens);
-    request.common.truncate(&mut reply.prompt, limit.saturating_sub(asked.unwrap_or(1)))?;
-    let room = limit.saturating_sub(reply.prompt.len());
-    let wanted = Wanted {
-        max_tokens: asked.unwrap_or_else(|| room.clamp(1, 1_024)),
-        logprobs: request.alternatives()?,
-        prompt_logprobs: reply.prompt_logprobs,
+    request.units.beginning = beginning(&chat.messages);
+    let prompt = sent.prompt(&service, &common, &chat, &rendered, &mut request)?;
+    let completions = Answer::start(&service, &request, &prompt).await?;
+    let reply = ChatReply {
+        head,
+        logprobs: sent.logprobs.unwrap_or(false),
+        prompt_text: sent.return_prompt_text.unwrap_or(false).then_some(rendered.text),
+        prompt: prompt.tokens,
     };
-    if wanted.max_tokens == 0 {
-        return Err(ApiError::bad_request(
-            "`max_tokens` is 0, expected at least 1",
-            Some("max_tokens"),
-        ));
+    if common.streams() {
+        return Ok(Sse::new(stream(service, reply, completions)).into_response());
     }
-    let prompt = PromptInput { tokens: reply.prompt.clone(), text: chat.last_user_text() };
-    start_choices(service, &request.common, asking, &prompt, wanted).await
+    whole(&service, &reply, completions).await
 }
 
-/// What all parts of a reply share.
-struct Reply {
-    id: String,
-    created: u64,
-    model: String,
-    trace: TraceLevel,
+/// The head of the reply, and the parts that a chat adds to it.
+struct ChatReply {
+    /// The fields of all parts of the reply.
+    head: ReplyHead,
+    /// Reports the log-probabilities of generated tokens.
     logprobs: bool,
-    names_as_ids: bool,
-    /// Alternatives per token of the prompt.
-    prompt_logprobs: Option<usize>,
-    usage: StreamUsage,
-    /// The rendered chat, where the reply has it.
+    /// The rendered chat, uncut, where the reply has it.
     prompt_text: Option<String>,
-    /// `return_token_ids`: the reply has the ids of its tokens.
-    with_ids: bool,
+    /// The prompt's tokens as they were submitted.
     prompt: Vec<u32>,
 }
 
-impl Reply {
+impl ChatReply {
+    /// The `logprobs` of a choice or a chunk; `None` where none are wanted, which is null.
     fn logprobs(&self, service: &Service, tokens: &[TextToken]) -> Option<Json> {
-        let names = TokenNames { tokenizer: &service.tokenizer, as_ids: self.names_as_ids };
-        self.logprobs.then(|| logprobs::of_chat(names, tokens))
+        self.logprobs.then(|| logprobs::of_chat(self.head.names(service), tokens))
     }
 
-    /// Adds what belongs to the prompt.
+    /// Adds the prompt's ids and its text, as far as the request wants them.
     fn add_prompt(&self, body: &mut Json) {
-        if self.with_ids {
+        if self.head.with_ids {
             body["prompt_token_ids"] = json!(self.prompt);
         }
         if let Some(text) = &self.prompt_text {
             body["prompt_text"] = json!(text);
         }
     }
+
+    /// A chunk of the stream, with the usage up to here.
+    fn chunk(&self, choices: &Json, completion: usize) -> Json {
+        let mut body = self.head.body("chat.completion.chunk", choices);
+        self.head.add_usage(&mut body, self.prompt.len(), completion);
+        body
+    }
+
+    /// The first chunk of a choice: the role, an empty content, and the prompt. It is sent before
+    /// any token is there.
+    fn first_chunk(&self, index: usize) -> Json {
+        let delta = json!({"role": "assistant", "content": ""});
+        let choice =
+            json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
+        let mut body = self.chunk(&json!([choice]), 0);
+        self.add_prompt(&mut body);
+        body
+    }
 }
 
+/// A reply in one piece. Choices run side by side, and are waited for in order.
+///
+/// The report of the first choice stands at the top; with several choices each has its own too.
+/// Only the first choice reports the prompt's log-probabilities.
 async fn whole(
     service: &Service,
-    reply: &Reply,
-    generations: Vec<Generation>,
+    reply: &ChatReply,
+    completions: Vec<Completion>,
 ) -> Result<Response, ApiError> {
     let (mut choices, mut finished, mut report) = (Vec::new(), Vec::new(), Json::Null);
     let mut prompt_logprobs = None;
-    let count = generations.len();
-    for (index, generation) in generations.into_iter().enumerate() {
-        let served = generation.served().clone();
-        let collected = generation.collect().await?;
+    let head = &reply.head;
+    let count = completions.len();
+    for (index, completion) in completions.into_iter().enumerate() {
+        let answer = completion.answer().clone();
+        let collected = completion.collect().await?;
         let ended = collected.ended;
         let mut choice = json!({
             "index": index,
@@ -192,26 +211,25 @@ async fn whole(
             "finish_reason": ended.reason,
             "stop_reason": ended.stop_reason,
         });
-        if reply.with_ids {
+        if head.with_ids {
             choice["token_ids"] = collected.tokens.iter().map(|token| token.token).collect();
         }
-        let own = routing_report(&served, Some(&ended.finished), reply.trace, &collected.trace);
+        let own = routing_report(&answer, &ended.finished, head.trace, &collected.trace);
         if count > 1 {
             choice["polyskill"] = own.clone();
         }
         if index == 0 {
             report = own;
-            prompt_logprobs = reply
+            prompt_logprobs = head
                 .prompt_logprobs
                 .map(|top| logprobs::of_prompt(&service.tokenizer, &collected.prompt, top));
         }
         choices.push(choice);
         finished.push(ended.finished);
     }
-    let mut body = json!({
-        "id": reply.id, "object": "chat.completion", "created": reply.created, "model": reply.model,
-        "choices": choices, "usage": usage::of(finished.iter().enumerate(), count), "polyskill": report,
-    });
+    let mut body = head.body("chat.completion", &json!(choices));
+    body["usage"] = usage::of(finished.iter().enumerate(), head.per_prompt);
+    body["polyskill"] = report;
     if let Some(prompt) = prompt_logprobs {
         body["prompt_logprobs"] = prompt;
     }
@@ -219,83 +237,47 @@ async fn whole(
     Ok(JsonReply(body).into_response())
 }
 
-/// A generation as numbered deltas.
-pub(super) fn deltas(
-    generations: Vec<Generation>,
-) -> impl Stream<Item = (usize, Delta, Vec<TracedToken>, Served)> {
-    select_all(generations.into_iter().enumerate().map(|(index, generation)| {
-        Box::pin(unfold(generation, move |mut generation| async move {
-            let delta = generation.next().await?;
-            let trace = if delta.ended.is_some() { generation.take_trace() } else { Vec::new() };
-            let served = generation.served().clone();
-            Some(((index, delta, trace, served), generation))
-        }))
-    }))
-}
-
-pub(super) fn event(body: &Json) -> Result<Event, Infallible> {
-    Ok(Event::default().data(body.to_string()))
-}
-
+/// A reply in chunks: the roles of all choices, then their pieces as they come, then the usage
+/// where it is wanted, then `[DONE]`.
+///
+/// Dropping the stream, as when the client goes away, cancels the requests. A failure of the engine
+/// ends a choice with the `finish_reason` `error`.
 fn stream(
     service: Arc<Service>,
-    reply: Reply,
-    generations: Vec<Generation>,
+    reply: ChatReply,
+    completions: Vec<Completion>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
-    let count = generations.len();
-    let reply = Arc::new(reply);
-    let chunk = move |reply: &Reply, choices: Json, completion: usize| {
-        let mut body = json!({"id": reply.id, "object": "chat.completion.chunk", "created": reply.created,
-                              "model": reply.model, "choices": choices});
-        match reply.usage {
-            StreamUsage::None => {}
-            StreamUsage::AtEnd => body["usage"] = Json::Null,
-            StreamUsage::Continuous => {
-                body["usage"] = usage::so_far(reply.prompt.len(), completion);
-            }
-        }
-        body
-    };
-    let roles: Vec<_> = (0..count)
-        .map(|index| {
-            let delta = json!({"role": "assistant", "content": ""});
-            let choice =
-                json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": null});
-            let mut body = chunk(&reply, json!([choice]), 0);
-            reply.add_prompt(&mut body);
-            event(&body)
-        })
-        .collect();
-    let (mut finished, mut completions) = (Vec::new(), vec![0; count]);
-    let body = deltas(generations).flat_map(move |(index, delta, trace, served)| {
+    let count = completions.len();
+    let roles: Vec<_> = (0..count).map(|index| event(&reply.first_chunk(index))).collect();
+    let (mut ends, mut generated) = (StreamedEnds::of(count), vec![0; count]);
+    let body = deltas(completions, reply.head.trace).flat_map(move |numbered| {
+        let (index, delta) = (numbered.index, numbered.delta);
         let mut events = Vec::new();
-        completions[index] += delta.tokens.len();
-        let shows_tokens = (reply.logprobs || reply.with_ids) && !delta.tokens.is_empty();
+        generated[index] += delta.tokens.len();
+        let with_ids = reply.head.with_ids;
+        let shows_tokens = (reply.logprobs || with_ids) && !delta.tokens.is_empty();
         if !delta.text.is_empty() || shows_tokens {
             let logprobs = reply.logprobs(&service, &delta.tokens);
             let mut choice = json!({"index": index, "delta": {"content": delta.text}, "logprobs": logprobs,
                                     "finish_reason": null});
-            if reply.with_ids {
+            if with_ids {
                 choice["token_ids"] = delta.tokens.iter().map(|token| token.token).collect();
             }
-            events.push(event(&chunk(&reply, json!([choice]), completions[index])));
+            events.push(event(&reply.chunk(&json!([choice]), generated[index])));
         }
         if let Some(ended) = delta.ended {
             let choice = json!({"index": index, "delta": {}, "logprobs": null,
                                 "finish_reason": ended.reason, "stop_reason": ended.stop_reason});
-            let mut body = chunk(&reply, json!([choice]), completions[index]);
-            body["polyskill"] = routing_report(&served, Some(&ended.finished), reply.trace, &trace);
+            let mut body = reply.chunk(&json!([choice]), generated[index]);
+            body["polyskill"] = numbered.report.unwrap_or_default();
             events.push(event(&body));
-            finished.push((index, ended.finished));
-            if finished.len() == count && reply.usage != StreamUsage::None {
-                let mut body = chunk(&reply, json!([]), 0);
-                let finished = finished.iter().map(|(index, finished)| (*index, finished));
-                body["usage"] = usage::of(finished, count);
+            if let Some(usage) = ends.add(&reply.head, index, ended.finished) {
+                let mut body = reply.chunk(&json!([]), 0);
+                body["usage"] = usage;
                 events.push(event(&body));
             }
         }
         futures::stream::iter(events)
     });
-    let end = futures::stream::iter([Ok(Event::default().data("[DONE]"))]);
-    futures::stream::iter(roles).chain(body).chain(end)
+    futures::stream::iter(roles).chain(body).chain(done())
 }

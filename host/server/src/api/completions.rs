@@ -9,42 +9,50 @@ use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, StreamExt};
-use polyskill_engine::TraceLevel;
 use polyskill_tokenizer::Special;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
 
 use super::body::{Body, one_of, texts};
-use super::chat::{deltas, event, new_id, now};
 use super::error::ApiError;
-use super::experiment::Asking;
-use super::fields;
-use super::generation::{Collected, Generation, PromptInput, TextToken, Wanted, start_choices};
-use super::logprobs::{self, Listed, TokenNames};
-use super::params::{CommonParams, StreamUsage, routing_report};
-use super::usage;
+use super::logprobs::{self, Listed};
+use super::params::CommonParams;
+use super::reply::{ReplyHead, StreamedEnds, deltas, done, event, new_id};
+use super::{fields, usage};
+use crate::answer::Answer;
+use crate::answer::completion::{Collected, Completion, TextToken};
+use crate::answer::report::routing_report;
+use crate::answer::request::{AnswerRequest, PromptInput};
 use crate::service::Service;
 
-/// Prompts in one request.
+/// Prompts in one request, 1 to this number.
 const MAX_PROMPTS: usize = 64;
 
+/// The fields of a completion that [`CommonParams`] lacks.
 #[derive(Debug, Deserialize)]
 struct CompletionRequest {
+    /// One prompt or several.
     prompt: Prompt,
+    /// Most generated tokens per choice; 16 by default, as OpenAI has it. 0 needs `echo`.
     max_tokens: Option<usize>,
+    /// Alternatives per token, 0 to 20; `None` reports no log-probabilities.
     logprobs: Option<usize>,
+    /// Puts the prompt before the answer.
     echo: Option<bool>,
-    #[serde(skip)]
-    common: CommonParams,
 }
 
+/// One prompt or several, all as texts or all as tokens.
 #[derive(Debug)]
 enum Prompt {
+    /// Texts, encoded with special tokens around them unless the request says otherwise.
     Texts(Vec<String>),
+    /// Token ids, taken as they are: no special tokens are added.
     TokenLists(Vec<Vec<u32>>),
 }
 
 impl<'de> Deserialize<'de> for Prompt {
+    /// Reads the four forms that OpenAI has; the first item of a list decides among them. An empty
+    /// list is one empty prompt of tokens.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expected = "text, a list of texts, a list of token ids, or a list of such lists";
         one_of(deserializer, expected, |value| {
@@ -63,6 +71,7 @@ impl<'de> Deserialize<'de> for Prompt {
     }
 }
 
+/// The ids of a list that holds nothing but whole numbers of 32 bits.
 fn token_ids(value: &Json) -> Option<Vec<u32>> {
     let id = |item: &Json| item.as_u64().and_then(|id| u32::try_from(id).ok());
     value.as_array()?.iter().map(id).collect()
@@ -103,130 +112,100 @@ impl Prompt {
 }
 
 impl CompletionRequest {
+    /// True where prompts stand before their answers.
     fn echoes(&self) -> bool {
         self.echo.unwrap_or(false)
     }
 
+    /// The bound on generated tokens, per choice.
     fn most_tokens(&self) -> usize {
         self.max_tokens.unwrap_or(16)
     }
 
-    /// The report that each choice is to make.
-    fn wanted(&self) -> Result<Wanted, ApiError> {
-        if self.most_tokens() == 0 && !self.echoes() {
-            return Err(ApiError::bad_request(
-                "`max_tokens` is 0, which needs `echo`",
-                Some("max_tokens"),
-            ));
-        }
-        if let Some(top) = self.logprobs.filter(|&top| top > 20) {
-            return Err(ApiError::bad_request(
-                format!("`logprobs` is {top}, at most 20"),
-                Some("logprobs"),
-            ));
-        }
-        // Echoed log-probabilities and those that are asked for by themselves come of one pass.
-        let echoed = self.logprobs.filter(|_| self.echoes());
-        Ok(Wanted {
-            max_tokens: self.most_tokens(),
-            logprobs: self.logprobs,
-            prompt_logprobs: echoed.max(self.common.prompt_logprobs()?),
-        })
-    }
-
-    fn reply(
+    /// The request as meant, with the checks that need no prompt. `echo` is refused in streams.
+    fn meant(
         &self,
         service: &Service,
-        id: String,
-        prompts: &[PromptInput],
-    ) -> Result<Reply, ApiError> {
-        let common = &self.common;
-        Ok(Reply {
-            id,
-            created: now(),
-            model: common.model_name(service).to_owned(),
-            trace: common.trace_level()?,
-            usage: common.stream_usage()?,
-            per_prompt: common.choices()?,
-            logprobs: self.logprobs,
-            prompt_logprobs: common.prompt_logprobs()?,
-            names_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
-            with_ids: common.return_token_ids.unwrap_or(false),
-            echoes: self.echoes(),
-            prompts: prompts.to_vec(),
-        })
+        common: &CommonParams,
+        headers: &HeaderMap,
+    ) -> Result<AnswerRequest, ApiError> {
+        if self.most_tokens() == 0 && !self.echoes() {
+            let message = "`max_tokens` is 0, which needs `echo`";
+            return Err(ApiError::bad_request(message, Some("max_tokens")));
+        }
+        if common.streams() && self.echoes() {
+            let message = "`echo` with `stream` is not supported";
+            return Err(ApiError::bad_request(message, Some("echo")));
+        }
+        if let Some(top) = self.logprobs.filter(|&top| top > 20) {
+            let message = format!("`logprobs` is {top}, at most 20");
+            return Err(ApiError::bad_request(message, Some("logprobs")));
+        }
+        let mut request = common.meant(service, headers, new_id("cmpl"), self.most_tokens())?;
+        // Echoed log-probabilities and those that are asked for by themselves come of one pass.
+        let echoed = self.logprobs.filter(|_| self.echoes());
+        request.output.sampling.logprobs = self.logprobs;
+        request.output.sampling.prompt_logprobs = echoed.max(common.prompt_logprobs()?);
+        Ok(request)
     }
 }
 
+/// `POST /v1/completions`: parsed, encoded, and answered at once or piece by piece.
 pub(super) async fn completions(
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
     fields::check(&body, &[fields::COMMON, fields::COMPLETIONS, fields::OTHERS])?;
-    let mut request: CompletionRequest = body.fields()?;
-    request.common = body.fields()?;
-    let name = request.common.model_name(&service);
-    if service.selection(name).is_none() {
-        return Err(ApiError::unknown_model(name));
-    }
-    let streams = request.common.streams();
-    if streams && request.echoes() {
-        return Err(ApiError::bad_request("`echo` with `stream` is not supported", Some("echo")));
-    }
-    let wanted = request.wanted()?;
-    let prompt = std::mem::replace(&mut request.prompt, Prompt::Texts(Vec::new()));
-    let prompts = prompt.encode(&service, &request.common, wanted.max_tokens)?;
+    let sent: CompletionRequest = body.fields()?;
+    let common: CommonParams = body.fields()?;
+    let request = sent.meant(&service, &common, &headers)?;
+    let head = ReplyHead::new(&common, &request)?;
+    let (logprobs, echoes, most) = (sent.logprobs, sent.echoes(), sent.most_tokens());
+    let prompts = sent.prompt.encode(&service, &common, most)?;
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         let message = format!("{} prompts, expected 1 to {MAX_PROMPTS}", prompts.len());
         return Err(ApiError::bad_request(message, Some("prompt")));
     }
-    let asking = Asking::new(new_id("cmpl"), &headers, &request.common);
-    let reply = request.reply(&service, asking.id.clone(), &prompts)?;
-    let mut generations = Vec::new();
+    let mut completions = Vec::new();
     for prompt in &prompts {
-        let choices = start_choices(&service, &request.common, &asking, prompt, wanted).await?;
-        generations.extend(choices);
+        completions.extend(Answer::start(&service, &request, prompt).await?);
     }
-    if streams {
-        return Ok(Sse::new(stream(service, reply, generations)).into_response());
+    let reply = TextReply { head, logprobs, echoes, prompts };
+    if common.streams() {
+        return Ok(Sse::new(stream(service, reply, completions)).into_response());
     }
-    whole(&service, &reply, generations).await
+    whole(&service, &reply, completions).await
 }
 
-/// The head that all parts of a reply share.
-struct Reply {
-    id: String,
-    created: u64,
-    model: String,
-    trace: TraceLevel,
-    usage: StreamUsage,
-    /// Choices per prompt.
-    per_prompt: usize,
+/// The head of the reply, and the parts that completions of texts add to it.
+struct TextReply {
+    /// The fields of all parts of the reply.
+    head: ReplyHead,
     /// Alternatives per token; `None` reports no log-probabilities.
     logprobs: Option<usize>,
-    /// Alternatives per token of the prompt.
-    prompt_logprobs: Option<usize>,
-    names_as_ids: bool,
-    /// `return_token_ids`: the reply has the ids of its tokens.
-    with_ids: bool,
     /// `echo`: prompts stand before their answers.
     echoes: bool,
+    /// The prompts in order; prompt `p` has the choices from `p × per_prompt` on.
     prompts: Vec<PromptInput>,
 }
 
-impl Reply {
+impl TextReply {
+    /// The prompt that a choice answers.
     fn prompt(&self, choice: usize) -> &PromptInput {
-        &self.prompts[choice / self.per_prompt]
+        &self.prompts[choice / self.head.per_prompt]
     }
 
-    fn names<'a>(&self, service: &'a Service) -> TokenNames<'a> {
-        TokenNames { tokenizer: &service.tokenizer, as_ids: self.names_as_ids }
+    /// A part of the reply with these choices, whole or a chunk.
+    fn body(&self, choices: &Json) -> Json {
+        self.head.body("text_completion", choices)
     }
 
-    fn head(&self, choices: &Json) -> Json {
-        json!({"id": self.id, "object": "text_completion", "created": self.created,
-               "model": self.model, "choices": choices})
+    /// A chunk of the stream, with the usage of its choice up to here.
+    fn chunk(&self, choice: &Json, index: usize, completion: usize) -> Json {
+        let mut body = self.body(&json!([choice]));
+        self.head.add_usage(&mut body, self.prompt(index).tokens.len(), completion);
+        body
     }
 
     /// A prompt as it was sent; of one that was sent in tokens all of them are shown.
@@ -236,7 +215,8 @@ impl Reply {
         prompt.text.clone().unwrap_or_else(decoded)
     }
 
-    /// One choice of a whole reply.
+    /// One choice of a whole reply: the echoed prompt and the answer in one text, and
+    /// log-probabilities of both in one list of lists.
     fn choice(&self, service: &Service, index: usize, collected: &Collected) -> Json {
         let echoed = if self.echoes { self.echoed(service, index) } else { String::new() };
         let logprobs = self.logprobs.map(|top| {
@@ -246,16 +226,16 @@ impl Reply {
             };
             let prompt = Listed::prompt(&collected.prompt, &offsets);
             let answer = Listed::answer(&collected.tokens, echoed.chars().count());
-            logprobs::of_completion(self.names(service), prompt.chain(answer), top)
+            logprobs::of_completion(self.head.names(service), prompt.chain(answer), top)
         });
         let ended = &collected.ended;
         let mut choice = json!({"index": index, "text": echoed + &collected.text, "logprobs": logprobs,
                                 "finish_reason": ended.reason, "stop_reason": ended.stop_reason});
-        if let Some(top) = self.prompt_logprobs {
+        if let Some(top) = self.head.prompt_logprobs {
             choice["prompt_logprobs"] =
                 logprobs::of_prompt(&service.tokenizer, &collected.prompt, top);
         }
-        if self.with_ids {
+        if self.head.with_ids {
             choice["prompt_token_ids"] = json!(self.prompt(index).tokens);
             choice["token_ids"] = ids(&collected.tokens);
         }
@@ -263,23 +243,26 @@ impl Reply {
     }
 }
 
+/// The ids of tokens, as a JSON list.
 fn ids(tokens: &[TextToken]) -> Json {
     tokens.iter().map(|token| token.token).collect()
 }
 
+/// A reply in one piece. All choices of all prompts run side by side, and are waited for in order.
+/// Usage is over all of them.
 async fn whole(
     service: &Service,
-    reply: &Reply,
-    generations: Vec<Generation>,
+    reply: &TextReply,
+    completions: Vec<Completion>,
 ) -> Result<Response, ApiError> {
     let (mut choices, mut finished, mut report) = (Vec::new(), Vec::new(), Json::Null);
-    let count = generations.len();
-    for (index, generation) in generations.into_iter().enumerate() {
-        let served = generation.served().clone();
-        let collected = generation.collect().await?;
+    let count = completions.len();
+    for (index, completion) in completions.into_iter().enumerate() {
+        let answer = completion.answer().clone();
+        let collected = completion.collect().await?;
         let mut choice = reply.choice(service, index, &collected);
         let ended = collected.ended.finished;
-        let own = routing_report(&served, Some(&ended), reply.trace, &collected.trace);
+        let own = routing_report(&answer, &ended, reply.head.trace, &collected.trace);
         // Each prompt is routed by itself.
         if count > 1 {
             choice["polyskill"] = own.clone();
@@ -290,66 +273,56 @@ async fn whole(
         choices.push(choice);
         finished.push(ended);
     }
-    let mut body = reply.head(&json!(choices));
-    body["usage"] = usage::of(finished.iter().enumerate(), reply.per_prompt);
+    let mut body = reply.body(&json!(choices));
+    body["usage"] = usage::of(finished.iter().enumerate(), reply.head.per_prompt);
     body["polyskill"] = report;
     Ok(JsonReply(body).into_response())
 }
 
+/// A reply in chunks: pieces of all choices as they come, then the usage where it is wanted, then
+/// `[DONE]`. Dropping the stream cancels the requests.
 fn stream(
     service: Arc<Service>,
-    reply: Reply,
-    generations: Vec<Generation>,
+    reply: TextReply,
+    completions: Vec<Completion>,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
-    let count = generations.len();
-    let (mut finished, mut completions) = (Vec::new(), vec![0; count]);
-    let chunk = |reply: &Reply, choice: Json, index: usize, completion: usize| {
-        let mut body = reply.head(&json!([choice]));
-        match reply.usage {
-            StreamUsage::None => {}
-            StreamUsage::AtEnd => body["usage"] = Json::Null,
-            StreamUsage::Continuous => {
-                body["usage"] = usage::so_far(reply.prompt(index).tokens.len(), completion);
-            }
-        }
-        body
-    };
-    let body = deltas(generations).flat_map(move |(index, delta, tokens, served)| {
+    let count = completions.len();
+    let (mut ends, mut generated) = (StreamedEnds::of(count), vec![0; count]);
+    let body = deltas(completions, reply.head.trace).flat_map(move |numbered| {
+        let (index, delta) = (numbered.index, numbered.delta);
         let mut events = Vec::new();
-        let is_first = completions[index] == 0;
-        completions[index] += delta.tokens.len();
-        let shows_tokens = (reply.logprobs.is_some() || reply.with_ids) && !delta.tokens.is_empty();
+        let is_first = generated[index] == 0;
+        generated[index] += delta.tokens.len();
+        let with_ids = reply.head.with_ids;
+        let shows_tokens = (reply.logprobs.is_some() || with_ids) && !delta.tokens.is_empty();
         if !delta.text.is_empty() || shows_tokens {
             let logprobs = reply.logprobs.map(|top| {
                 let answer = Listed::answer(&delta.tokens, 0);
-                logprobs::of_completion(reply.names(&service), answer, top)
+                logprobs::of_completion(reply.head.names(&service), answer, top)
             });
             let mut choice = json!({"index": index, "text": delta.text, "logprobs": logprobs,
                                     "finish_reason": null});
-            if reply.with_ids {
+            if with_ids {
                 choice["token_ids"] = ids(&delta.tokens);
                 if is_first {
                     choice["prompt_token_ids"] = json!(reply.prompt(index).tokens);
                 }
             }
-            events.push(event(&chunk(&reply, choice, index, completions[index])));
+            events.push(event(&reply.chunk(&choice, index, generated[index])));
         }
         if let Some(ended) = delta.ended {
             let choice = json!({"index": index, "text": "", "logprobs": null,
                                 "finish_reason": ended.reason, "stop_reason": ended.stop_reason});
-            let mut body = chunk(&reply, choice, index, completions[index]);
-            body["polyskill"] =
-                routing_report(&served, Some(&ended.finished), reply.trace, &tokens);
+            let mut body = reply.chunk(&choice, index, generated[index]);
+            body["polyskill"] = numbered.report.unwrap_or_default();
             events.push(event(&body));
-            finished.push((index, ended.finished));
-            if finished.len() == count && reply.usage != StreamUsage::None {
-                let mut body = reply.head(&json!([]));
-                let finished = finished.iter().map(|(index, finished)| (*index, finished));
-                body["usage"] = usage::of(finished, reply.per_prompt);
+            if let Some(usage) = ends.add(&reply.head, index, ended.finished) {
+                let mut body = reply.body(&json!([]));
+                body["usage"] = usage;
                 events.push(event(&body));
             }
         }
         futures::stream::iter(events)
     });
-    body.chain(futures::stream::iter([Ok(Event::default().data("[DONE]"))]))
+    body.chain(done())
 }

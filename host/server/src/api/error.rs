@@ -6,18 +6,25 @@ use axum::response::{IntoResponse, Response};
 use polyskill_engine::{ComposeError, SubmitError};
 use serde_json::json;
 
-/// An error reply.
+use crate::answer::AnswerError;
+
+/// An error reply: OpenAI's object under `error`, with vLLM's names in `type`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError {
+    /// The status of the reply, and `code` unless there is a name.
     status: StatusCode,
+    /// `type` in the body.
     kind: &'static str,
+    /// A sentence for people, without the names of files on this machine.
     message: String,
+    /// The request's field that is at fault, as a path.
     param: Option<String>,
-    /// Stands in `code` in place of the status.
+    /// A name that stands in `code` in place of the status.
     name: Option<&'static str>,
 }
 
 impl ApiError {
+    /// An error without a name.
     fn new(
         status: StatusCode,
         kind: &'static str,
@@ -38,22 +45,22 @@ impl ApiError {
         Self::new(StatusCode::BAD_REQUEST, "InvalidUserInput", message, Some(param))
     }
 
-    /// 429.
+    /// 429: a queue is full, or as many loads run as may.
     pub fn too_many(message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message, None)
     }
 
-    /// 404.
+    /// 404: a route, or a thing that the request names.
     pub fn not_found(message: impl Into<String>, param: Option<&str>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFoundError", message, param)
     }
 
-    /// 404 for a model name.
+    /// 404 for a model name, in OpenAI's words.
     pub fn unknown_model(name: &str) -> Self {
         Self::not_found(format!("The model `{name}` does not exist."), Some("model"))
     }
 
-    /// 401.
+    /// 401: a bearer key is missing or wrong.
     pub fn unauthorized() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
@@ -63,18 +70,18 @@ impl ApiError {
         )
     }
 
-    /// 413, or another failure to read a body.
+    /// 413, or another failure to read a body; `status` is axum's.
     pub fn body_not_read(status: StatusCode, message: impl Into<String>) -> Self {
         Self::new(status, "BadRequestError", message, None)
     }
 
-    /// 405.
+    /// 405: the route exists, with other methods.
     pub fn method_not_allowed() -> Self {
         let status = StatusCode::METHOD_NOT_ALLOWED;
         Self::new(status, "BadRequestError", "this route does not take that method", None)
     }
 
-    /// 409.
+    /// 409: the state is another than the request says.
     pub fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "ConflictError", message, None)
     }
@@ -84,7 +91,9 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalServerError", message, None)
     }
 
-    /// Modules whose weights cannot be had.
+    /// The reply for modules whose weights cannot be had: 400 where they can never fit, 429 where
+    /// too many wait for room, else 503. The message of a 503 leaves out paths, which are in the
+    /// log.
     fn from_weights(error: &polyskill_adapters::Error, message: String) -> Self {
         use polyskill_adapters::Error;
         match error {
@@ -115,19 +124,19 @@ impl ApiError {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "GatewayTimeoutError", message, param)
     }
 
-    /// The field that is at fault.
+    /// Sets the field that is at fault.
     pub fn with_param(mut self, param: &str) -> Self {
         self.param = Some(param.to_owned());
         self
     }
 
-    /// A name in `code` that programs can rely on; messages are for people.
+    /// Sets a name in `code` that programs can rely on; messages are for people.
     pub fn named(mut self, name: &'static str) -> Self {
         self.name = Some(name);
         self
     }
 
-    /// The body as JSON, also used inside streams.
+    /// The body as JSON.
     pub fn body(&self) -> serde_json::Value {
         let status = json!(self.status.as_u16());
         let code = self.name.map_or(status, |name| json!(name));
@@ -142,6 +151,19 @@ impl IntoResponse for ApiError {
     }
 }
 
+impl From<AnswerError> for ApiError {
+    fn from(error: AnswerError) -> Self {
+        match error {
+            AnswerError::Compose(error) => error.into(),
+            AnswerError::Experiment(error) => error.into(),
+            AnswerError::Submit(error) => error.into(),
+            AnswerError::Internal(message) => Self::internal(message),
+        }
+    }
+}
+
+/// The caller's mistakes are 400 or 404 with the field; a router whose policy fails requests is
+/// 503.
 impl From<ComposeError> for ApiError {
     fn from(error: ComposeError) -> Self {
         let message = error.to_string();
@@ -167,6 +189,7 @@ impl From<ComposeError> for ApiError {
     }
 }
 
+/// A full queue is 429, a server that stops is 503, and a prompt that does not fit is 400.
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         let message = error.to_string();

@@ -1,27 +1,28 @@
-//! Every field that OpenAI, vLLM, SGLang and llama.cpp have in their requests, and what becomes of it here.
+//! Every field that OpenAI, vLLM, SGLang and llama.cpp have in their requests, and its treatment
+//! here.
 //!
-//! A field that changes an answer is served, or refused by its name; none is passed over in silence. Names that are in no
-//! list are accepted, as clients send many of their own.
+//! A field that changes an answer is served, or refused by its name; none is passed over in
+//! silence. Names that are in no list are accepted, as clients send many of their own.
 
 use serde_json::Value as Json;
 
 use super::body::Body;
 use super::error::ApiError;
 
-/// The treatment of a field.
+/// The treatment of a field that a client sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
     /// It does what its name says.
     Served,
-    /// Refused, but for null and these values, which ask for nothing; as JSON.
+    /// Refused, but for null and these values, which ask for nothing. Each is a JSON text.
     Refused(&'static [&'static str]),
-    /// It changes no answer by its definition; the reason.
+    /// Accepted without effect, as it changes no answer by its definition. The text is the reason.
     NoEffect(&'static str),
 }
 
 use Treatment::{NoEffect, Refused, Served};
 
-/// A field and what becomes of it.
+/// A field's name and its treatment.
 pub type Field = (&'static str, Treatment);
 
 /// Fields of chat and completions alike.
@@ -160,7 +161,8 @@ pub const TOKENIZE: &[Field] = &[
 /// Fields of `/detokenize`.
 pub const DETOKENIZE: &[Field] = &[("model", Served), ("tokens", Served)];
 
-/// Fields that other servers have, and that clients of theirs send.
+/// Fields of SGLang and llama.cpp that vLLM does not have, and that clients of theirs send. They
+/// are checked after the lists of the route, which hold where a name is in both.
 pub const OTHERS: &[Field] = &[
     // SGLang
     ("custom_logit_processor", Refused(&[])),
@@ -251,7 +253,8 @@ pub const OTHERS: &[Field] = &[
     ("n_cache_reuse", NoEffect("it steers a cache, which changes no answer")),
 ];
 
-/// Refuses a body with a field that would change the answer and is not served.
+/// Refuses a body with a field that would change the answer and is not served. Of several lists
+/// with a field the first counts. Values of served fields are checked elsewhere.
 ///
 /// # Errors
 /// 400 with the field's name.
@@ -266,10 +269,14 @@ pub(super) fn check(body: &Body, lists: &[&[Field]]) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// True for a value that equals the one of a JSON text. Numbers are compared by type too: `1` is
+/// not `1.0`.
 fn is(value: &Json, neutral: &str) -> bool {
     serde_json::from_str::<Json>(neutral).is_ok_and(|neutral| neutral == *value)
 }
 
+/// The message of a refused field, with at most 80 bytes of its value and the values that are
+/// taken.
 fn refusal(name: &str, value: &Json, neutral: &[&str]) -> String {
     let mut shown = value.to_string();
     if shown.len() > 80 {

@@ -4,46 +4,67 @@ use polyskill_tokenizer::{Chat, ChatError, Tokenizer, TokenizerError};
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
 
+use super::body::oversized_integer;
 use super::error::ApiError;
 
-/// Roles that every template is taken to know.
+/// Roles that every template is taken to know; others must be mentioned in it.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
-/// The fields of a chat that its template sees.
+/// The fields of a chat that its template sees, as sent.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ChatFields {
+    /// Messages, unchecked.
     messages: Vec<Json>,
+    /// Tools that the template describes to the model. Calls are not parsed from the answer.
     tools: Option<Vec<Json>>,
+    /// Documents that the template puts into the prompt.
     documents: Option<Vec<Json>>,
+    /// Further variables of the template.
     chat_template_kwargs: Option<Map<String, Json>>,
+    /// Begins the assistant's message; true unless the last message is continued.
     add_generation_prompt: Option<bool>,
+    /// Leaves the last message open, so that the answer goes on with it.
     continue_final_message: Option<bool>,
+    /// Encodes with the tokenizer's own special tokens around the text; false by default, as
+    /// templates write them.
     add_special_tokens: Option<bool>,
+    /// A word that goes to the template; `none` switches thinking off where the template has a
+    /// switch.
     reasoning_effort: Option<String>,
 }
 
-/// A chat, ready to be rendered.
+/// A chat, checked and ready to be rendered.
 #[derive(Debug)]
 pub(super) struct ChatInput {
+    /// Messages in the form that the template reads.
     pub(super) messages: Vec<Json>,
+    /// Tools; `None` where there are none, so that the plain template is taken.
     tools: Option<Vec<Json>>,
+    /// Documents, as sent.
     documents: Option<Vec<Json>>,
+    /// Further variables, with those of `reasoning_effort`.
     kwargs: Map<String, Json>,
+    /// Begins the assistant's message.
     add_generation_prompt: bool,
+    /// Leaves the last message open.
     continue_final_message: bool,
+    /// Encodes with special tokens around the text.
     add_special_tokens: bool,
 }
 
-/// A chat's text and its tokens.
+/// A chat's text through the template, and its tokens.
 #[derive(Debug)]
 pub(super) struct Rendered {
+    /// The text, special tokens spelled out.
     pub(super) text: String,
+    /// The tokens, not cut yet.
     pub(super) tokens: Vec<u32>,
 }
 
 impl ChatFields {
-    /// Checks the fields against the base's template.
+    /// Checks the fields against the base's template: tools, documents and a reasoning effort that
+    /// the template does not mention would change nothing, and are refused.
     pub(super) fn read(self, tokenizer: &Tokenizer) -> Result<ChatInput, ApiError> {
         let tools = self.tools.filter(|tools| !tools.is_empty());
         let with_tools = tools.is_some();
@@ -90,7 +111,9 @@ impl ChatFields {
 }
 
 impl ChatInput {
-    /// The chat's text and tokens, through the base's template.
+    /// The chat's text and tokens, through the base's template. Where the template refuses a
+    /// message without content, it is rendered again with empty contents. It may take long for a
+    /// long chat: not for a thread of the async runtime.
     pub(super) fn render(&self, tokenizer: &Tokenizer) -> Result<Rendered, ApiError> {
         let chat = Chat {
             messages: &self.messages,
@@ -115,7 +138,8 @@ impl ChatInput {
         Ok(Rendered { text, tokens })
     }
 
-    /// The last text by a user, which routers may read.
+    /// The text of the last message by a user, which routers may read; `None` without such a
+    /// message or content.
     pub(super) fn last_user_text(&self) -> Option<String> {
         let last = self.messages.iter().rfind(|message| message["role"] == "user")?;
         Some(text_of(last.get("content")?))
@@ -136,6 +160,7 @@ fn with_content(message: &Json) -> Json {
     Json::Object(fields)
 }
 
+/// 400 with the template's reason.
 fn refused(error: &ChatError) -> ApiError {
     let param = match error {
         ChatError::NotContinued(_) => "continue_final_message",
@@ -144,10 +169,13 @@ fn refused(error: &ChatError) -> ApiError {
     ApiError::bad_request(error.to_string(), Some(param))
 }
 
+/// 400 with the tokenizer's reason.
 fn of_tokenizer(error: &TokenizerError) -> ApiError {
     ApiError::bad_request(error.to_string(), Some("messages"))
 }
 
+/// The messages in the form that the template reads; an error names the first that does not fit by
+/// its number from 0.
 fn read_messages(
     messages: &[Json],
     tokenizer: &Tokenizer,
@@ -167,15 +195,19 @@ fn read_messages(
     read.collect()
 }
 
-/// Reads messages for one template.
+/// Reads messages for the template of one chat.
 struct Reader<'a> {
+    /// The base's tokenizer, which has the templates.
     tokenizer: &'a Tokenizer,
+    /// True where the chat has tools: some models have a template of their own for these.
     with_tools: bool,
     /// True where the template reads contents in parts.
     takes_parts: bool,
 }
 
 impl Reader<'_> {
+    /// A message with its role checked, a null content left out, and its parts and calls in the
+    /// template's form. Other fields stay as they are.
     fn message(&self, message: &Json) -> Result<Json, String> {
         let Some(fields) = message.as_object() else {
             return Err("expected an object with `role` and `content`".to_owned());
@@ -201,19 +233,32 @@ impl Reader<'_> {
         Ok(Json::Object(fields))
     }
 
-    /// A role that the template can be taken to know; `developer` is `system` where the template does not mention it.
+    /// A role that the template can be taken to know; `developer` is `system` where the template
+    /// does not mention it.
     fn role(&self, role: Option<&Json>) -> Result<String, String> {
         let mentions = |role: &str| self.tokenizer.template_mentions(self.with_tools, role);
         match role.and_then(Json::as_str) {
             Some("developer") if !mentions("developer") => Ok("system".to_owned()),
-            Some(role) if ROLES.contains(&role) || (!role.is_empty() && mentions(role)) => {
+            Some(role) if ROLES.contains(&role) => Ok(role.to_owned()),
+            Some(role) if !role.is_empty() && (mentions(role) || self.prints_any_role()) => {
                 Ok(role.to_owned())
             }
-            _ => Err("`role` must be system, developer, user, assistant, tool, or one that the model's chat template names".to_owned()),
+            _ => Err("`role` must be system, developer, user, assistant, tool, or one that the model's chat template names or prints".to_owned()),
         }
     }
 
-    /// Parts as they are where the template reads such, else their texts, a line each.
+    /// True where the template prints the role of a message whatever it is. A template that passes over the
+    /// messages of unknown roles does not, and would drop their contents.
+    fn prints_any_role(&self) -> bool {
+        const NOBODY: &str = "role-of-nobody";
+        let messages =
+            [json!({"role": "user", "content": "x"}), json!({"role": NOBODY, "content": "x"})];
+        let text = self.tokenizer.render_chat(&Chat::to_answer(&messages));
+        text.is_ok_and(|text| text.contains(NOBODY))
+    }
+
+    /// Parts as text parts where the template reads such, else their texts, a line each. Images and
+    /// sounds are refused.
     fn parts(&self, parts: &[Json]) -> Result<Json, String> {
         let mut texts = Vec::new();
         for part in parts {
@@ -230,7 +275,8 @@ impl Reader<'_> {
     }
 }
 
-/// Calls in a history: their arguments are objects in templates, and texts in OpenAI's requests.
+/// Parses the arguments of calls in a history in place: they are objects in templates, and texts in
+/// OpenAI's requests. An empty text is an empty object.
 fn read_calls(calls: &mut Json) -> Result<(), String> {
     if calls.is_null() {
         return Ok(());
@@ -242,6 +288,11 @@ fn read_calls(calls: &mut Json) -> Result<(), String> {
         let Some(function) = call.get_mut("function") else { continue };
         let Some(arguments) = function.get_mut("arguments") else { continue };
         let Some(text) = arguments.as_str() else { continue };
+        if let Some(number) = oversized_integer(text.as_bytes()) {
+            return Err(format!(
+                "`tool_calls[{at}].function.arguments` holds {number}, an integer of more than 64 bits"
+            ));
+        }
         let parsed =
             if text.trim().is_empty() { Ok(json!({})) } else { serde_json::from_str(text) };
         match parsed {
@@ -252,7 +303,7 @@ fn read_calls(calls: &mut Json) -> Result<(), String> {
     Ok(())
 }
 
-/// The text of a content, whatever its form.
+/// The text of a content in either form; parts are a line each.
 fn text_of(content: &Json) -> String {
     match content {
         Json::String(text) => text.clone(),

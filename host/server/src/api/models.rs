@@ -10,6 +10,8 @@ use serde_json::{Value as Json, json};
 use super::error::ApiError;
 use crate::service::Service;
 
+/// The cards of all models: the base, skill sets, modules, aliases. A skill set whose router is
+/// gone stays, with that as its status. An alias has its module's name as `root`.
 fn cards(service: &Service) -> Vec<Json> {
     let base = service.base_name.as_str();
     let context = service.engine.handle().max_tokens();
@@ -41,10 +43,12 @@ fn cards(service: &Service) -> Vec<Json> {
     cards
 }
 
+/// `GET /v1/models`: all models.
 pub(super) async fn list(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     JsonReply(json!({"object": "list", "data": cards(&service)}))
 }
 
+/// `GET /v1/models/{id}`: one model; the id may hold slashes.
 pub(super) async fn one(
     State(service): State<Arc<Service>>,
     id: Result<Path<String>, PathRejection>,

@@ -1,4 +1,4 @@
-//! Modules at run time: vLLM's routes, our admin routes, and what is loaded.
+//! Modules at run time: vLLM's routes, the admin routes, and the list of modules.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,53 +21,63 @@ use polyskill_sources::{Reason, Signer};
 
 /// Longest wait of a request for the end of leases.
 const MAX_DRAIN: Duration = Duration::from_secs(300);
-/// How often leases are looked at meanwhile.
+/// The time between two looks at leases meanwhile.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
-/// vLLM's bodies.
+/// The bodies of vLLM's routes, with a field of mistral.rs.
 #[derive(Debug, Deserialize)]
 struct VllmRequest {
+    /// The name to serve the module under, or to take out.
     lora_name: Option<String>,
+    /// The source, of a load alone.
     lora_path: Option<String>,
+    /// Lets a load replace what has the name.
     #[serde(default)]
     load_inplace: bool,
+    /// The generation that must stand under the name now.
     expected_generation: Option<String>,
 }
 
 impl VllmRequest {
-    /// mistral.rs has these routes too, adds a field, and names errors.
+    /// The words for errors. mistral.rs has these routes too, adds `expected_generation`, and names
+    /// errors: a request with that field gets names.
     fn words(&self) -> Words {
         let names_errors = self.expected_generation.is_some();
         Words { name: "lora_name", source: "lora_path", names_errors }
     }
 }
 
-/// How a route speaks of errors.
+/// A route's words for errors.
 #[derive(Clone, Copy)]
 struct Words {
     /// The field with the module's name.
     name: &'static str,
-    /// The field that says where it comes from.
+    /// The field that says where the module comes from.
     source: &'static str,
-    /// Whether `code` is a name, rather than the status as with vLLM.
+    /// True where `code` is a name, rather than the status as with vLLM.
     names_errors: bool,
 }
 
+/// Words for a pin.
 const PIN: Words = Words { source: "pinned", ..ADMIN };
+/// Words for an alias.
 const ALIAS: Words = Words { source: "alias_of", ..ADMIN };
+/// Words for the admin routes.
 const ADMIN: Words = Words { name: "name", source: "source", names_errors: true };
 
 impl Words {
+    /// The error with a name in `code`, where the route names errors.
     fn named(self, error: ApiError, name: &'static str) -> ApiError {
         if self.names_errors { error.named(name) } else { error }
     }
 }
 
+/// The value of a field, or vLLM's error for a missing one.
 fn required<T>(value: Option<T>, name: &str) -> Result<T, ApiError> {
     value.ok_or_else(|| ApiError::invalid_input(format!("`{name}` is required"), name))
 }
 
-/// `POST /v1/load_lora_adapter`.
+/// `POST /v1/load_lora_adapter`: loads a module and answers when it serves.
 pub(super) async fn load(
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
@@ -84,7 +94,7 @@ pub(super) async fn load(
     Ok(text_or_json(&headers, text, loaded_json(&name, &loaded)))
 }
 
-/// `POST /v1/unload_lora_adapter`.
+/// `POST /v1/unload_lora_adapter`: takes a module out. It does not wait for requests that hold it.
 pub(super) async fn unload(
     State(service): State<Arc<Service>>,
     headers: HeaderMap,
@@ -99,7 +109,7 @@ pub(super) async fn unload(
     Ok(text_or_json(&headers, text, reply))
 }
 
-/// vLLM answers in plain text; who asks for JSON gets more.
+/// vLLM's answer in plain text; a client that accepts JSON gets `body`.
 fn text_or_json(headers: &HeaderMap, text: String, body: Json) -> Response {
     let accepted = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     match accepted.is_some_and(|accepted| accepted.contains("application/json")) {
@@ -108,25 +118,27 @@ fn text_or_json(headers: &HeaderMap, text: String, body: Json) -> Response {
     }
 }
 
-/// What is to be done: load from a source, set an alias, or pin.
+/// A change of a module: a load from a source, an alias, or a pin.
 #[derive(Debug, Deserialize)]
 struct Change {
+    /// The module's name, or the alias.
     name: Option<String>,
-    /// Where to load it from.
+    /// The place to load it from.
     source: Option<String>,
-    /// Whether it may replace what has the name.
+    /// Lets a load replace what has the name; without it the name must be free.
     #[serde(default)]
     replace: bool,
-    /// The generation that must stand under the name now.
+    /// The generation that must stand under the name now; it holds over `replace`.
     expected_generation: Option<String>,
     /// The generation that the source must have.
     generation: Option<String>,
     /// The module that the name becomes an alias of.
     alias_of: Option<String>,
+    /// Keeps the module's weights in memory, or no longer; alone, or with `source`.
     pinned: Option<bool>,
 }
 
-/// `POST /admin/modules`.
+/// `POST /admin/modules`: loads a module, sets an alias, or pins. Exactly one of the three.
 pub(super) async fn change(
     State(service): State<Arc<Service>>,
     body: Body,
@@ -165,14 +177,17 @@ pub(super) async fn change(
     }
 }
 
+/// The query of a removal.
 #[derive(Debug, Deserialize)]
 pub(super) struct Removal {
+    /// The generation that must stand under the name now, or of an alias under its module's name.
     expected_generation: Option<String>,
-    /// Seconds to wait for the requests that hold the module.
+    /// Seconds to wait for the requests that hold the module, at most 300; `None` does not wait.
+    /// The module is out before the wait begins.
     drain_seconds: Option<u64>,
 }
 
-/// `DELETE /admin/modules/{name}`.
+/// `DELETE /admin/modules/{name}`: takes a module out with its aliases, or an alias alone.
 pub(super) async fn remove(
     State(service): State<Arc<Service>>,
     Path(name): Path<String>,
@@ -197,16 +212,23 @@ pub(super) async fn remove(
     unload_module(service, name, expected, removal.drain_seconds, ADMIN).await.map(JsonReply)
 }
 
-/// What a load is told, in the words of its route.
+/// A load as it was requested, with the words of its route.
 struct Wanted {
+    /// The name to serve it under.
     name: String,
+    /// The source, not parsed yet.
     source: String,
+    /// The state of the name that is required.
     expected: Expected,
+    /// The generation that the source must have, not parsed yet.
     pin: Option<String>,
+    /// Keeps it in memory, or no longer; `None` leaves the name's pin.
     pinned: Option<bool>,
+    /// The route's words for errors.
     words: Words,
 }
 
+/// Loads a module on a thread that may block; the name with what serves under it.
 async fn load_module(service: Arc<Service>, wanted: Wanted) -> Result<(String, Loaded), ApiError> {
     let words = wanted.words;
     require_free(&service, &wanted.name, words)?;
@@ -227,13 +249,14 @@ async fn load_module(service: Arc<Service>, wanted: Wanted) -> Result<(String, L
     };
     let loaded = blocking(service, move |service| {
         let loaded = service.modules.load(&request, "admin").map_err(to_api(words))?;
-        service.composer.refresh_routers();
         Ok(loaded)
     })
     .await?;
     Ok((wanted.name, loaded))
 }
 
+/// Takes a module out on a thread that may block, and waits for its leases as far as
+/// `drain_seconds` says. `drained` in the reply is true where none is left.
 async fn unload_module(
     service: Arc<Service>,
     name: String,
@@ -247,7 +270,6 @@ async fn unload_module(
     let aliases: Vec<String> = aliases.map(|(alias, _)| alias.to_owned()).collect();
     let module = blocking(service, move |service| {
         let module = service.modules.unload(&own, expected, "admin").map_err(to_api(words))?;
-        service.composer.refresh_routers();
         Ok(module)
     })
     .await?;
@@ -260,7 +282,7 @@ async fn unload_module(
               "drained": drained, "leases": module.residency().leases}))
 }
 
-/// Waits until no request holds the module; `false` if some still do.
+/// Waits until no request holds the module; `false` if some still do after `most`.
 async fn drain(module: &Module, most: Duration) -> bool {
     let started = Instant::now();
     while module.residency().leases > 0 {
@@ -272,7 +294,8 @@ async fn drain(module: &Module, most: Duration) -> bool {
     true
 }
 
-/// Runs what reads and writes files, or may take its time, on a thread that may block.
+/// Runs work that reads and writes files, or may take its time, on a thread that may block. A panic
+/// of the work is 500.
 pub(super) async fn blocking<T: Send + 'static>(
     service: Arc<Service>,
     work: impl FnOnce(&Service) -> Result<T, ApiError> + Send + 'static,
@@ -281,7 +304,7 @@ pub(super) async fn blocking<T: Send + 'static>(
     done.map_err(|error| ApiError::internal(error.to_string()))?
 }
 
-/// Names of the base and of skill sets are no names for modules.
+/// Refuses names of the base and of skill sets, which are no names for modules.
 fn require_free(service: &Service, name: &str, words: Words) -> Result<(), ApiError> {
     let taken = name == service.base_name || service.skill_sets.iter().any(|set| set.id == name);
     if taken {
@@ -292,7 +315,8 @@ fn require_free(service: &Service, name: &str, words: Words) -> Result<(), ApiEr
     Ok(())
 }
 
-/// What may stand under a name before a change: the generation that was named, else anything or nothing.
+/// The state of a name that a change requires: the generation that was given, else anything where
+/// `anything` is true, else nothing.
 fn to_replace(named: Option<&str>, anything: bool) -> Result<Expected, ApiError> {
     match named {
         Some(text) => generation(text).map(Expected::Generation),
@@ -301,6 +325,7 @@ fn to_replace(named: Option<&str>, anything: bool) -> Result<Expected, ApiError>
     }
 }
 
+/// A generation from 64 hexadecimal digits; the error repeats at most 80 characters.
 fn generation(text: &str) -> Result<Generation, ApiError> {
     text.parse().map_err(|_| {
         let message = format!(
@@ -311,7 +336,7 @@ fn generation(text: &str) -> Result<Generation, ApiError> {
     })
 }
 
-/// Errors in the words of a route. Names are mistral.rs's where it has one.
+/// A translation of errors into the words of a route. Names are mistral.rs's where it has one.
 fn to_api(words: Words) -> impl Fn(ModuleError) -> ApiError {
     move |error| {
         let message = error.to_string();
@@ -330,6 +355,7 @@ fn to_api(words: Words) -> impl Fn(ModuleError) -> ApiError {
     }
 }
 
+/// The reply and the name for an error of the library or of a module's files.
 fn of_module(error: &Error, message: String, words: Words) -> (ApiError, &'static str) {
     let (name, source) = (Some(words.name), Some(words.source));
     match error {
@@ -350,6 +376,7 @@ fn of_module(error: &Error, message: String, words: Words) -> (ApiError, &'stati
     }
 }
 
+/// The reply and the name for an error of a source: 502 and 504 are those of another server.
 fn of_source(reason: &Reason, message: String, words: Words) -> (ApiError, &'static str) {
     let bad = |message: String| ApiError::bad_request(message, Some(words.source));
     match reason {
@@ -369,7 +396,7 @@ fn of_source(reason: &Reason, message: String, words: Words) -> (ApiError, &'sta
     }
 }
 
-/// A trusted signer's key; others are told apart, and nobody is null.
+/// A trusted signer's key; a key that is not listed is marked as such, and no signature is null.
 fn signer(signer: &Signer) -> Json {
     match signer {
         Signer::Trusted(key) => json!(key),
@@ -378,6 +405,7 @@ fn signer(signer: &Signer) -> Json {
     }
 }
 
+/// The reply to a load.
 fn loaded_json(name: &str, loaded: &Loaded) -> Json {
     let module = &loaded.module;
     json!({"name": name, "generation": module.generation().to_string(),
@@ -386,7 +414,8 @@ fn loaded_json(name: &str, loaded: &Loaded) -> Json {
            "left_out": module.left_out()})
 }
 
-/// `GET /admin/modules`.
+/// `GET /admin/modules`: all modules with residency and origin, the pool's counters, and the names
+/// that failed to load.
 pub(super) async fn list(State(service): State<Arc<Service>>) -> JsonReply<Json> {
     let library = service.composer.library();
     let snapshot = library.snapshot();

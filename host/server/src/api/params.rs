@@ -3,19 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use polyskill_engine::{Composition, Finished, RouterRequest, Selection, TraceLevel};
+use axum::http::HeaderMap;
+use polyskill_engine::{RouterRequest, TraceLevel};
 use polyskill_sdk::{Parameters, Value};
 use polyskill_tokenizer::{Special, Stops};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 
 use super::body::{one_of, texts};
 use super::error::ApiError;
-use super::experiment::Served;
-use crate::experiments::Choice;
+use super::reply::since_epoch;
+use crate::answer::request::{AnswerRequest, OutputParams};
+use crate::answer::route::{Route, RouteFields, RouterField};
+use crate::experiments::{CONVERSATION_HEADER, Choice, TENANT_HEADER, UnitIds};
 use crate::service::Service;
-use crate::traces::TracedToken;
 
 /// Stop strings of one request. OpenAI takes four; tasks of evaluations have more, and vLLM has no bound.
 const MAX_STOPS: usize = 64;
@@ -100,6 +102,15 @@ impl<'de> Deserialize<'de> for RouterChoice {
         match value {
             Json::String(name) => Ok(Self::Name(name)),
             spec => RouterSpec::deserialize(spec).map(Self::Full).map_err(D::Error::custom),
+        }
+    }
+}
+
+impl RouterChoice {
+    fn name(&self) -> &str {
+        match self {
+            Self::Name(name) => name,
+            Self::Full(spec) => &spec.name,
         }
     }
 }
@@ -267,51 +278,8 @@ impl CommonParams {
         }
     }
 
-    /// The selection that answers: the module that the model name stands for, then `adapters`, then `router`.
-    ///
-    /// A module that is named acts: beside a router where there is one. Of a skill set `router` and `adapters` replace
-    /// what they name, and the rest stays.
-    pub(crate) fn selection(
-        &self,
-        service: &Service,
-        prompt_tokens: usize,
-        text: Option<String>,
-    ) -> Result<Selection, ApiError> {
-        let name = self.model_name(service);
-        let named = service.selection(name).ok_or_else(|| ApiError::unknown_model(name))?;
-        let adapters = self.adapters.as_deref().map(weights).transpose()?;
-        let acting = match (&named, adapters) {
-            (Selection::Base, adapters) => adapters.unwrap_or_default(),
-            (Selection::Weighted(module), adapters) => {
-                let same = |a: &str, b: &str| service.is_one_module(a, b);
-                with_named(module.clone(), adapters.unwrap_or_default(), same)
-            }
-            (Selection::Routed(set), adapters) => adapters.unwrap_or_else(|| set.always_on.clone()),
-        };
-        let mut selection = match (&self.router, named) {
-            (Some(RouterChoice::Name(name)), _) if name == "none" => weighted(acting),
-            (Some(choice), named) => Selection::Routed(RouterRequest {
-                always_on: acting,
-                ..over(named, routed(choice)?)
-            }),
-            (None, Selection::Routed(set)) => {
-                Selection::Routed(RouterRequest { always_on: acting, ..set })
-            }
-            (None, _) => weighted(acting),
-        };
-        self.complete(&mut selection, prompt_tokens, text);
-        Ok(selection)
-    }
-
-    /// Tells a router of the request.
-    fn complete(&self, selection: &mut Selection, prompt_tokens: usize, text: Option<String>) {
-        if let Selection::Routed(asked) = selection {
-            (asked.prompt_tokens, asked.text, asked.bucket) = (prompt_tokens, text, self.bucket());
-        }
-    }
-
-    /// What this request asks of experiments: none, where it says itself what answers.
-    pub(crate) fn experiment(&self) -> Choice {
+    /// The experiment that the request asks for: none, where it says itself what answers.
+    fn experiment(&self) -> Choice {
         match &self.experiment {
             Some(ExperimentChoice(choice)) => choice.clone(),
             None if self.router.is_some() || self.adapters.is_some() => Choice::None,
@@ -319,29 +287,60 @@ impl CommonParams {
         }
     }
 
-    /// An arm in the place of what the model name stands for: of a skill set with the same router it takes over what it does
-    /// not say itself.
-    pub(crate) fn arm(
+    /// The fields that say what answers.
+    fn route_fields(&self) -> Result<RouteFields, ApiError> {
+        let adapters = self.adapters.as_deref().map(weights).transpose()?;
+        let router = match &self.router {
+            None => RouterField::Unset,
+            Some(choice) if choice.name() == "none" => RouterField::None,
+            Some(choice) => RouterField::Router(routed(choice)?),
+        };
+        Ok(RouteFields { adapters, router })
+    }
+
+    /// The request as meant. `id` is the reply's; at most `max_tokens` are to be generated for each choice.
+    pub(crate) fn meant(
         &self,
         service: &Service,
-        arm: Selection,
-        prompt_tokens: usize,
-        text: Option<String>,
-    ) -> Selection {
-        let named = service.selection(self.model_name(service));
-        let mut selection = match (arm, named) {
-            (Selection::Routed(asked), Some(named)) => {
-                let beside = asked.always_on.clone();
-                let mut asked = over(named, asked);
-                if !beside.is_empty() {
-                    asked.always_on = beside;
-                }
-                Selection::Routed(asked)
-            }
-            (arm, _) => arm,
-        };
-        self.complete(&mut selection, prompt_tokens, text);
-        selection
+        headers: &HeaderMap,
+        id: String,
+        max_tokens: usize,
+    ) -> Result<AnswerRequest, ApiError> {
+        let model = self.model_name(service);
+        let named = service.selection(model).ok_or_else(|| ApiError::unknown_model(model))?;
+        let route = Route::new(service, named, self.route_fields()?, self.bucket());
+        let route = route.map_err(|twice| {
+            let message = format!(
+                "`adapters` names `{twice}`, which `model` names already, expected it once"
+            );
+            ApiError::bad_request(message, Some("adapters"))
+        })?;
+        let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
+        Ok(AnswerRequest {
+            id,
+            model: model.to_owned(),
+            route,
+            experiment: self.experiment(),
+            units: UnitIds {
+                unit: self.unit.clone(),
+                user: self.user.clone(),
+                conversation: header(CONVERSATION_HEADER),
+                tenant: header(TENANT_HEADER),
+                beginning: None,
+            },
+            reference: self.reference.clone(),
+            at_us: since_epoch().as_micros() as u64,
+            traceparent: header("traceparent"),
+            output: OutputParams {
+                choices: self.choices()?,
+                sampling: self.sampling(service, max_tokens)?,
+                num_own_stops: self.stop_token_ids.as_ref().map_or(0, Vec::len),
+                stops: self.stops()?,
+                special: self.special(),
+                cache_salt: self.cache_salt()?,
+                trace: self.trace_level()?,
+            },
+        })
     }
 
     /// The same number for the same unit (`unit`, else `user`).
@@ -373,26 +372,6 @@ pub(crate) enum StreamUsage {
     Continuous,
 }
 
-/// Modules by weight, or the base where there are none.
-fn weighted(modules: Vec<(String, f32)>) -> Selection {
-    if modules.is_empty() { Selection::Base } else { Selection::Weighted(modules) }
-}
-
-/// The module that the model name stands for, then those of `adapters`, which may give it another weight.
-fn with_named(
-    mut named: Vec<(String, f32)>,
-    adapters: Vec<(String, f32)>,
-    same: impl Fn(&str, &str) -> bool,
-) -> Vec<(String, f32)> {
-    for (name, weight) in adapters {
-        match named.iter_mut().find(|(known, _)| same(known, &name)) {
-            Some((_, known)) => *known = weight,
-            None => named.push((name, weight)),
-        }
-    }
-    named
-}
-
 fn weights(adapters: &[AdapterWeight]) -> Result<Vec<(String, f32)>, ApiError> {
     let mut seen = BTreeSet::new();
     if let Some(twice) = adapters.iter().find(|adapter| !seen.insert(&adapter.name)) {
@@ -422,76 +401,4 @@ fn routed(choice: &RouterChoice) -> Result<RouterRequest, ApiError> {
     let parameters = params.into_iter().flatten().map(scalar).collect::<Result<_, _>>()?;
     let (router, parameters) = (router.clone(), Parameters(parameters));
     Ok(RouterRequest { router, parameters, modules, ..RouterRequest::default() })
-}
-
-/// A request's router over what its model name stands for: a skill set's modules stay the candidates, what
-/// acts beside its router stays, and its parameters hold where the router is
-/// the same.
-fn over(named: Selection, mut asked: RouterRequest) -> RouterRequest {
-    let Selection::Routed(mut set) = named else { return asked };
-    if set.router == asked.router {
-        set.parameters.0.retain(|(name, _)| asked.parameters.get(name).is_none());
-        set.parameters.0.append(&mut asked.parameters.0);
-        asked.parameters = set.parameters;
-    }
-    if asked.modules.is_empty() {
-        asked.modules = set.modules;
-    }
-    asked.always_on = set.always_on;
-    asked
-}
-
-/// The response extra `polyskill`.
-pub(crate) fn routing_report(
-    served: &Served,
-    finished: Option<&Finished>,
-    trace: TraceLevel,
-    tokens: &[TracedToken],
-) -> Json {
-    let composition: &Composition = &served.composition;
-    let modules: Vec<Json> = composition
-        .modules()
-        .iter()
-        .map(|lease| json!({"name": lease.name, "generation": lease.module.generation().to_string()}))
-        .collect();
-    let router =
-        composition.router().map(|router| json!({"name": router.name, "digest": router.digest}));
-    let mut report = json!({
-        "composition": composition.digest().to_string(),
-        "router": router,
-        "modules": modules,
-        "served": if composition.fallback().is_some() { "fallback" } else { "assigned" },
-    });
-    let beside: Vec<Json> = composition
-        .always_on()
-        .map(|(lease, weight)| json!({"name": lease.name, "weight": weight}))
-        .collect();
-    if !beside.is_empty() {
-        report["beside_router"] = json!(beside);
-    }
-    if let Some(reason) = composition.fallback() {
-        report["fallback_reason"] = json!(reason);
-    }
-    served.say(&mut report);
-    if let Some(rows) = finished.map(|finished| finished.fallback_rows).filter(|rows| *rows > 0) {
-        // The base answered rows that the router left undecided; where it answered all, nothing was routed.
-        report["fallback_rows"] = json!(rows);
-        report["fallback_reason"] = json!(composition.row_failure());
-        if finished.is_some_and(|finished| finished.module_share.is_empty()) {
-            report["served"] = json!("fallback");
-        }
-    }
-    let Some(finished) = finished.filter(|_| trace != TraceLevel::None) else { return report };
-    let name =
-        |index: u32| composition.modules().get(index as usize).map(|lease| lease.name.clone());
-    let share: BTreeMap<String, f64> = finished
-        .module_share
-        .iter()
-        .filter_map(|&(module, share)| Some((name(module)?, (share * 1e4).round() / 1e4)))
-        .collect();
-    report["routing"] = json!({"share": share, "fallback_rows": finished.fallback_rows});
-    if trace == TraceLevel::Full {
-        report["routing"]["tokens"] = json!(tokens);
-    }
-    report
 }

@@ -17,7 +17,6 @@ impl CommonParams {
         &self,
         service: &Service,
         max_tokens: usize,
-        choice: usize,
     ) -> Result<SamplingParams, ApiError> {
         let range = |name: &str, value: Option<f32>, default: f32, low: f32, high: f32| match value
         {
@@ -43,11 +42,7 @@ impl CommonParams {
             let message = format!("`stop_token_ids` holds {id}, expected ids below {vocab_size}");
             return Err(ApiError::bad_request(message, Some("stop_token_ids")));
         }
-        if let Some(least) = self.min_tokens.filter(|&least| least > max_tokens) {
-            let message =
-                format!("`min_tokens` is {least}, but at most {max_tokens} tokens are to come");
-            return Err(ApiError::bad_request(message, Some("min_tokens")));
-        }
+        self.check_min_tokens(max_tokens)?;
         let seed = self.seed.map_or_else(random_seed, |seed| seed as u64);
         Ok(SamplingParams {
             max_tokens,
@@ -69,11 +64,21 @@ impl CommonParams {
             bad_words: self.bad_words(service)?,
             stop_tokens,
             min_tokens: self.min_tokens.unwrap_or(0),
-            seed: seed.wrapping_add(choice as u64),
+            seed,
             logprobs: None,
             prompt_logprobs: None,
             answer_from: None,
         })
+    }
+
+    /// Refuses more tokens at least than at most.
+    pub(crate) fn check_min_tokens(&self, max_tokens: usize) -> Result<(), ApiError> {
+        let Some(least) = self.min_tokens.filter(|&least| least > max_tokens) else {
+            return Ok(());
+        };
+        let message =
+            format!("`min_tokens` is {least}, but at most {max_tokens} tokens are to come");
+        Err(ApiError::bad_request(message, Some("min_tokens")))
     }
 
     fn biases(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {

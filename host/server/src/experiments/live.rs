@@ -235,7 +235,8 @@ impl Live {
     /// Counts a request of an arm with what was measured of it.
     pub(super) fn count(
         &mut self,
-        (arm, unit): (&str, &str),
+        arm: &str,
+        unit: &str,
         outcome: Outcome,
         observations: &[(String, f64)],
     ) {
@@ -258,7 +259,8 @@ impl Live {
     /// Adds what a bandit's arm earned; what is to be kept of it.
     pub(super) fn earn(
         &mut self,
-        (arm, unit): (&str, &str),
+        arm: &str,
+        unit: &str,
         metric: &str,
         value: f64,
     ) -> Option<Rewards> {
@@ -416,7 +418,7 @@ mod tests {
             let name = format!("u{unit}");
             let (arm, _) = deal(&mut live, &name).unwrap();
             let value = f64::from(unit) + f64::from(unit % 3);
-            live.count((&arm, &name), Outcome::default(), &[("correct".to_owned(), value)]);
+            live.count(&arm, &name, Outcome::default(), &[("correct".to_owned(), value)]);
         }
         let report = live.report(2);
         let comparison = &report.metrics[0].comparisons[0];
@@ -487,7 +489,7 @@ mod tests {
             }
             let name = format!("u{unit}");
             let (arm, _) = deal_any(&mut live, &name);
-            live.count((&arm, &name), Outcome::default(), &[]);
+            live.count(&arm, &name, Outcome::default(), &[]);
         }
         let report = live.report(2);
         assert!((report.arms[0].weight - 0.7).abs() < 0.01, "{:?}", report.arms);

@@ -4,11 +4,10 @@ use polyskill_engine::Selection;
 use polyskill_experiment::Declaration;
 use polyskill_experiment::assignment::position;
 use polyskill_experiment::declaration::{Arm, MAX_VALUE, Mode};
-use polyskill_experiment::totals::Outcome;
 
 use super::live::{Assigned, Dealt, Live};
 use super::measure::{Measured, is_measured};
-use super::store::{self, Durable, Noted, Served};
+use super::store::{self, Durable, Noted, Served, UnitTotals};
 use super::unit::UnitIds;
 use super::{ExperimentError, Experiments, arm, hear, json_text, lock, wait};
 
@@ -108,9 +107,10 @@ impl Experiments {
     }
 
     fn write_unit(&self, experiment: &str, unit: &str, assigned: Assigned) -> Durable<()> {
-        let place = (experiment.to_owned(), unit.to_owned(), assigned.arm);
-        let propensities = assigned.propensities.as_ref().map(json_text);
-        self.store.change(store::put_unit(place, assigned.epoch, propensities))
+        let (experiment, unit) = (experiment.to_owned(), unit.to_owned());
+        let Assigned { arm, epoch, propensities, .. } = assigned;
+        let propensities = propensities.as_ref().map(json_text);
+        self.store.change(store::put_unit(experiment, unit, arm, epoch, propensities))
     }
 
     /// An arm by its name, for testing: it serves, and counts nowhere.
@@ -173,12 +173,13 @@ impl Experiments {
         if arm.is_empty() {
             live.count_before(unit, &observations);
         } else if live.totals.observe(arm, unit, metric, value).is_ok() {
-            self.earn(&mut live, (arm, unit), metric, value);
+            self.earn(&mut live, arm, unit, metric, value);
         }
-        let place = (enrolment.experiment.clone(), arm.to_owned(), unit.to_owned());
-        drop(self.store.change(move |connection| {
-            store::add_totals(connection, (&place.0, &place.1, &place.2), &observations)
-        }));
+        let place = UnitTotals::of(&enrolment.experiment, arm, unit);
+        drop(
+            self.store
+                .change(move |connection| store::add_totals(connection, &place, &observations)),
+        );
     }
 
     /// The same for an arm that ran in a shadow.
@@ -190,33 +191,31 @@ impl Experiments {
         }
         let observations = measured.observations(&live.declaration);
         let (experiment, unit) = (enrolment.experiment.clone(), enrolment.unit.clone());
-        let place = (experiment.clone(), arm.to_owned(), unit.clone());
+        let place = UnitTotals::of(&experiment, arm, &unit);
         if arm.is_empty() {
             live.count_before(&unit, &observations);
         } else {
-            let Outcome { fallback, fault } = measured.outcome;
-            live.count((arm, &unit), measured.outcome, &observations);
-            let counted = (experiment.clone(), arm.to_owned());
-            drop(self.store.change(store::count_request(counted, (fallback, fault))));
+            live.count(arm, &unit, measured.outcome, &observations);
+            let (name, outcome) = (experiment.clone(), measured.outcome);
+            drop(self.store.change(store::count_request(name, arm.to_owned(), outcome)));
             let exposed = [(String::new(), 0.0)];
             let at = place.clone();
-            drop(self.store.change(move |connection| {
-                store::add_totals(connection, (&at.0, &at.1, &at.2), &exposed)
-            }));
+            drop(self.store.change(move |connection| store::add_totals(connection, &at, &exposed)));
         }
         for (metric, value) in &observations {
-            self.earn(&mut live, (arm, &unit), metric, *value);
+            self.earn(&mut live, arm, &unit, metric, *value);
         }
         // Nobody waits for what was measured: it is on the disk a moment later.
-        drop(self.store.change(move |connection| {
-            store::add_totals(connection, (&place.0, &place.1, &place.2), &observations)
-        }));
+        drop(
+            self.store
+                .change(move |connection| store::add_totals(connection, &place, &observations)),
+        );
     }
 
-    fn earn(&self, live: &mut Live, (arm, unit): (&str, &str), metric: &str, value: f64) {
-        if let Some(rewards) = live.earn((arm, unit), metric, value) {
-            let place = (live.declaration.name.clone(), arm.to_owned());
-            drop(self.store.change(store::put_rewards(place, json_text(&rewards))));
+    fn earn(&self, live: &mut Live, arm: &str, unit: &str, metric: &str, value: f64) {
+        if let Some(rewards) = live.earn(arm, unit, metric, value) {
+            let (name, arm) = (live.declaration.name.clone(), arm.to_owned());
+            drop(self.store.change(store::put_rewards(name, arm, json_text(&rewards))));
         }
     }
 
@@ -229,7 +228,7 @@ impl Experiments {
         let served = served.ok_or_else(|| ExperimentError::UnknownRequest(id.to_owned()))?;
         let live = self.one(&served.experiment)?;
         check_value(&lock(&live).declaration, name, value)?;
-        let feedback = (id.to_owned(), name.to_owned(), value);
+        let feedback = store::Feedback { request: id.to_owned(), name: name.to_owned(), value };
         match wait(self.store.change(store::put_feedback(feedback, served.clone())))? {
             Noted::Known => Ok(false),
             Noted::Other(known) => {
@@ -244,7 +243,7 @@ impl Experiments {
                 } else if served.counted {
                     // Finite, as it was checked.
                     let _ = live.totals.observe(&served.arm, &served.unit, name, value);
-                    self.earn(&mut live, (&served.arm, &served.unit), name, value);
+                    self.earn(&mut live, &served.arm, &served.unit, name, value);
                 }
                 Ok(true)
             }

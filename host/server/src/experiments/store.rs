@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use polyskill_experiment::bandit::Rewards;
+use polyskill_experiment::totals::Outcome;
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::oneshot;
 
@@ -240,7 +241,9 @@ fn load_one(connection: &Connection, name: &str) -> Result<Kept, StoreError> {
 
 /// Writes an experiment's declaration and course.
 pub(super) fn put_experiment(
-    (name, declaration, course): (String, String, String),
+    name: String,
+    declaration: String,
+    course: String,
 ) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
     move |connection| {
         let query = "INSERT INTO experiment VALUES (?1, ?2, ?3)
@@ -264,7 +267,9 @@ pub(super) fn remove_experiment(name: String) -> impl FnOnce(&Connection) -> rus
 
 /// Writes a unit's arm.
 pub(super) fn put_unit(
-    (experiment, unit, arm): (String, String, String),
+    experiment: String,
+    unit: String,
+    arm: String,
     epoch: u32,
     propensities: Option<String>,
 ) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
@@ -301,27 +306,46 @@ pub(super) fn put_request(
 
 /// Adds to an arm's counters.
 pub(super) fn count_request(
-    (experiment, arm): (String, String),
-    (fallback, fault): (bool, bool),
+    experiment: String,
+    arm: String,
+    outcome: Outcome,
 ) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
     move |connection| {
         let query = "INSERT INTO arm VALUES (?1, ?2, 1, ?3, ?4) ON CONFLICT DO UPDATE SET
                      requests = requests + 1, fallbacks = fallbacks + ?3, faults = faults + ?4";
+        let Outcome { fallback, fault } = outcome;
         let parameters = params![experiment, arm, fallback, fault];
         connection.prepare(query)?.execute(parameters).map(drop)
+    }
+}
+
+/// The totals of a unit under an arm of an experiment.
+#[derive(Clone, Debug)]
+pub(super) struct UnitTotals {
+    pub(super) experiment: String,
+    pub(super) arm: String,
+    pub(super) unit: String,
+}
+
+impl UnitTotals {
+    /// Those of a unit, by names.
+    pub(super) fn of(experiment: &str, arm: &str, unit: &str) -> Self {
+        let (experiment, arm) = (experiment.to_owned(), arm.to_owned());
+        Self { experiment, arm, unit: unit.to_owned() }
     }
 }
 
 /// Adds to a unit's totals: metrics with their values. An empty metric stands for the exposure.
 pub(super) fn add_totals(
     connection: &Connection,
-    (experiment, arm, unit): (&str, &str, &str),
+    place: &UnitTotals,
     observations: &[(String, f64)],
 ) -> rusqlite::Result<()> {
     let query = "INSERT INTO total VALUES (?1, ?2, ?3, ?4, 1, ?5) ON CONFLICT DO UPDATE SET
                  count = count + 1, sum = sum + ?5";
     let mut statement = connection.prepare(query)?;
     for (metric, value) in observations {
+        let UnitTotals { experiment, arm, unit } = place;
         statement.execute(params![experiment, arm, unit, metric, value])?;
     }
     Ok(())
@@ -338,12 +362,23 @@ pub(super) enum Noted {
     Other(f64),
 }
 
+/// A value of a metric for a request that was served.
+#[derive(Clone, Debug)]
+pub(super) struct Feedback {
+    /// The reply's id.
+    pub(super) request: String,
+    /// The metric.
+    pub(super) name: String,
+    pub(super) value: f64,
+}
+
 /// Notes feedback once, with its place in the totals.
 pub(super) fn put_feedback(
-    (request, name, value): (String, String, f64),
+    feedback: Feedback,
     served: Served,
 ) -> impl FnOnce(&Connection) -> rusqlite::Result<Noted> {
     move |connection| {
+        let Feedback { request, name, value } = feedback;
         let query = "SELECT value FROM feedback WHERE request = ?1 AND name = ?2";
         let found: Option<f64> =
             connection.query_row(query, params![request, name], |row| row.get(0)).optional()?;
@@ -355,8 +390,8 @@ pub(super) fn put_feedback(
         let insert = "INSERT INTO feedback VALUES (?1, ?2, ?3)";
         connection.execute(insert, params![request, name, value])?;
         if served.counted {
-            let place = (served.experiment.as_str(), served.arm.as_str(), served.unit.as_str());
-            add_totals(connection, place, &[(name, value)])?;
+            let place = UnitTotals::of(&served.experiment, &served.arm, &served.unit);
+            add_totals(connection, &place, &[(name, value)])?;
         }
         Ok(Noted::New)
     }
@@ -364,7 +399,8 @@ pub(super) fn put_feedback(
 
 /// Writes what a bandit's arm has earned.
 pub(super) fn put_rewards(
-    (experiment, arm): (String, String),
+    experiment: String,
+    arm: String,
     rewards: String,
 ) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
     move |connection| {
@@ -394,21 +430,25 @@ mod tests {
         let text = str::to_owned;
         {
             let store = Store::open(Some(&path)).unwrap();
-            wait(store.change(put_experiment((text("e"), text("{}"), text("{}"))))).unwrap();
-            let unit = (text("e"), text("u"), text("a"));
-            wait(store.change(put_unit(unit, 3, Some(text("[0.5,0.5]"))))).unwrap();
+            wait(store.change(put_experiment(text("e"), text("{}"), text("{}")))).unwrap();
+            let put_unit =
+                |arm, epoch, propensities| put_unit(text("e"), text("u"), arm, epoch, propensities);
+            wait(store.change(put_unit(text("a"), 3, Some(text("[0.5,0.5]"))))).unwrap();
             // The first arm stays.
-            let other = (text("e"), text("u"), text("b"));
-            wait(store.change(put_unit(other, 4, None))).unwrap();
+            wait(store.change(put_unit(text("b"), 4, None))).unwrap();
             wait(store.change(put_request(text("r"), served(), 10))).unwrap();
-            wait(store.change(count_request((text("e"), text("a")), (true, false)))).unwrap();
-            let feedback = || (text("r"), text("correct"), 1.0);
-            let noted = wait(store.change(put_feedback(feedback(), served())));
+            wait(store.change(count_request(
+                text("e"),
+                text("a"),
+                Outcome { fallback: true, fault: false },
+            )))
+            .unwrap();
+            let feedback = |value| Feedback { request: text("r"), name: text("correct"), value };
+            let noted = wait(store.change(put_feedback(feedback(1.0), served())));
             assert_eq!(noted.unwrap(), Noted::New);
-            let noted = wait(store.change(put_feedback(feedback(), served())));
+            let noted = wait(store.change(put_feedback(feedback(1.0), served())));
             assert_eq!(noted.unwrap(), Noted::Known);
-            let other = (text("r"), text("correct"), 0.0);
-            let noted = wait(store.change(put_feedback(other, served())));
+            let noted = wait(store.change(put_feedback(feedback(0.0), served())));
             assert_eq!(noted.unwrap(), Noted::Other(1.0));
         }
         let store = Store::open(Some(&path)).unwrap();

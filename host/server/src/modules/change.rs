@@ -11,7 +11,8 @@ use super::state::Saved;
 use super::{ModuleError, Modules, lock, modules_in};
 
 impl Modules {
-    /// Takes a name out; requests that hold the module finish with it.
+    /// Takes a name and its aliases out; requests that hold the module finish with it. `by` goes to
+    /// the audit log, which gets failures too.
     ///
     /// # Errors
     /// If nothing stands under the name, or not what was expected.
@@ -26,9 +27,15 @@ impl Modules {
             "action": "unload_module", "by": by, "name": name, "done": removed.is_ok(),
             "error": removed.as_ref().err().map(ToString::to_string),
         }));
+        if removed.is_ok() {
+            self.changed();
+        }
         removed
     }
 
+    /// The unloading, without a word to the audit log and the routers. The durable set is written
+    /// before the library changes. A name that the configuration declares is noted as removed, so
+    /// that a restart does not bring it back.
     fn unload_quietly(&self, name: &str, expected: Expected) -> Result<Arc<Module>, ModuleError> {
         let mut saved = lock(&self.saved);
         let snapshot = self.library.snapshot();
@@ -65,12 +72,14 @@ impl Modules {
         Ok(module)
     }
 
-    /// What was said at run time, else in the configuration.
+    /// The pin of a name: as it was set at run time, else in the configuration.
     pub(super) fn is_pinned(&self, name: &str, saved: &Saved) -> bool {
         let declared = || self.declared.iter().any(|module| module.name == name && module.pinned);
         saved.pinned.get(name).copied().unwrap_or_else(declared)
     }
 
+    /// True for a name that a restart would load by itself: of the configuration, or of a module in
+    /// a configured directory. It lists these directories.
     pub(super) fn is_declared(&self, name: &str) -> bool {
         let listed = self.declared.iter().any(|module| module.name == name);
         let lies = |directory: &PathBuf| {
@@ -79,11 +88,13 @@ impl Modules {
         listed || self.directories.iter().any(lies)
     }
 
+    /// True for an alias of the configuration.
     pub(super) fn is_declared_alias(&self, alias: &str) -> bool {
         self.declared.iter().any(|module| module.aliases.iter().any(|one| one == alias))
     }
 
-    /// Whether a name may stand for a module: one that needs a signature needs it under any of its names.
+    /// Checks that a name may stand for a module: one that needs a signature needs it under any of
+    /// its names. A module that does not serve passes here.
     pub(super) fn check_alias(&self, alias: &str, name: &str) -> Result<(), ModuleError> {
         match self.provenance(name) {
             Some(provenance) => Ok(self.trust.check_signer(alias, &provenance.signer)?),
@@ -91,7 +102,8 @@ impl Modules {
         }
     }
 
-    /// Lets another name stand for a module, or with `None` no longer.
+    /// Lets another name stand for a module, or with `None` no longer. The library changes before
+    /// the durable set is written; where that fails, the alias holds until a restart.
     ///
     /// # Errors
     /// If the alias or the module's name cannot be used, or the durable set cannot be written.
@@ -121,10 +133,12 @@ impl Modules {
         Ok(())
     }
 
-    /// Keeps a module in memory, or no longer.
+    /// Keeps a module in memory, or no longer. `name` may be an alias. The pin is of the name: a
+    /// module that is loaded under it later is pinned too.
     ///
     /// # Errors
-    /// If there is none of this name, or the durable set cannot be written.
+    /// If there is none of this name, it would leave no room for another, or the durable set cannot
+    /// be written.
     pub fn pin(&self, name: &str, pinned: bool, by: &str) -> Result<(), ModuleError> {
         let mut saved = lock(&self.saved);
         let snapshot = self.library.snapshot();

@@ -1,23 +1,24 @@
-//! What must hold before a module gets a name, and what follows when it has it.
+//! The conditions for a module to get a name, and the changes that follow when it has it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use polyskill_adapters::Module;
 use polyskill_adapters::library::Expected;
 
-use super::state::{Folder, Saved};
+use super::state::Saved;
 use super::{MAX_FAILURES, ModuleError, Modules, Provenance, lock};
 use polyskill_sources::Signer;
 
 impl Modules {
-    /// Whether a module may have a name: the name is free for modules, there will be room, and the signer is
-    /// one for the name and for its aliases.
+    /// Checks that a module may have a name: the name is free for modules, there will be room, and
+    /// the signer is one for the aliases of the name. For the name itself the signer was checked
+    /// when the module was opened.
     pub(super) fn admit(
         &self,
         name: &str,
         module: &Module,
-        (pinned, signer): (bool, &Signer),
+        pinned: bool,
+        signer: &Signer,
     ) -> Result<(), ModuleError> {
         if self.reserved.iter().any(|reserved| reserved == name) {
             let (name, reason) = (name.to_owned(), "is taken by the base model or a skill set");
@@ -30,8 +31,11 @@ impl Modules {
         Ok(self.library.check_room(name, module, pinned)?)
     }
 
-    /// Publishes a module and sets pins as they are for names: what replaces a module is pinned as it was, and
-    /// what it replaces stays pinned where another name of it is.
+    /// Publishes a module and sets pins as they are for names: what replaces a module is pinned as
+    /// it was, and the replaced one stays pinned where another name of it is.
+    ///
+    /// The caller holds the lock of the durable set. Where equal content is in the library already,
+    /// that module is returned.
     pub(super) fn put(
         &self,
         name: &str,
@@ -47,7 +51,8 @@ impl Modules {
         Ok(module)
     }
 
-    /// Equal content is held once: it is pinned where any name of it is.
+    /// Sets the pin of a content, which is held once under all of its names: it is pinned where any
+    /// name of it is. The cost grows with the number of modules.
     pub(super) fn settle_pin(&self, module: &Module, saved: &Saved) {
         let snapshot = self.library.snapshot();
         let mut names = snapshot.iter().filter(|(_, one)| one.generation() == module.generation());
@@ -55,21 +60,16 @@ impl Modules {
         self.library.pin(module, pinned);
     }
 
-    /// Keeps where a module came from, and lets the folder of what it replaces go.
-    pub(super) fn remember(
-        &self,
-        name: &str,
-        (source, signer, took): (String, Signer, Duration),
-        (at_run_time, folder): (bool, Option<Arc<Folder>>),
-    ) {
-        let provenance = Provenance { source, signer, took, at_run_time, folder };
+    /// Keeps the origin of a module, and dooms the folder of the one that it replaces.
+    pub(super) fn remember(&self, name: &str, provenance: Provenance) {
         let before = lock(&self.provenance).insert(name.to_owned(), provenance);
         if let Some(folder) = before.and_then(|before| before.folder) {
             folder.doom();
         }
     }
 
-    /// Remembers why a name does not serve what was asked for. What a client got wrong is none of that.
+    /// Remembers the reason for which a name does not serve as it should. A mistake of the client
+    /// is not kept where something serves under the name.
     pub(super) fn failed(&self, name: &str, error: &ModuleError) {
         use polyskill_adapters::Error;
         let clients = matches!(

@@ -1,7 +1,9 @@
-//! The durable set: which modules were loaded and unloaded at run time, so that a restart serves the same.
+//! The durable set: the modules that were loaded and unloaded at run time, so that a restart serves
+//! the same.
 //!
-//! A directory with `modules.json` and `store/`, which has a folder with the files of each module that was
-//! loaded at run time. The file is written beside, flushed and renamed before anybody is told of a change.
+//! A directory with `modules.json` and `store/`, which has a folder with the files of each module
+//! that was loaded at run time. The file is written under another name, flushed and renamed before
+//! anybody is told of a change.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,27 +13,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+/// The file of the durable set.
 const FILE: &str = "modules.json";
+/// The folder with the files of modules.
 const STORE: &str = "store";
+/// The version that is written, and the only one that is read.
 const FORMAT_VERSION: u32 = 1;
-/// A file of state larger than this is none.
+/// Largest file of state; a larger one is refused unread.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// `modules.json`.
+/// `modules.json`. Maps and sets are ordered, so that equal states are equal files.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Saved {
+    /// [`FORMAT_VERSION`].
     format_version: u32,
     /// Modules that were loaded at run time, by name.
     pub(super) modules: BTreeMap<String, SavedModule>,
     /// Names that the configuration declares and somebody unloaded.
     pub(super) removed: BTreeSet<String>,
-    /// Aliases that the configuration declares and somebody took away, or unloaded the module of.
+    /// Aliases that the configuration declares and that were taken away, alone or with their
+    /// module.
     #[serde(default)]
     pub(super) removed_aliases: BTreeSet<String>,
-    /// Aliases that were set at run time.
+    /// Aliases that were set at run time, with the module names that they stand for.
     pub(super) aliases: BTreeMap<String, String>,
-    /// Whether modules stay in memory, where somebody said so at run time.
+    /// Pins that were set or lifted at run time, by the module's name.
     pub(super) pinned: BTreeMap<String, bool>,
 }
 
@@ -39,12 +46,13 @@ pub(super) struct Saved {
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SavedModule {
+    /// The generation that was acknowledged, 64 hexadecimal digits.
     pub(super) generation: String,
-    /// Its folder in the store.
+    /// The name of its folder in the store, without a path.
     pub(super) folder: String,
-    /// The file in the folder, where the module is one.
+    /// The name of the file in the folder, where the module is one (GGUF).
     pub(super) file: Option<String>,
-    /// Where it came from, for people.
+    /// The source that it came from, for people; nothing is fetched from it again.
     pub(super) source: String,
 }
 
@@ -61,16 +69,20 @@ impl Default for Saved {
     }
 }
 
-/// The directory.
+/// The directory of the durable set, in use by this server alone.
 #[derive(Debug)]
 pub(super) struct StateDirectory {
+    /// The configured path.
     root: PathBuf,
     /// Held open and locked: two servers must not write one state.
     _lock: File,
 }
 
 impl StateDirectory {
-    /// Opens or makes the directory and reads what it says. Folders of the store that nothing refers to go.
+    /// Opens or makes the directory and reads its set. Folders of the store that nothing refers to
+    /// are deleted.
+    ///
+    /// A set that cannot be read is an error, and the store stays as it is.
     pub(super) fn open(root: &Path) -> Result<(Self, Saved), String> {
         let fail = |what: &str, error: &dyn std::fmt::Display| {
             format!("state {}: {what}: {error}", root.display())
@@ -107,12 +119,13 @@ impl StateDirectory {
         Ok((directory, saved))
     }
 
-    /// Where folders of modules lie.
+    /// The folder that the folders of modules lie in.
     pub(super) fn store(&self) -> PathBuf {
         self.root.join(STORE)
     }
 
-    /// Makes a change durable: when this returns, a restart finds it.
+    /// Makes a change durable: when this returns, a restart finds it. Where it fails, the set
+    /// before stays.
     pub(super) fn write(&self, saved: &Saved) -> Result<(), String> {
         let written = || {
             let text = serde_json::to_vec_pretty(saved)?;
@@ -128,7 +141,7 @@ impl StateDirectory {
         })
     }
 
-    /// Makes the files of a folder durable.
+    /// Makes the files of a folder durable, with the entries of the folder and of the store.
     pub(super) fn sync_folder(&self, folder: &Path) -> Result<(), String> {
         let mut pending = vec![folder.to_owned()];
         let mut sync = || {
@@ -149,6 +162,8 @@ impl StateDirectory {
         })
     }
 
+    /// Deletes the folders of the store that the set does not name, such as those of a load that a
+    /// crash cut off. Files right in the store stay.
     fn collect_garbage(&self, saved: &Saved) {
         let used: BTreeSet<&str> = saved.modules.values().map(|one| one.folder.as_str()).collect();
         for entry in std::fs::read_dir(self.store()).into_iter().flatten().flatten() {
@@ -164,12 +179,14 @@ impl StateDirectory {
     }
 }
 
-/// One component of a path that leads nowhere else.
+/// True for one component of a path, which leads nowhere else.
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     matches!((parts.next(), parts.next()), (Some(std::path::Component::Normal(_)), None))
 }
 
+/// Makes the entries of a directory durable; on other systems than Unix that is not needed, or not
+/// possible.
 fn sync_directory(path: &Path) -> std::io::Result<()> {
     match cfg!(unix) {
         true => File::open(path)?.sync_all(),
@@ -177,14 +194,18 @@ fn sync_directory(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// A folder of the store. Its module holds it; when it is doomed, it goes with the last of them.
+/// A folder of the store. Its module and its provenance hold it; when it is doomed, it is deleted
+/// with the last holder.
 #[derive(Debug)]
 pub(super) struct Folder {
+    /// The folder.
     path: PathBuf,
+    /// True where it is deleted with the last holder.
     doomed: AtomicBool,
 }
 
 impl Folder {
+    /// A folder that stays.
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, doomed: AtomicBool::new(false) }
     }
@@ -194,7 +215,7 @@ impl Folder {
         self.doomed.store(false, Ordering::Relaxed);
     }
 
-    /// Lets it go when nothing holds it any more.
+    /// Lets it be deleted when nothing holds it any more.
     pub(super) fn doom(&self) {
         self.doomed.store(true, Ordering::Relaxed);
     }

@@ -10,27 +10,30 @@ use serde_json::json;
 
 use super::{Modules, lock, modules_in};
 
-/// How often the directories are looked at.
+/// The time between two looks at the directories.
 const INTERVAL: Duration = Duration::from_millis(300);
-/// Files that are looked at per module.
+/// Files and folders that are looked at per module; changes of others are not seen.
 const MAX_FILES: usize = 64;
 
-/// What a watcher has seen of the directories so far.
+/// A watcher's last sight of each module in the directories, by name.
 #[derive(Debug, Default)]
 pub struct Seen(BTreeMap<String, Sight>);
 
+/// A module's files at the last look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Sight {
+    /// The fingerprint then.
     print: Fingerprint,
-    /// Whether it was changing at the last look: the next tells whether it is complete.
+    /// True where it was changing at the last look: the next one tells whether it is complete.
     is_changing: bool,
 }
 
-/// Names, sizes and times of a module's files.
+/// Paths, sizes and times of change of a module's files, sorted by path.
 type Fingerprint = Vec<(PathBuf, u64, Option<SystemTime>)>;
 
 impl Modules {
-    /// What lies in the directories now, as seen before.
+    /// A sight of the directories now, in which nothing is changing: no module of it is loaded
+    /// until it changes.
     pub fn seen(&self) -> Seen {
         let found = self.directories.iter().filter_map(|directory| modules_in(directory).ok());
         let mut seen = BTreeMap::new();
@@ -41,8 +44,20 @@ impl Modules {
         Seen(seen)
     }
 
-    /// Looks once. Returns whether the library changed.
+    /// Looks once, and tells the routers where the library changed; true where it did.
     pub fn look(&self, seen: &mut Seen) -> bool {
+        let changed = self.take_changes(seen);
+        if changed {
+            self.changed();
+        }
+        changed
+    }
+
+    /// Loads and unloads modules as the directories say; true where the library changed.
+    ///
+    /// A module is loaded at the second look that finds it unchanged, so that none is read while it
+    /// is being copied. While any directory cannot be read, nothing is done.
+    fn take_changes(&self, seen: &mut Seen) -> bool {
         let mut changed = false;
         let mut present = BTreeMap::new();
         for directory in &self.directories {
@@ -76,14 +91,17 @@ impl Modules {
         changed
     }
 
-    /// Whether somebody loaded or unloaded the name at run time: that outlives what lies in a directory.
+    /// True where somebody loaded or unloaded the name at run time: that outlives what lies in a
+    /// directory.
     fn is_replaced(&self, name: &str) -> bool {
         let at_run_time = self.provenance(name).is_some_and(|one| one.at_run_time);
         at_run_time || lock(&self.saved).removed.contains(name)
     }
 
+    /// Loads a module that has changed, and writes the outcome to the audit log; true where it
+    /// serves.
     fn watched(&self, name: &str, path: &Path, root: &Path) -> bool {
-        let loaded = self.declare(name, path, root);
+        let loaded = self.load_directory(name, path, root);
         self.audit.record(json!({
             "action": "load_module", "by": "watch", "name": name,
             "generation": loaded.as_ref().ok().map(|one| one.module.generation().to_string()),
@@ -101,22 +119,20 @@ impl Modules {
     }
 }
 
-/// Watches the directories of modules until the server is gone; `changed` runs after each change.
+/// Watches the directories of modules on a thread of its own, until the server is gone. Only a weak
+/// reference is held between looks.
 ///
 /// # Errors
 /// If the system has no thread left.
 pub fn watch<S: Send + Sync + 'static>(
     service: &Arc<S>,
     modules: impl Fn(&S) -> &Modules + Send + 'static,
-    changed: impl Fn(&S) + Send + 'static,
 ) -> std::io::Result<()> {
     let service: Weak<S> = Arc::downgrade(service);
     let run = move || {
         let mut seen = service.upgrade().map_or_else(Seen::default, |s| modules(&s).seen());
         while let Some(service) = service.upgrade() {
-            if modules(&service).look(&mut seen) {
-                changed(&service);
-            }
+            modules(&service).look(&mut seen);
             drop(service);
             std::thread::sleep(INTERVAL);
         }
@@ -124,6 +140,8 @@ pub fn watch<S: Send + Sync + 'static>(
     std::thread::Builder::new().name("module-watch".to_owned()).spawn(run).map(drop)
 }
 
+/// The fingerprint of a module, with the files in its folders. Links are not followed. Contents are
+/// not read: a change that keeps size and time is not seen.
 fn fingerprint(path: &Path) -> Fingerprint {
     let mut files = Vec::new();
     let mut pending = vec![path.to_owned()];

@@ -158,6 +158,44 @@ pub(super) enum Expr {
     Concat(Vec<Self>),
 }
 
+impl Expr {
+    /// True without names and calls, so that Jinja works the value out as it reads the template.
+    pub(super) fn is_constant(&self) -> bool {
+        match self {
+            Self::Const(_) => true,
+            Self::Name(_) | Self::Call(..) => false,
+            Self::List(items) | Self::Tuple(items) | Self::Concat(items) => {
+                items.iter().all(Self::is_constant)
+            }
+            Self::Dict(entries) => {
+                entries.iter().all(|(key, value)| key.is_constant() && value.is_constant())
+            }
+            Self::Attribute(value, _)
+            | Self::Not(value)
+            | Self::Negative(value)
+            | Self::Positive(value) => value.is_constant(),
+            Self::Item(a, b) | Self::Binary(_, a, b) | Self::And(a, b) | Self::Or(a, b) => {
+                a.is_constant() && b.is_constant()
+            }
+            Self::Slice(value, bounds) => {
+                value.is_constant() && bounds.iter().flatten().all(Self::is_constant)
+            }
+            Self::Filter(value, _, args) => {
+                value.as_ref().is_some_and(|value| value.is_constant()) && args.are_constant()
+            }
+            Self::Test(value, _, args) => value.is_constant() && args.are_constant(),
+            Self::Compare(first, operands) => {
+                first.is_constant() && operands.iter().all(|(_, operand)| operand.is_constant())
+            }
+            Self::If(condition, value, otherwise) => {
+                condition.is_constant()
+                    && value.is_constant()
+                    && otherwise.as_ref().is_none_or(|value| value.is_constant())
+            }
+        }
+    }
+}
+
 /// Arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BinaryOp {
@@ -200,6 +238,16 @@ pub(super) struct Args {
     pub(super) more: Option<Box<Expr>>,
     /// `**dict`
     pub(super) more_named: Option<Box<Expr>>,
+}
+
+impl Args {
+    /// True where all of them are. See [`Expr::is_constant`].
+    fn are_constant(&self) -> bool {
+        let more = [&self.more, &self.more_named].into_iter().flatten();
+        self.positional.iter().all(Expr::is_constant)
+            && self.named.iter().all(|(_, value)| value.is_constant())
+            && more.into_iter().all(|value| value.is_constant())
+    }
 }
 
 /// True where some loop of these statements goes over a value or attribute of this name. Bodies at

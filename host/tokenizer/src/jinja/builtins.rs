@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use super::error::{ErrorKind, JinjaError};
 use super::render::{Given, Renderer, VALUE_BYTES};
-use super::value::{Cycler, Dict, Value};
+use super::value::{Cycler, Dict, Seq, Value};
 
 /// Names of the functions. `raise_exception` and `strftime_now` are transformers' additions; the
 /// others are Jinja's.
@@ -37,8 +37,13 @@ impl Renderer {
             "range" => self.range(given),
             "dict" | "namespace" => {
                 let mut dict = Dict::default();
-                if let Some(first) = given.positional.first() {
-                    self.entries_of(first, &mut dict)?;
+                match given.positional.as_slice() {
+                    [] => {}
+                    [first] => self.entries_of(first, &mut dict)?,
+                    more => {
+                        let message = format!("{name} expected 1 argument, got {}", more.len());
+                        return Err(JinjaError::of_type(message));
+                    }
                 }
                 for (key, value) in &given.named {
                     if name == "namespace" && key.starts_with('_') {
@@ -46,7 +51,7 @@ impl Renderer {
                     }
                     dict.insert(Value::Str(key.clone()), value.clone())?;
                 }
-                self.bytes(dict.len() * 4 * VALUE_BYTES)?;
+                self.bytes((dict.len() + 1) * 4 * VALUE_BYTES)?;
                 if name == "dict" {
                     return Ok(Value::Dict(Rc::new(dict)));
                 }
@@ -66,7 +71,7 @@ impl Renderer {
                 Err(JinjaError::of_type("at least one item has to be provided"))
             }
             "cycler" => {
-                let items = given.positional.clone();
+                let items = Seq::new(given.positional.clone());
                 Ok(Value::Cycler(Rc::new(Cycler { items, at: Cell::new(0) })))
             }
             "joiner" => {
@@ -131,6 +136,7 @@ impl Renderer {
     /// Adds the entries of a mapping, or of a sequence of pairs, as `dict(value)` does. Later
     /// entries of a key replace its value.
     fn entries_of(&self, value: &Value, dict: &mut Dict) -> Result<(), JinjaError> {
+        value.must_be_defined()?;
         if let Value::Dict(other) = value {
             self.bytes(super::render::weight(value))?;
             for (key, value) in other.entries() {

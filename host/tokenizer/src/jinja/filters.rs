@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::error::JinjaError;
+use super::formatting;
 use super::methods::{BREAKS, capitalized, lines};
 use super::operators;
 use super::python::{self, JsonStyle};
@@ -142,14 +143,17 @@ impl Renderer {
 
     /// `abs`, `round`, `int` and `float`. `int` and `float` give their default for a text that is
     /// no number; a value that is undefined is an error there, as `int(Undefined)` is in Python.
-    /// `round` of a whole number without a method stays whole. `round` has the methods `common`,
-    /// `ceil` and `floor`, and up to 30 places on either side of the point.
+    /// `round` of a whole number stays whole by the method `common`, the default, and not by `ceil`
+    /// and `floor`. Floats have up to 30 places on either side of the point.
     fn number_filter(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         match name {
             "abs" => {
                 value.must_be_defined()?;
                 match (value.as_int(), value) {
-                    (Some(whole), _) => Ok(Value::Int(whole.abs())),
+                    (Some(whole), _) => {
+                        let size = whole.checked_abs().map(Value::Int);
+                        size.ok_or_else(|| operators::too_large(&format!("abs({whole})")))
+                    }
                     (None, Value::Float(value)) => Ok(Value::Float(value.abs())),
                     _ => {
                         let kind = value.type_name();
@@ -167,16 +171,16 @@ impl Renderer {
                     return Err(JinjaError::of_value("method must be common, ceil or floor"));
                 }
                 let scale = 10_f64.powi(places.clamp(-30, 30) as i32);
-                let rounded = match given.get(1, "method").and_then(Value::as_str) {
-                    Some("ceil") => (number * scale).ceil() / scale,
-                    Some("floor") => (number * scale).floor() / scale,
+                let rounded = match (given.get(1, "method").and_then(Value::as_str), value) {
+                    (Some("ceil"), _) => (number * scale).ceil() / scale,
+                    (Some("floor"), _) => (number * scale).floor() / scale,
+                    (_, Value::Int(_) | Value::Bool(_)) => {
+                        return whole_half_even(value.as_int().unwrap_or(0), places);
+                    }
                     _ if places >= 0 => half_even(number, places.min(30) as usize),
                     _ => (number * scale).round_ties_even() / scale,
                 };
-                match value.as_int().filter(|_| given.get(1, "method").is_none()) {
-                    Some(_) => Ok(Value::Int(rounded as i128)),
-                    None => Ok(Value::Float(rounded)),
-                }
+                Ok(Value::Float(rounded))
             }
             "int" | "float" if value.is_undefined() => {
                 value.must_be_defined()?;
@@ -253,8 +257,7 @@ impl Renderer {
                         Value::Dict(Rc::new(dict))
                     }
                 };
-                self.bytes(weight(&values))?;
-                self.text(python::percent(&text, &values)?)
+                Ok(Value::from(formatting::percent(self, &text, &values)?))
             }
             "replace" => {
                 let part = |at: usize, name: &str| {
@@ -282,8 +285,8 @@ impl Renderer {
         let indent = match given.get(0, "width") {
             Some(Value::Str(indent)) => indent.to_string(),
             other => {
-                let width = other.and_then(Value::as_int).unwrap_or(4).clamp(0, 10_000);
-                " ".repeat(width as usize)
+                let width = other.and_then(Value::as_int).unwrap_or(4);
+                " ".repeat(formatting::width("the indent", width)?)
             }
         };
         let first = given.get(1, "first").is_some_and(Value::is_true);
@@ -367,8 +370,7 @@ impl Renderer {
     /// transformers' `tojson`: `json.dumps` without HTML escapes and with all characters as they
     /// are. An `indent` gives each item a line of its own; without one, all is in one line with
     /// blanks behind commas and colons. The arguments are those of `json.dumps`: `ensure_ascii`
-    /// (false), `indent`, `separators` and `sort_keys` (false). An indent is at most 100 blanks a
-    /// level.
+    /// (false), `indent`, `separators` and `sort_keys` (false).
     ///
     /// # Errors
     /// A value that JSON does not have, such as one that is undefined.
@@ -377,7 +379,10 @@ impl Renderer {
         let indent = match given.get(1, "indent") {
             None | Some(Value::None) => None,
             Some(Value::Str(indent)) => Some(indent.to_string()),
-            Some(width) => Some(" ".repeat(width.as_int().unwrap_or(0).clamp(0, 100) as usize)),
+            Some(width) => {
+                let width = formatting::width("the indent", width.as_int().unwrap_or(0))?;
+                Some(" ".repeat(width))
+            }
         };
         let separators = match given.get(2, "separators") {
             None | Some(Value::None) => None,
@@ -402,6 +407,11 @@ impl Renderer {
         let each = indent.saturating_mul(value.extent().depth as usize).saturating_add(separators);
         self.bytes((weight(value) / 4).saturating_mul(each.saturating_sub(3)))?;
         self.bytes(weight(value))?;
+        if style.sort_keys {
+            // Each key is compared as often as their number can be halved.
+            let turns = weight(value).max(1).ilog2() as usize;
+            self.work(weight(value).saturating_mul(turns) as u64)?;
+        }
         self.text(python::json(value, &style)?)
     }
 }
@@ -410,6 +420,17 @@ impl Renderer {
 /// decimals.
 fn half_even(number: f64, places: usize) -> f64 {
     format!("{number:.places$}").parse().unwrap_or(number)
+}
+
+/// Python's `round` of a whole number, halves to even. Negative places stand before the point.
+fn whole_half_even(whole: i128, places: i128) -> Evaluated {
+    let Ok(zeros) = u32::try_from(places.saturating_neg()) else { return Ok(Value::Int(whole)) };
+    // A unit beyond 128 bits is more than twice any number.
+    let Some(unit) = 10_i128.checked_pow(zeros) else { return Ok(Value::Int(0)) };
+    let (quotient, rest) = (whole.div_euclid(unit), whole.rem_euclid(unit));
+    let is_up = rest > unit - rest || (rest == unit - rest && quotient % 2 != 0);
+    let rounded = (quotient + i128::from(is_up)).checked_mul(unit).map(Value::Int);
+    rounded.ok_or_else(|| operators::too_large(&format!("round({whole}, {places})")))
 }
 
 /// `int(value, base)` as the filter has it: a text of digits in the base, with or without its

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 
 use super::error::{ErrorKind, JinjaError};
+use super::formatting;
 use super::operators::cycled;
 use super::python;
 use super::render::{Given, Renderer, VALUE_BYTES, weight};
@@ -141,7 +142,7 @@ impl Renderer {
                     seen.len() == given.positional.len()
                         && seen.iter().zip(&given.positional).all(|(a, b)| a.equals(b))
                 });
-                *seen = Some(given.positional.clone());
+                *seen = (!state.is_over.get()).then(|| given.positional.clone());
                 Ok(Value::Bool(!same))
             }
             Value::Cycler(cycler) if name == "next" => Ok(cycled(&cycler.items, &cycler.at)),
@@ -236,7 +237,9 @@ impl Renderer {
             "startswith" | "endswith" => affix(text, name, given),
             "replace" => self.replaced(text, argument(0)?, argument(1)?, given.get(2, "count")),
             "join" => self.joined(text, given.positional.first()),
-            "format" => self.text(python::format(text, &given.positional, &given.named)?),
+            "format" => {
+                Ok(Value::from(formatting::format(self, text, &given.positional, &given.named)?))
+            }
             "split" | "rsplit" => self.split(text, given, name == "rsplit"),
             "splitlines" => self.lines(text, given),
             "partition" | "rpartition" => self.partition(text, argument(0)?, name),
@@ -267,8 +270,9 @@ impl Renderer {
             }
             "expandtabs" => {
                 let size = given.get(0, "tabsize").and_then(Value::as_int).unwrap_or(8);
-                let size = size.clamp(0, 64) as usize;
-                self.bytes(text.len().saturating_mul(size.max(1)))?;
+                let size = formatting::width("the tab size", size)?;
+                let tabs = text.matches('\t').count();
+                self.bytes(text.len().saturating_add(tabs.saturating_mul(size)))?;
                 Ok(Value::from(expanded(text, size)))
             }
             _ if name.starts_with("is") => Ok(Value::Bool(is_kind(text, name))),

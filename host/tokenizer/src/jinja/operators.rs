@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::ast::{BinaryOp, CompareOp};
 use super::error::JinjaError;
+use super::formatting;
 use super::methods;
 use super::python;
 use super::render::{Renderer, VALUE_BYTES};
@@ -28,10 +29,10 @@ pub(super) fn compare(op: CompareOp, left: &Value, right: &Value) -> Result<bool
     Ok(match op {
         CompareOp::Eq => left.equals(right),
         CompareOp::Ne => !left.equals(right),
-        CompareOp::Lt => left.compare(right, "<")? == Ordering::Less,
-        CompareOp::Le => left.compare(right, "<=")? != Ordering::Greater,
-        CompareOp::Gt => left.compare(right, ">")? == Ordering::Greater,
-        CompareOp::Ge => left.compare(right, ">=")? != Ordering::Less,
+        CompareOp::Lt => left.compare(right, "<")?.is_some_and(Ordering::is_lt),
+        CompareOp::Le => left.compare(right, "<=")?.is_some_and(Ordering::is_le),
+        CompareOp::Gt => left.compare(right, ">")?.is_some_and(Ordering::is_gt),
+        CompareOp::Ge => left.compare(right, ">=")?.is_some_and(Ordering::is_ge),
         CompareOp::In => right.contains(left)?,
         CompareOp::NotIn => !right.contains(left)?,
     })
@@ -41,10 +42,18 @@ pub(super) fn compare(op: CompareOp, left: &Value, right: &Value) -> Result<bool
 pub(super) fn negative(value: &Value) -> Evaluated {
     value.must_be_defined()?;
     match (value, value.as_int()) {
-        (_, Some(whole)) => Ok(Value::Int(-whole)),
+        (_, Some(whole)) => {
+            let negative = whole.checked_neg().map(Value::Int);
+            negative.ok_or_else(|| too_large(&format!("-({whole})")))
+        }
         (Value::Float(value), _) => Ok(Value::Float(-value)),
         _ => bad_operand("unary -", value),
     }
+}
+
+/// The error of a result beyond 128 bits. `result` is its expression.
+pub(super) fn too_large(result: &str) -> JinjaError {
+    JinjaError::of_value(format!("{result} is beyond the whole numbers of a template"))
 }
 
 /// `+value`. Of a boolean it is a whole number, as in Python.
@@ -96,8 +105,7 @@ pub(super) fn binary(run: &Renderer, op: BinaryOp, left: &Value, right: &Value) 
             repeat(run, right, count)
         }
         (BinaryOp::Rem, Value::Str(template), values) => {
-            run.bytes(template.len() + super::render::weight(values))?;
-            run.text(python::percent(template, values)?)
+            Ok(Value::from(formatting::percent(run, template, values)?))
         }
         _ => match (left.as_int(), right.as_int()) {
             (Some(a), Some(b)) => whole(op, a, b),
@@ -167,30 +175,44 @@ fn whole(op: BinaryOp, a: i128, b: i128) -> Evaluated {
             a.checked_div(b).map(|q| if a % b != 0 && (a < 0) != (b < 0) { q - 1 } else { q })
         }
         BinaryOp::Rem => {
-            a.checked_rem(b).map(|r| if r != 0 && (r < 0) != (b < 0) { r + b } else { r })
+            // The rest of a division is never too large, though the quotient may be.
+            let rest = a.wrapping_rem(b);
+            Some(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest })
         }
         BinaryOp::Pow if b < 0 => return Ok(Value::Float((a as f64).powf(b as f64))),
         BinaryOp::Pow => (b <= MAX_POWER).then(|| a.checked_pow(b as u32)).flatten(),
     };
     result.map(Value::Int).ok_or_else(|| {
         let op = symbol(op);
-        JinjaError::of_value(format!("{a} {op} {b} is beyond the whole numbers of a template"))
+        too_large(&format!("{a} {op} {b}"))
     })
 }
 
-/// Arithmetic of floats, with Python's rounding of `//` and sign of `%`. A power without a real
-/// result is NaN, where Python makes it complex.
+/// Arithmetic of floats. `%` has the divisor's sign, and `//` goes with it: both begin from the
+/// exact rest, as in Python. A power without a real result is NaN, where Python makes it complex.
 fn real(op: BinaryOp, a: f64, b: f64) -> Evaluated {
     if b == 0.0 && matches!(op, BinaryOp::Div | BinaryOp::FloorDiv | BinaryOp::Rem) {
         return Err(JinjaError::of_value("float division by zero"));
     }
+    let rest = a % b;
+    let is_other_side = rest != 0.0 && (rest < 0.0) != (b < 0.0);
     Ok(Value::Float(match op {
         BinaryOp::Add => a + b,
         BinaryOp::Sub => a - b,
         BinaryOp::Mul => a * b,
         BinaryOp::Div => a / b,
-        BinaryOp::FloorDiv => (a / b).floor(),
-        BinaryOp::Rem => a - b * (a / b).floor(),
+        BinaryOp::FloorDiv => {
+            let quotient = (a - rest) / b - f64::from(is_other_side);
+            let floor = quotient.floor();
+            match quotient == 0.0 {
+                true => 0.0_f64.copysign(a / b),
+                false if quotient - floor > 0.5 => floor + 1.0,
+                false => floor,
+            }
+        }
+        BinaryOp::Rem if is_other_side => rest + b,
+        BinaryOp::Rem if rest == 0.0 => rest.copysign(b),
+        BinaryOp::Rem => rest,
         BinaryOp::Pow => a.powf(b),
     }))
 }
@@ -332,39 +354,41 @@ fn loop_attribute(value: &Value, state: &Rc<Loop>, name: &Arc<str>) -> Option<Va
 }
 
 /// `value[start:stop:step]`. The result is of the value's type. `bounds` are start, stop and step.
-/// Jinja's undefined value for what has no slices, and Python's `ValueError` for a step of 0.
-pub(super) fn slice(value: &Value, bounds: [Option<i128>; 3]) -> Evaluated {
+/// `None` for what has no slices.
+///
+/// # Errors
+/// Python's `ValueError` for a step of 0.
+pub(super) fn slice(value: &Value, bounds: [Option<i128>; 3]) -> Result<Option<Value>, JinjaError> {
     value.must_be_defined()?;
     let [start, stop, step] = bounds;
     let step = step.unwrap_or(1);
     if step == 0 {
         return Err(JinjaError::of_value("slice step cannot be zero"));
     }
-    match value {
+    Ok(Some(match value {
         Value::Str(text) if step == 1 => {
             let count = text.chars().count();
             let kept = places_in(count, start, stop);
             let byte = |at: usize| text.char_indices().nth(at).map_or(text.len(), |(at, _)| at);
             let from = byte(kept.start);
-            Ok(Value::from(&text[from..byte(kept.end).max(from)]))
+            Value::from(&text[from..byte(kept.end).max(from)])
         }
         Value::Str(text) => {
             let chars: Vec<char> = text.chars().collect();
             let kept: String =
                 places(chars.len(), start, stop, step).into_iter().map(|at| chars[at]).collect();
-            Ok(Value::from(kept))
+            Value::from(kept)
         }
         Value::List(items) | Value::Tuple(items) => {
             let kept = places(items.len(), start, stop, step);
             let kept = kept.into_iter().map(|at| items[at].clone()).collect();
-            Ok(match value {
+            match value {
                 Value::List(_) => Value::list(kept),
                 _ => Value::tuple(kept),
-            })
+            }
         }
-        // Jinja looks for the slice as for any item.
-        other => Ok(Value::Undefined(format!("'{}' has no slices", other.type_name()).into())),
-    }
+        _ => return Ok(None),
+    }))
 }
 
 /// Places of a slice without a step. Bounds beyond the ends are moved to them; the range may be
@@ -392,7 +416,7 @@ fn places(len: usize, start: Option<i128>, stop: Option<i128>, step: i128) -> Ve
     let mut at = start;
     while if step > 0 { at < stop } else { at > stop } {
         places.push(at as usize);
-        at += step;
+        at = at.saturating_add(step);
     }
     places
 }

@@ -45,6 +45,9 @@ const MAX_WEIGHT: usize = 16 << 20;
 /// Work of one statement or expression.
 const STEP: u64 = 32;
 
+/// Bytes of a scope that is kept to the end of the rendering.
+const SCOPE_BYTES: usize = 256;
+
 /// Bytes of a value in a list. What the value itself points to is counted where it is made.
 pub(super) const VALUE_BYTES: usize = size_of::<Value>();
 
@@ -74,7 +77,7 @@ pub(super) fn render(
         now,
     };
     names.into_iter().for_each(|(name, value)| scope.set(&name.into(), value));
-    let done = renderer.body(body, &renderer.kept(root));
+    let done = renderer.kept(root).and_then(|root| renderer.body(body, &root));
     renderer.scopes.borrow().iter().for_each(Scope::clear);
     scope.clear();
     for namespace in renderer.namespaces.borrow().iter() {
@@ -241,10 +244,12 @@ impl Renderer {
         Ok(())
     }
 
-    /// Notes a scope that is emptied at the end of the rendering.
-    fn kept(&self, scope: Scope) -> Scope {
+    /// Notes a scope that a macro or a loop may carry out of its body. It is emptied at the end of
+    /// the rendering, with the scopes around it; others go with their bodies.
+    fn kept(&self, scope: Scope) -> Result<Scope, JinjaError> {
+        self.bytes(SCOPE_BYTES)?;
         self.scopes.borrow_mut().push(scope.clone());
-        scope
+        Ok(scope)
     }
 
     // Output
@@ -322,7 +327,7 @@ impl Renderer {
                 self.write(&self.shown(&value)?)?;
             }
             StmtKind::Macro(def) => {
-                let scope_of = self.kept(scope.clone());
+                let scope_of = self.kept(scope.clone())?;
                 let value = Macro { def: Arc::clone(def), scope: scope_of };
                 scope.set(&def.name, Value::Macro(Rc::new(value)));
             }
@@ -352,7 +357,7 @@ impl Renderer {
         scope: &Scope,
     ) -> Result<(), JinjaError> {
         let Expr::Call(callee, args) = call else { return Ok(()) };
-        let caller = Macro { def: Arc::clone(def), scope: scope.clone() };
+        let caller = Macro { def: Arc::clone(def), scope: self.kept(scope.clone())? };
         let mut given = self.given(args, scope)?;
         given.named.push(("caller".into(), Value::Macro(Rc::new(caller))));
         let value = self.call(callee, given, scope)?;
@@ -385,12 +390,17 @@ impl Renderer {
             }
         };
         self.work((items.len() * VALUE_BYTES) as u64)?;
+        let again = match def.recursive {
+            true => Some((Arc::clone(def), self.kept(scope.clone())?)),
+            false => None,
+        };
         let state = Rc::new(Loop {
             items: Rc::clone(&items),
             at: Cell::new(0),
             depth,
             seen: RefCell::default(),
-            again: def.recursive.then(|| (Arc::clone(def), scope.clone())),
+            is_over: Cell::new(false),
+            again,
         });
         let mut completed = false;
         for (at, item) in items.iter().enumerate() {
@@ -404,6 +414,8 @@ impl Renderer {
                 Flow::Ended => completed = true,
             }
         }
+        state.is_over.set(true);
+        *state.seen.borrow_mut() = None;
         // Jinja runs the rest where no turn came to its end, be it for want of items or by `break`.
         if !completed {
             self.body(&def.otherwise, &scope.inner())?;
@@ -586,9 +598,10 @@ impl Renderer {
         Ok(Value::Dict(Rc::new(dict)))
     }
 
-    /// A slice, whose bounds are whole numbers or `None`.
-    fn slice(&self, value: &Expr, bounds: &[Option<Expr>; 3], scope: &Scope) -> Evaluated {
-        let value = self.eval(value, scope)?;
+    /// A slice, whose bounds are whole numbers or `None`. A value without slices is an error, and
+    /// an undefined value where Jinja works the slice out as it reads the template.
+    fn slice(&self, target: &Expr, bounds: &[Option<Expr>; 3], scope: &Scope) -> Evaluated {
+        let value = self.eval(target, scope)?;
         let mut found = [None, None, None];
         for (found, bound) in found.iter_mut().zip(bounds) {
             if let Some(bound) = bound {
@@ -602,7 +615,19 @@ impl Renderer {
             }
         }
         self.bytes(weight(&value))?;
-        operators::slice(&value, found)
+        let sliced = operators::slice(&value, found)?;
+        let is_constant = || target.is_constant() && bounds.iter().flatten().all(Expr::is_constant);
+        match sliced {
+            Some(sliced) => Ok(sliced),
+            // Jinja looks for the slice of a constant as for any item, before it renders.
+            None if is_constant() => {
+                Ok(Value::Undefined(format!("'{}' has no slices", value.type_name()).into()))
+            }
+            None => {
+                let kind = value.type_name();
+                Err(JinjaError::of_type(format!("'{kind}' object is not subscriptable")))
+            }
+        }
     }
 
     /// A chain of comparisons, each operand evaluated once, up to the first that does not hold.
@@ -706,7 +731,7 @@ impl Renderer {
     /// Arguments that the macro does not take, or those of its body.
     fn call_macro(&self, called: &Macro, given: Given) -> Evaluated {
         let def = &called.def;
-        let scope = self.kept(called.scope.inner());
+        let scope = called.scope.inner();
         let Given { positional, mut named } = given;
         let mut positional = positional.into_iter();
         if let Some(at) = named.iter().position(|(name, _)| &**name == "caller") {

@@ -1,14 +1,13 @@
 //! Jinja's tests: `value is name`.
 
-use super::ast::CompareOp;
+use super::ast::{BinaryOp, CompareOp};
 use super::error::JinjaError;
-use super::operators::compare;
+use super::operators::{binary, compare};
 use super::render::{Given, Renderer};
 use super::value::Value;
 
-/// Names that the test `test` knows. `is_none` and the empty name are no tests of Jinja, and
-/// [`Renderer::test`] refuses them.
-const NAMES: [&str; 41] = [
+/// Names of tests. [`Renderer::test`] has each, and refuses others.
+const NAMES: [&str; 39] = [
     "odd",
     "even",
     "divisibleby",
@@ -48,16 +47,13 @@ const NAMES: [&str; 41] = [
     "lessthan",
     "<=",
     "le",
-    "is_none",
-    "",
 ];
 
 /// Tests that ask for the kind of a value alone. They cost nothing, however much the value holds.
-const OF_KIND: [&str; 17] = [
+const OF_KIND: [&str; 16] = [
     "defined",
     "undefined",
     "none",
-    "is_none",
     "boolean",
     "false",
     "true",
@@ -85,7 +81,7 @@ impl Renderer {
     }
 
     /// Runs a test of this name. Those that compare take the value to compare with as their first
-    /// argument. `odd` and `even` take floats too. `mapping` is a dictionary, and `sequence` all
+    /// argument. `odd`, `even` and `divisibleby` take floats too. `mapping` is a dictionary, and `sequence` all
     /// that has a length.
     ///
     /// # Errors
@@ -117,10 +113,10 @@ impl Renderer {
                 };
                 rest == if name == "odd" { 1.0 } else { 0.0 }
             }
-            "divisibleby" => match whole(other()?)? {
-                0 => return Err(JinjaError::of_value("integer modulo by zero")),
-                by => whole(value)? % by == 0,
-            },
+            "divisibleby" => {
+                let by = given.get(0, "num").map_or_else(other, Ok)?;
+                binary(self, BinaryOp::Rem, value, by)?.equals(&Value::Int(0))
+            }
             "defined" => !value.is_undefined(),
             "undefined" => value.is_undefined(),
             "filter" => super::filters::exists(&value.to_string()),

@@ -63,7 +63,7 @@ pub(crate) struct Macro {
 #[derive(Debug)]
 pub(crate) struct Cycler {
     /// At least one.
-    pub(super) items: Vec<Value>,
+    pub(super) items: Seq,
     /// Index of the next one.
     pub(super) at: Cell<usize>,
 }
@@ -79,6 +79,9 @@ pub(crate) struct Loop {
     pub(super) depth: usize,
     /// The arguments of `changed` when it was called last.
     pub(super) seen: RefCell<Option<Vec<Value>>>,
+    /// True behind the last turn. A loop that is over remembers no arguments, through which it
+    /// could hold other loops in a chain without an end.
+    pub(super) is_over: Cell<bool>,
     /// A recursive loop, with the scope that it began in. `None` for a loop without `recursive`.
     pub(super) again: Option<(Arc<super::ast::ForLoop>, Scope)>,
 }
@@ -94,12 +97,14 @@ struct Level {
     names: RefCell<HashMap<Arc<str>, Value>>,
     /// The scope around it; none around the outermost.
     outer: Option<Scope>,
+    /// True once [`Scope::clear`] was here.
+    is_cleared: Cell<bool>,
 }
 
 impl Scope {
     /// An empty scope.
     pub(super) fn new(outer: Option<Self>) -> Self {
-        Self(Rc::new(Level { names: RefCell::default(), outer }))
+        Self(Rc::new(Level { names: RefCell::default(), outer, is_cleared: Cell::new(false) }))
     }
 
     /// An empty scope inside of this one.
@@ -124,10 +129,16 @@ impl Scope {
         }
     }
 
-    /// Forgets its names, which may hold the scope itself through a macro.
+    /// Forgets its names and those of the scopes around it, any of which may hold the scope itself
+    /// through a macro or a loop.
     pub(super) fn clear(&self) {
-        let names = std::mem::take(&mut *self.0.names.borrow_mut());
-        drop(names);
+        let mut scope = self;
+        while !scope.0.is_cleared.replace(true) {
+            let names = std::mem::take(&mut *scope.0.names.borrow_mut());
+            drop(names);
+            let Some(outer) = &scope.0.outer else { return };
+            scope = outer;
+        }
     }
 }
 
@@ -191,6 +202,8 @@ pub(crate) struct Dict {
 /// and `True` are the same key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Key {
+    /// All that is undefined, which is equal.
+    Undefined,
     /// `None`.
     None,
     /// A whole number, a boolean, or a float without a fraction.
@@ -207,6 +220,7 @@ impl Key {
     /// The key of a value; Python's `TypeError` for what cannot be hashed.
     fn of(value: &Value) -> Result<Self, JinjaError> {
         Ok(match value {
+            Value::Undefined(_) => Self::Undefined,
             Value::None => Self::None,
             Value::Bool(value) => Self::Int(i128::from(*value)),
             Value::Int(value) => Self::Int(*value),
@@ -314,12 +328,15 @@ impl Value {
     }
 
     /// The size of the value with all that it holds. Values that hold no others weigh 8 bytes, but
-    /// for texts.
+    /// for texts. The items of a loop weigh nothing, since nothing walks over them through `loop`.
     pub(super) fn extent(&self) -> Extent {
         match self {
             Self::Str(text) => Extent { weight: text.len(), depth: 0 },
             Self::List(items) | Self::Tuple(items) => items.extent,
             Self::Dict(dict) => dict.extent,
+            Self::Cycler(cycler) => cycler.items.extent,
+            Self::Loop(state) => Extent { weight: 8, depth: state.items.extent.depth },
+            Self::Method(value, _) => Extent { weight: 8, depth: value.extent().depth },
             _ => Extent { weight: 8, depth: 0 },
         }
     }
@@ -467,34 +484,41 @@ impl Value {
     }
 
     /// The order of two values; an error where Python has none. `op` is the operator that the
-    /// message shows. Texts go by code points, and sequences by their first unequal items. NaN
-    /// counts as greater on either side.
-    pub(super) fn compare(&self, other: &Self, op: &str) -> Result<Ordering, JinjaError> {
+    /// message shows. Texts go by code points, and sequences by their first unequal items. Beside
+    /// NaN nothing is less, equal or greater.
+    pub(super) fn compare(&self, other: &Self, op: &str) -> Result<Option<Ordering>, JinjaError> {
         self.must_be_defined()?;
         other.must_be_defined()?;
         match (self, other) {
-            (Self::Str(a), Self::Str(b)) => return Ok(a.cmp(b)),
+            (Self::Str(a), Self::Str(b)) => return Ok(Some(a.cmp(b))),
             (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
                 for (a, b) in a.iter().zip(b.iter()) {
                     if !a.equals(b) {
                         return a.compare(b, op);
                     }
                 }
-                return Ok(a.len().cmp(&b.len()));
+                return Ok(Some(a.len().cmp(&b.len())));
             }
             _ => {}
         }
         if let (Some(a), Some(b)) = (self.as_int(), other.as_int()) {
-            return Ok(a.cmp(&b));
+            return Ok(Some(a.cmp(&b)));
         }
         if let (Some(a), Some(b)) = (self.as_f64(), other.as_f64()) {
-            // NaN is neither less nor more; no template is asked to sort it.
-            return Ok(a.partial_cmp(&b).unwrap_or(Ordering::Greater));
+            return Ok(a.partial_cmp(&b));
         }
         let (a, b) = (self.type_name(), other.type_name());
         Err(JinjaError::of_type(format!(
             "'{op}' not supported between instances of '{a}' and '{b}'"
         )))
+    }
+
+    /// `self < other`, by which Python sorts.
+    ///
+    /// # Errors
+    /// Python's `TypeError` for two values without an order.
+    pub(super) fn is_less(&self, other: &Self) -> Result<bool, JinjaError> {
+        Ok(self.compare(other, "<")? == Some(Ordering::Less))
     }
 
     /// `needle in self`. Python's error where the container takes no such needle.
@@ -536,5 +560,22 @@ impl std::fmt::Display for Value {
             },
             other => f.write_str(&python::repr(other)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clearing_a_scope_clears_those_around_it() {
+        let outer = Scope::new(None);
+        let (inner, other) = (outer.inner().inner(), outer.inner());
+        for scope in [&outer, &inner, &other] {
+            scope.set(&"a".into(), Value::None);
+        }
+        inner.clear();
+        assert!(inner.get("a").is_none() && outer.get("a").is_none());
+        assert!(other.get("a").is_some());
     }
 }

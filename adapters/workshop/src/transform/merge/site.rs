@@ -39,7 +39,7 @@ impl Merge<'_> {
         let keep = self.keep(present.iter().map(|(_, site)| site.rank).max().unwrap_or(1));
         let (factors, error) = match self.recipe.space {
             Space::Sum => self.cut(&self.factor_sum(present, &sum, &parts), keep)?,
-            Space::Arc => self.cut(&self.arc(&parts), keep)?,
+            Space::Arc => self.cut(&self.arc(present, &parts), keep)?,
             Space::Parts => self.cut(&self.part_sums(present, path), keep)?,
             Space::Dense => self.dense(path, present, &parts, keep)?,
         };
@@ -111,13 +111,14 @@ impl Merge<'_> {
     /// one acts here.
     ///
     /// Spherical interpolation (Shoemake, 1985) of deltas with their weights, each seen as one long
-    /// vector. A merge of one module gives that module.
-    fn arc(&self, parts: &[(f64, Factors)]) -> Factors {
+    /// vector. A merge of one module gives that module. The line and the arc begin at the first of
+    /// the inputs, whether it acts here or not.
+    fn arc(&self, present: &[(usize, &RawSite)], parts: &[(f64, Factors)]) -> Factors {
         let t = self.options.t.unwrap_or(0.5);
         let weighted: Vec<Factors> =
             parts.iter().map(|(weight, factors)| factors.clone().scaled(*weight)).collect();
-        let line = (1.0 - t, t);
-        let (first, second) = match weighted.as_slice() {
+        let line = [1.0 - t, t];
+        let shares = match weighted.as_slice() {
             [only] if self.weights.len() == 1 => return only.clone(),
             [one, two] => {
                 let norms = one.norm() * two.norm();
@@ -126,13 +127,13 @@ impl Merge<'_> {
                     line
                 } else {
                     let angle = cosine.acos();
-                    let part = |t: f64| (t * angle).sin() / angle.sin();
-                    (part(1.0 - t), part(t))
+                    line.map(|share| (share * angle).sin() / angle.sin())
                 }
             }
             _ => line,
         };
-        sum(parts.iter().zip([first, second]).map(|((weight, f), part)| (weight * part, f)))
+        let share = |at: usize| shares.get(at).copied().unwrap_or(0.0);
+        sum(present.iter().zip(parts).map(|((at, _), (weight, f))| (weight * share(*at), f)))
     }
 
     /// Sums of A and of B, each pruned and with elected signs if the method says so. The root of

@@ -195,6 +195,22 @@ fn the_arc_keeps_the_length_that_the_line_loses() {
     assert!(three.contains("one or two"), "{three}");
 }
 
+/// Where only one of two acts, the other end of the line is zero.
+#[test]
+fn the_line_keeps_its_direction_where_one_module_does_not_act() {
+    let root = tempfile::tempdir().unwrap();
+    let one = module(root.path(), "one", &[site(Q0, 2, 6, 5)], 4.0, 1);
+    let two = module(root.path(), "two", &[site(Q1, 3, 6, 5)], 4.0, 2);
+    let inputs = weighted(&[(&one, 1.0), (&two, 2.0)]);
+    for t in [0.0, 0.25, 1.0] {
+        let out = root.path().join(format!("at-{t}"));
+        run(&inputs, &MergeOptions { t: Some(t), ..options("slerp") }, &out);
+        let first = deltas(&one).remove(Q0).unwrap().scaled(1.0 - t);
+        let second = deltas(&two).remove(Q1).unwrap().scaled(2.0 * t);
+        require_near(&out, &[(Q0, first), (Q1, second)], 2e-5);
+    }
+}
+
 #[test]
 fn settings_out_of_range_are_named_together() {
     let root = tempfile::tempdir().unwrap();

@@ -4,6 +4,8 @@
 use std::io::Write;
 
 use clap::{Args, Subcommand};
+use polyskill_adapters::Generation;
+use polyskill_adapters::library::check_name;
 use polyskill_sources::http_client;
 use serde_json::{Value as Json, json};
 
@@ -81,8 +83,8 @@ pub enum RemoteCommand {
 
 /// Sends one request to the server and says what came of it.
 ///
-/// Names go into the path of the request as they are written. A module that requests still use
-/// stays in memory until they have ended, also where it is unloaded.
+/// A module that requests still use stays in memory until they have ended, also where it is
+/// unloaded.
 pub(super) fn run(
     server: &ServerArgs,
     command: &RemoteCommand,
@@ -106,10 +108,7 @@ pub(super) fn run(
             say(out, &format!("{name} serves: {}, generation {}", text("kind"), text("generation")))
         }
         RemoteCommand::Unload { name, expected_generation, drain_seconds } => {
-            let generation = expected_generation.as_ref();
-            let generation =
-                generation.map_or(String::new(), |g| format!("&expected_generation={g}"));
-            let path = format!("/admin/modules/{name}?drain_seconds={drain_seconds}{generation}");
+            let path = removal(name, expected_generation.as_deref(), *drain_seconds)?;
             let reply = server.ask("DELETE", &path, None)?;
             let left = reply["leases"].as_u64().unwrap_or(0);
             let rest =
@@ -126,6 +125,20 @@ pub(super) fn run(
             say(out, &format!("{name} {what}"))
         }
     }
+}
+
+/// The path and query that take a module out.
+///
+/// Names of modules and generations are plain in addresses, and the route takes the `/` of a name
+/// as it is. Others, which no server has, could lead to another route or module: they are refused.
+fn removal(name: &str, generation: Option<&str>, drain_seconds: u64) -> Result<String, String> {
+    check_name(name).map_err(message)?;
+    let path = format!("/admin/modules/{name}?drain_seconds={drain_seconds}");
+    let Some(text) = generation else { return Ok(path) };
+    let generation = text.parse::<Generation>();
+    let generation =
+        generation.map_err(|error| format!("--expected-generation `{text}`: {error}"))?;
+    Ok(format!("{path}&expected_generation={generation}"))
 }
 
 impl ServerArgs {
@@ -191,4 +204,26 @@ fn list(reply: &Json, out: &mut dyn Write) -> Result<(), String> {
     failures.iter().try_for_each(|(name, reason)| {
         say(out, &format!("not loaded: {name}: {}", reason.as_str().unwrap_or_default()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_name_one_module() {
+        let digits = "AB".repeat(32);
+        assert_eq!(
+            removal("acme/german.v2", Some(&digits), 3).unwrap(),
+            format!(
+                "/admin/modules/acme/german.v2?drain_seconds=3&expected_generation={}",
+                digits.to_lowercase()
+            )
+        );
+        for name in ["", "a/../b", "..", "a?b", "a#b", "a%2fb", "a b", "a//b"] {
+            assert!(removal(name, None, 0).is_err(), "{name}");
+        }
+        let refused = removal("a", Some("00&drain_seconds=9"), 0).unwrap_err();
+        assert!(refused.contains("--expected-generation") && refused.contains("64"), "{refused}");
+    }
 }

@@ -22,6 +22,8 @@ pub(super) fn run(
     if !is_module(module) {
         return Err(format!("{} is no module's directory and no GGUF file", module.display()));
     }
+    let name = served_name(module)
+        .ok_or_else(|| format!("{} has no name, expected the module's own", module.display()))?;
     let generation = generation_of(module).map_err(message)?.to_string();
     if new_key {
         polyskill_plugin::new_key(key).map_err(message)?;
@@ -34,10 +36,19 @@ pub(super) fn run(
     let file = signature_file(module);
     std::fs::write(&file, &signed.text).map_err(|error| format!("{}: {error}", file.display()))?;
     say(out, &format!("signed generation {generation}, in {}", file.display()))?;
-    let name = module.file_stem().unwrap_or_default().to_string_lossy();
     say(out, "a server trusts it with this in its configuration:\n")?;
     let key = signed.public;
     say(out, &format!("[module_trust]\nkeys = [{{ key = \"{key}\", prefix = \"{name}\" }}]"))
+}
+
+/// The name of a module that lies in a directory of modules: all of its directory's name, or its
+/// file's without the ending. A path such as `.` is looked up for it.
+fn served_name(module: &Path) -> Option<String> {
+    let own = |path: &Path| {
+        let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        name.map(|name| name.to_string_lossy().into_owned())
+    };
+    own(module).or_else(|| own(&module.canonicalize().ok()?))
 }
 
 /// The place of a module's signature: in its directory, or the GGUF file's path with `.sig` after
@@ -49,4 +60,26 @@ fn signature_file(module: &Path) -> PathBuf {
     let mut name = module.as_os_str().to_owned();
     name.push(".sig");
     PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_named_as_a_server_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (directory, file) =
+            (folder.path().join("german.v2"), folder.path().join("french.v3.gguf"));
+        std::fs::create_dir_all(directory.join("artefacts")).unwrap();
+        std::fs::write(&file, "").unwrap();
+        for (path, name) in [
+            (directory.clone(), "german.v2"),
+            (directory.join("artefacts/.."), "german.v2"),
+            (file, "french.v3"),
+        ] {
+            assert_eq!(served_name(&path).as_deref(), Some(name), "{path:?}");
+        }
+        assert_eq!(served_name(Path::new("/")), None);
+    }
 }

@@ -9,6 +9,7 @@ use polyskill_tokenizer::Tokenizer;
 use serde::Deserialize;
 
 use super::CalibrateArgs;
+use crate::commands::lines::next_line;
 
 /// Bytes of a plain text that are read at a time; a line may be longer.
 const CHUNK: u64 = 1 << 20;
@@ -93,16 +94,10 @@ fn files(given: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
 /// `number` counts the lines for messages.
 fn document(reader: &mut impl BufRead, number: &mut usize) -> Result<Option<String>, String> {
     *number += 1;
-    let mut line = Vec::new();
-    reader.take(MAX_LINE + 1).read_until(b'\n', &mut line).map_err(|error| error.to_string())?;
-    match line.len() as u64 {
-        0 => Ok(None),
-        length if length > MAX_LINE => Err(format!("line {number} is over {MAX_LINE} bytes")),
-        _ => match serde_json::from_slice::<Document>(&line) {
-            Ok(document) => Ok(Some(document.text)),
-            Err(error) => Err(format!("line {number}: {error}")),
-        },
-    }
+    let fail = |error: String| format!("line {number}: {error}");
+    let Some(line) = next_line(reader, MAX_LINE).map_err(fail)? else { return Ok(None) };
+    let document = serde_json::from_slice::<Document>(&line);
+    document.map(|document| Some(document.text)).map_err(|error| fail(error.to_string()))
 }
 
 /// Whole lines of about a megabyte; `None` at the end of the file.

@@ -52,16 +52,18 @@ struct File {
 }
 
 impl Column {
-    /// The composition that answers an item; `most_picked` is the module that the column in
-    /// `most_picked_of` used most.
+    /// The composition that answers an item with a prompt of so many tokens; `most_picked` is the
+    /// module that the column in `most_picked_of` used most.
     ///
-    /// Routers are told the parameters, the candidates and the last message of the item.
+    /// Routers are told the parameters, the candidates, the last message of the item and the tokens
+    /// of its prompt.
     ///
     /// # Errors
     /// A parameter that is no scalar.
     pub(super) fn selection(
         &self,
         item: &Item,
+        prompt_tokens: usize,
         most_picked: Option<&str>,
     ) -> Result<Selection, String> {
         let alone = |name: &str| Selection::Weighted(vec![(name.to_owned(), 1.0)]);
@@ -79,6 +81,7 @@ impl Column {
                 parameters: parameters(&self.params)?,
                 modules: self.modules.clone(),
                 always_on: weights,
+                prompt_tokens,
                 text: Some(item.last_said()),
                 ..RouterRequest::default()
             }),
@@ -149,6 +152,17 @@ pub(super) fn default_columns(service: &Service) -> Vec<Column> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn routers_are_told_of_the_prompt() {
+        let item = serde_json::json!({"prompt": "How many?", "references": ["4"]});
+        let item: Item = serde_json::from_value(item).unwrap();
+        let column = Column { router: Some("arrow".to_owned()), ..Column::default() };
+        let Selection::Routed(asked) = column.selection(&item, 7, None).unwrap() else {
+            panic!("not routed");
+        };
+        assert_eq!((asked.prompt_tokens, asked.text.as_deref()), (7, Some("How many?")));
+    }
 
     #[test]
     fn columns_that_make_no_sense_are_named() {

@@ -30,8 +30,9 @@ pub struct Report {
     /// Mean log-probability per token of the first reference; rows as of the scores.
     pub logprobs: Vec<Row>,
     /// The part of the own module's gain in log-probability that a column has, 1 for all of it: a
-    /// row per task on which there is a gain, then their mean. Empty without a column of own
-    /// modules and one of the base.
+    /// row per task on which there is a gain, then their mean. Resamples of a task that have no
+    /// gain are left out of the intervals. Empty without a column of own modules and one of the
+    /// base.
     pub recovered: Vec<Row>,
     /// Speed and habits per column.
     pub costs: Vec<Cost>,
@@ -297,13 +298,13 @@ impl<'a> Table<'a> {
     ) -> Row {
         let cell = |column: &Column| {
             let strata = tasks.iter().map(|task| values(&self.cell(task, column, tag)));
-            bootstrap(&strata.collect::<Vec<_>>(), self.resamples)
+            bootstrap(&strata.collect::<Vec<_>>(), 0.0, self.resamples)
         };
         Row { name: name.to_owned(), cells: self.columns.iter().map(cell).collect() }
     }
 
     /// (column − base) / (own − base) of log-probabilities, for the tasks on which the own module
-    /// gains more than [`LEAST_GAIN`].
+    /// gains more than [`LEAST_GAIN`], and in their resamples alike.
     ///
     /// Sums are divided, not single items, whose own gain may be 0. Items that one of the three
     /// columns lacks are passed over.
@@ -336,7 +337,7 @@ impl<'a> Table<'a> {
         let row = |name: &str, tasks: &[&'a Task]| {
             let cell = |column: &Column| {
                 let strata: Vec<_> = tasks.iter().map(|task| pairs(task, column)).collect();
-                bootstrap(&strata, self.resamples)
+                bootstrap(&strata, LEAST_GAIN, self.resamples)
             };
             Row { name: name.to_owned(), cells: self.columns.iter().map(cell).collect() }
         };

@@ -2,10 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufReader, Write as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+
+use crate::commands::lines::next_line;
+
+/// Longest line of the results in bytes.
+const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// The result of one column on one item.
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
@@ -87,14 +92,13 @@ impl Kept {
         let mut reader = BufReader::new(&file);
         let mut whole = 0;
         for number in 1.. {
-            let mut line = String::new();
-            let read = reader.read_line(&mut line).map_err(|error| fail(&error))?;
-            if !line.ends_with('\n') {
-                break;
-            }
-            let outcome: Outcome = serde_json::from_str(&line)
-                .map_err(|error| format!("{}:{number}: {error}", path.display()))?;
-            whole += read as u64;
+            let at = |error: String| format!("{}:{number}: {error}", path.display());
+            // Bytes, since what is cut short may end within a character.
+            let line = next_line(&mut reader, MAX_LINE_BYTES).map_err(at)?;
+            let Some(line) = line.filter(|line| line.ends_with(b"\n")) else { break };
+            let outcome: Outcome =
+                serde_json::from_slice(&line).map_err(|error| at(error.to_string()))?;
+            whole += line.len() as u64;
             known.insert(outcome.key.clone(), outcome);
         }
         file.set_len(whole).map_err(|error| fail(&error))?;
@@ -131,7 +135,7 @@ mod tests {
             column: "c".to_owned(),
             task: "t".to_owned(),
             index: 0,
-            answer: "a\nb".to_owned(),
+            answer: "a\nbä".to_owned(),
             score: 0.5,
             logprob: -1.0,
             tokens: 3,
@@ -142,7 +146,15 @@ mod tests {
         Kept::open(folder.path()).unwrap().add(&outcome("1")).unwrap();
         let path = folder.path().join("results.jsonl");
         let whole = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, format!("{whole}{}", &whole[..20])).unwrap();
+        // Before, in and after a character of two bytes.
+        let wide = whole.find('ä').unwrap();
+        for cut in [wide, wide + 2, wide + 1] {
+            let cut = [whole.as_bytes(), &whole.as_bytes()[..cut]].concat();
+            std::fs::write(&path, cut).unwrap();
+            let kept = Kept::open(folder.path()).unwrap();
+            assert_eq!(kept.known.len(), 1);
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
+        }
         let mut kept = Kept::open(folder.path()).unwrap();
         kept.add(&outcome("2")).unwrap();
         let second = Kept::open(folder.path()).map(drop).unwrap_err();

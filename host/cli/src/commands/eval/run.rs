@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use polyskill_adapters::Generation;
 use polyskill_engine::{
-    Composition, Event, FinishReason, Request, SamplingParams, SitePicks, SubmitError, TraceLevel,
+    Composition, Event, Events, FinishReason, Request, SamplingParams, SitePicks, SubmitError,
+    TraceLevel,
 };
 use polyskill_tokenizer::{Chat, Special};
 use serde_json::json;
@@ -149,12 +149,13 @@ impl<'a> Asked<'a> {
             })
         });
         let most_picked = source.and_then(|outcome| outcome.routing.as_ref()?.most_picked());
-        let selection = column.selection(item, most_picked).map_err(|error| fail(&error))?;
-        let composition = service.composer.compose(&selection).map_err(|error| fail(&error))?;
         let messages: Vec<serde_json::Value> =
             item.conversation().iter().map(|message| json!(message)).collect();
         let prompt = service.tokenizer.encode_chat(&Chat::to_answer(&messages));
         let prompt = prompt.map_err(|error| fail(&error))?;
+        let selection = column.selection(item, prompt.len(), most_picked);
+        let selection = selection.map_err(|error| fail(&error))?;
+        let composition = service.composer.compose(&selection).map_err(|error| fail(&error))?;
         let reference = item.references.first().map_or("", String::as_str);
         let ids = service.tokenizer.encode_more(reference).map_err(|error| fail(&error))?;
         let end = service.model.config().eos_tokens.first();
@@ -238,7 +239,7 @@ fn generate(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<Answer>, Stri
         submit(service, asked, &asked.prompt, &sampling, trace).map(Some)
     });
     let pending = pending.collect::<Result<Vec<_>, String>>()?;
-    let collect = |events: Option<Receiver<Event>>| {
+    let collect = |events: Option<Events>| {
         let Some(events) = events else { return Ok(Answer::default()) };
         let (mut ids, mut picks) = (Vec::new(), Vec::new());
         for event in events {
@@ -276,7 +277,7 @@ fn score_references(service: &Service, asked: &[&Asked<'_>]) -> Result<Vec<f64>,
         submit(service, asked, &whole, &sampling, TraceLevel::None)
     });
     let pending = pending.collect::<Result<Vec<_>, String>>()?;
-    let mean = |(events, asked): (Receiver<Event>, &&Asked<'_>)| {
+    let mean = |(events, asked): (Events, &&Asked<'_>)| {
         let mut values: Vec<f64> = Vec::new();
         for event in events {
             match event {
@@ -312,20 +313,13 @@ fn submit(
     prompt: &[u32],
     sampling: &SamplingParams,
     trace: TraceLevel,
-) -> Result<Receiver<Event>, String> {
+) -> Result<Events, String> {
     loop {
-        let (sender, events) = channel();
-        let request = Request {
-            prompt: prompt.to_vec(),
-            sampling: sampling.clone(),
-            composition: Arc::clone(&asked.composition),
-            trace,
-            shadow: None,
-            cache_salt: String::new(),
-            sink: Box::new(move |event| sender.send(event).is_ok().into()),
-        };
-        match service.engine.handle().submit(request) {
-            Ok(_) => return Ok(events),
+        let composition = Arc::clone(&asked.composition);
+        let request =
+            Request { trace, ..Request::new(prompt.to_vec(), sampling.clone(), composition) };
+        match service.engine.handle().run(request) {
+            Ok(events) => return Ok(events),
             Err(SubmitError::QueueFull { .. }) => std::thread::sleep(RETRY),
             Err(error) => return Err(asked.problem(&error)),
         }

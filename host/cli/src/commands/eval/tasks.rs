@@ -1,12 +1,13 @@
 //! Task files: one question per line, as JSON.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::metric::{Metric, check_reference};
+use crate::commands::lines::next_line;
 
 /// Longest line in bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -189,18 +190,14 @@ fn read_file(path: &Path) -> Result<Vec<Item>, String> {
     let mut items = Vec::new();
     for number in 1.. {
         let fail = |problem: String| format!("{}:{number}: {problem}", path.display());
-        let mut line = String::new();
-        let read = reader.by_ref().take(MAX_LINE_BYTES).read_line(&mut line);
-        match read.map_err(|error| fail(error.to_string()))? {
-            0 => break,
-            bytes if bytes as u64 == MAX_LINE_BYTES && !line.ends_with('\n') => {
-                return Err(fail(format!("the line is longer than {MAX_LINE_BYTES} bytes")));
-            }
-            _ if line.trim().is_empty() => continue,
-            _ => {}
+        let line = next_line(&mut reader, MAX_LINE_BYTES).map_err(fail)?;
+        let Some(line) = line else { break };
+        let line = str::from_utf8(&line).map_err(|error| fail(error.to_string()))?;
+        let line = line.trim_start_matches('\u{feff}');
+        if line.trim().is_empty() {
+            continue;
         }
-        let mut item: Item = serde_json::from_str(line.trim_start_matches('\u{feff}'))
-            .map_err(|error| fail(error.to_string()))?;
+        let mut item: Item = serde_json::from_str(line).map_err(|error| fail(error.to_string()))?;
         item.check().map_err(fail)?;
         if item.task.is_empty() {
             item.task = stem.clone().into_owned();
@@ -275,6 +272,8 @@ mod tests {
             assert!(message.contains("sums.jsonl:2: ") && message.contains(part), "{message}");
         }
         assert!(read("\n").unwrap_err().contains("no item"));
-        assert!(read(&"x".repeat(2 << 20)).unwrap_err().contains("longer than"));
+        for long in ["x".repeat(2 << 20), format!("x{}", "ä".repeat(1 << 20))] {
+            assert!(read(&long).unwrap_err().contains("longer than"));
+        }
     }
 }

@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -20,6 +19,8 @@ use serde_json::{Value as Json, json};
 
 use super::TrafficArgs;
 use crate::commands::eval::{Item, Metric, read_tasks, score};
+use crate::commands::lines::next_line;
+use crate::commands::replay::{MAX_LINE, read_repeats};
 use polyskill_server::experiments::{Choice, Enrolment, Experiments, Measured, UnitIds, written};
 use polyskill_server::service::Service;
 
@@ -69,8 +70,8 @@ pub(super) fn run(
     args: &TrafficArgs,
     every_arm: bool,
 ) -> Result<Json, String> {
-    if args.parallel == 0 {
-        return Err("--parallel is at least 1".to_owned());
+    if args.parallel == 0 || args.limit == Some(0) {
+        return Err("--parallel and --limit are at least 1".to_owned());
     }
     if every_arm {
         // The same conversations under all arms: compared as pairs.
@@ -124,11 +125,10 @@ fn bar(count: usize) -> ProgressBar {
 fn conversations(service: &Service, args: &TrafficArgs) -> Result<Vec<Conversation>, String> {
     let (traces, tasks): (Vec<PathBuf>, Vec<PathBuf>) =
         args.traffic.iter().cloned().partition(|path| is_traces(path));
-    let most = args.limit.unwrap_or(usize::MAX);
     let mut all = Vec::new();
     for path in &traces {
-        let recorded = super::super::replay::read_repeats(path)?;
-        all.extend(recorded.into_iter().take(most).map(|(unit, repeat)| {
+        let recorded = read_repeats(path, args.limit)?;
+        all.extend(recorded.into_iter().map(|(unit, repeat)| {
             let text = match Selection::from(repeat.selection) {
                 Selection::Routed(asked) => asked.text,
                 Selection::Base | Selection::Weighted(_) => None,
@@ -151,9 +151,8 @@ fn conversations(service: &Service, args: &TrafficArgs) -> Result<Vec<Conversati
 /// True for a file whose first line is a trace. Directories and files that cannot be read are none.
 fn is_traces(path: &Path) -> bool {
     let first = std::fs::File::open(path).ok().and_then(|file| {
-        let mut line = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(file), &mut line).ok()?;
-        serde_json::from_str::<Json>(&line).ok()
+        let line = next_line(&mut std::io::BufReader::new(file), MAX_LINE).ok()??;
+        serde_json::from_slice::<Json>(&line).ok()
     });
     first.is_some_and(|line| line["composition"].is_string())
 }
@@ -207,28 +206,54 @@ fn ask<'a>(
     asked
 }
 
-/// Answers, measures and grades; all of them are in the engine at once. They are collected one
-/// after the other, and the seconds of each end when it is collected.
+/// Answers, measures and grades; all of them are in the engine at once and are collected one after
+/// the other.
 fn answer(service: &Service, asked: &[Asked<'_>]) -> Result<(), String> {
-    let pending: Vec<(Instant, Receiver<Event>)> =
+    let pending: Vec<Pending> =
         asked.iter().map(|asked| submit(service, asked)).collect::<Result<_, _>>()?;
-    for (asked, (started, events)) in asked.iter().zip(pending) {
-        let (mut ids, mut end): (Vec<u32>, Option<Finished>) = (Vec::new(), None);
-        for event in events {
-            match event {
-                Event::Prompt(_) => {}
-                Event::Token(token) => ids.push(token.token),
-                Event::Finished(finished) => end = Some(finished),
-            }
-        }
-        let Some(finished) = end else { return Err(format!("{}: no answer", asked.id)) };
-        let seconds = started.elapsed().as_secs_f64();
-        let mut measured = Measured::of(&asked.composition, &finished, seconds);
-        let item = asked.conversation.item.as_ref();
-        let grade = item.map(|item| score(item, &service.tokenizer.decode(&ids, Special::Hidden)));
+    for (asked, pending) in asked.iter().zip(pending) {
+        let answer = pending.collect().ok_or_else(|| format!("{}: no answer", asked.id))?;
+        let mut measured = Measured::of(&asked.composition, &answer.finished, answer.seconds);
+        let text = || service.tokenizer.decode(&answer.tokens, Special::Hidden);
+        let grade = asked.conversation.item.as_ref().map(|item| score(item, &text()));
         count(&service.experiments, asked, &mut measured, grade)?;
     }
     Ok(())
+}
+
+/// A request that the engine has taken.
+struct Pending {
+    /// The time at which it was given to the engine.
+    started: Instant,
+    /// Its events, with the times at which they came.
+    events: Box<dyn Iterator<Item = (Instant, Event)>>,
+}
+
+/// An answer of the engine.
+struct Answer {
+    /// Generated tokens, an end token among them.
+    tokens: Vec<u32>,
+    /// Its end.
+    finished: Finished,
+    /// Seconds from the submission to the end, whenever that was collected.
+    seconds: f64,
+}
+
+impl Pending {
+    /// Waits for the end of the request; `None` where the engine went away before it.
+    fn collect(self) -> Option<Answer> {
+        let (mut tokens, mut end) = (Vec::new(), None);
+        for (at, event) in self.events {
+            match event {
+                Event::Prompt(_) => {}
+                Event::Token(token) => tokens.push(token.token),
+                Event::Finished(finished) => end = Some((at, finished)),
+            }
+        }
+        let (at, finished) = end?;
+        let seconds = at.saturating_duration_since(self.started).as_secs_f64();
+        Some(Answer { tokens, finished, seconds })
+    }
 }
 
 /// Counts one answer. The arm that serves is graded by feedback, as a client would; others have no
@@ -255,24 +280,68 @@ fn count(
     }
 }
 
-/// Gives a request to the engine, and waits for as long as its queue is full; the time begins when
-/// it is taken.
-fn submit(service: &Service, asked: &Asked<'_>) -> Result<(Instant, Receiver<Event>), String> {
+/// Gives a request to the engine, and waits for as long as its queue is full; the time begins with
+/// the submission that is taken.
+fn submit(service: &Service, asked: &Asked<'_>) -> Result<Pending, String> {
     loop {
-        let (sender, events) = channel();
+        let Conversation { prompt, sampling, .. } = asked.conversation;
+        let composition = Arc::clone(&asked.composition);
         let request = Request {
-            prompt: asked.conversation.prompt.clone(),
-            sampling: asked.conversation.sampling.clone(),
-            composition: Arc::clone(&asked.composition),
             trace: TraceLevel::Summary,
-            shadow: None,
-            cache_salt: String::new(),
-            sink: Box::new(move |event| sender.send(event).is_ok().into()),
+            ..Request::new(prompt.clone(), sampling.clone(), composition)
         };
-        match service.engine.handle().submit(request) {
-            Ok(_) => return Ok((Instant::now(), events)),
+        let started = Instant::now();
+        match service.engine.handle().run(request) {
+            Ok(events) => return Ok(Pending { started, events: Box::new(events.timed()) }),
             Err(SubmitError::QueueFull { .. }) => std::thread::sleep(RETRY),
             Err(error) => return Err(format!("{}: {error}", asked.id)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use polyskill_engine::FinishReason;
+
+    use super::*;
+
+    #[test]
+    fn the_time_of_an_answer_ends_with_its_last_event() {
+        let finished = Finished {
+            reason: FinishReason::Stop,
+            prompt_tokens: 3,
+            cached_tokens: 0,
+            completion_tokens: 0,
+            module_share: Vec::new(),
+            agreement: None,
+            fallback_rows: 0,
+            time_to_first_token: None,
+            queue_time: Duration::ZERO,
+        };
+        let end = Instant::now();
+        let pending = |events: Vec<(Instant, Event)>| {
+            let started = end - Duration::from_millis(250);
+            Pending { started, events: Box::new(events.into_iter()) }
+        };
+        let answer = pending(vec![(end, Event::Finished(finished))]).collect().unwrap();
+        assert_eq!((answer.tokens, answer.seconds), (Vec::new(), 0.25));
+        assert!(pending(Vec::new()).collect().is_none());
+    }
+
+    #[test]
+    fn traces_are_told_by_their_first_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("traffic.jsonl");
+        for (text, expected) in [
+            (&b"{\"composition\": \"00\"}\n\xff"[..], true),
+            (b"{\"prompt\": \"a\"}\n", false),
+            (b"", false),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(is_traces(&path), expected, "{text:?}");
+        }
+        assert!(!is_traces(folder.path()));
     }
 }

@@ -15,7 +15,7 @@ fn fail(error: polyskill_plugin::Error) -> String {
 
 /// Writes a bundle as a tar and says whether it is signed.
 ///
-/// A signature that does not fit is an error, found once the tar is written.
+/// A signature that does not fit is an error, and no tar is written.
 pub(super) fn pack(
     bundle: &Path,
     output: Option<&Path>,
@@ -23,13 +23,15 @@ pub(super) fn pack(
 ) -> Result<(), String> {
     let limits = Limits::default();
     let found = polyskill_plugin::inspect(bundle, &limits).map_err(fail)?;
-    let name = format!("{}-{}.tar", short_name(&found.manifest.name), found.manifest.version);
-    let target = output.map_or_else(|| PathBuf::from(name), Path::to_owned);
-    polyskill_plugin::pack(bundle, &target, &limits).map_err(fail)?;
-    let signed = match found.signer? {
+    let name = &found.manifest.name;
+    let signer = found.signer.map_err(|reason| format!("plugin `{name}`: {reason}"))?;
+    let signed = match signer {
         Some(key) => format!("signed by {key}"),
         None => "not signed".to_owned(),
     };
+    let file = format!("{}-{}.tar", short_name(name), found.manifest.version);
+    let target = output.map_or_else(|| PathBuf::from(file), Path::to_owned);
+    polyskill_plugin::pack(bundle, &target, &limits).map_err(fail)?;
     let size = std::fs::metadata(&target).map_or(0, |entry| entry.len()).div_ceil(1024);
     say(out, format_args!("{} ({size} KiB)\ndigest {}, {signed}", target.display(), found.digest))
 }
@@ -84,5 +86,27 @@ pub(super) fn verify(bundle: &Path, key: &str, out: &mut dyn Write) -> Result<()
             say(out, format_args!("ok: {name} {}, digest {}", found.manifest.version, found.digest))
         }
         Some(signer) => Err(format!("plugin `{name}` is signed with {signer}, expected {key}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_bundle_with_a_false_signature_is_not_packed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bundle, tar) = (folder.path().join("r"), folder.path().join("r.tar"));
+        fs::create_dir(&bundle).unwrap();
+        let manifest = "name = \"acme/r\"\nversion = \"1\"\nabi = \"0.1\"\nfile = \"r.toml\"\n";
+        fs::write(bundle.join("plugin.toml"), manifest).unwrap();
+        fs::write(bundle.join("r.toml"), "[[program]]\nops = []\n").unwrap();
+        sign(&bundle, &folder.path().join("key"), true, &mut Vec::new()).unwrap();
+        fs::write(bundle.join("r.toml"), "[[program]]\nops = [\"emit\"]\n").unwrap();
+        let refused = pack(&bundle, Some(&tar), &mut Vec::new()).unwrap_err();
+        assert!(refused.contains("`acme/r`") && refused.contains("after signing"), "{refused}");
+        assert!(!tar.exists());
     }
 }

@@ -6,6 +6,7 @@ use super::super::ast::BinaryOp;
 use super::super::error::{ErrorKind, JinjaError};
 use super::super::operators;
 use super::super::render::{Given, Renderer, VALUE_BYTES, weight};
+use super::super::sorting;
 use super::super::value::{Dict, Value};
 use super::Evaluated;
 
@@ -161,21 +162,24 @@ impl Renderer {
         }
         let by_value = by.as_deref() == Some("value");
         let reverse = given.get(2, "reverse").is_some_and(Value::is_true);
-        let pairs = dict.entries().iter().map(|(key, value)| {
-            let by = if by_value { value } else { key };
-            (folded(by, sensitive), Value::tuple(vec![key.clone(), value.clone()]))
-        });
-        self.list(sorted(pairs.collect(), reverse)?)
+        let mut pairs = Vec::new();
+        self.bytes(dict.len() * 4 * VALUE_BYTES)?;
+        for (key, value) in dict.entries() {
+            let by = self.folded(if by_value { value } else { key }, sensitive)?;
+            pairs.push((by, Value::tuple(vec![key.clone(), value.clone()])));
+        }
+        self.list(self.sorted(pairs, reverse)?)
     }
 
-    /// The filters that compare items with each other, and `sum`. Counts n log n work for n items.
+    /// The filters that compare items with each other, and `sum`. Each comparison is counted.
     /// `sort`, `unique`, `min`, `max` and `groupby` compare texts without case, unless
-    /// `case_sensitive`; `sort` takes several attributes with commas between them. `unique` keeps
+    /// `case_sensitive`. `sort` takes several attributes with commas between them, and compares
+    /// them as lists, so that equal ones need no order, such as two that are `None`. `unique` keeps
     /// the first item of each key, `min` and `max` the first of the best ones; both are undefined
     /// for nothing. `sum` begins with `start`, 0 by default.
     pub(super) fn ordered(&self, name: &str, value: &Value, given: &Given) -> Evaluated {
         let items = self.items(value)?;
-        self.work(weight(value).saturating_mul(1 + items.len().max(1).ilog2() as usize) as u64)?;
+        self.bytes(items.len() * 2 * VALUE_BYTES)?;
         let (attribute, sensitive, reverse) = match name {
             "sort" => {
                 (given.get(2, "attribute"), given.get(1, "case_sensitive"), given.get(0, "reverse"))
@@ -190,15 +194,16 @@ impl Renderer {
             let by = match attribute {
                 Some(Value::None) | None => item.clone(),
                 Some(Value::Str(paths)) if name == "sort" && paths.contains(',') => {
-                    let parts = paths.split(',').map(|path| {
-                        self.path(item, &Value::from(path)).map(|part| folded(&part, sensitive))
-                    });
+                    let parts = paths
+                        .split(',')
+                        .map(|path| self.folded(&self.path(item, &Value::from(path))?, sensitive));
                     Value::tuple(parts.collect::<Result<_, _>>()?)
                 }
                 Some(path) => {
                     self.path_or(item, path, given.get(1, "default").filter(|_| name == "groupby"))?
                 }
             };
+            self.work(weight(&by) as u64)?;
             keyed.push((by, item.clone()));
         }
         if name == "sum" {
@@ -211,10 +216,14 @@ impl Renderer {
             return self.grouped(keyed, sensitive);
         }
         for (by, _) in &mut keyed {
-            *by = folded(by, sensitive);
+            *by = self.folded(by, sensitive)?;
         }
         match name {
-            "sort" => self.list(sorted(keyed, reverse.is_some_and(Value::is_true))?),
+            "sort" => {
+                self.bytes(keyed.len() * 2 * VALUE_BYTES)?;
+                keyed.iter_mut().for_each(|(by, _)| *by = Value::tuple(vec![by.clone()]));
+                self.list(self.sorted(keyed, reverse.is_some_and(Value::is_true))?)
+            }
             "unique" => {
                 let (mut seen, mut kept) = (Dict::default(), Vec::new());
                 for (by, item) in keyed {
@@ -225,21 +234,7 @@ impl Renderer {
                 }
                 self.list(kept)
             }
-            _ => {
-                let wanted = if name == "min" { Ordering::Less } else { Ordering::Greater };
-                let mut best: Option<(Value, Value)> = None;
-                for (by, item) in keyed {
-                    let replaces = match &best {
-                        Some((best, _)) => by.compare(best, "<")? == wanted,
-                        None => true,
-                    };
-                    if replaces {
-                        best = Some((by, item));
-                    }
-                }
-                let missing = "No aggregated item, sequence was empty.";
-                Ok(best.map_or_else(|| Value::Undefined(missing.into()), |(_, item)| item))
-            }
+            _ => best(name, keyed),
         }
     }
 
@@ -247,14 +242,17 @@ impl Renderer {
     /// group has it, and the items. The order inside of a group is that of the input. `keyed` holds
     /// each item behind its key.
     fn grouped(&self, keyed: Vec<(Value, Value)>, sensitive: bool) -> Evaluated {
-        let pairs = keyed
-            .into_iter()
-            .map(|(by, item)| (folded(&by, sensitive), Value::tuple(vec![by, item])));
+        let mut pairs = Vec::new();
+        self.bytes(keyed.len() * 4 * VALUE_BYTES)?;
+        for (by, item) in keyed {
+            pairs.push((self.folded(&by, sensitive)?, Value::tuple(vec![by, item])));
+        }
         let mut groups: Vec<(Value, Value, Vec<Value>)> = Vec::new();
-        for pair in sorted(pairs.collect(), false)? {
+        for pair in self.sorted(pairs, false)? {
             let pair = self.items(&pair)?;
             let [by, item] = pair.as_slice() else { continue };
-            let key = folded(by, sensitive);
+            let key = self.folded(by, sensitive)?;
+            self.work(weight(&key) as u64)?;
             match groups.last_mut() {
                 Some((last, _, items)) if last.equals(&key) => items.push(item.clone()),
                 _ => groups.push((key, by.clone(), vec![item.clone()])),
@@ -264,30 +262,59 @@ impl Renderer {
         let group = |(_, by, items)| Value::tuple(vec![by, Value::list(items)]);
         self.list(groups.into_iter().map(group).collect())
     }
-}
 
-/// A value as it is compared: texts without case, unless asked. Texts inside of a tuple keep their
-/// case.
-fn folded(value: &Value, sensitive: bool) -> Value {
-    match value {
-        Value::Str(text) if !sensitive => Value::from(text.to_lowercase()),
-        other => other.clone(),
+    /// A value as it is compared: texts without case, unless asked. Texts inside of a tuple keep
+    /// their case.
+    fn folded(&self, value: &Value, sensitive: bool) -> Evaluated {
+        match value {
+            Value::Str(text) if !sensitive => {
+                self.bytes(text.len())?;
+                Ok(Value::from(text.to_lowercase()))
+            }
+            other => Ok(other.clone()),
+        }
+    }
+
+    /// Items in the order of their keys. Stable, also in reverse. The first comparison that Python
+    /// does not have is the error; each is counted. `keyed` holds each item behind its key; the
+    /// keys are dropped.
+    fn sorted(
+        &self,
+        mut keyed: Vec<(Value, Value)>,
+        reverse: bool,
+    ) -> Result<Vec<Value>, JinjaError> {
+        // Python too turns the items around on both sides of the sorting.
+        if reverse {
+            keyed.reverse();
+        }
+        let mut keyed = sorting::sorted(keyed, |a, b| {
+            self.work(16 + weight(&a.0).min(weight(&b.0)) as u64)?;
+            a.0.is_less(&b.0)
+        })?;
+        if reverse {
+            keyed.reverse();
+        }
+        Ok(keyed.into_iter().map(|(_, item)| item).collect())
     }
 }
 
-/// Items in the order of their keys. Stable, also in reverse. The first comparison that Python does
-/// not have is the error. `keyed` holds each item behind its key; the keys are dropped.
-fn sorted(mut keyed: Vec<(Value, Value)>, reverse: bool) -> Result<Vec<Value>, JinjaError> {
-    let mut failed = None;
-    keyed.sort_by(|(a, _), (b, _)| {
-        let order = a.compare(b, "<").unwrap_or_else(|error| {
-            failed.get_or_insert(error);
-            Ordering::Equal
-        });
-        if reverse { order.reverse() } else { order }
-    });
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(keyed.into_iter().map(|(_, item)| item).collect()),
+/// The first of the least items for `min`, of the greatest ones else. `keyed` holds each item
+/// behind its key.
+fn best(name: &str, keyed: Vec<(Value, Value)>) -> Evaluated {
+    let (wanted, op) = match name {
+        "min" => (Ordering::Less, "<"),
+        _ => (Ordering::Greater, ">"),
+    };
+    let mut best: Option<(Value, Value)> = None;
+    for (by, item) in keyed {
+        let replaces = match &best {
+            Some((best, _)) => by.compare(best, op)? == Some(wanted),
+            None => true,
+        };
+        if replaces {
+            best = Some((by, item));
+        }
     }
+    let missing = "No aggregated item, sequence was empty.";
+    Ok(best.map_or_else(|| Value::Undefined(missing.into()), |(_, item)| item))
 }
