@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where a fixture is not as expected")]
 
 mod api_fields;
+mod bindings;
 mod common;
 mod conformance;
 mod eval;

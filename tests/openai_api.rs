@@ -491,7 +491,8 @@ fn wrong_requests_name_what_is_wrong() {
     }
     for messages in [
         json!([]),
-        json!([{"role": "wizard", "content": "x"}]),
+        json!([{"role": "", "content": "x"}]),
+        json!([{"role": 5, "content": "x"}]),
         json!([{"role": "user", "content": 5}]),
     ] {
         server.chat(json!({"messages": messages})).error(400, "BadRequestError", Some("messages"));

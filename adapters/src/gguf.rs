@@ -16,7 +16,7 @@ use crate::library::Kind;
 use crate::load::{Base, Content};
 use crate::lora::{Elements, LoraSite};
 use crate::peft::MAX_WEIGHT;
-use crate::weights::{EmbeddingLora, LinearPart, Weights};
+use crate::weights::{EmbeddingLora, LinearPart, Part, Weights};
 
 /// The ending of the files.
 const EXTENSION: &str = "gguf";
@@ -174,13 +174,16 @@ impl Reader<'_> {
             return Err(format!("{target} has no `{missing}`"));
         };
         match target {
-            Target::Embedding => weights.embedding = Some(self.embedding([a, b], alpha)?),
+            Target::Embedding => {
+                weights.add(Part::Embedding(self.embedding([a, b], alpha)?));
+            }
             Target::Site(site) => {
                 let lora = self.low_rank(target, [a, b], alpha)?;
                 *weights.at_mut(site) = LinearPart::lora(lora);
             }
             Target::Head => {
-                weights.head = Some(LinearPart::lora(self.low_rank(target, [a, b], alpha)?));
+                let lora = self.low_rank(target, [a, b], alpha)?;
+                weights.add(Part::Head(LinearPart::lora(lora)));
             }
         }
         Ok(())
@@ -302,7 +305,7 @@ impl Reader<'_> {
             problems.add("it has no `direction.N`".to_owned());
         }
         let mut weights = Weights::new(self.base.config.num_sites());
-        weights.edits = edits.into_values().collect();
+        edits.into_values().for_each(|edit| weights.add(Part::Edit(edit)));
         problems.into_result(weights)
     }
 }

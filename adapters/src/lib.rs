@@ -9,17 +9,21 @@
 
 pub mod apply;
 pub mod artefact;
+mod base;
 pub mod card;
 pub mod edits;
 mod error;
 pub mod files;
 mod generation;
 mod gguf;
+mod kind;
 pub mod library;
 pub mod load;
 pub mod lora;
 pub mod mlx;
+mod module;
 pub mod native;
+pub mod parts;
 pub mod peft;
 pub mod prototypes;
 pub mod residency;
@@ -27,9 +31,12 @@ pub mod tensor_file;
 pub mod weights;
 
 pub use artefact::Artefact;
+pub use base::Base;
 pub use error::Error;
 pub use generation::Generation;
-pub use library::{Kind, Library, Module, Snapshot};
-pub use load::{Base, generation_of, is_module, load_module, open_module};
+pub use kind::Kind;
+pub use library::{Library, Snapshot};
+pub use load::{generation_of, is_module, load_module, open_module};
+pub use module::Module;
 pub use residency::{Budget, Lease};
 pub use weights::Weights;

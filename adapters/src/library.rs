@@ -8,192 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use dashmap::DashMap;
-use polyskill_model::Site;
 
-use crate::artefact::{Artefact, Artefacts};
-use crate::card::Card;
+use crate::artefact::Artefact;
 use crate::error::Error;
 use crate::generation::Generation;
-use crate::residency::{Budget, Lease, Pool, PoolStats, Purpose, Reload, Residency, Stored};
-use crate::weights::{Shape, Weights};
+pub use crate::kind::Kind;
+pub use crate::module::Module;
+use crate::residency::{Budget, Lease, Pool, PoolStats, Purpose, Stored};
 
 /// Longest name of a module or an alias.
 const MAX_NAME_BYTES: usize = 128;
-
-/// The kind of a module, by what it changes in the forward pass; for reports, and for routers that
-/// choose by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum Kind {
-    /// Low-rank products at linears (Hu et al., 2021), and biases, a head or tokens that were
-    /// trained beside them.
-    Lora,
-    /// LoRA with magnitudes (Liu et al., "DoRA", 2024).
-    Dora,
-    /// (IA)³: vectors that scale outputs or inputs of linears (Liu et al., 2022).
-    Ia3,
-    /// Embeddings before the sequence: prompt tuning and P-tuning.
-    SoftPrompt,
-    /// Keys and values before the sequence: prefix tuning, or a document that was read once.
-    KvPrefix,
-    /// New embeddings of some tokens: PEFT's trainable tokens.
-    TokenEmbeddings,
-    /// Edits of hidden states: steering and task vectors, control vectors of GGUF files.
-    ActivationEdit,
-    /// A few changed weights per linear.
-    SparseGraft,
-    /// A choice among the experts of a sparse base: some are dropped, skipped or merged.
-    ExpertPolicy,
-    /// Feed-forwards beside the base's own, as in branch-train-mix.
-    Expert,
-}
-
-impl Kind {
-    /// The name in reports and for routers.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Lora => "lora",
-            Self::Dora => "dora",
-            Self::Ia3 => "ia3",
-            Self::SoftPrompt => "soft-prompt",
-            Self::KvPrefix => "kv-prefix",
-            Self::TokenEmbeddings => "token-embeddings",
-            Self::ActivationEdit => "activation-edit",
-            Self::SparseGraft => "sparse-graft",
-            Self::ExpertPolicy => polyskill_sdk::experts::POLICY_KIND,
-            Self::Expert => polyskill_sdk::experts::EXPERT_KIND,
-        }
-    }
-}
-
-/// One immutable module. Its weights may be elsewhere until [`Library::lease`] brings them into
-/// memory.
-#[derive(Debug)]
-pub struct Module {
-    /// The hash of configuration and weights.
-    generation: Generation,
-    /// The hash of the generation, the card and the artefacts.
-    edition: Generation,
-    /// The format's kind.
-    kind: Kind,
-    /// Facts about the weights that stay known while these are elsewhere.
-    shape: Arc<Shape>,
-    /// The weights, shared by all editions of a generation.
-    stored: Arc<Stored>,
-    /// Tags and metadata, which change nothing that is computed.
-    card: Card,
-    /// Gates and the like, for routers; always in memory.
-    artefacts: Artefacts,
-}
-
-impl Module {
-    /// A module with tags and nothing else beside its weights, which stay in memory.
-    pub fn in_memory(
-        generation: Generation,
-        kind: Kind,
-        weights: Weights,
-        tags: Vec<String>,
-    ) -> Self {
-        let card = Card { tags, metadata: Vec::new() };
-        Self::new(generation, kind, weights, None, card, Artefacts::default())
-    }
-
-    /// A module with its weights in memory. With `reload` they may leave once a pool has taken them
-    /// over; without it they stay.
-    pub(crate) fn new(
-        generation: Generation,
-        kind: Kind,
-        weights: Weights,
-        reload: Option<Reload>,
-        card: Card,
-        artefacts: Artefacts,
-    ) -> Self {
-        let edition = edition(generation, &card, &artefacts);
-        let shape = Arc::new(weights.shape());
-        let stored = Arc::new(Stored::new(weights, reload));
-        Self { generation, edition, kind, shape, stored, card, artefacts }
-    }
-
-    /// The identity of the weights and their configuration: equal generations give equal logits,
-    /// whatever their names.
-    pub fn generation(&self) -> Generation {
-        self.generation
-    }
-
-    /// The identity of all that a router can see: generation, card and artefacts. A router's
-    /// derived state, such as prototypes, is valid for one edition.
-    pub fn edition(&self) -> Generation {
-        self.edition
-    }
-
-    /// The module's kind, as its format names it.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// Sites, ranks and sizes, known without the weights.
-    pub fn shape(&self) -> &Shape {
-        &self.shape
-    }
-
-    /// The place of the weights, in memory or not, and their counters.
-    pub fn residency(&self) -> Residency {
-        self.stored.residency()
-    }
-
-    /// Tags of the module card.
-    pub fn tags(&self) -> &[String] {
-        &self.card.tags
-    }
-
-    /// Entries of the module card other than tags, in its order; a list gives one entry per item.
-    pub fn metadata(&self) -> &[(String, String)] {
-        &self.card.metadata
-    }
-
-    /// The first `description` of the module card.
-    pub fn description(&self) -> Option<&str> {
-        let mut entries = self.metadata().iter();
-        entries.find(|(key, _)| key == "description").map(|(_, value)| value.as_str())
-    }
-
-    /// The router artefacts that came with the module, by name.
-    pub fn artefacts(&self) -> &[Artefact] {
-        &self.artefacts.valid
-    }
-
-    /// Shape and values of an artefact at a site. Values are widened to 32 bits at every call, so
-    /// callers keep them.
-    pub fn artefact(&self, name: &str, site: Site) -> Option<(&[u32], Vec<f32>)> {
-        self.artefacts().iter().find(|artefact| artefact.name() == name)?.at(site)
-    }
-
-    /// Artefacts that are not offered because they were made with another base, and why. One
-    /// sentence each, which names the file.
-    pub fn left_out(&self) -> &[String] {
-        &self.artefacts.left_out
-    }
-
-    /// Bytes of weights, in memory or not.
-    pub fn num_bytes(&self) -> usize {
-        self.stored.num_bytes()
-    }
-}
-
-/// Hashes the generation, each artefact's name and digest, and each entry of the card, in order.
-fn edition(generation: Generation, card: &Card, artefacts: &Artefacts) -> Generation {
-    let mut parts = vec![generation.0.to_vec()];
-    for artefact in &artefacts.valid {
-        parts.extend([artefact.name().as_bytes().to_vec(), artefact.digest().to_vec()]);
-    }
-    let entries = card.metadata.iter().map(|(key, value)| (key.as_str(), value));
-    let tags = card.tags.iter().map(|tag| ("tags", tag));
-    for (key, value) in tags.chain(entries) {
-        parts.extend([key.as_bytes().to_vec(), value.as_bytes().to_vec()]);
-    }
-    let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-    Generation::of(&parts)
-}
 
 /// The library at one moment. It never changes: whoever holds one sees the same names and
 /// generations until it asks for the next.
@@ -323,14 +147,14 @@ impl Library {
     /// # Errors
     /// [`Error::TooLarge`] if it does not, or another module would not any more.
     pub fn check_room(&self, name: &str, module: &Module, pinned: bool) -> Result<(), Error> {
-        let held = self.generations.get(&module.generation);
+        let held = self.generations.get(&module.generation());
         let twin = held.and_then(|editions| editions.iter().find_map(Weak::upgrade));
         let stored = twin.as_ref().map_or(&module.stored, |twin| &twin.stored);
         let snapshot = self.snapshot();
         // What the name stands for now goes, unless another name keeps it.
         let replaced = snapshot.modules.get(name).filter(|replaced| {
             let mut others = snapshot.modules.iter().filter(|(other, _)| *other != name);
-            others.all(|(_, other)| other.generation != replaced.generation)
+            others.all(|(_, other)| other.generation() != replaced.generation())
         });
         self.pool.check_room(stored, pinned, replaced.map(|replaced| &*replaced.stored))
     }
@@ -453,13 +277,13 @@ impl Library {
     }
 
     /// The same edition that is already held, or the module with the weights that are already held.
-    /// Twins of other editions share one [`Stored`] and one [`Shape`]; the first of a generation is
-    /// handed to the pool.
+    /// Twins of other editions share one [`Stored`] and one [`Shape`](crate::weights::Shape); the
+    /// first of a generation is handed to the pool.
     fn share(&self, mut module: Module) -> Arc<Module> {
-        let mut editions = self.generations.entry(module.generation).or_default();
+        let mut editions = self.generations.entry(module.generation()).or_default();
         editions.retain(|held| held.strong_count() > 0);
         let held: Vec<Arc<Module>> = editions.iter().filter_map(Weak::upgrade).collect();
-        if let Some(same) = held.iter().find(|held| held.edition == module.edition) {
+        if let Some(same) = held.iter().find(|held| held.edition() == module.edition()) {
             return Arc::clone(same);
         }
         match held.first() {
@@ -499,10 +323,10 @@ fn check_expected(
     match (expected, found) {
         (Expected::Any, _) | (Expected::Absent, None) => Ok(()),
         (Expected::Absent, Some(_)) => Err(Error::AlreadyLoaded { name: name.to_owned() }),
-        (Expected::Generation(expected), Some(found)) if found.generation == expected => Ok(()),
+        (Expected::Generation(expected), Some(found)) if found.generation() == expected => Ok(()),
         (Expected::Generation(expected), found) => Err(Error::GenerationMismatch {
             name: name.to_owned(),
-            found: found.map_or("none".to_owned(), |module| module.generation.to_string()),
+            found: found.map_or("none".to_owned(), |module| module.generation().to_string()),
             expected: expected.to_string(),
         }),
     }
@@ -533,6 +357,7 @@ pub fn check_name(name: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::Weights;
 
     fn module(content: u8) -> Module {
         Module::in_memory(Generation::of(&[&[content]]), Kind::Lora, Weights::default(), Vec::new())

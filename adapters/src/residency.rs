@@ -642,12 +642,12 @@ mod tests {
 
     use super::*;
     use crate::lora::Elements;
-    use crate::weights::SoftPrompt;
+    use crate::weights::{Part, SoftPrompt};
 
     fn weights(num_bytes: usize) -> Weights {
         let mut weights = Weights::default();
         let embeddings = Elements::Bf16(vec![0; num_bytes / 2]);
-        weights.prompt = Some(SoftPrompt { num_tokens: 1, embeddings });
+        weights.add(Part::Prompt(SoftPrompt { num_tokens: 1, embeddings }));
         weights
     }
 

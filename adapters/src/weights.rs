@@ -1,223 +1,49 @@
-//! The parts of modules: their effect on a forward pass, whatever format it came in.
-//!
-//! A module is a set of parts, most have one. Parts at linears are deltas on the linear's output,
-//! computed from what the base's linear read and wrote: y = y₀ + Σ w·Δ(x, y₀). So a weighted mix of
-//! any kinds is a plain sum, and one module at weight 1 is exactly itself.
-
-use std::collections::BTreeMap;
+//! A module's weights, and the facts about them that stay known while they are not in memory.
 
 use polyskill_model::{Projection, Site};
 use polyskill_sdk::experts::LayerPolicy;
 
-use crate::edits::{ActivationEdit, Positions};
+use crate::edits::ActivationEdit;
 use crate::lora::{Elements, LoraSite};
+pub use crate::parts::{
+    EmbeddingLora, Expert, ExpertPolicy, ExpertSite, FeedForward, Graft, KvPrefix, LinearPart,
+    Part, SoftPrompt, TokenRows,
+};
 
-/// A module's part at one linear; its delta is the sum of the fields'.
-#[derive(Clone, Debug, Default)]
-pub struct LinearPart {
-    /// A low-rank product, `s·B·A·x`, or DoRA.
-    pub lora: Option<LoraSite>,
-    /// (IA)³ on outputs (Liu et al., 2022): `l − 1`, `[outputs]`; Δ = (l − 1) ⊙ y₀.
-    pub output_scale: Option<Vec<f32>>,
-    /// (IA)³ on inputs: `l − 1`, `[inputs]`; Δ = W·((l − 1) ⊙ x).
-    pub input_scale: Option<Vec<f32>>,
-    /// A few changed weights.
-    pub graft: Option<Graft>,
-    /// A change of the bias, `[outputs]`, already scaled where it is LoRA's own; Δ = bias, for
-    /// every row.
-    pub bias: Option<Vec<f32>>,
-}
-
-impl LinearPart {
-    /// A low-rank product and nothing else.
-    pub fn lora(lora: LoraSite) -> Self {
-        Self { lora: Some(lora), ..Self::default() }
-    }
-
-    /// True where the delta depends on what the base wrote: (IA)³ on outputs, and DoRA.
-    pub fn reads_output(&self) -> bool {
-        self.output_scale.is_some()
-            || self.lora.as_ref().is_some_and(|lora| lora.magnitude.is_some())
-    }
-
-    /// True where no field but `lora` is set; a DoRA counts, and so does an empty part.
-    pub fn is_lora_alone(&self) -> bool {
-        let vectors = [&self.output_scale, &self.input_scale, &self.bias];
-        vectors.into_iter().all(Option::is_none) && self.graft.is_none()
-    }
-
-    /// Bytes of weights. Those that a module holds of the base, as DoRA's bias, are not counted.
-    pub fn num_bytes(&self) -> usize {
-        let vectors = [&self.output_scale, &self.input_scale, &self.bias];
-        let floats = vectors.into_iter().flatten().map(Vec::len).sum::<usize>();
-        let lora = self.lora.as_ref().map_or(0, LoraSite::num_bytes);
-        lora + 4 * floats + self.graft.as_ref().map_or(0, Graft::num_bytes)
-    }
-}
-
-/// Changes of single weights, ordered by row and then by column: W′\[r, c\] = W\[r, c\] + value.
-/// The three lists have one length, and no place is named twice.
-#[derive(Clone, Debug, Default)]
-pub struct Graft {
-    /// Output feature of each change.
-    pub rows: Vec<u32>,
-    /// Input feature of each change.
-    pub columns: Vec<u32>,
-    /// The addend of each weight.
-    pub values: Vec<f32>,
-}
-
-impl Graft {
-    /// Twelve bytes per change: two indices and the addend.
-    fn num_bytes(&self) -> usize {
-        12 * self.values.len()
-    }
-}
-
-/// Rows of the embedding table or the head that a module has learned anew (PEFT's trainable
-/// tokens). The same rows may stand at both ends of a tied base.
-#[derive(Clone, Debug)]
-pub struct TokenRows {
-    /// Token ids, ascending.
-    pub ids: Vec<u32>,
-    /// New row less the base's, `[ids, hidden_size]`.
-    pub deltas: Vec<f32>,
-}
-
-impl TokenRows {
-    /// The change of a token's row, `[hidden_size]`, if it has one; found by bisection.
-    pub fn delta(&self, token: u32) -> Option<&[f32]> {
-        let at = self.ids.binary_search(&token).ok()?;
-        let width = self.deltas.len() / self.ids.len();
-        Some(&self.deltas[at * width..(at + 1) * width])
-    }
-}
-
-/// Embeddings that come before the sequence (prompt tuning, Lester et al., 2021; folded P-tuning).
-/// Each takes a position, as a token does.
-#[derive(Clone, Debug)]
-pub struct SoftPrompt {
-    /// PEFT's `num_virtual_tokens`.
-    pub num_tokens: usize,
-    /// `[num_tokens, hidden_size]`, in the place of rows of the embedding table.
-    pub embeddings: Elements,
-}
-
-/// Keys and values that come before the sequence (prefix tuning, Li and Liang, 2021; an encoded
-/// document). It has one entry per layer of the base in each list.
-#[derive(Clone, Debug)]
-pub struct KvPrefix {
-    /// `num_virtual_tokens`, or tokens of the document.
-    pub num_tokens: usize,
-    /// Per layer, keys as attention sees them, so that no rotary embedding is applied any more:
-    /// `[num_tokens, kv heads · head_dim]`.
-    pub keys: Vec<Elements>,
-    /// Per layer, values of the same shape.
-    pub values: Vec<Elements>,
-}
-
-/// A low-rank change of the embedding table: Δ(token) = s·B·A[:, token]. Both matrices are
-/// transposed, so that a token's product reads rows alone.
-#[derive(Clone, Debug)]
-pub struct EmbeddingLora {
-    /// r, at least 1.
-    pub rank: usize,
-    /// Factor on B·A.
-    pub scale: f32,
-    /// Aᵀ, `[vocab_size, rank]`.
-    pub a_transposed: Elements,
-    /// Bᵀ, `[rank, hidden_size]`.
-    pub b_transposed: Elements,
-}
-
-/// A module's weights, ready to be applied. Fields that a module does not use are empty, and an
-/// empty module changes nothing.
+/// A module's weights, ready to be applied: its parts at linears, and those elsewhere. A module without
+/// parts changes nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Weights {
     /// Parts at linears, by [`Site::index`].
     linears: Vec<Option<LinearPart>>,
-    /// A part at the head, as at a linear.
-    pub head: Option<LinearPart>,
-    /// A head of its own, `[vocab_size, hidden_size]`, which takes the place of the base's.
-    pub own_head: Option<Elements>,
-    /// A low-rank change of the embedding table.
-    pub embedding: Option<EmbeddingLora>,
-    /// New embeddings of some tokens.
-    pub tokens: Option<TokenRows>,
-    /// New rows of the head for some tokens.
-    pub head_tokens: Option<TokenRows>,
-    /// Embeddings before the sequence.
-    pub prompt: Option<SoftPrompt>,
-    /// Keys and values before the sequence.
-    pub prefix: Option<KvPrefix>,
-    /// Edits of hidden states, in the order in which they apply.
-    pub edits: Vec<ActivationEdit>,
-    /// Low-rank products at linears of a sparse base's experts, where they act on rows that the
-    /// base sends to the expert.
-    pub expert_loras: BTreeMap<ExpertSite, LoraSite>,
-    /// Choices among the experts of a sparse base, one per layer, ascending.
-    pub policy: Vec<LayerPolicy>,
-    /// Experts that came with the policy, by layer; the policy numbers them after the base's own.
-    pub experts: BTreeMap<usize, Vec<Expert>>,
-    /// Feed-forwards of its own beside those of the base, by layer.
-    pub feed_forwards: BTreeMap<usize, FeedForward>,
+    /// Parts elsewhere. Of most kinds a module has one.
+    parts: Vec<Part>,
 }
 
-/// A linear of an expert of the base.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ExpertSite {
-    /// Layer number, from 0.
-    pub layer: usize,
-    /// Expert; the shared one is numbered after the routed ones.
-    pub expert: usize,
-    /// Gate, up or down.
-    pub projection: Projection,
-}
-
-/// A gated feed-forward of a module's own. It computes E(x) = down·(act(gate·x) ⊙ up·x) with the
-/// base's activation.
-#[derive(Clone, Debug)]
-pub struct Expert {
-    /// Features inside.
-    pub width: usize,
-    /// `[width, hidden_size]`
-    pub gate: Elements,
-    /// `[width, hidden_size]`
-    pub up: Elements,
-    /// `[hidden_size, width]`
-    pub down: Elements,
-}
-
-impl Expert {
-    /// Bytes of weights.
-    pub fn num_bytes(&self) -> usize {
-        [&self.gate, &self.up, &self.down].into_iter().map(Elements::num_bytes).sum()
-    }
-}
-
-/// A feed-forward that stands beside a layer's own; a row's delta is computed from what the layer's
-/// own wrote, as at linears.
-#[derive(Clone, Debug)]
-pub struct FeedForward {
-    /// Its weights, of any width.
-    pub expert: Expert,
-    /// True where it takes the place of the layer's own: Δ = E(x) − y₀; else it is added: Δ = E(x).
-    pub replaces: bool,
-    /// The expert's row of a trained router, `[hidden_size]`, with which routers may score it.
-    pub router: Option<Vec<f32>>,
-}
-
-impl FeedForward {
-    /// Its layer, width and router row, which stay known without the weights.
-    fn shape(&self, layer: usize) -> FeedForwardShape {
-        FeedForwardShape { layer, width: self.expert.width, router: self.router.clone() }
-    }
+/// The first part of a variant.
+macro_rules! first {
+    ($weights:expr, $variant:ident) => {
+        $weights.parts.iter().find_map(|part| match part {
+            Part::$variant(part) => Some(part),
+            _ => None,
+        })
+    };
 }
 
 impl Weights {
     /// An empty module for a model with `num_sites` sites.
     pub fn new(num_sites: usize) -> Self {
-        Self { linears: vec![None; num_sites], ..Self::default() }
+        Self { linears: vec![None; num_sites], parts: Vec::new() }
+    }
+
+    /// Adds a part that acts elsewhere than at linears.
+    pub fn add(&mut self, part: Part) {
+        self.parts.push(part);
+    }
+
+    /// The parts that act elsewhere than at linears, in their order.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// The module's part at a site, if it acts there.
@@ -244,42 +70,83 @@ impl Weights {
         all.filter_map(|(index, part)| Some((Site::from_index(index), part.as_ref()?)))
     }
 
-    /// True for a module that does nothing at all.
-    pub fn is_empty(&self) -> bool {
-        let rest = [
-            self.head.is_some(),
-            self.own_head.is_some(),
-            self.embedding.is_some(),
-            self.tokens.is_some(),
-            self.head_tokens.is_some(),
-            self.prompt.is_some(),
-            self.prefix.is_some(),
-            !self.edits.is_empty(),
-            !self.policy.is_empty(),
-            !self.expert_loras.is_empty(),
-            !self.feed_forwards.is_empty(),
-        ];
-        self.sites().next().is_none() && !rest.contains(&true)
+    /// The change of the head, as at a linear.
+    pub fn head(&self) -> Option<&LinearPart> {
+        first!(self, Head)
     }
 
-    /// Bytes of weights, as budgets count them. Token ids, policies and router rows are left out,
-    /// being small.
+    /// The head that takes the place of the base's, `[vocab_size, hidden_size]`.
+    pub fn own_head(&self) -> Option<&Elements> {
+        first!(self, OwnHead)
+    }
+
+    /// The new rows of the head for some tokens.
+    pub fn head_tokens(&self) -> Option<&TokenRows> {
+        first!(self, HeadTokens)
+    }
+
+    /// The low-rank change of the embedding table.
+    pub fn embedding(&self) -> Option<&EmbeddingLora> {
+        first!(self, Embedding)
+    }
+
+    /// The new embeddings of some tokens.
+    pub fn tokens(&self) -> Option<&TokenRows> {
+        first!(self, Tokens)
+    }
+
+    /// The embeddings before the sequence.
+    pub fn prompt(&self) -> Option<&SoftPrompt> {
+        first!(self, Prompt)
+    }
+
+    /// The keys and values before the sequence.
+    pub fn prefix(&self) -> Option<&KvPrefix> {
+        first!(self, Prefix)
+    }
+
+    /// The edits of hidden states, in the order in which they apply.
+    pub fn edits(&self) -> impl Iterator<Item = &ActivationEdit> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Edit(edit) => Some(edit),
+            _ => None,
+        })
+    }
+
+    /// True where it acts inside experts of a sparse base.
+    pub fn has_expert_loras(&self) -> bool {
+        first!(self, ExpertLoras).is_some()
+    }
+
+    /// The low-rank product at a linear of an expert of the base.
+    pub fn expert_lora(&self, site: ExpertSite) -> Option<&LoraSite> {
+        first!(self, ExpertLoras)?.get(&site)
+    }
+
+    /// An expert that came with the policy, by its number among the policy's own at the layer.
+    pub fn policy_expert(&self, layer: usize, expert: usize) -> Option<&Expert> {
+        first!(self, Policy)?.experts.get(&layer)?.get(expert)
+    }
+
+    /// True where it has feed-forwards of its own.
+    pub fn has_feed_forwards(&self) -> bool {
+        first!(self, FeedForwards).is_some()
+    }
+
+    /// The feed-forward of its own at a layer.
+    pub fn feed_forward(&self, layer: usize) -> Option<&FeedForward> {
+        first!(self, FeedForwards)?.get(&layer)
+    }
+
+    /// True for a module that does nothing at all.
+    pub fn is_empty(&self) -> bool {
+        self.sites().next().is_none() && self.parts.is_empty()
+    }
+
+    /// Bytes of weights, as budgets count them.
     pub fn num_bytes(&self) -> usize {
-        let linears = self.linears.iter().flatten().chain(&self.head);
-        let prefix = self.prefix.iter().flat_map(|prefix| prefix.keys.iter().chain(&prefix.values));
-        let elements = prefix
-            .chain(self.own_head.as_ref())
-            .chain(self.prompt.as_ref().map(|prompt| &prompt.embeddings))
-            .chain(self.embedding.iter().flat_map(|lora| [&lora.a_transposed, &lora.b_transposed]));
-        let tokens = self.tokens.iter().chain(&self.head_tokens);
-        let floats: usize = tokens.map(|tokens| tokens.deltas.len()).sum();
-        linears.map(LinearPart::num_bytes).sum::<usize>()
-            + elements.map(Elements::num_bytes).sum::<usize>()
-            + 4 * floats
-            + self.edits.iter().map(ActivationEdit::num_bytes).sum::<usize>()
-            + self.expert_loras.values().map(LoraSite::num_bytes).sum::<usize>()
-            + self.experts.values().flatten().map(Expert::num_bytes).sum::<usize>()
-            + self.feed_forwards.values().map(|own| own.expert.num_bytes()).sum::<usize>()
+        let linears = self.linears.iter().flatten().map(LinearPart::num_bytes);
+        linears.sum::<usize>() + self.parts.iter().map(Part::num_bytes).sum::<usize>()
     }
 
     /// Facts about the module that stay known without its weights.
@@ -290,28 +157,18 @@ impl Weights {
             scale: part.lora.as_ref().map_or(0.0, |lora| lora.scale),
             half: part.lora.as_ref().is_some_and(|lora| !matches!(lora.a, Elements::F32(_))),
         };
-        let positions = self.edits.iter().map(|edit| edit.positions);
-        Shape {
+        let is_plain = |(_, part): (Site, &LinearPart)| {
+            let lora = part.lora.as_ref().filter(|lora| lora.magnitude.is_none());
+            lora.is_some() && part.is_lora_alone()
+        };
+        let mut shape = Shape {
             sites: self.sites().map(site).collect(),
-            num_prefix: self.prefix.as_ref().map_or(0, |prefix| prefix.num_tokens),
-            num_prompt: self.prompt.as_ref().map_or(0, |prompt| prompt.num_tokens),
-            edits_at_prompt_end: positions.clone().any(|at| at != Positions::All),
-            beyond_linears: self.head.is_some()
-                || self.own_head.is_some()
-                || self.embedding.is_some()
-                || self.tokens.is_some()
-                || self.head_tokens.is_some()
-                || !self.edits.is_empty()
-                || !self.policy.is_empty()
-                || !self.expert_loras.is_empty(),
-            policy: self.policy.clone(),
-            feed_forwards: self.feed_forwards.iter().map(|(&at, own)| own.shape(at)).collect(),
-            plain: self.sites().all(|(_, part)| {
-                let lora = part.lora.as_ref().filter(|lora| lora.magnitude.is_none());
-                lora.is_some() && part.is_lora_alone()
-            }),
+            plain: self.sites().all(is_plain),
             num_bytes: self.num_bytes(),
-        }
+            ..Shape::default()
+        };
+        self.parts.iter().for_each(|part| part.describe(&mut shape));
+        shape
     }
 }
 

@@ -413,6 +413,24 @@ prints(
     "'%#x' % 255", "'% d' % 3",
 )  # fmt: skip
 prints(
+    "string/percent-numbers", "'%x %X %o %#x %#X' % (-255, -255, -8, -255, 255)",
+    "'%#010x|%.5d|%08.3d|%#.5x' % (-255, -42, 5, 42)", "'%-+5d|%+-5d|%- 5d|% 05d|%+05d' % (5, 5, 5, 5, 5)",
+    "'%-05d|%05s|%05c|%*d|%.*f' % (5, 1, 'x', -5, 42, -1, 1.5)",
+    "'%.3g %.3g %g %g %.0g' % (1234.5, 0.00001234, 1e5, 1e6, 1.5)",
+    "'%#.3g %#.1g %g %E %G' % (1.0, 5, -0.0, 1234.5, 1e-10)", "'%d %.0f %#.0f %#.0e %ld' % (1e20, 2.5, 2.5, 2.5, 5)",
+    "'%.60f' % 0.1",
+)  # fmt: skip
+prints(
+    "string/format-numbers", "'{:.3g} {:.3} {:.3} {:.4}'.format(1234.5, 1.23456, 100.0, 100.0)",
+    "'{:.1} {:.20} {:.2} {:#.3}'.format(0.0, 0.1, 12.0, 1.0)",
+    "'{:b} {:#b} {:#x} {:#X} {:#o}'.format(-5, -5, -255, 255, 8)",
+    "'{:=5d} {:*=6d} {:<05d} {:*<05d} {:^05d}'.format(-5, -5, 1, 1, 1)",
+    "'{:05} {:>05} {:^7}|'.format('a', 'a', 'abc')",
+    "'{:08,} {:010,} {:010,.2f} {:05,}'.format(1234, -1234, 1234.5, 12)",
+    "'{:_x} {:_b} {:,g}'.format(2882400018, 1023, 12345.0)",
+    "'{:n} {:5} {:d} {:5c}| {:G}'.format(1e10, true, true, 65, 1e-10)",
+)  # fmt: skip
+prints(
     "string/other", "'a'.encode()", "'é'.encode('utf-8')", "'abc'.index('c')", "'a-b'.translate({45: 95})",
     "'ab'.encode().decode()", "'é'.encode() | length",
 )  # fmt: skip
@@ -426,6 +444,9 @@ fails(
     format_key="'{a}'.format(b=1)", format_code="'{:d}'.format('a')", startswith_list="'a'.startswith(['a'])",
     too_many="'a'.upper(1)", format_private="'{0.__class__}'.format('a').x.y", format_unmatched="'{'.format(1)",
     percent_key="'%(a)s' % {'b': 1}", percent_list="'%s %s' % [1, 2]", percent_code="'%y' % 1",
+    percent_hex_float="'%x' % 1.5", percent_char="'%c' % 'ab'", format_places="'{:.2d}'.format(1)",
+    format_none="'{:5}'.format(none)", format_list="'{:>5}'.format([1])", format_group="'{:,x}'.format(255)",
+    format_text_align="'{:=5}'.format('a')", format_int_as_text="'{:s}'.format(1)", slice_of_bool="'x'.istitle()[1:]",
     replace_one="'a'.replace('b')", removeprefix_none="'a'.removeprefix(none)",
 )  # fmt: skip
 prints(
@@ -708,6 +729,20 @@ prints(
     "2.521 | round(1, 'ceil')", "1234 | round(-2)", "42 | round", "2.5 | round | int", "0.15 | round(1)",
     "2.675 | round(2)", "7 | round(method='floor')", "1e20 | round", "-0.4 | round", "true | round",
 )  # fmt: skip
+prints(
+    "filter/round-whole", "7 | round(1, 'common')", "7 | round(0, 'ceil')", "25 | round(-1)", "-25 | round(-1)",
+    "-26 | round(-1)", "12345678901234567890 | round(-2)", "7 | round(-400)",
+)  # fmt: skip
+prints(
+    "operator/float-rest", "1.0 // 0.1", "1.0 % 0.1", "4.0 % -2.0", "-5 % 3.5", "-7.5 // 2", "-0.5 // 1",
+    "1e3 is divisibleby(3)", "9 is divisibleby 4.5", "9 is divisibleby(num=3)", "'%s' is divisibleby 3",
+)  # fmt: skip
+prints(
+    "undefined/keys", "['b', 'a'] | unique(attribute='n') | list", "[nope, nada] | unique | list", "{nope: 1}[nada]",
+    "nope in {'a': 1}", "{'a': 1}.get(nope)", "[1, 2] | sort(attribute='x')", "[none, none] | sort", "[{}, {}] | sort",
+    "'' is test", "'is_none' is test",
+)  # fmt: skip
+fails("undefined-error", dict_and_names="dict(nope, q=1)", namespace_of="namespace(nope)", dict_of_two="dict({}, {})")
 prints("filter/abs", "-5 | abs", "5.5 | abs", "-0.0 | abs", "true | abs", "(1 - 3) | abs")
 prints(
     "filter/default", "nope | default(1)", "none | default(1)", "none | default(1, true)", "'' | default('x', true)",

@@ -16,7 +16,7 @@ use crate::generation::Generation;
 use crate::load::Base;
 use crate::lora::Elements;
 use crate::peft::bundle::shaped;
-use crate::weights::{KvPrefix, Weights};
+use crate::weights::{KvPrefix, Part, Weights};
 
 /// Most tokens of a document. Its keys and values are in memory at once.
 const MAX_TOKENS: usize = 1 << 16;
@@ -87,7 +87,7 @@ pub(super) fn load(
         problems.add(format!("{} tensors, expected {expected}", tensors.len()));
     }
     let mut weights = Weights::new(base.config.num_sites());
-    weights.prefix = Some(KvPrefix { num_tokens: count, keys, values });
+    weights.add(Part::Prefix(KvPrefix { num_tokens: count, keys, values }));
     problems.into_result(weights)
 }
 

@@ -7,7 +7,7 @@ use crate::edits::{ActivationEdit, Point, Positions};
 use crate::files::Problems;
 use crate::load::Base;
 use crate::peft::bundle::floats;
-use crate::weights::Weights;
+use crate::weights::{Part, Weights};
 
 /// Most edits of a module.
 const MAX_EDITS: usize = 4_096;
@@ -82,7 +82,7 @@ pub(super) fn load(
     }
     for (index, edit) in settings.edits.iter().take(MAX_EDITS).enumerate() {
         match edit.read(tensors, base) {
-            Ok(edit) => weights.edits.push(edit),
+            Ok(edit) => weights.add(Part::Edit(edit)),
             Err(problem) => problems.add(format!("edit {index}: {problem}")),
         }
     }

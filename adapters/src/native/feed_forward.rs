@@ -12,7 +12,7 @@ use crate::load::Base;
 use crate::lora::Elements;
 use crate::peft::bundle::{floats, shaped};
 use crate::tensor_file::Tensor;
-use crate::weights::{Expert, FeedForward, Weights};
+use crate::weights::{Expert, FeedForward, Part, Weights};
 
 /// Widest feed-forward that is taken, in the base's hidden size.
 const MAX_WIDTH: usize = 32;
@@ -53,17 +53,18 @@ pub(super) fn load(
     let mut weights = Weights::new(base.config.num_sites());
     super::check_base(settings.base_digest.as_deref(), base, &mut problems);
     let mut used = BTreeSet::new();
+    let mut own: BTreeMap<usize, FeedForward> = BTreeMap::new();
     for &layer in &settings.layers {
         if layer >= base.config.num_layers {
             let has = base.config.num_layers;
             problems.add(format!("layer {layer}: the base has {has} layers"));
             continue;
         }
-        if weights.feed_forwards.last_key_value().is_some_and(|(&last, _)| last >= layer) {
+        if own.last_key_value().is_some_and(|(&last, _)| last >= layer) {
             problems.add(format!("layer {layer}: layers must ascend"));
         }
         match read(settings.operation, tensors, &mut used, layer, base.config.hidden_size) {
-            Ok(own) => drop(weights.feed_forwards.insert(layer, own)),
+            Ok(read) => drop(own.insert(layer, read)),
             Err(problem) => problems.add(problem),
         }
     }
@@ -73,6 +74,7 @@ pub(super) fn load(
     for name in tensors.names().into_iter().filter(|name| !used.contains(*name)) {
         problems.add(format!("tensor `{name}` is used by no layer"));
     }
+    weights.add(Part::FeedForwards(own));
     problems.into_result(weights)
 }
 

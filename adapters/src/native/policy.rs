@@ -16,7 +16,7 @@ use crate::load::Base;
 use crate::lora::Elements;
 use crate::peft::MAX_CONFIG_BYTES;
 use crate::peft::bundle::shaped;
-use crate::weights::{Expert, Weights};
+use crate::weights::{Expert, ExpertPolicy, Part, Weights};
 
 /// Most experts that a policy brings per layer. It bounds the names that are looked up for a count
 /// from outside.
@@ -123,13 +123,14 @@ pub(super) fn load(
     let mut weights = Weights::new(base.config.num_sites());
     super::check_base(settings.base_digest.as_deref(), base, &mut problems);
     let mut used = BTreeSet::new();
+    let mut own = ExpertPolicy::default();
     for layer in &settings.layers {
         let number = layer.layer as usize;
         let Some(expert_layer) = expert_layer(base.config, number) else {
             problems.add(format!("layer {number}: the base has no experts there"));
             continue;
         };
-        if weights.policy.last().is_some_and(|last| last.layer >= layer.layer) {
+        if own.layers.last().is_some_and(|last| last.layer >= layer.layer) {
             problems.add(format!("layer {number}: layers must ascend"));
         }
         let policy = LayerPolicy {
@@ -160,9 +161,9 @@ pub(super) fn load(
             }
         }
         if !experts.is_empty() {
-            weights.experts.insert(number, experts);
+            own.experts.insert(number, experts);
         }
-        weights.policy.push(policy);
+        own.layers.push(policy);
     }
     if settings.layers.is_empty() {
         problems.add("it has no layers".to_owned());
@@ -170,6 +171,7 @@ pub(super) fn load(
     for name in tensors.names().into_iter().filter(|name| !used.contains(*name)) {
         problems.add(format!("tensor `{name}` is used by no layer"));
     }
+    weights.add(Part::Policy(own));
     problems.into_result(weights)
 }
 

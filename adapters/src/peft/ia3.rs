@@ -9,7 +9,7 @@ use super::config;
 use super::targets::{Matcher, matcher};
 use super::{Base, Place, place_of};
 use crate::files::Problems;
-use crate::weights::{LinearPart, Weights};
+use crate::weights::{LinearPart, Part, Weights};
 
 /// Settings that are read below, or do not matter at inference.
 const READ: [&str; 4] =
@@ -107,7 +107,7 @@ fn defaults(family: &str) -> Option<([&'static str; 3], [&'static str; 1])> {
 fn has(weights: &Weights, place: Place) -> bool {
     match place {
         Place::Site(site) => weights.at(site).is_some(),
-        Place::Head => weights.head.is_some(),
+        Place::Head => weights.head().is_some(),
         Place::Embedding => false,
     }
 }
@@ -121,7 +121,7 @@ fn set(weights: &mut Weights, place: Place, mut values: Vec<f32>, of_input: bool
     };
     match place {
         Place::Site(site) => *weights.at_mut(site) = part,
-        _ => weights.head = Some(part),
+        _ => weights.add(Part::Head(part)),
     }
 }
 

@@ -12,7 +12,7 @@ use super::targets::Wrapper;
 use super::{Base, Place, place_of, tokens};
 use crate::files::Problems;
 use crate::lora::{LoraSite, Magnitude};
-use crate::weights::{EmbeddingLora, LinearPart, Weights};
+use crate::weights::{EmbeddingLora, LinearPart, Part, Weights};
 
 /// The tensors of one linear, by the constants below: the part of a name that follows the linear's
 /// path, in one spelling.
@@ -126,15 +126,18 @@ pub(super) fn assemble(
     for (place, tensors) in found {
         reader.beside(place, tensors);
     }
+    let mut loras = BTreeMap::new();
     for ((place, path), tensors) in of_experts {
-        let loras = &mut reader.weights.expert_loras;
-        let read = experts::read(settings, place, &path, tensors, base.config, loras);
+        let read = experts::read(settings, place, &path, tensors, base.config, &mut loras);
         reader.keep(read);
+    }
+    if !loras.is_empty() {
+        reader.weights.add(Part::ExpertLoras(loras));
     }
     reader.require_promised();
     settings.pattern_problems().into_iter().for_each(|problem| reader.problems.add(problem));
     let Reader { mut problems, weights, .. } = reader;
-    if targets.is_empty() && weights.expert_loras.is_empty() && weights.embedding.is_none() {
+    if targets.is_empty() && !weights.has_expert_loras() && weights.embedding().is_none() {
         problems.add("no linear of the base model is a target module".to_owned());
     }
     problems.into_result(weights)
@@ -233,8 +236,8 @@ impl Reader<'_> {
         if let (Some(rank_hidden), Some(rank_vocab)) = (rank_hidden, rank_vocab) {
             let a_transposed = rank_vocab.clone().transposed(rank, vocab_size);
             let b_transposed = rank_hidden.clone();
-            self.weights.embedding =
-                Some(EmbeddingLora { rank, scale, a_transposed, b_transposed });
+            let lora = EmbeddingLora { rank, scale, a_transposed, b_transposed };
+            self.weights.add(Part::Embedding(lora));
             let lora = LoraSite {
                 rank,
                 scale: head_scale,
@@ -242,7 +245,7 @@ impl Reader<'_> {
                 b_transposed: rank_vocab,
                 magnitude: None,
             };
-            self.weights.head = Some(LinearPart { lora: Some(lora), ..LinearPart::default() });
+            self.weights.add(Part::Head(LinearPart::lora(lora)));
         }
         self.beside(Place::Embedding, embedding);
         self.beside(Place::Head, head);
@@ -280,7 +283,7 @@ impl Reader<'_> {
         let part = LinearPart { lora: Some(lora), bias: bias.map(scaled), ..LinearPart::default() };
         match place {
             Place::Site(site) => *self.weights.at_mut(site) = part,
-            _ => self.weights.head = Some(part),
+            _ => self.weights.add(Part::Head(part)),
         }
         self.beside(place, tensors);
     }
@@ -299,7 +302,8 @@ impl Reader<'_> {
                 }
                 (Place::Head, HEAD) if self.settings.own_head => {
                     let shape = [self.base.config.vocab_size, self.base.config.hidden_size];
-                    self.weights.own_head = self.keep(shaped("`lm_head.weight`", &view, &shape));
+                    let head = self.keep(shaped("`lm_head.weight`", &view, &shape));
+                    head.into_iter().for_each(|head| self.weights.add(Part::OwnHead(head)));
                 }
                 (Place::Head | Place::Embedding, TOKENS) => self.token_rows(place, &view),
                 (Place::Head | Place::Embedding, BASE) => self.base_matrix(place, &view),
@@ -312,15 +316,15 @@ impl Reader<'_> {
 
     /// Reports a head or rows of tokens that the configuration asks for and that were not read.
     fn require_promised(&mut self) {
-        if self.settings.own_head && self.weights.own_head.is_none() {
+        if self.settings.own_head && self.weights.own_head().is_none() {
             self.problems.add(
                 "`modules_to_save` names lm_head, but there is no `lm_head.weight`".to_owned(),
             );
         }
         let Some(tokens) = &self.settings.tokens else { return };
-        let embedding = !tokens.embedding.is_empty() && self.weights.tokens.is_none();
+        let embedding = !tokens.embedding.is_empty() && self.weights.tokens().is_none();
         let head = tokens.head.as_ref().is_some_and(|ids| !ids.is_empty());
-        if embedding || head && self.weights.head_tokens.is_none() {
+        if embedding || head && self.weights.head_tokens().is_none() {
             let problem =
                 "`trainable_token_indices` is set, but a tensor of rows is missing or wrong";
             self.problems.add(problem.to_owned());
@@ -459,8 +463,8 @@ impl Reader<'_> {
         if let (Some(a), Some(b)) = (a, b) {
             let (a_transposed, b_transposed) =
                 (a.transposed(rank, vocab_size), b.transposed(hidden_size, rank));
-            self.weights.embedding =
-                Some(EmbeddingLora { rank, scale, a_transposed, b_transposed });
+            let lora = EmbeddingLora { rank, scale, a_transposed, b_transposed };
+            self.weights.add(Part::Embedding(lora));
         }
         self.beside(place, tensors);
     }

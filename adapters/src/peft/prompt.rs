@@ -9,7 +9,7 @@ use serde_json::{Map, Value as Json};
 use super::bundle::shaped;
 use super::{Base, config};
 use crate::lora::Elements;
-use crate::weights::{KvPrefix, SoftPrompt, Weights};
+use crate::weights::{KvPrefix, Part, SoftPrompt, Weights};
 
 /// The one tensor of such a module.
 const KEY: &str = "prompt_embeddings";
@@ -48,7 +48,7 @@ pub(super) fn load_embeddings(
     }
     let (num_tokens, embeddings) = read(object, tensors, width)?;
     let mut weights = Weights::new(base.config.num_sites());
-    weights.prompt = Some(SoftPrompt { num_tokens, embeddings });
+    weights.add(Part::Prompt(SoftPrompt { num_tokens, embeddings }));
     Ok(weights)
 }
 
@@ -84,11 +84,11 @@ pub(super) fn load_prefix(
         rows.gather(ranges.map(|start| start..start + width))
     };
     let mut weights = Weights::new(base.config.num_sites());
-    weights.prefix = Some(KvPrefix {
+    weights.add(Part::Prefix(KvPrefix {
         num_tokens,
         keys: (0..layers).map(|layer| part(2 * layer)).collect(),
         values: (0..layers).map(|layer| part(2 * layer + 1)).collect(),
-    });
+    }));
     Ok(weights)
 }
 

@@ -11,7 +11,7 @@ use super::bundle::floats;
 use super::config::{self, TokenIndices};
 use super::{Base, Place};
 use crate::files::Problems;
-use crate::weights::{TokenRows, Weights};
+use crate::weights::{Part, TokenRows, Weights};
 
 /// Settings that are read below, or do not matter at inference.
 const READ: [&str; 3] = ["target_modules", "token_indices", "init_weights"];
@@ -81,14 +81,14 @@ pub(super) fn set(
     let model = base.model.ok_or("trainable tokens need the base's rows, which are not at hand")?;
     if place == Place::Head {
         let ids = indices.head.as_deref().unwrap_or_default();
-        weights.head_tokens = Some(rows(ids, view, base, model.head())?);
+        weights.add(Part::HeadTokens(rows(ids, view, base, model.head())?));
         return Ok(());
     }
     let rows = rows(&indices.embedding, view, base, model.embeddings())?;
     if base.config.tied_embeddings && indices.head.is_none() {
-        weights.head_tokens = Some(rows.clone());
+        weights.add(Part::HeadTokens(rows.clone()));
     }
-    weights.tokens = Some(rows);
+    weights.add(Part::Tokens(rows));
     Ok(())
 }
 

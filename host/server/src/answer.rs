@@ -1,8 +1,9 @@
 //! From a validated request to its answer.
 //!
-//! [`request`] is a request as meant, parsed once before anything starts. [`route`] turns names into the
-//! selection that answers, and this file makes the composition of it: the arm's, if an experiment takes the
-//! request. [`completion`] runs it, [`on_finish`] counts it, and [`report`] says what answered.
+//! [`request`] is a request as meant, parsed once before anything starts. [`route`] turns names
+//! into the selection that answers, and this file makes the composition of it: the arm's, if an
+//! experiment takes the request. [`completion`] runs it, [`on_finish`] counts it, and [`report`]
+//! says what answered.
 
 pub(crate) mod background;
 pub(crate) mod completion;
@@ -78,11 +79,11 @@ impl Answer {
     /// Makes the composition for a prompt: the arm's, if an experiment takes the request.
     ///
     /// A unit that is new has its arm on the disk when this returns. In a decision shadow the
-    /// challenger is composed too, which takes as long again.
+    /// challenger is composed too, one after the other.
     ///
     /// # Errors
-    /// If the request cannot be composed. An arm that cannot be is counted as its fault, and the model
-    /// name's own selection answers.
+    /// If the request cannot be composed. An arm that cannot be is counted as its fault, and the
+    /// model name's own selection answers.
     pub(crate) async fn compose(
         service: &Arc<Service>,
         request: &AnswerRequest,
@@ -182,7 +183,7 @@ impl Enrolled {
 
     /// Counts the outcome of the served run; where the arm failed, that was counted already.
     ///
-    /// Where decisions were compared, both arms get an observation: the control full agreement with
+    /// A comparison of decisions gives both arms an observation: the control full agreement with
     /// itself, and the challenger the measured one.
     pub(crate) fn ended(&self, service: &Service, measured: &Measured) {
         let experiments = &service.experiments;

@@ -1,7 +1,9 @@
-//! Experiments on live traffic: which arm answers a request, what came of it, and when an experiment or an arm stops.
+//! Experiments on live traffic: the arm that answers a request, its outcomes, and the end of an
+//! experiment or an arm.
 //!
-//! What experiments mean is in the crate `polyskill-experiment`; this is where they meet requests and the disk. A unit's arm
-//! is on the disk before the unit is served by it, and a request's id before its reply ends.
+//! The statistics are in the crate `polyskill-experiment`; here they meet requests and the disk. A
+//! unit's arm is on the disk before the unit is served by it, and a request's id before its reply
+//! ends.
 
 mod arm;
 mod error;
@@ -41,15 +43,18 @@ use crate::audit::Audit;
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ExperimentSettings {
-    /// The file that assignments and outcomes are kept in; without it they last as long as the server.
+    /// The SQLite file that assignments and outcomes are kept in; without it they last as long as
+    /// the server.
     pub store: Option<PathBuf>,
-    /// Most units per experiment; new ones beyond take no part.
+    /// Most units per experiment, 100,000 by default; new ones beyond take no part. Each takes
+    /// memory.
     pub max_units: usize,
-    /// Most requests that late feedback can be joined with.
+    /// Most requests that late feedback can be joined with, over all experiments; 100,000 by
+    /// default.
     pub max_requests: u64,
-    /// Seconds between looks at guards, starts and stops.
+    /// Seconds between looks at guards, starts and stops; 10 by default, at least 1.
     pub check_seconds: u64,
-    /// Requests that shadows run at the same time.
+    /// Requests that shadows run at the same time; 1 by default, and 0 runs none.
     pub max_shadows: usize,
 }
 
@@ -60,41 +65,51 @@ impl Default for ExperimentSettings {
     }
 }
 
-/// Most experiments that are known at a time; metrics have a series for each arm of each.
+/// Most experiments that have not stopped; metrics have a series for each arm of each.
 const MAX_EXPERIMENTS: usize = 32;
 
-/// All experiments of a server.
+/// All experiments of a server. Each has a lock of its own. A request never holds it while it waits
+/// for the disk; declarations, stops and looks do, and requests of that experiment wait for them.
 #[derive(Debug)]
 pub struct Experiments {
+    /// `[experiments]` of the configuration.
     settings: ExperimentSettings,
+    /// The disk.
     store: Store,
+    /// The experiments that are known, by name; those that have stopped too, until they are
+    /// removed.
     live: RwLock<BTreeMap<String, Arc<Mutex<Live>>>>,
+    /// The audit log, which gets declarations, stops and removals.
     audit: Arc<Audit>,
     /// Room for shadows' requests.
     shadows: Arc<Semaphore>,
-    /// Shadows that found none.
+    /// Shadows for which there was no room, since the start.
     dropped: AtomicU64,
     /// One declaration is checked against the others at a time.
     declaring: Mutex<()>,
-    /// Experiments whose records cannot be read, and why.
+    /// Experiments whose records cannot be read, with the reasons. They can only be removed.
     unreadable: Mutex<BTreeMap<String, String>>,
 }
 
+/// Seconds since 1970.
 pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Locks, also where another thread panicked while it held the lock.
 fn lock(live: &Mutex<Live>) -> MutexGuard<'_, Live> {
     live.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The JSON of plain data, for the store.
 fn json_text(value: &impl Serialize) -> String {
     // Plain data with keys that are text.
     serde_json::to_string(value).unwrap_or_default()
 }
 
 impl Experiments {
-    /// Opens the store and brings back what it has.
+    /// Opens the store and brings back its experiments. One whose records cannot be read is logged
+    /// and left out; the others go on.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -130,22 +145,24 @@ impl Experiments {
         })
     }
 
+    /// All experiments, ordered by name. The list does not change with later declarations.
     fn all(&self) -> Vec<Arc<Mutex<Live>>> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         live.values().cloned().collect()
     }
 
+    /// The experiment of a name, or [`ExperimentError::Unknown`].
     fn one(&self, name: &str) -> Result<Arc<Mutex<Live>>, ExperimentError> {
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         live.get(name).cloned().ok_or_else(|| ExperimentError::Unknown(name.to_owned()))
     }
 
-    /// Whether there is anything to do for requests.
+    /// True where no experiment is known, so that requests have nothing to do for any.
     pub(crate) fn is_idle(&self) -> bool {
         self.live.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// Room for requests that shadows run.
+    /// Permits for requests that shadows run.
     pub(crate) fn shadows(&self) -> &Arc<Semaphore> {
         &self.shadows
     }
@@ -155,15 +172,18 @@ impl Experiments {
         self.dropped.fetch_add(1, Relaxed);
     }
 
-    /// Shadows for which there was no room.
+    /// Shadows for which there was no room, since the start.
     pub(crate) fn shadows_dropped(&self) -> u64 {
         self.dropped.load(Relaxed)
     }
 
-    /// Declares an experiment, or changes the weights of one that is known. It starts at once, unless it says when.
+    /// Declares an experiment, or changes the weights of one that is known. It starts at once,
+    /// unless it says when. The same declaration again changes nothing.
+    ///
+    /// It blocks: arms are composed, and the disk is waited for. `by` goes to the audit log.
     ///
     /// # Errors
-    /// With every reason why it cannot run.
+    /// With every reason for which it cannot run, or if the store cannot be written.
     pub fn declare(
         &self,
         declaration: Declaration,
@@ -223,7 +243,9 @@ impl Experiments {
         Ok(())
     }
 
-    /// What can only be checked against the server and the other experiments.
+    /// Checks a declaration against the server and the other experiments: arms can be composed,
+    /// `stop` lies ahead, and requests of one model meet two experiments only in different parts of
+    /// a layer.
     fn check(&self, declaration: &Declaration, composer: &Composer) -> Result<(), ExperimentError> {
         let name = &declaration.name;
         let mut problems = Vec::new();
@@ -270,14 +292,15 @@ impl Experiments {
         }
     }
 
-    /// Writes declaration and course, and waits.
+    /// Writes declaration and course, and waits for the disk.
     fn keep(&self, live: &Live) -> Result<(), ExperimentError> {
         let name = live.declaration.name.clone();
         let (declaration, course) = (json_text(&live.declaration), json_text(&live.course));
         wait(self.store.change(store::put_experiment(name, declaration, course)))
     }
 
-    /// Stops an experiment, or one arm of it; its results stay.
+    /// Stops an experiment, or one arm of it; its results stay. Units of a stopped arm are served
+    /// by the control, and count no more.
     ///
     /// # Errors
     /// If there is none of this name, or no such arm.
@@ -298,7 +321,8 @@ impl Experiments {
         Ok(())
     }
 
-    /// Removes an experiment with its results.
+    /// Removes an experiment with its results, and what late feedback would need. One whose records
+    /// cannot be read can be removed too.
     ///
     /// # Errors
     /// If there is none of this name.
@@ -314,7 +338,8 @@ impl Experiments {
         Ok(())
     }
 
-    /// How an experiment stands.
+    /// The report of an experiment as it stands now, with its declaration. The cost grows with the
+    /// number of its units.
     ///
     /// # Errors
     /// If there is none of this name.
@@ -324,7 +349,7 @@ impl Experiments {
         Ok(report_json(&live, &live.report(now())))
     }
 
-    /// How all stand.
+    /// The reports of all experiments, ordered by name.
     pub fn reports(&self) -> Vec<Json> {
         let one = |live: &Arc<Mutex<Live>>| {
             let live = lock(live);
@@ -334,6 +359,7 @@ impl Experiments {
     }
 }
 
+/// The outcome of a change. A thread that has ended is a failure of the store.
 fn hear<T>(
     heard: Result<Result<T, store::StoreError>, tokio::sync::oneshot::error::RecvError>,
 ) -> Result<T, ExperimentError> {
@@ -346,12 +372,16 @@ fn wait<T>(durable: Durable<T>) -> Result<T, ExperimentError> {
     hear(durable.blocking_recv())
 }
 
-/// Waits for a change.
+/// Waits for a change without blocking a thread.
+///
+/// # Errors
+/// If the change could not be made or written.
 pub async fn written<T>(durable: Durable<T>) -> Result<T, ExperimentError> {
     hear(durable.await)
 }
 
-/// A report with what the server adds to it.
+/// A report with the server's own part: the declaration, units, the source of each metric, stopped
+/// arms, the last failure of each, and for a bandit estimates of other policies.
 fn report_json(live: &Live, report: &Report) -> Json {
     let mut json = serde_json::to_value(report).unwrap_or_default();
     json["declaration"] = serde_json::to_value(&live.declaration).unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Prometheus metrics, under vLLM's names where it has them, so that its dashboards and gateways work.
+//! Prometheus metrics, under vLLM's names where it has them, so that its dashboards and gateways
+//! work.
 
 mod modules;
 
@@ -22,35 +23,50 @@ use crate::experiments::Experiments;
 use crate::traces::Traces;
 pub use modules::ModuleReport;
 
+/// A gauge of doubles.
 type Float = Gauge<f64, AtomicU64>;
 
+/// The label of finished requests.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Reason {
+    /// `stop`, `length`, `cancelled` or `error`.
     finished_reason: String,
 }
 
+/// The label of a module, under vLLM's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModuleLabel {
+    /// The module's name.
     adapter_name: String,
 }
 
+/// The label of a router.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RouterLabel {
+    /// The router's name.
     router: String,
 }
 
-/// Gauges per router, brought up to date at each scrape.
+/// Gauges per router, made anew at each scrape, so that a router that is gone has none. Counts are
+/// gauges as they begin anew with each version of a router.
 #[derive(Debug, Default)]
 struct RouterMetrics {
+    /// 0 serving, 1 quarantined, 2 out.
     standing: Family<RouterLabel, Gauge>,
+    /// Plans that were requested of it.
     plans: Family<RouterLabel, Gauge>,
+    /// Calls that trapped or gave an unusable answer.
     faults: Family<RouterLabel, Gauge>,
+    /// Rows whose picks were not usable.
     invalid_rows: Family<RouterLabel, Gauge>,
+    /// Times that it left the decision to others.
     abstentions: Family<RouterLabel, Gauge>,
+    /// Time in calls of `route`.
     route_seconds: Family<RouterLabel, Float>,
 }
 
 impl RouterMetrics {
+    /// Registers the families of routers.
     fn register(&self, registry: &mut Registry) {
         for (name, help, family) in [
             ("polyskill:router_standing", "0 serving, 1 quarantined, 2 out", &self.standing),
@@ -65,6 +81,7 @@ impl RouterMetrics {
         registry.register(name, "Time in calls of route", self.route_seconds.clone());
     }
 
+    /// Sets the gauges to the routers that there are now.
     fn set(&self, routers: &[RouterInfo]) {
         for family in
             [&self.standing, &self.plans, &self.faults, &self.invalid_rows, &self.abstentions]
@@ -94,27 +111,46 @@ impl RouterMetrics {
     }
 }
 
-/// The metrics of a server.
+/// The metrics of a server. Counters are updated when a request ends, gauges when they are scraped.
 #[derive(Debug)]
 pub struct Metrics {
+    /// The families, with the labels that all have. The lock is held while a scrape is written.
     registry: Mutex<Registry>,
+    /// Requests in the queue.
     waiting: Gauge,
+    /// Requests in execution.
     running: Gauge,
+    /// The share of KV blocks that requests hold, 0 to 1.
     kv_usage: Float,
+    /// Tokens of prompts, cached ones included.
     prompt_tokens: Counter,
+    /// Generated tokens.
     generation_tokens: Counter,
+    /// Finished requests, by reason. A choice counts as one.
     finished: Family<Reason, Counter>,
+    /// Seconds from submission to the first token.
     first_token: Histogram,
+    /// Seconds between tokens, one mean per request.
     inter_token: Histogram,
+    /// Seconds from submission to the end.
     whole_request: Histogram,
+    /// Seconds from submission to admission.
     queue_time: Histogram,
+    /// Generated tokens weighted by each module's share.
     module_tokens: Family<ModuleLabel, Counter<f64, AtomicU64>>,
+    /// Rows and sites where the router's answer was not usable.
     fallback_rows: Counter,
+    /// Gauges of routers.
     routers: RouterMetrics,
+    /// Series of modules.
     modules: ModuleMetrics,
+    /// Prompt tokens that were looked up in the prefix cache.
     prefix_queries: Counter,
+    /// Of these, those that were found.
     prefix_hits: Counter,
+    /// Steps of the engine.
     steps: Counter,
+    /// Rows of these steps.
     rows: Counter,
 }
 
@@ -124,7 +160,8 @@ const SECONDS: [f64; 16] = [
 ];
 
 impl Metrics {
-    /// Registers all metrics for a base model.
+    /// Registers all metrics for a base model. Each series has the labels `model_name` and
+    /// `engine`, as with vLLM.
     pub fn new(base_name: &str) -> Self {
         let histogram = || Histogram::new(SECONDS);
         let metrics = Self {
@@ -156,11 +193,14 @@ impl Metrics {
         metrics
     }
 
+    /// Registers all families.
     fn register(&self, registry: &mut Registry) {
         self.register_vllm(registry);
         self.register_own(registry);
     }
 
+    /// Registers the families that vLLM has, under its names. The registry adds `_total` to
+    /// counters.
     fn register_vllm(&self, registry: &mut Registry) {
         registry.register(
             "vllm:num_requests_waiting",
@@ -216,6 +256,7 @@ impl Metrics {
         );
     }
 
+    /// Registers the families that vLLM does not have.
     fn register_own(&self, registry: &mut Registry) {
         let name = "polyskill:module_weighted_tokens";
         registry.register(
@@ -235,7 +276,8 @@ impl Metrics {
         registry.register("polyskill:engine_rows", "Rows computed", self.rows.clone());
     }
 
-    /// Counts a finished request. `modules` names the composition's modules.
+    /// Counts a finished request. `modules` names the composition's modules, by the indices of the
+    /// shares; `seconds` is the time since submission.
     pub fn finished(&self, finished: &Finished, reason: &str, modules: &[String], seconds: f64) {
         self.finished.get_or_create(&Reason { finished_reason: reason.to_owned() }).inc();
         self.prompt_tokens.inc_by(finished.prompt_tokens as u64);
@@ -258,7 +300,9 @@ impl Metrics {
         }
     }
 
-    /// The exposition text, with the gauges brought up to date.
+    /// The exposition in OpenMetrics' text, with the gauges brought up to date. The series of
+    /// experiments and traces, and two with labels of vLLM's own, are written by hand before the
+    /// end mark.
     pub fn render(
         &self,
         engine: StatsSnapshot,

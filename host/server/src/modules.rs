@@ -1,7 +1,9 @@
-//! Modules of a running server: loading from their sources, the durable set, aliases, watched directories.
+//! Modules of a running server: loading from their sources, the durable set, aliases, watched
+//! directories.
 //!
-//! A load fetches, reads, compares generation and signature, stores and only then publishes; whatever fails
-//! before changes nothing. Loads run on threads of their own, never on the engine's, and a few at a time.
+//! A load fetches, reads, compares generation and signature, stores and only then publishes;
+//! whatever fails before changes nothing. Loads run on threads of their own, never on the engine's,
+//! and a few at a time.
 
 mod change;
 mod load;
@@ -259,7 +261,7 @@ impl Modules {
         let aliases = declared.flat_map(|module| module.aliases.iter().map(|a| (a, &module.name)));
         let aliases = aliases.filter(|(alias, _)| !saved.removed_aliases.contains(*alias));
         for (alias, name) in aliases.chain(&saved.aliases) {
-            let set = self.check_alias(alias, name);
+            let set = self.check_free(alias).and_then(|()| self.check_alias(alias, name));
             let set = set.and_then(|()| Ok(self.library.alias(alias, name)?));
             if let Err(error) = set {
                 report(StartupEvent::LeftOut(format!("alias `{alias}`: {error}")));

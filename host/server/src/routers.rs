@@ -1,7 +1,8 @@
-//! Router plugins of a running server: loading, replacing while requests stream, watching directories.
+//! Router plugins of a running server: loading, replacing while requests stream, watching
+//! directories.
 //!
-//! A load reads, trusts, compiles, self-tests and shows the router the library; only then one pointer is
-//! swapped. Whatever fails before changes nothing, and its reason stays to be read.
+//! A load reads, trusts, compiles, self-tests and shows the router the library; only then one
+//! pointer is swapped. Whatever fails before changes nothing, and its reason stays to be read.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -101,7 +102,8 @@ impl Routers {
         })
     }
 
-    /// Loads every bundle of the configured directories; a bundle that fails is reported and left out.
+    /// Loads every bundle of the configured directories, in order. A bundle that fails is reported
+    /// and left out.
     ///
     /// # Errors
     /// If a directory cannot be read.

@@ -7,7 +7,8 @@ use std::fmt;
 pub enum StartupEvent {
     /// The stage that begins or has just ended.
     Stage(String),
-    /// A module, alias or router that cannot be served, with the reason. The start goes on without it.
+    /// A module, alias or router that cannot be served, with the reason. The start goes on without
+    /// it.
     LeftOut(String),
 }
 

@@ -1,7 +1,9 @@
-//! Traces of requests: a sample is kept in a ring, appended to a file as JSON lines, and sent to an OpenTelemetry collector.
+//! Traces of requests: a sample is kept in a ring, appended to a file as JSON lines, and sent to an
+//! OpenTelemetry collector.
 //!
-//! A trace says what answered, how long it took, and for every generated token what each site's router picked, with scores
-//! and margins. Where prompts are kept too, a trace can be run again: the same decisions must come out.
+//! A trace says what answered, how long it took, and for every generated token what each site's
+//! router picked, with scores and margins. Where prompts are kept too, a trace can be run again:
+//! the same decisions must come out.
 
 mod file;
 mod otlp;
@@ -22,17 +24,19 @@ pub use record::{Repeat, Selected, Trace, TracedExperts, TracedSite, TracedToken
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TraceSettings {
-    /// The share of requests that are traced.
+    /// The share of requests that are traced, 0 to 1; 0 by default. A traced request records the
+    /// picks of every token, which takes time and memory.
     pub sample: f64,
-    /// Traces that are kept in memory.
+    /// Traces that are kept in memory, 256 by default; the oldest make room. 0 counts as 1.
     pub keep: usize,
-    /// A file that traces are appended to, one per line.
+    /// A file that traces are appended to, one JSON object per line.
     pub file: Option<PathBuf>,
-    /// Most bytes of that file; then it is moved to `FILE.1`, over the one before.
+    /// Most MiB of that file, 64 by default; then it is moved to `FILE.1`, over the one before.
     pub file_mib: u64,
-    /// Address of an OpenTelemetry collector that takes OTLP over HTTP as JSON, such as `http://localhost:4318/v1/traces`.
+    /// Address of an OpenTelemetry collector that takes OTLP over HTTP as JSON, such as
+    /// `http://localhost:4318/v1/traces`. `None` sends nothing.
     pub otlp: Option<String>,
-    /// Whether prompts are kept, without which a trace cannot be run again. They are what users wrote.
+    /// Keeps prompts, without which a trace cannot be run again. They are what users wrote.
     pub prompts: bool,
 }
 
@@ -43,7 +47,7 @@ impl Default for TraceSettings {
 }
 
 impl TraceSettings {
-    /// What no server can run with.
+    /// The values that no server can run with, each as one sentence.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !(0.0..=1.0).contains(&self.sample) {
@@ -59,16 +63,23 @@ impl TraceSettings {
 /// The traces of a server.
 #[derive(Debug)]
 pub struct Traces {
+    /// `[traces]` of the configuration.
     settings: TraceSettings,
+    /// The latest traces, oldest first.
     ring: Mutex<VecDeque<Arc<Trace>>>,
+    /// The thread that writes the file, if there is one.
     file: Option<file::Writer>,
+    /// The thread that sends to a collector, if there is one.
     exporter: Option<otlp::Exporter>,
+    /// Traces since the start.
     recorded: AtomicU64,
+    /// Traces that file or collector had no room for; one that both lost counts twice.
     lost: AtomicU64,
 }
 
 impl Traces {
-    /// Opens the file.
+    /// Opens the file and starts the threads that write and send. Nothing is sent to the collector
+    /// before there is a trace.
     ///
     /// # Errors
     /// If it cannot be opened.
@@ -85,17 +96,18 @@ impl Traces {
         })
     }
 
-    /// Whether a request is traced: the same for the same id.
+    /// True for a request that is traced: always the same for the same id.
     pub(crate) fn takes(&self, id: &str) -> bool {
         self.settings.sample > 0.0 && position("trace", id) < self.settings.sample
     }
 
-    /// Whether prompts are kept.
+    /// True where a trace keeps prompt and sampling parameters.
     pub(crate) fn keeps_prompts(&self) -> bool {
         self.settings.prompts
     }
 
-    /// Takes a trace.
+    /// Takes a trace. It never waits for file or collector: where one has no room, the trace is
+    /// lost there.
     pub(crate) fn record(&self, trace: Trace) {
         self.recorded.fetch_add(1, Relaxed);
         let trace = Arc::new(trace);
@@ -116,14 +128,14 @@ impl Traces {
         ring.push_back(trace);
     }
 
-    /// Waits until all traces so far are in the file.
+    /// Waits until all traces so far have been handed to the file; not for the collector.
     pub fn flush(&self) {
         if let Some(file) = &self.file {
             file.flush();
         }
     }
 
-    /// The latest traces, oldest first, as JSON lines.
+    /// The latest `most` traces, oldest first, as JSON lines.
     pub(crate) fn lines(&self, most: usize) -> String {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let first = ring.len().saturating_sub(most);
@@ -131,7 +143,7 @@ impl Traces {
         ring.iter().skip(first).map(line).collect()
     }
 
-    /// The latest traces as an OTLP message.
+    /// The latest `most` traces as an OTLP message.
     pub(crate) fn spans(&self, most: usize) -> Json {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let first = ring.len().saturating_sub(most);
@@ -139,7 +151,7 @@ impl Traces {
         otlp::message(&traces)
     }
 
-    /// Traces taken, and those that did not reach file or collector, in Prometheus' text.
+    /// Appends the counters of traces, in Prometheus' text.
     pub(crate) fn write_metrics(&self, text: &mut String) {
         use std::fmt::Write as _;
         for (name, help, counter) in [

@@ -447,3 +447,40 @@ fn byte_level(
     parse_tokenizer(tokenizer.to_string().as_bytes())
         .map_err(|error| unusable(format!("tokenizer: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// A header with entries below `tokenizer.ggml`.
+    fn header(entries: &[(&str, Value)]) -> Header {
+        let named = |(key, value): &(&str, Value)| (format!("tokenizer.ggml.{key}"), value.clone());
+        Header { metadata: entries.iter().map(named).collect(), tensors: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_file_without_an_end_has_that_of_its_model() {
+        let mut tokens: Vec<Value> = (0..20).map(|id| Value::Text(format!("t{id}"))).collect();
+        tokens[15] = Value::Text("<|im_end|>".to_owned());
+        let list = |texts: &[&str]| {
+            Value::List(texts.iter().map(|text| Value::Text((*text).to_owned())).collect())
+        };
+        let ends = |model: &str, more: &[(&str, Value)]| {
+            let mut entries = vec![
+                ("model", Value::Text(model.to_owned())),
+                ("tokens", Value::List(tokens.clone())),
+                ("merges", list(&[])),
+            ];
+            entries.extend_from_slice(more);
+            read(&header(&entries)).unwrap().ends
+        };
+        assert_eq!(ends("gpt2", &[]), [11, 15]);
+        assert_eq!(ends("llama", &[]), [2, 15]);
+        let id = |key, id| (key, Value::Unsigned(id));
+        assert_eq!(ends("llama", &[id("eos_token_id", 7), id("eot_token_id", 7)]), [7, 15]);
+        // As for other names of tokens, an id beyond the vocabulary counts as none.
+        assert_eq!(ends("llama", &[id("eos_token_id", 20), id("eom_token_id", 20)]), [2, 15]);
+    }
+}

@@ -352,6 +352,22 @@ mod tests {
     }
 
     #[test]
+    fn ids_are_counted_up_to_the_largest() {
+        let types = [TokenType::Control, TokenType::Normal];
+        let vocabulary = Vocabulary::of_gguf(&["<s>", "a"], &types, true, false).unwrap();
+        assert_eq!(
+            (vocabulary.num_ids(), vocabulary.bytes(1), vocabulary.bytes(2)),
+            (2, &b"a"[..], &b""[..])
+        );
+        let mut gaps = Vocabulary::empty(false);
+        assert_eq!(gaps.num_ids(), 0);
+        for id in [7, 3, u32::MAX] {
+            gaps.insert(id, b"a", false).unwrap();
+        }
+        assert_eq!(gaps.num_ids(), u32::MAX);
+    }
+
+    #[test]
     fn pieces_become_bytes_as_their_decoder_says() {
         let llama = json!({"type": "Sequence", "decoders": [
             {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},

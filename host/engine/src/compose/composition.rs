@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use polyskill_adapters::apply::Combine;
-use polyskill_adapters::edits::Point;
+use polyskill_adapters::edits::{Point, Positions};
+use polyskill_adapters::parts::Part;
 use polyskill_adapters::{Generation, Lease, Module, Weights};
 
 use crate::hooks::expert_choice::ExpertPlan;
@@ -81,23 +82,29 @@ impl Beyond {
         let mut beyond = Self::default();
         for &(module, weight) in picks {
             let Some(weights) = leases.get(module as usize) else { continue };
-            if let Some(prefix) = &weights.prefix {
-                beyond.prefixes.push(module);
-                beyond.num_prefix += prefix.num_tokens;
+            let mut edits = 0;
+            for part in weights.parts() {
+                match part {
+                    Part::Prefix(prefix) => {
+                        beyond.prefixes.push(module);
+                        beyond.num_prefix += prefix.num_tokens;
+                    }
+                    Part::Prompt(prompt) => {
+                        beyond.prompts.push(module);
+                        beyond.num_prompt += prompt.num_tokens;
+                    }
+                    Part::Tokens(_) | Part::Embedding(_) => beyond.embeds = true,
+                    Part::Head(_) | Part::OwnHead(_) | Part::HeadTokens(_) => beyond.scores = true,
+                    Part::Edit(edit) => {
+                        let place = beyond.edits.entry((edit.point, edit.layer)).or_default();
+                        place.push((module, weight, edits));
+                        edits += 1;
+                        beyond.at_prompt_end |= edit.positions != Positions::All;
+                    }
+                    // These act at experts and feed-forwards, which ask for them there.
+                    Part::ExpertLoras(_) | Part::Policy(_) | Part::FeedForwards(_) => {}
+                }
             }
-            if let Some(prompt) = &weights.prompt {
-                beyond.prompts.push(module);
-                beyond.num_prompt += prompt.num_tokens;
-            }
-            beyond.embeds |= weights.tokens.is_some() || weights.embedding.is_some();
-            beyond.scores |= weights.head.is_some()
-                || weights.own_head.is_some()
-                || weights.head_tokens.is_some();
-            for (index, edit) in weights.edits.iter().enumerate() {
-                let place = beyond.edits.entry((edit.point, edit.layer)).or_default();
-                place.push((module, weight, index));
-            }
-            beyond.at_prompt_end |= weights.shape().edits_at_prompt_end;
         }
         beyond
     }

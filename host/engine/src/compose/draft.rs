@@ -164,7 +164,7 @@ impl Draft {
         Composition {
             digest,
             beyond: Beyond::of(acting, &leases),
-            has_feed_forwards: leases.iter().any(|lease| !lease.feed_forwards.is_empty()),
+            has_feed_forwards: leases.iter().any(|lease| lease.has_feed_forwards()),
             modules: self.modules,
             leases,
             plan: self.plan,

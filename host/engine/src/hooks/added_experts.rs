@@ -124,7 +124,7 @@ impl AddedExperts {
         for group in rows.chunk_by(|a, b| a.generation == b.generation) {
             let PickedRow { span, module, .. } = group[0];
             let weights = spans[span].composition.weights(module);
-            let Some(own) = weights.and_then(|weights| weights.feed_forwards.get(&layer)) else {
+            let Some(own) = weights.and_then(|weights| weights.feed_forward(layer)) else {
                 continue;
             };
             let numbers = group.iter().map(|at| at.row);
@@ -140,7 +140,7 @@ impl AddedExperts {
 
 /// True where a module has a feed-forward at a layer.
 fn has(weights: &polyskill_adapters::Weights, layer: usize) -> bool {
-    weights.feed_forwards.contains_key(&layer)
+    weights.feed_forward(layer).is_some()
 }
 
 /// w·E(x), less w·y₀ where the expert takes the place of the layer's own.

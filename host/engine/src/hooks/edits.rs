@@ -19,7 +19,7 @@ pub(crate) fn edit(spans: &[RowSpan], point: Point, layer: usize, hidden: &mut [
             let hidden = &mut hidden[row * width..(row + 1) * width];
             for &(module, weight, at) in edits {
                 let edit =
-                    span.composition.weights(module).and_then(|weights| weights.edits.get(at));
+                    span.composition.weights(module).and_then(|weights| weights.edits().nth(at));
                 let edit =
                     edit.filter(|edit| edit.positions.covers(index, span.prompt_len - start_len));
                 if let Some(edit) = edit {

@@ -38,7 +38,7 @@ pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32], scale
 /// Writes the embedding at an index over all soft prompts of a composition.
 fn virtual_token(composition: &Composition, mut index: usize, hidden: &mut [f32]) {
     for module in &composition.beyond.prompts {
-        let prompt = composition.weights(*module).and_then(|weights| weights.prompt.as_ref());
+        let prompt = composition.weights(*module).and_then(|weights| weights.prompt());
         let Some(prompt) = prompt else { continue };
         if index < prompt.num_tokens {
             let row = prompt.embeddings.as_slice().slice(index * hidden.len(), hidden.len());
@@ -54,10 +54,10 @@ fn virtual_token(composition: &Composition, mut index: usize, hidden: &mut [f32]
 fn token(composition: &Composition, token: u32, hidden: &mut [f32], table_scale: f32) {
     for (weights, weight) in composition.mixture() {
         let weight = weight * table_scale;
-        if let Some(delta) = weights.tokens.as_ref().and_then(|tokens| tokens.delta(token)) {
+        if let Some(delta) = weights.tokens().and_then(|tokens| tokens.delta(token)) {
             hidden.iter_mut().zip(delta).for_each(|(hidden, delta)| *hidden += weight * delta);
         }
-        if let Some(EmbeddingLora { rank, scale, a_transposed, b_transposed }) = &weights.embedding
+        if let Some(EmbeddingLora { rank, scale, a_transposed, b_transposed }) = weights.embedding()
         {
             let row = a_transposed.as_slice().slice(token as usize * rank, *rank);
             let inner: Vec<f32> = row.to_f32().iter().map(|a| a * weight * scale).collect();

@@ -253,7 +253,7 @@ impl PolicyExperts {
 
 /// An expert of a policy's own at a layer; `None` where its weights have none of this number.
 fn own_expert(lease: &Lease, layer: usize, expert: u32) -> Option<&Expert> {
-    lease.experts.get(&layer)?.get(expert as usize)
+    lease.policy_expert(layer, expert as usize)
 }
 
 thread_local! {
@@ -275,7 +275,7 @@ pub(crate) fn add_loras(
 ) {
     const SLOTS_PER_TASK: usize = 8;
     let has_loras = |module: u32, composition: &Composition| {
-        composition.weights(module).is_some_and(|weights| !weights.expert_loras.is_empty())
+        composition.weights(module).is_some_and(|weights| weights.has_expert_loras())
     };
     let acts = |span: &RowSpan| {
         span.composition.on_every_row().any(|(module, _)| has_loras(*module, &span.composition))
@@ -301,7 +301,7 @@ pub(crate) fn add_loras(
                     let y = unsafe { values.slice(slot * width, width) };
                     for &(module, weight) in span.composition.on_every_row() {
                         let weights = span.composition.weights(module);
-                        if let Some(lora) = weights.and_then(|w| w.expert_loras.get(&site)) {
+                        if let Some(lora) = weights.and_then(|w| w.expert_lora(site)) {
                             low_rank(lora, weight, x, y, scratch);
                         }
                     }

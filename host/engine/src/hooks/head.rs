@@ -35,7 +35,7 @@ pub(crate) fn score(
         let parts: Vec<(&LinearPart, f32)> = span
             .composition
             .mixture()
-            .filter_map(|(weights, weight)| Some((weights.head.as_ref()?, weight)))
+            .filter_map(|(weights, weight)| Some((weights.head()?, weight)))
             .collect();
         if !parts.is_empty() {
             // Deltas are computed from what the base wrote.
@@ -58,14 +58,14 @@ fn own_head(
     base: &[f32],
     y: &mut [f32],
 ) {
-    if let Some(head) = &weights.own_head {
+    if let Some(head) = weights.own_head() {
         let mut product = vec![0.0; y.len()];
         matmul_dense(compute, x, head.as_slice(), x.len(), &mut product);
         for ((y, product), base) in y.iter_mut().zip(product).zip(base) {
             *y += weight * (product - base);
         }
     }
-    if let Some(tokens) = &weights.head_tokens {
+    if let Some(tokens) = weights.head_tokens() {
         for (id, delta) in tokens.ids.iter().zip(tokens.deltas.chunks_exact(x.len())) {
             let dot: f32 = x.iter().zip(delta).map(|(x, delta)| x * delta).sum();
             y[*id as usize] += weight * dot;

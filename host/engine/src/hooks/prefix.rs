@@ -15,8 +15,7 @@ pub(crate) fn store_prefix(
 ) {
     let mut first = 0;
     for module in &composition.beyond.prefixes {
-        let Some(prefix) = composition.weights(*module).and_then(|weights| weights.prefix.as_ref())
-        else {
+        let Some(prefix) = composition.weights(*module).and_then(|weights| weights.prefix()) else {
             continue;
         };
         let wanted = from.saturating_sub(first).min(prefix.num_tokens)..prefix.num_tokens;

@@ -10,6 +10,12 @@
 //! inner elements of each of the 16 outputs, the operand of one VNNI instruction; 4-bit tiles keep
 //! line `j` in the low and line `j + 4` in the high nibbles. No horizontal sums are needed.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
 use std::ops::Range;
 
 use super::Product;
@@ -21,6 +27,12 @@ use half::f16;
 pub(super) const BLOCK: usize = 32;
 /// Outputs per tile: one 512-bit line holds four inner elements of each.
 const TILE: usize = 16;
+/// Bytes of a line: four inner elements of each output of a tile.
+const LINE_BYTES: usize = 4 * TILE;
+/// Bytes of one block of a tile at 4 bits: four lines, each with two inner elements per byte.
+const TILE_BYTES_4BIT: usize = 4 * LINE_BYTES;
+/// Bytes of one block of a tile at 8 bits: eight lines.
+const TILE_BYTES_8BIT: usize = 8 * LINE_BYTES;
 
 /// A quantised weight matrix `[outs, inner]`, packed for the kernels.
 ///
@@ -33,7 +45,8 @@ pub struct PackedMatrix {
     inner: usize,
     /// True for 4 bits and a min per block, false for 8 bits around 128.
     four_bit: bool,
-    /// `[tiles, blocks, tile bytes]`: 256 bytes per block of a tile for 4 bits, 512 for 8.
+    /// `[tiles, blocks, tile bytes]`: [`TILE_BYTES_4BIT`] per block of a tile for 4 bits,
+    /// [`TILE_BYTES_8BIT`] for 8.
     quants: Vec<u8>,
     /// f16 bits, `[tiles, blocks, TILE]`
     scales: Vec<u16>,
@@ -52,7 +65,8 @@ impl PackedMatrix {
             "inner size {inner} in blocks of {BLOCK}"
         );
         let blocks = outs.div_ceil(TILE) * (inner / BLOCK);
-        let (bytes, fill, mins) = if four_bit { (256, 0, blocks * TILE) } else { (512, 128, 0) };
+        let (bytes, fill, mins) =
+            if four_bit { (TILE_BYTES_4BIT, 0, blocks * TILE) } else { (TILE_BYTES_8BIT, 128, 0) };
         Self {
             outs,
             inner,
@@ -107,11 +121,12 @@ impl PackedMatrix {
         for (k, &quant) in quants.iter().enumerate() {
             let (line, byte) = (k / 4, lane * 4 + k % 4);
             if self.four_bit {
-                let target = &mut self.quants[at * 256 + (line % 4) * 64 + byte];
+                let place = at * TILE_BYTES_4BIT + (line % 4) * LINE_BYTES + byte;
+                let target = &mut self.quants[place];
                 let shift = 4 * (line / 4);
                 *target = (*target & !(0xf << shift)) | ((quant & 0xf) << shift);
             } else {
-                self.quants[at * 512 + line * 64 + byte] = quant;
+                self.quants[at * TILE_BYTES_8BIT + line * LINE_BYTES + byte] = quant;
             }
         }
     }
@@ -142,12 +157,12 @@ impl PackedMatrix {
             let scale = f16::from_bits(self.scales[at * TILE + lane]).to_f32();
             for (k, value) in values.iter_mut().enumerate() {
                 *value = if self.four_bit {
-                    let byte = self.quants[at * 256 + (k / 4 % 4) * 64 + lane * 4 + k % 4];
-                    let quant = (byte >> (4 * (k / 16))) & 0xf;
+                    let place = at * TILE_BYTES_4BIT + (k / 4 % 4) * LINE_BYTES + lane * 4 + k % 4;
+                    let quant = (self.quants[place] >> (4 * (k / 16))) & 0xf;
                     scale * f32::from(quant) + f16::from_bits(self.mins[at * TILE + lane]).to_f32()
                 } else {
-                    let quant = self.quants[at * 512 + (k / 4) * 64 + lane * 4 + k % 4];
-                    scale * (f32::from(quant) - 128.0)
+                    let place = at * TILE_BYTES_8BIT + (k / 4) * LINE_BYTES + lane * 4 + k % 4;
+                    scale * (f32::from(self.quants[place]) - 128.0)
                 };
             }
         }
@@ -323,7 +338,7 @@ fn multiply_tile(
     y: SharedMut<f32>,
 ) {
     let blocks = matrix.inner / BLOCK;
-    let bytes = blocks * if matrix.four_bit { 256 } else { 512 };
+    let bytes = blocks * if matrix.four_bit { TILE_BYTES_4BIT } else { TILE_BYTES_8BIT };
     let scales = tile * blocks * TILE..(tile + 1) * blocks * TILE;
     let weights = Tile {
         quants: &matrix.quants[tile * bytes..(tile + 1) * bytes],
@@ -393,207 +408,8 @@ fn tile_product(
             (Isa::Avx2, true, _) => avx2::product::<true>(w, x, count, y),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, false, _) => avx2::product::<false>(w, x, count, y),
-            (_, four_bit, _) => portable(four_bit, w, x, count, y),
+            (_, four_bit, _) => portable::product(four_bit, w, x, count, y),
         }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use super::{BLOCK, Rows, TILE, Tile};
-    use std::arch::x86_64::*;
-
-    /// Products of `ROWS` rows with a tile; lane `o` of a row's vector is output `o`.
-    ///
-    /// Weights are unsigned to `vpdpbusd`, and activations signed. For 8 bits the sum starts at
-    /// −128 times the sum of the inputs, as 128 stands for zero; for 4 bits the min is added per
-    /// block.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub(super) unsafe fn product<const ROWS: usize, const FOUR: bool>(
-        w: Tile<'_>,
-        x: Rows<'_>,
-        y: &mut [[f32; TILE]; 8],
-    ) {
-        let inner = x.blocks * BLOCK;
-        let low_nibbles = _mm512_set1_epi8(0xf);
-        let mut sums = [_mm512_setzero_ps(); ROWS];
-        for block in 0..w.blocks {
-            // SAFETY: the caller's slices hold `blocks` blocks of weights, scales and mins.
-            let (lines, scale, min) = unsafe {
-                let quants = w.quants.as_ptr().add(block * if FOUR { 256 } else { 512 });
-                let lines: [__m512i; 8] = std::array::from_fn(|line| {
-                    if !FOUR {
-                        return _mm512_loadu_si512(quants.add(line * 64).cast());
-                    }
-                    let both = _mm512_loadu_si512(quants.add(line % 4 * 64).cast());
-                    let nibbles = if line < 4 { both } else { _mm512_srli_epi16::<4>(both) };
-                    _mm512_and_si512(nibbles, low_nibbles)
-                });
-                let scale = w.scales.as_ptr().add(block * TILE).cast();
-                let min = if FOUR { w.mins.as_ptr().add(block * TILE).cast() } else { scale };
-                (
-                    lines,
-                    _mm512_cvtph_ps(_mm256_loadu_si256(scale)),
-                    _mm512_cvtph_ps(_mm256_loadu_si256(min)),
-                )
-            };
-            for (row, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the caller's slices hold `ROWS` rows of `blocks` blocks.
-                let (quads, x_scale, x_sum) = unsafe {
-                    (
-                        x.values.as_ptr().add(row * inner + block * BLOCK).cast::<i32>(),
-                        *x.scales.get_unchecked(row * x.blocks + block),
-                        *x.sums.get_unchecked(row * x.blocks + block),
-                    )
-                };
-                let mut dot =
-                    if FOUR { _mm512_setzero_si512() } else { _mm512_set1_epi32(-128 * x_sum) };
-                for (line, weights) in lines.iter().enumerate() {
-                    // SAFETY: a block is eight quads long.
-                    let quad = unsafe { quads.add(line).read_unaligned() };
-                    dot = _mm512_dpbusd_epi32(dot, *weights, _mm512_set1_epi32(quad));
-                }
-                let factor = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));
-                *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), factor, *sum);
-                if FOUR {
-                    *sum = _mm512_fmadd_ps(min, _mm512_set1_ps(x_scale * x_sum as f32), *sum);
-                }
-            }
-        }
-        for (row, sum) in sums.iter().enumerate() {
-            // SAFETY: a row of `y` is one vector long.
-            unsafe { _mm512_storeu_ps(y[row].as_mut_ptr(), *sum) };
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use super::{BLOCK, Rows, TILE, Tile};
-    use std::arch::x86_64::*;
-
-    /// Products of `count` rows with a tile, half a tile at a time, in groups of four rows and one.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn product<const FOUR: bool>(
-        w: Tile<'_>,
-        x: Rows<'_>,
-        count: usize,
-        y: &mut [[f32; TILE]; 8],
-    ) {
-        for half in 0..2 {
-            let mut row = 0;
-            while row < count {
-                let rows = if count - row >= 4 { 4 } else { 1 };
-                // SAFETY: forwarded; the rows are in bounds.
-                unsafe {
-                    if rows == 4 {
-                        half_product::<4, FOUR>(w, x, half, row, y);
-                    } else {
-                        half_product::<1, FOUR>(w, x, half, row, y);
-                    }
-                }
-                row += rows;
-            }
-        }
-    }
-
-    /// Eight outputs, those of `half` a tile (0 or 1), for `ROWS` rows from `first` on.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn half_product<const ROWS: usize, const FOUR: bool>(
-        w: Tile<'_>,
-        x: Rows<'_>,
-        half: usize,
-        first: usize,
-        y: &mut [[f32; TILE]; 8],
-    ) {
-        let inner = x.blocks * BLOCK;
-        let (ones, low_nibbles) = (_mm256_set1_epi16(1), _mm256_set1_epi8(0xf));
-        let sign_bit = _mm256_set1_epi8(-128);
-        let mut sums = [_mm256_setzero_ps(); ROWS];
-        for block in 0..w.blocks {
-            let mut dots = [_mm256_setzero_si256(); ROWS];
-            for line in 0..8 {
-                // SAFETY: the caller's slices hold `blocks` blocks of weights.
-                let weights = unsafe {
-                    let quants = w.quants.as_ptr().add(block * if FOUR { 256 } else { 512 });
-                    let line_in_memory = if FOUR { line % 4 } else { line };
-                    let raw =
-                        _mm256_loadu_si256(quants.add(line_in_memory * 64 + half * 32).cast());
-                    if !FOUR {
-                        _mm256_xor_si256(raw, sign_bit)
-                    } else if line < 4 {
-                        _mm256_and_si256(raw, low_nibbles)
-                    } else {
-                        _mm256_and_si256(_mm256_srli_epi16::<4>(raw), low_nibbles)
-                    }
-                };
-                let magnitude = if FOUR { weights } else { _mm256_abs_epi8(weights) };
-                for (row, dot) in dots.iter_mut().enumerate() {
-                    // SAFETY: `ROWS` rows from `first` on are in bounds.
-                    let quad = unsafe {
-                        let values = x.values.as_ptr().add((first + row) * inner + block * BLOCK);
-                        values.cast::<i32>().add(line).read_unaligned()
-                    };
-                    let quad = _mm256_set1_epi32(quad);
-                    // |w| · sign(w) x: 128 · 127 · 2 still fits the 16-bit pair sums.
-                    let quad = if FOUR { quad } else { _mm256_sign_epi8(quad, weights) };
-                    let pairs = _mm256_maddubs_epi16(magnitude, quad);
-                    *dot = _mm256_add_epi32(*dot, _mm256_madd_epi16(pairs, ones));
-                }
-            }
-            // SAFETY: the caller's slices hold `blocks` blocks of scales and mins.
-            let (scale, min) = unsafe {
-                let at = block * TILE + half * 8;
-                let scale = _mm256_cvtph_ps(_mm_loadu_si128(w.scales.as_ptr().add(at).cast()));
-                let mins = if FOUR { w.mins } else { w.scales };
-                (scale, _mm256_cvtph_ps(_mm_loadu_si128(mins.as_ptr().add(at).cast())))
-            };
-            for (row, sum) in sums.iter_mut().enumerate() {
-                let at = (first + row) * x.blocks + block;
-                let (x_scale, x_sum) = (x.scales[at], x.sums[at]);
-                let factor = _mm256_mul_ps(scale, _mm256_set1_ps(x_scale));
-                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[row]), factor, *sum);
-                if FOUR {
-                    *sum = _mm256_fmadd_ps(min, _mm256_set1_ps(x_scale * x_sum as f32), *sum);
-                }
-            }
-        }
-        for (row, sum) in sums.iter().enumerate() {
-            // SAFETY: half a row of `y` is one vector long.
-            unsafe { _mm256_storeu_ps(y[first + row].as_mut_ptr().add(half * 8), *sum) };
-        }
-    }
-}
-
-/// The same products element by element, with the same order of float sums.
-fn portable(four_bit: bool, w: Tile<'_>, x: Rows<'_>, count: usize, y: &mut [[f32; TILE]; 8]) {
-    for (row, y) in y[..count].iter_mut().enumerate() {
-        let mut sums = [0.0_f32; TILE];
-        for block in 0..w.blocks {
-            let at = row * x.blocks + block;
-            let values = &x.values[at * BLOCK..(at + 1) * BLOCK];
-            for (lane, sum) in sums.iter_mut().enumerate() {
-                let dot: i32 = (0..BLOCK)
-                    .map(|k| {
-                        let byte = lane * 4 + k % 4;
-                        let quant = if four_bit {
-                            let both = w.quants[block * 256 + (k / 4 % 4) * 64 + byte];
-                            i32::from((both >> (4 * (k / 16))) & 0xf)
-                        } else {
-                            i32::from(w.quants[block * 512 + (k / 4) * 64 + byte]) - 128
-                        };
-                        quant * i32::from(values[k])
-                    })
-                    .sum();
-                let scale = f16::from_bits(w.scales[block * TILE + lane]).to_f32();
-                *sum = (dot as f32).mul_add(scale * x.scales[at], *sum);
-                if four_bit {
-                    let min = f16::from_bits(w.mins[block * TILE + lane]).to_f32();
-                    *sum = min.mul_add(x.scales[at] * x.sums[at] as f32, *sum);
-                }
-            }
-        }
-        *y = sums;
     }
 }
 

@@ -1,5 +1,6 @@
-//! Runs that experiments add to requests: the same prompt under a challenger, and the log-probability of a
-//! reference. They begin after the reply has ended and are the first to be dropped under load.
+//! Runs that experiments add to requests: the same prompt under a challenger, and the
+//! log-probability of a reference. They begin after the reply has ended and are the first to be
+//! dropped under load.
 
 use std::sync::Arc;
 use std::time::Instant;

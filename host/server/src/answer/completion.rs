@@ -1,7 +1,7 @@
 //! One completion: submitted to the engine, and its tokens turned into text.
 //!
-//! Text is made where a token is made, on the engine's thread, so that a stop string ends a request with the token that
-//! completes it: no later token is made, counted or paid for.
+//! Text is made where a token is made, on the engine's thread, so that a stop string ends a request
+//! with the token that completes it: no later token is made, counted or paid for.
 
 use std::sync::Arc;
 use std::time::Instant;

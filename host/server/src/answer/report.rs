@@ -57,8 +57,11 @@ pub(crate) fn routing_report(
     if finished.fallback_rows > 0 {
         // The base answered rows that the router left undecided; where it answered all, nothing was routed.
         report["fallback_rows"] = json!(finished.fallback_rows);
-        report["fallback_reason"] = json!(composition.row_failure());
-        if finished.module_share.is_empty() {
+        // An arm's failure came before, and is the reason for all of it.
+        if report["fallback_reason"].is_null() {
+            report["fallback_reason"] = json!(composition.row_failure());
+        }
+        if is_unrouted(finished) {
             report["served"] = json!("fallback");
         }
     }
@@ -97,6 +100,8 @@ pub(crate) fn traced(
     let name = |at: u32| Some(modules.get(at as usize)?.name.clone());
     let share = finished.module_share.iter();
     let fell_back = composition.fallback().map(str::to_owned).or(text("fallback_reason"));
+    let unrouted = is_unrouted(finished).then(|| composition.row_failure()).flatten();
+    let fell_back = fell_back.or(unrouted);
     Trace {
         composition: composition.digest().to_string(),
         router: composition.router().map(|router| router.name.clone()),
@@ -117,6 +122,11 @@ pub(crate) fn traced(
         tokens,
         ..record
     }
+}
+
+/// True where the base answered every row, since the router left all of them undecided.
+fn is_unrouted(finished: &Finished) -> bool {
+    finished.fallback_rows > 0 && finished.module_share.is_empty()
 }
 
 /// Adds the experiment and the arm to a report; the arm is null before the experiment's start. An

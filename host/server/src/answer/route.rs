@@ -83,27 +83,18 @@ impl Route {
     ///
     /// A module that is named acts, and is always on where there is a router. Of a skill set
     /// `router` and `adapters` replace the fields of their kind, and the rest stays.
-    ///
-    /// # Errors
-    /// The name of an adapter that the model name stands for already.
     pub(crate) fn new(
         service: &Service,
         named: Selection,
         fields: RouteFields,
         bucket: u64,
-    ) -> Result<Self, String> {
+    ) -> Self {
         let RouteFields { adapters, router } = fields;
         let acting = match (&named, adapters) {
             (Selection::Base, adapters) => adapters.unwrap_or_default(),
             (Selection::Weighted(modules), adapters) => {
-                let adapters = adapters.unwrap_or_default();
-                let is_named = |name: &str| {
-                    modules.iter().any(|(known, _)| service.is_one_module(known, name))
-                };
-                if let Some((twice, _)) = adapters.iter().find(|(name, _)| is_named(name)) {
-                    return Err(twice.clone());
-                }
-                modules.iter().cloned().chain(adapters).collect()
+                let same = |a: &str, b: &str| service.is_one_module(a, b);
+                with_named(modules.clone(), adapters.unwrap_or_default(), same)
             }
             (Selection::Routed(set), adapters) => adapters.unwrap_or_else(|| set.always_on.clone()),
         };
@@ -117,7 +108,7 @@ impl Route {
             }
             (RouterField::Unset, _) => weighted(acting),
         };
-        Ok(Self { named, own, bucket })
+        Self { named, own, bucket }
     }
 
     /// The selection that answers a prompt, outside of experiments.
@@ -151,6 +142,21 @@ impl Route {
         }
         selection
     }
+}
+
+/// The module that the model name stands for, then those of `adapters`, which may give it another weight.
+fn with_named(
+    mut named: Vec<(String, f32)>,
+    adapters: Vec<(String, f32)>,
+    same: impl Fn(&str, &str) -> bool,
+) -> Vec<(String, f32)> {
+    for (name, weight) in adapters {
+        match named.iter_mut().find(|(known, _)| same(known, &name)) {
+            Some((_, known)) => *known = weight,
+            None => named.push((name, weight)),
+        }
+    }
+    named
 }
 
 /// Modules by weight, or the base where there are none.

@@ -65,15 +65,15 @@ struct RouterChange {
     path: Option<PathBuf>,
     /// The router to roll back or release.
     name: Option<String>,
-    /// Lets the earlier version of this digest serve again.
+    /// Lets the earlier version whose digest begins so serve again.
     roll_back: Option<String>,
     /// Ends the quarantine, or the standing of a router that stays out.
     #[serde(default)]
     release: bool,
 }
 
-/// `POST /admin/routers`: loads, rolls back or releases a router, and answers with its new state. A
-/// roll-back and a release take effect at the next plan.
+/// `POST /admin/routers`: loads, rolls back or releases a router, and answers with its new state.
+/// Running requests finish with the version that planned them.
 pub(super) async fn change_router(
     State(service): State<Arc<Service>>,
     body: Body,

@@ -33,6 +33,7 @@ const DEFAULT_MAX_TOKENS: usize = 1_024;
 /// The fields of a chat that [`CommonParams`] and [`ChatFields`] lack.
 #[derive(Debug, Deserialize)]
 struct ChatRequest {
+    /// The messages, which are read as [`ChatFields::read`] has it.
     #[expect(dead_code, reason = "required here, and read with the other fields of a chat")]
     messages: Vec<Json>,
     /// The older name of `max_completion_tokens`, which goes before it.
@@ -84,8 +85,8 @@ impl ChatRequest {
         Ok(request)
     }
 
-    /// The rendered chat as a prompt, cut where the request asks for it; an answer without a bound of its
-    /// own gets one that fits behind it.
+    /// The rendered chat as a prompt, cut where the request asks for it. An answer without a bound
+    /// of its own gets one that fits behind it, at most [`DEFAULT_MAX_TOKENS`].
     fn prompt(
         &self,
         service: &Service,

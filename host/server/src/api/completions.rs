@@ -142,7 +142,7 @@ impl CompletionRequest {
             return Err(ApiError::bad_request(message, Some("logprobs")));
         }
         let mut request = common.meant(service, headers, new_id("cmpl"), self.most_tokens())?;
-        // Echoed log-probabilities and those that are asked for by themselves come of one pass.
+        // Echoed log-probabilities and those that are wanted by themselves come of one pass.
         let echoed = self.logprobs.filter(|_| self.echoes());
         request.output.sampling.logprobs = self.logprobs;
         request.output.sampling.prompt_logprobs = echoed.max(common.prompt_logprobs()?);
@@ -215,8 +215,8 @@ impl TextReply {
         prompt.text.clone().unwrap_or_else(decoded)
     }
 
-    /// One choice of a whole reply: the echoed prompt and the answer in one text, and
-    /// log-probabilities of both in one list of lists.
+    /// One choice of a whole reply: the echoed prompt and the answer in one text, and the
+    /// log-probabilities of both in the same lists.
     fn choice(&self, service: &Service, index: usize, collected: &Collected) -> Json {
         let echoed = if self.echoes { self.echoed(service, index) } else { String::new() };
         let logprobs = self.logprobs.map(|top| {

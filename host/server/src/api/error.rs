@@ -15,7 +15,7 @@ pub struct ApiError {
     status: StatusCode,
     /// `type` in the body.
     kind: &'static str,
-    /// A sentence for people, without the names of files on this machine.
+    /// A sentence for people; programs go by `type` and `code`.
     message: String,
     /// The request's field that is at fault, as a path.
     param: Option<String>,
@@ -81,7 +81,7 @@ impl ApiError {
         Self::new(status, "BadRequestError", "this route does not take that method", None)
     }
 
-    /// 409: the state is another than the request says.
+    /// 409: the state is not the one that the request expects.
     pub fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "ConflictError", message, None)
     }

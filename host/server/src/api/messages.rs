@@ -1,4 +1,5 @@
-//! Chats as templates want them: roles, contents in parts, calls of tools, and the names that a request adds.
+//! Chats as templates want them: roles, contents in parts, calls of tools, and the names that a
+//! request adds.
 
 use polyskill_tokenizer::{Chat, ChatError, Tokenizer, TokenizerError};
 use serde::Deserialize;
@@ -7,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use super::body::oversized_integer;
 use super::error::ApiError;
 
-/// Roles that every template is taken to know; others must be mentioned in it.
+/// Roles that every template is taken to know; any other must be named or printed by it.
 const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
 /// The fields of a chat that its template sees, as sent.
@@ -234,7 +235,7 @@ impl Reader<'_> {
     }
 
     /// A role that the template can be taken to know; `developer` is `system` where the template
-    /// does not mention it.
+    /// does not mention it. A role of no list must be mentioned, or printed as any role is.
     fn role(&self, role: Option<&Json>) -> Result<String, String> {
         let mentions = |role: &str| self.tokenizer.template_mentions(self.with_tools, role);
         match role.and_then(Json::as_str) {
@@ -247,8 +248,8 @@ impl Reader<'_> {
         }
     }
 
-    /// True where the template prints the role of a message whatever it is. A template that passes over the
-    /// messages of unknown roles does not, and would drop their contents.
+    /// True where the template prints the role of a message whatever it is. A template that passes
+    /// over the messages of unknown roles does not, and would drop their contents.
     fn prints_any_role(&self) -> bool {
         const NOBODY: &str = "role-of-nobody";
         let messages =

@@ -19,54 +19,90 @@ use crate::answer::route::{Route, RouteFields, RouterField};
 use crate::experiments::{CONVERSATION_HEADER, Choice, TENANT_HEADER, UnitIds};
 use crate::service::Service;
 
-/// Stop strings of one request. OpenAI takes four; tasks of evaluations have more, and vLLM has no bound.
+/// Stop strings of one request. OpenAI takes four; tasks of evaluations have more, and vLLM has no
+/// bound.
 const MAX_STOPS: usize = 64;
-/// Longest salt, as vLLM bounds it.
+/// Longest salt in bytes, as vLLM bounds it.
 const MAX_SALT_BYTES: usize = 1_024;
 
-/// Fields of both request kinds. Unknown fields are accepted, as clients send many.
+/// Fields of both request kinds, as sent: a field is `None` where it is missing or null, and its
+/// range is checked when it is read. Unknown fields are accepted, as clients send many.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct CommonParams {
+    /// The model name; missing or empty, it is the base.
     pub(crate) model: Option<String>,
+    /// 0 to 100, 1 by default; 0 always takes the likeliest token.
     pub(crate) temperature: Option<f32>,
+    /// The probability mass that is kept, 0 to 1; 1 by default, which keeps all.
     pub(crate) top_p: Option<f32>,
+    /// The likeliest tokens that are kept; -1, 0 or missing keeps all.
     pub(crate) top_k: Option<i64>,
+    /// The least probability that is kept, as a part of the largest; 0 to 1, 0 by default.
     pub(crate) min_p: Option<f32>,
+    /// Choices per prompt, 1 to 16; 1 by default.
     pub(crate) n: Option<usize>,
+    /// The seed of the first choice, any 64 bits; random where it is missing.
     pub(crate) seed: Option<i64>,
+    /// Stop strings, at most 64.
     pub(crate) stop: Option<Stop>,
+    /// -2 to 2, 0 by default, once for each time that the token came.
     pub(crate) frequency_penalty: Option<f32>,
+    /// -2 to 2, 0 by default, for tokens that came at all.
     pub(crate) presence_penalty: Option<f32>,
+    /// 0.01 to 10, 1 by default, which changes nothing.
     pub(crate) repetition_penalty: Option<f32>,
+    /// Biases of -100 to 100 by token id; ids are texts, as keys of an object.
     pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    /// Sends the reply in chunks.
     pub(crate) stream: Option<bool>,
+    /// The usage in a stream; needs `stream`.
     pub(crate) stream_options: Option<StreamOptions>,
+    /// The client's user, which is a unit of experiments where `unit` is missing.
     pub(crate) user: Option<String>,
+    /// Further tokens that end the answer.
     pub(crate) stop_token_ids: Option<Vec<u32>>,
+    /// Tokens before which nothing stops the answer; at most as many as may be generated.
     pub(crate) min_tokens: Option<usize>,
+    /// Goes on after the model's own end tokens.
     pub(crate) ignore_eos: Option<bool>,
+    /// Keeps the text of a stop string or token in the answer.
     pub(crate) include_stop_str_in_output: Option<bool>,
+    /// The router in place of the model name's; `"none"` for none.
     pub(crate) router: Option<RouterChoice>,
+    /// Modules by name and weight. With a router they are always on.
     pub(crate) adapters: Option<Vec<AdapterWeight>>,
+    /// The unit by which experiments assign arms, before `user` and headers.
     pub(crate) unit: Option<String>,
+    /// `"none"`, or an arm by name for testing; open where it is missing.
     pub(crate) experiment: Option<ExperimentChoice>,
-    /// A text whose log-probability experiments may measure.
+    /// A text whose log-probability as an answer experiments may measure.
     pub(crate) reference: Option<String>,
+    /// The routing that the reply reports: `none`, `summary` or `full`.
     pub(crate) trace: Option<String>,
+    /// Keeps this caller's cached beginnings apart from others'; 1 to 1,024 bytes.
     pub(crate) cache_salt: Option<String>,
+    /// Leaves special tokens out of the text; true by default.
     pub(crate) skip_special_tokens: Option<bool>,
+    /// Puts the tokenizer's special tokens around a prompt; the default is the route's.
     pub(crate) add_special_tokens: Option<bool>,
+    /// Tokens of the prompt that are kept; -1 keeps as many as fit.
     pub(crate) truncate_prompt_tokens: Option<i64>,
+    /// The side that is cut off, `left` by default or `right`.
     pub(crate) truncation_side: Option<String>,
+    /// The only tokens that may come; not empty.
     pub(crate) allowed_token_ids: Option<Vec<u32>>,
+    /// Words that may not come, at most 64.
     pub(crate) bad_words: Option<Vec<String>>,
+    /// Alternatives per token of the prompt, 0 to 20; not in streams.
     pub(crate) prompt_logprobs: Option<i64>,
+    /// Reports the ids of prompt and answer.
     pub(crate) return_token_ids: Option<bool>,
+    /// Names tokens by `token_id:ID` in lists of log-probabilities.
     pub(crate) return_tokens_as_token_ids: Option<bool>,
 }
 
-/// One string or several.
+/// Stop strings, from one string or a list.
 #[derive(Clone, Debug)]
 pub(crate) struct Stop(Vec<String>);
 
@@ -79,17 +115,24 @@ impl<'de> Deserialize<'de> for Stop {
     }
 }
 
+/// The field `stream_options`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct StreamOptions {
+    /// Sends the usage of the whole reply in a last chunk.
     pub(crate) include_usage: Option<bool>,
+    /// Sends the usage so far in every chunk; needs `include_usage`.
     pub(crate) continuous_usage_stats: Option<bool>,
+    /// OpenAI's padding against guesses by length; true is refused.
     pub(crate) include_obfuscation: Option<bool>,
 }
 
+/// The field `router`.
 #[derive(Clone, Debug)]
 pub(crate) enum RouterChoice {
+    /// A router or a chain by name, with its default candidates and parameters.
     Name(String),
+    /// A router with parameters and candidates.
     Full(RouterSpec),
 }
 
@@ -107,6 +150,7 @@ impl<'de> Deserialize<'de> for RouterChoice {
 }
 
 impl RouterChoice {
+    /// The name of the router or chain, or `none`.
     fn name(&self) -> &str {
         match self {
             Self::Name(name) => name,
@@ -115,7 +159,7 @@ impl RouterChoice {
     }
 }
 
-/// `"none"`, or an arm by name.
+/// The field `experiment`: `"none"`, or an arm by name.
 #[derive(Clone, Debug)]
 pub(crate) struct ExperimentChoice(Choice);
 
@@ -132,38 +176,49 @@ impl<'de> Deserialize<'de> for ExperimentChoice {
     }
 }
 
+/// The field `router` as an object. Unknown keys are refused, as a misspelt one would change the
+/// answer.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RouterSpec {
+    /// The router or chain.
     name: String,
+    /// Parameters, scalars only.
     #[serde(default)]
     params: BTreeMap<String, Json>,
+    /// Names, globs or `tag:...` of the candidates; empty takes the skill set's, else all.
     #[serde(default)]
     modules: Vec<String>,
 }
 
+/// One entry of `adapters`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AdapterWeight {
+    /// The module's name or alias.
     name: String,
+    /// The weight of its contribution; its range is checked when it is composed.
     #[serde(default = "one")]
     weight: f32,
 }
 
+/// The weight of a module without one.
 fn one() -> f32 {
     1.0
 }
 
 impl CommonParams {
+    /// The model name, or the base's where the request gives none.
     pub(crate) fn model_name<'a>(&'a self, service: &'a Service) -> &'a str {
         self.model.as_deref().filter(|model| !model.is_empty()).unwrap_or(&service.base_name)
     }
 
+    /// True where the reply is sent in chunks.
     pub(crate) fn streams(&self) -> bool {
         self.stream.unwrap_or(false)
     }
 
-    /// Checks the options of a stream.
+    /// Checks the options of a stream, which need one.
     pub(crate) fn stream_usage(&self) -> Result<StreamUsage, ApiError> {
         let Some(options) = &self.stream_options else { return Ok(StreamUsage::None) };
         let refused = |message: &str| Err(ApiError::bad_request(message, Some("stream_options")));
@@ -184,7 +239,7 @@ impl CommonParams {
         }
     }
 
-    /// `skip_special_tokens`, the other way round: the place of special tokens in the text.
+    /// The place of special tokens in the text: `skip_special_tokens`, the other way round.
     pub(crate) fn special(&self) -> Special {
         match self.skip_special_tokens {
             Some(false) => Special::Shown,
@@ -192,6 +247,7 @@ impl CommonParams {
         }
     }
 
+    /// The stop strings, none of them empty, with the tokens before which they do not count.
     pub(crate) fn stops(&self) -> Result<Stops, ApiError> {
         let strings = self.stop.as_ref().map_or(&[][..], |stop| &stop.0);
         if strings.len() > MAX_STOPS {
@@ -210,7 +266,8 @@ impl CommonParams {
         })
     }
 
-    /// Alternatives per token of the prompt that the request asks for by itself.
+    /// Alternatives per token of the prompt that the request asks for by itself. vLLM's -1 for the
+    /// whole vocabulary is refused.
     pub(crate) fn prompt_logprobs(&self) -> Result<Option<usize>, ApiError> {
         let refused =
             |message: String| Err(ApiError::bad_request(message, Some("prompt_logprobs")));
@@ -224,7 +281,8 @@ impl CommonParams {
         }
     }
 
-    /// Cuts a prompt as `truncate_prompt_tokens` asks; `room` tokens are left for it.
+    /// Cuts a prompt as `truncate_prompt_tokens` asks; `room` tokens are left for it. Without the
+    /// field nothing is cut, and the engine refuses a prompt that is too long.
     pub(crate) fn truncate(&self, tokens: &mut Vec<u32>, room: usize) -> Result<(), ApiError> {
         let refused = |name, message: String| Err(ApiError::bad_request(message, Some(name)));
         let Some(keep) = self.truncate_prompt_tokens else { return Ok(()) };
@@ -252,7 +310,7 @@ impl CommonParams {
         Ok(())
     }
 
-    /// What keeps this caller's cached beginnings apart from others'.
+    /// A salt that keeps this caller's cached beginnings apart from others'; empty without one.
     pub(crate) fn cache_salt(&self) -> Result<String, ApiError> {
         match &self.cache_salt {
             None => Ok(String::new()),
@@ -266,6 +324,7 @@ impl CommonParams {
         }
     }
 
+    /// The routing that the reply reports; none by default.
     pub(crate) fn trace_level(&self) -> Result<TraceLevel, ApiError> {
         match self.trace.as_deref() {
             None | Some("none") => Ok(TraceLevel::None),
@@ -287,7 +346,7 @@ impl CommonParams {
         }
     }
 
-    /// The fields that say what answers.
+    /// The fields that say what answers, before they are put over the model name's selection.
     fn route_fields(&self) -> Result<RouteFields, ApiError> {
         let adapters = self.adapters.as_deref().map(weights).transpose()?;
         let router = match &self.router {
@@ -298,7 +357,10 @@ impl CommonParams {
         Ok(RouteFields { adapters, router })
     }
 
-    /// The request as meant. `id` is the reply's; at most `max_tokens` are to be generated for each choice.
+    /// The request as meant, with all fields of this struct checked but those of the reply's form.
+    /// `id` is the reply's; at most `max_tokens` are to be generated for each choice.
+    ///
+    /// The unit's `beginning`, and log-probabilities, are left to the route.
     pub(crate) fn meant(
         &self,
         service: &Service,
@@ -309,12 +371,6 @@ impl CommonParams {
         let model = self.model_name(service);
         let named = service.selection(model).ok_or_else(|| ApiError::unknown_model(model))?;
         let route = Route::new(service, named, self.route_fields()?, self.bucket());
-        let route = route.map_err(|twice| {
-            let message = format!(
-                "`adapters` names `{twice}`, which `model` names already, expected it once"
-            );
-            ApiError::bad_request(message, Some("adapters"))
-        })?;
         let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
         Ok(AnswerRequest {
             id,
@@ -343,14 +399,15 @@ impl CommonParams {
         })
     }
 
-    /// The same number for the same unit (`unit`, else `user`).
+    /// A number that is the same for the same unit (`unit`, else `user`) within one build of the
+    /// server. Requests without a unit all have one bucket.
     fn bucket(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.unit.as_ref().or(self.user.as_ref()).hash(&mut hasher);
         hasher.finish()
     }
 
-    /// Number of choices.
+    /// Number of choices per prompt, 1 to 16.
     pub(crate) fn choices(&self) -> Result<usize, ApiError> {
         match self.n {
             None => Ok(1),
@@ -365,6 +422,7 @@ impl CommonParams {
 /// The usage that a stream reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum StreamUsage {
+    /// No usage in any chunk.
     None,
     /// In a chunk of its own at the end; null in the others.
     AtEnd,
@@ -372,6 +430,7 @@ pub(crate) enum StreamUsage {
     Continuous,
 }
 
+/// The modules of `adapters` in order; a name that comes twice is refused.
 fn weights(adapters: &[AdapterWeight]) -> Result<Vec<(String, f32)>, ApiError> {
     let mut seen = BTreeSet::new();
     if let Some(twice) = adapters.iter().find(|adapter| !seen.insert(&adapter.name)) {
@@ -381,6 +440,7 @@ fn weights(adapters: &[AdapterWeight]) -> Result<Vec<(String, f32)>, ApiError> {
     Ok(adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight)).collect())
 }
 
+/// The request to a router. Prompt, text and bucket are filled in when the prompt is known.
 fn routed(choice: &RouterChoice) -> Result<RouterRequest, ApiError> {
     let (router, params, modules) = match choice {
         RouterChoice::Name(name) => (name, None, Vec::new()),

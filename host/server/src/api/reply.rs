@@ -18,30 +18,35 @@ use crate::answer::request::AnswerRequest;
 use crate::service::Service;
 use crate::traces::TracedToken;
 
-/// Time since 1970, by this machine's clock.
+/// Time since 1970, by this machine's clock; zero where that is set before.
 pub(super) fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A new id of a reply, random in 128 bits.
+/// A new id of a reply: the prefix, and 128 random bits in hexadecimal. It decides whether traces
+/// and shadows take the request.
 pub(super) fn new_id(prefix: &str) -> String {
     use std::hash::BuildHasher;
     let random = std::hash::RandomState::new();
     format!("{prefix}-{:016x}{:016x}", random.hash_one(1), random.hash_one(2))
 }
 
-/// The fields of a request that shape its reply.
+/// The fields of a request that shape its reply, the same in all of its chunks.
 #[derive(Debug)]
 pub(super) struct ReplyHead {
+    /// The reply's id.
     pub(super) id: String,
     /// Seconds since 1970.
     created: u64,
+    /// The model name, as the request had it.
     model: String,
+    /// The routing that is reported.
     pub(super) trace: TraceLevel,
+    /// The usage that a stream reports.
     pub(super) usage: StreamUsage,
     /// Choices per prompt.
     pub(super) per_prompt: usize,
-    /// Alternatives per token of the prompt.
+    /// Alternatives per token of the prompt; `None` reports no `prompt_logprobs`.
     pub(super) prompt_logprobs: Option<usize>,
     /// `return_tokens_as_token_ids`: tokens are named by their ids.
     names_as_ids: bool,
@@ -50,7 +55,8 @@ pub(super) struct ReplyHead {
 }
 
 impl ReplyHead {
-    /// The head of the reply to a request.
+    /// The head of the reply to a request. Options of a stream are checked here, before anything is
+    /// submitted.
     pub(super) fn new(common: &CommonParams, request: &AnswerRequest) -> Result<Self, ApiError> {
         Ok(Self {
             id: request.id.clone(),
@@ -71,7 +77,8 @@ impl ReplyHead {
                "choices": choices})
     }
 
-    /// Adds the usage of a chunk whose prompt has `prompt` tokens and whose choice `completion` so far.
+    /// Adds the usage of a chunk whose prompt has `prompt` tokens and whose choice has `completion`
+    /// so far.
     pub(super) fn add_usage(&self, chunk: &mut Json, prompt: usize, completion: usize) {
         match self.usage {
             StreamUsage::None => {}
@@ -90,12 +97,14 @@ impl ReplyHead {
 pub(super) struct Numbered {
     /// The choice that the piece belongs to.
     pub(super) index: usize,
+    /// The piece itself.
     pub(super) delta: Delta,
     /// Set with the end: the report of what answered.
     pub(super) report: Option<Json>,
 }
 
-/// Completions as numbered deltas, as they come.
+/// Completions as numbered deltas, in the order in which they come. Pieces of one choice keep their
+/// order; dropping the stream cancels all.
 pub(super) fn deltas(
     completions: Vec<Completion>,
     trace: TraceLevel,
@@ -115,12 +124,12 @@ pub(super) fn deltas(
     }))
 }
 
-/// A server-sent event.
+/// A server-sent event with one JSON body.
 pub(super) fn event(body: &Json) -> Result<Event, Infallible> {
     Ok(Event::default().data(body.to_string()))
 }
 
-/// The last event of every stream.
+/// The last event of every stream, `[DONE]`.
 pub(super) fn done() -> impl Stream<Item = Result<Event, Infallible>> {
     futures::stream::iter([Ok(Event::default().data("[DONE]"))])
 }
@@ -128,7 +137,9 @@ pub(super) fn done() -> impl Stream<Item = Result<Event, Infallible>> {
 /// Completions that have ended in a stream, until all have.
 #[derive(Debug)]
 pub(super) struct StreamedEnds {
+    /// Choices in the stream.
     count: usize,
+    /// Ends so far, each with its choice, in the order in which they came.
     finished: Vec<(usize, Finished)>,
 }
 
@@ -138,7 +149,8 @@ impl StreamedEnds {
         Self { count, finished: Vec::new() }
     }
 
-    /// The usage of the whole reply, with the end of the last completion where the stream reports it.
+    /// The usage of the whole reply, with the end of the last completion where the stream reports
+    /// it; `None` before.
     pub(super) fn add(
         &mut self,
         head: &ReplyHead,

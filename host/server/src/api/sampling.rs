@@ -1,4 +1,4 @@
-//! The fields of a request that say how tokens are drawn, and which may come.
+//! The fields of a request that say how tokens are drawn, and which tokens may come.
 
 use polyskill_engine::SamplingParams;
 
@@ -8,11 +8,15 @@ use crate::service::Service;
 
 /// Words that may not come, in one request.
 const MAX_BAD_WORDS: usize = 64;
-/// Bytes of one of them.
+/// Bytes of one of them, without blanks before it.
 const MAX_BAD_WORD_BYTES: usize = 256;
 
 impl CommonParams {
-    /// Checks and translates the sampling fields.
+    /// Checks and translates the sampling fields. An error names the field, its value and the
+    /// range.
+    ///
+    /// The request's own stop tokens come first in `stop_tokens`, and the model's after them.
+    /// Log-probabilities are left to the route.
     pub(crate) fn sampling(
         &self,
         service: &Service,
@@ -71,7 +75,7 @@ impl CommonParams {
         })
     }
 
-    /// Refuses more tokens at least than at most.
+    /// Refuses a `min_tokens` that is more than `max_tokens`.
     pub(crate) fn check_min_tokens(&self, max_tokens: usize) -> Result<(), ApiError> {
         let Some(least) = self.min_tokens.filter(|&least| least > max_tokens) else {
             return Ok(());
@@ -81,6 +85,7 @@ impl CommonParams {
         Err(ApiError::bad_request(message, Some("min_tokens")))
     }
 
+    /// The pairs of `logit_bias`, with ids below `vocab_size`.
     fn biases(&self, vocab_size: usize) -> Result<Vec<(u32, f32)>, ApiError> {
         let parse = |(token, bias): (&String, &f32)| match token.parse::<u32>() {
             Ok(id) if bias.abs() <= 100.0 && (id as usize) < vocab_size => Ok((id, *bias)),
@@ -94,6 +99,8 @@ impl CommonParams {
         self.logit_bias.iter().flatten().map(parse).collect()
     }
 
+    /// The tokens that may come; empty allows all. An empty list in the request is refused, as it
+    /// allows no answer.
     fn allowed_tokens(&self, vocab_size: usize) -> Result<Vec<u32>, ApiError> {
         let Some(tokens) = &self.allowed_token_ids else { return Ok(Vec::new()) };
         let refused =
@@ -109,7 +116,8 @@ impl CommonParams {
         }
     }
 
-    /// The token sequences of words that may not come, at the beginning of a text and behind a blank.
+    /// The token sequences of words that may not come, at the beginning of a text and behind a
+    /// blank. A word can be spelled by other tokens, and then it comes.
     fn bad_words(&self, service: &Service) -> Result<Vec<Vec<u32>>, ApiError> {
         let refused = |message: String| ApiError::bad_request(message, Some("bad_words"));
         let words = self.bad_words.as_deref().unwrap_or_default();
@@ -144,6 +152,7 @@ impl CommonParams {
     }
 }
 
+/// A seed for a request without one.
 fn random_seed() -> u64 {
     // The hasher's keys are random per process and differ per instance.
     std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0)

@@ -14,19 +14,28 @@ use super::messages::ChatFields;
 use super::modules::blocking;
 use crate::service::Service;
 
+/// The body of `/tokenize`: exactly one of `prompt` and `messages`.
 #[derive(Debug, Deserialize)]
 struct TokenizeRequest {
+    /// A text.
     prompt: Option<String>,
+    /// A chat, which is rendered as for an answer.
     messages: Option<Vec<Json>>,
+    /// Puts special tokens around a text; true by default.
     add_special_tokens: Option<bool>,
+    /// Reports the vocabulary's spelling of each token too.
     return_token_strs: Option<bool>,
 }
 
+/// The body of `/detokenize`.
 #[derive(Debug, Deserialize)]
 struct DetokenizeRequest {
+    /// Token ids, below the number of ids that the model or its tokenizer has, whichever is larger.
     tokens: Vec<u32>,
 }
 
+/// `POST /tokenize`: the tokens of a text or a chat, with their number and the longest context. A
+/// chat is rendered on a thread that may block; a text is encoded at once.
 pub(super) async fn tokenize(
     State(service): State<Arc<Service>>,
     body: Body,
@@ -59,11 +68,18 @@ pub(super) async fn tokenize(
                         "token_strs": pieces})))
 }
 
+/// `POST /detokenize`: the text of tokens, special ones too, without stripping a blank.
 pub(super) async fn detokenize(
     State(service): State<Arc<Service>>,
     body: Body,
 ) -> Result<JsonReply<Json>, ApiError> {
     fields::check(&body, &[fields::DETOKENIZE])?;
     let request: DetokenizeRequest = body.fields()?;
+    // A model may have more ids than its tokenizer, and may answer with them.
+    let count = service.model.config().vocab_size.max(service.tokenizer.num_ids() as usize);
+    if let Some(id) = request.tokens.iter().find(|&&id| id as usize >= count) {
+        let message = format!("`tokens` holds {id}, expected ids below {count}");
+        return Err(ApiError::bad_request(message, Some("tokens")));
+    }
     Ok(JsonReply(json!({"prompt": service.tokenizer.decode_part(&request.tokens)})))
 }

@@ -1,4 +1,5 @@
-//! The web page at `/ui`: files that are part of the program, under a policy that lets nothing else in.
+//! The web page at `/ui`: files that are part of the program, under a policy that lets nothing else
+//! in.
 
 use std::sync::Arc;
 
@@ -13,17 +14,19 @@ use axum::routing::get;
 use super::error::ApiError;
 use crate::service::Service;
 
-/// The page talks to this server alone; what models and modules say can run nothing.
+/// The content security policy: the page talks to this server alone; texts of models and modules
+/// can run nothing.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
                       img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// An array of names with the contents of these files.
 macro_rules! files {
     ($($name:literal),* $(,)?) => {
         [$(($name, include_str!(concat!("../../ui/", $name)))),*]
     };
 }
 
-/// Every file of the page.
+/// Every file of the page, by name.
 const FILES: [(&str, &str); 29] = files![
     "admin-view.js",
     "api.js",
@@ -56,6 +59,8 @@ const FILES: [(&str, &str); 29] = files![
     "views.css",
 ];
 
+/// `GET /ui` and `GET /ui/{name}`. They need no key, as the page holds none: it sends the user's
+/// key with its own requests.
 pub(super) fn routes() -> Router<Arc<Service>> {
     Router::new()
         .route("/ui", get(|| async { file("index.html") }))
@@ -63,6 +68,8 @@ pub(super) fn routes() -> Router<Arc<Service>> {
         .route("/ui/{name}", get(|Path(name): Path<String>| async move { file(&name) }))
 }
 
+/// A file with its type and the policy, or 404. Names are compared with a list, so that no path
+/// leads to the disk.
 fn file(name: &str) -> Response {
     let Some((_, content)) = FILES.iter().find(|(known, _)| *known == name) else {
         return ApiError::not_found(format!("the page has no file `{name}`"), None).into_response();

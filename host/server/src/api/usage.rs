@@ -1,11 +1,12 @@
-//! Tokens that a reply reports.
+//! The numbers of tokens that a reply reports.
 
 use polyskill_engine::Finished;
 use serde_json::{Value as Json, json};
 
-/// The `usage` of a reply with `per_prompt` choices for each of its prompts, whose choices ended as given, in order.
+/// The `usage` of a reply with `per_prompt` choices for each of its prompts. `finished` has the
+/// choices with their numbers, in any order.
 ///
-/// Each prompt counts once, however many choices answer it.
+/// Each prompt counts once, by its first choice, however many choices answer it.
 pub(super) fn of<'a>(
     finished: impl IntoIterator<Item = (usize, &'a Finished)>,
     per_prompt: usize,

@@ -4,7 +4,8 @@ use polyskill_engine::{RouterRequest, Selection};
 use polyskill_experiment::declaration::{Arm, Scalar};
 use polyskill_sdk::{Parameters, Value};
 
-/// What answers under an arm.
+/// The selection that answers under an arm. Its adapters act alone where it has no router, and are
+/// always on where it has one. The prompt is told to the router later.
 pub(super) fn selection(arm: &Arm) -> Selection {
     let adapters =
         arm.adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight as f32)).collect();

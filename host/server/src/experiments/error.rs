@@ -1,10 +1,10 @@
-//! Why something cannot be done with an experiment.
+//! Errors of experiments.
 
-/// Why something cannot be done with an experiment.
+/// A reason for which something cannot be done with an experiment.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExperimentError {
-    /// There is none of this name.
+    /// There is no experiment of this name.
     #[error("there is no experiment `{0}`")]
     Unknown(String),
     /// The declaration is not usable.
@@ -15,12 +15,12 @@ pub enum ExperimentError {
         /// Every reason.
         problems: Vec<String>,
     },
-    /// A request asks for an arm that there is not.
+    /// A request or a stop names an arm that does not exist, or a stop names the control.
     #[error("experiment `{experiment}` has no arm `{arm}`")]
     NoArm {
         /// The experiment.
         experiment: String,
-        /// What was asked for.
+        /// The arm's name in the request.
         arm: String,
     },
     /// Feedback on a request that is not known, or no longer.
@@ -28,14 +28,14 @@ pub enum ExperimentError {
         "there is no request `{0}` of an experiment; feedback is joined with the latest requests only"
     )]
     UnknownRequest(String),
-    /// Feedback that the experiment does not wait for.
+    /// Feedback on a metric that the experiment does not have, or that the server measures.
     #[error("experiment `{experiment}` takes no feedback on `{name}`, but on {measured}")]
     NoMetric {
         /// The experiment.
         experiment: String,
         /// The name in the feedback.
         name: String,
-        /// What there is.
+        /// The metrics that feedback is taken on, as a list for people.
         measured: String,
     },
     /// A value that the metric cannot have.
@@ -43,9 +43,9 @@ pub enum ExperimentError {
     Value {
         /// The metric.
         name: String,
-        /// What was found.
+        /// The value in the feedback.
         value: f64,
-        /// Its bounds.
+        /// The metric's bounds.
         expected: String,
     },
     /// Feedback that says something else than was said before.
@@ -57,10 +57,10 @@ pub enum ExperimentError {
         name: String,
         /// The value that stays.
         known: f64,
-        /// What was found.
+        /// The value in the feedback, which is dropped.
         value: f64,
     },
-    /// The store failed.
+    /// The store failed; the text may name files.
     #[error("{0}")]
     Store(String),
 }

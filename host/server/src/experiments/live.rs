@@ -1,73 +1,87 @@
-//! One experiment while it is known: who has which arm, what came of it, and how it stands.
+//! One experiment while it is known: the arms of units, their outcomes, and its state.
+
+mod reports;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use polyskill_experiment::analysis::history::Histories;
-use polyskill_experiment::analysis::report::Situation;
 use polyskill_experiment::assignment::{Place, arm, place, position};
 use polyskill_experiment::bandit::{Rewards, Rule};
-use polyskill_experiment::declaration::{Arm, Mode};
-use polyskill_experiment::off_policy::{self, Logged, Target};
+use polyskill_experiment::declaration::Mode;
 use polyskill_experiment::totals::{Outcome, Total};
-use polyskill_experiment::{Declaration, Report, Totals, report};
+use polyskill_experiment::{Declaration, Totals};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value as Json, json};
 
 use super::store::Kept;
 
-/// How an experiment has gone so far; kept beside its declaration.
+/// The course of an experiment so far. It is kept with the declaration and written whenever it
+/// changes.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub(super) struct Course {
-    /// When units began to be assigned, in unix seconds.
+    /// The time at which units began to be assigned, in seconds since 1970.
     pub(super) started: Option<u64>,
+    /// The time of the stop, in seconds since 1970; `None` while it is on.
     pub(super) stopped: Option<u64>,
+    /// The reason of the stop, of a guard, an operator or the declaration.
     pub(super) stop_reason: Option<String>,
-    /// Arms that take no units any more, and why.
+    /// Arms that take no units any more, with the reasons.
     pub(super) stopped_arms: BTreeMap<String, String>,
-    /// The arms' weights, from the first to those that hold now.
+    /// The arms' weights, from the first to those that hold now, each list in the order of the
+    /// declaration. A unit has the number of the weights under which it was assigned.
     pub(super) epochs: Vec<Vec<f64>>,
-    /// Earlier intervals.
+    /// Confidence intervals at earlier looks.
     pub(super) histories: Histories,
 }
 
-/// The arm of a unit.
+/// The arm that a unit was dealt. It stays the unit's, whatever weights become.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Assigned {
+    /// The arm's name.
     pub(super) arm: String,
+    /// The index in [`Course::epochs`] of the weights that held then.
     pub(super) epoch: u32,
-    /// Of a bandit: the probability of each arm when it was chosen.
+    /// Of a bandit: the probability of each arm when it was chosen, in the order of the
+    /// declaration.
     pub(super) propensities: Option<Vec<f64>>,
 }
 
-/// What a unit gets.
+/// The part of a unit in an experiment.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Dealt {
     /// Nothing of this experiment.
     Not,
-    /// The experiment has not started; what the request gives is a value from before it.
+    /// The experiment has not started; the request's measurements are values from before it.
     Before,
     /// An arm. Where it is new, it must be written before anything is served.
     Arm { assigned: Assigned, is_new: bool, counted: bool },
 }
 
+/// One experiment in memory. The disk has the same, a moment later.
 #[derive(Debug)]
 pub(super) struct Live {
+    /// The declaration, with the weights that were declared last.
     pub(super) declaration: Declaration,
+    /// Start, stop and weights so far.
     pub(super) course: Course,
+    /// The arm of each unit, by the unit's hash.
     units: HashMap<String, Assigned>,
+    /// Sums of metrics by arm and unit, and counters by arm.
     pub(super) totals: Totals,
+    /// The rule of a bandit; `None` in other modes.
     rule: Option<Rule>,
+    /// The rewards of each arm of a bandit, in the order of the declaration.
     rewards: Vec<Rewards>,
     /// Units whose arm is not on the disk yet.
     pending: BTreeSet<String>,
-    /// Why arms could not be composed, the last reason of each.
+    /// The last reason for which each arm could not be composed. It is not kept on the disk.
     pub(super) failures: BTreeMap<String, String>,
-    /// Values from before the start, by unit and metric.
+    /// Values from before the start, by unit and metric: count and sum.
     before: HashMap<String, BTreeMap<String, (u64, f64)>>,
 }
 
 impl Live {
+    /// An experiment that has not started.
     pub(super) fn new(declaration: Declaration) -> Self {
         let epochs = vec![declaration.weights()];
         let course = Course { epochs, ..Course::default() };
@@ -78,7 +92,9 @@ impl Live {
         Self { declaration, course, units, totals, rule, rewards, pending, failures, before }
     }
 
-    /// As it was kept.
+    /// An experiment as it was kept. Rewards of an arm that is not declared are dropped.
+    ///
+    /// The error is that of the record that cannot be read.
     pub(super) fn restored(kept: Kept) -> Result<Self, String> {
         let say = |error: serde_json::Error| error.to_string();
         let declaration: Declaration = serde_json::from_str(&kept.declaration).map_err(say)?;
@@ -117,28 +133,33 @@ impl Live {
         Ok(live)
     }
 
+    /// The place of an arm in the declaration.
     fn arm_number(&self, name: &str) -> Option<usize> {
         self.declaration.arms.iter().position(|arm| arm.name == name)
     }
 
+    /// Units that have an arm.
     pub(super) fn num_units(&self) -> usize {
         self.units.len()
     }
 
-    /// Whether requests are assigned now.
+    /// True between start and stop: units are assigned.
     pub(super) fn is_running(&self) -> bool {
         self.course.started.is_some() && self.course.stopped.is_none()
     }
 
-    /// Whether requests under this model name are its.
+    /// True where requests under this model name are the experiment's: it has not stopped, and its
+    /// declaration lists the name or none.
     pub(super) fn takes(&self, model: &str) -> bool {
         let models = &self.declaration.models;
         self.course.stopped.is_none()
             && (models.is_empty() || models.iter().any(|known| known == model))
     }
 
-    /// The arm of a unit: the one that it had, else by hash or, of a bandit, by what arms have earned. `most` units are kept;
-    /// beyond them, new units are none of the experiment's.
+    /// The part of a unit: the arm that it had, else one by hash or, of a bandit, by what arms have
+    /// earned. Nothing is remembered: [`Live::assign`] does that.
+    ///
+    /// `most` units are kept; beyond them, new units are none of the experiment's.
     pub(super) fn deal(&self, unit: &str, most: usize) -> Dealt {
         if self.course.stopped.is_some() {
             return Dealt::Not;
@@ -163,11 +184,12 @@ impl Live {
         Dealt::Arm { assigned, is_new: true, counted: true }
     }
 
+    /// The index of the weights that hold now.
     fn epoch(&self) -> u32 {
         self.course.epochs.len().saturating_sub(1) as u32
     }
 
-    /// Weights that hold now: none for arms that were stopped.
+    /// Weights that hold now, in the order of the declaration: zero for arms that were stopped.
     pub(super) fn weights(&self) -> Vec<f64> {
         let weights = self.course.epochs.last().cloned();
         let mut weights = weights.unwrap_or_else(|| self.declaration.weights());
@@ -179,6 +201,8 @@ impl Live {
         weights
     }
 
+    /// The arm of a new unit, with the propensities of a bandit. In the shadow modes it is the
+    /// control. The same state and unit always give the same arm.
     fn choose(&self, unit: &str) -> (String, Option<Vec<f64>>) {
         let name = |at: usize| self.declaration.arms[at].name.clone();
         match (self.declaration.mode, &self.rule) {
@@ -199,7 +223,8 @@ impl Live {
         }
     }
 
-    /// Remembers a new unit.
+    /// Remembers a new unit as not on the disk yet, and gives its values from before the start to
+    /// its arm. A unit that is known keeps its arm.
     pub(super) fn assign(&mut self, unit: &str, assigned: Assigned) {
         let arm = assigned.arm.clone();
         if self.units.contains_key(unit) {
@@ -213,26 +238,29 @@ impl Live {
         }
     }
 
-    /// Hears whether a unit's arm is on the disk; one that could not be written is forgotten.
+    /// Takes the outcome of writing a unit's arm; a unit that could not be written is forgotten, so
+    /// that its next request is dealt again.
     pub(super) fn written(&mut self, unit: &str, is_written: bool) {
         if self.pending.remove(unit) && !is_written {
             self.units.remove(unit);
         }
     }
 
-    /// Whether values from before the start can be kept for a unit.
+    /// True where values from before the start can be kept for a unit: it has some, or fewer than
+    /// `most` units have.
     pub(super) fn has_room_before(&self, unit: &str, most: usize) -> bool {
         self.before.len() < most || self.before.contains_key(unit)
     }
 
-    /// Values from before the start, given to the units' arms.
+    /// Gives the values from before the start to the arms of the units that were restored, which
+    /// are on the disk.
     fn bring_before(&mut self) {
         let known = std::mem::take(&mut self.units);
         known.into_iter().for_each(|(unit, assigned)| self.assign(&unit, assigned));
         self.pending.clear();
     }
 
-    /// Counts a request of an arm with what was measured of it.
+    /// Counts a request of an arm with its measurements, in memory alone.
     pub(super) fn count(
         &mut self,
         arm: &str,
@@ -246,7 +274,7 @@ impl Live {
         }
     }
 
-    /// Adds values from before the start.
+    /// Adds values from before the start, in memory alone.
     pub(super) fn count_before(&mut self, unit: &str, observations: &[(String, f64)]) {
         let before = self.before.entry(unit.to_owned()).or_default();
         for (metric, value) in observations {
@@ -256,7 +284,9 @@ impl Live {
         }
     }
 
-    /// Adds what a bandit's arm earned; what is to be kept of it.
+    /// Adds a reward to a bandit's arm; the arm's rewards, to be kept, where the metric is the
+    /// reward. Bounded rewards are turned into trials by a position that depends on the unit and
+    /// the count.
     pub(super) fn earn(
         &mut self,
         arm: &str,
@@ -271,105 +301,12 @@ impl Live {
         rule.earn(&mut self.rewards[at], value, position(&format!("earn:{count}"), unit));
         Some(self.rewards[at])
     }
-
-    /// How it stands.
-    pub(super) fn report(&self, now: u64) -> Report {
-        let situation = Situation {
-            now,
-            started: self.course.started,
-            stopped: self.course.stopped,
-            stop_reason: self.course.stop_reason.clone(),
-        };
-        let mut declared = self.declaration.clone();
-        // Where weights were changed, units are compared with the mean of the shares under which they were assigned.
-        let shares = self.mean_shares();
-        declared.arms.iter_mut().zip(shares).for_each(|(arm, share)| arm.weight = share);
-        report(&declared, &self.totals, &situation, &self.course.histories)
-    }
-
-    fn mean_shares(&self) -> Vec<f64> {
-        let mut counts = vec![0_u64; self.course.epochs.len()];
-        for assigned in self.units.values() {
-            if let Some(count) = counts.get_mut(assigned.epoch as usize) {
-                *count += 1;
-            }
-        }
-        let shares = |weights: &Vec<f64>| {
-            let sum: f64 = weights.iter().sum();
-            weights.iter().map(|weight| weight / sum).collect::<Vec<f64>>()
-        };
-        let all: u64 = counts.iter().sum();
-        if all == 0 {
-            return shares(&self.course.epochs.last().cloned().unwrap_or_default());
-        }
-        let mut mean = vec![0.0; self.declaration.arms.len()];
-        for (weights, count) in self.course.epochs.iter().zip(counts) {
-            let part = count as f64 / all as f64;
-            mean.iter_mut().zip(shares(weights)).for_each(|(mean, share)| *mean += part * share);
-        }
-        mean
-    }
-
-    /// Of a bandit: what always taking each arm would have earned, estimated from units as they were dealt.
-    pub(super) fn off_policy(&self) -> Option<Json> {
-        let reward = &self.declaration.bandit.as_ref()?.reward;
-        let logged = self.logged(reward);
-        let level = self.declaration.level;
-        let of = |(number, arm): (usize, &Arm)| {
-            let target = Target::Arm(number);
-            let estimate = |made: Result<off_policy::Earning, off_policy::Error>| match made {
-                Ok(earning) => json!({
-                    "value": earning.value, "interval": [earning.low, earning.high],
-                    "effective_units": earning.effective_rows,
-                }),
-                Err(error) => json!({"error": error.to_string()}),
-            };
-            json!({
-                "arm": arm.name, "units": logged.iter().filter(|row| row.arm == number).count(),
-                "inverse_propensity": estimate(off_policy::inverse_propensity(&logged, &target, level)),
-                "self_normalised": estimate(off_policy::self_normalised(&logged, &target, level)),
-                "doubly_robust": estimate(off_policy::doubly_robust(&logged, &target, level)),
-            })
-        };
-        Some(self.declaration.arms.iter().enumerate().map(of).collect())
-    }
-
-    /// A row for each unit that a bandit dealt and that earned something.
-    fn logged(&self, reward: &str) -> Vec<Logged> {
-        let arms = &self.declaration.arms;
-        let mean =
-            |(unit, total): (&str, Total)| (unit.to_owned(), total.sum / total.count.max(1) as f64);
-        let earned: Vec<Vec<(String, f64)>> = arms
-            .iter()
-            .map(|arm| self.totals.units(&arm.name, reward).map(mean).collect())
-            .collect();
-        let sums: Vec<f64> =
-            earned.iter().map(|units| units.iter().map(|unit| unit.1).sum()).collect();
-        let mut logged = Vec::new();
-        for (arm, units) in earned.iter().enumerate() {
-            for (unit, reward) in units {
-                let chances = self.units.get(unit).and_then(|at| at.propensities.as_ref());
-                let Some(chances) = chances else { continue };
-                // The mean of each arm's other units predicts.
-                let predicted = (0..arms.len()).map(|other| {
-                    let own = other == arm;
-                    let count = earned[other].len() - usize::from(own);
-                    (sums[other] - if own { *reward } else { 0.0 }) / count.max(1) as f64
-                });
-                logged.push(Logged {
-                    arm,
-                    propensity: chances[arm],
-                    reward: *reward,
-                    predicted: predicted.collect(),
-                });
-            }
-        }
-        logged
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value as Json, json};
+
     use super::*;
 
     fn live(more: &Json) -> Live {

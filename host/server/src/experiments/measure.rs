@@ -1,4 +1,4 @@
-//! What the server measures of a request by itself, under the names that experiments declare.
+//! The server's own measurements of a request, under the names that experiments declare.
 
 use std::collections::BTreeMap;
 
@@ -6,15 +6,17 @@ use polyskill_engine::{Composition, FinishReason, Finished};
 use polyskill_experiment::Declaration;
 use polyskill_experiment::totals::Outcome;
 
-/// How a request went.
+/// The measurements of one request.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
-    /// Served, fallen back or failed.
+    /// Its counters: fallen back, failed, or neither.
     pub outcome: Outcome,
+    /// Values by metric; a metric that does not apply is missing.
     values: BTreeMap<String, f64>,
 }
 
-/// The names, with what they are; `module_share.NAME` is the mean weight of a module per token and site.
+/// The names with their meaning; `module_share.NAME` is the mean weight of a module per token and
+/// site.
 pub const MEASURED: [(&str, &str); 13] = [
     ("ttft_ms", "milliseconds from the request to its first token"),
     ("inter_token_ms", "milliseconds between its tokens, on average"),
@@ -34,19 +36,20 @@ pub const MEASURED: [(&str, &str); 13] = [
     (REFERENCE, "mean log-probability per token of the request's `reference`"),
 ];
 
-/// Whether the server measures something of this name itself, so that feedback has no say in it.
+/// True where the server measures a metric of this name itself, so that feedback has no say in it.
 pub(super) fn is_measured(name: &str) -> bool {
     name.starts_with(SHARE) || MEASURED.iter().any(|(known, _)| *known == name)
 }
 
-/// The name of the log-probability of a given reference.
+/// The name of the log-probability of a given reference, in nats per token.
 pub const REFERENCE: &str = "reference_logprob";
 
-/// Prefix of a module's share.
+/// Prefix of a module's share; the module's name follows.
 const SHARE: &str = "module_share.";
 
 impl Measured {
-    /// Of a request that the engine has ended after `seconds`.
+    /// The measurements of a request that the engine has ended after `seconds`. Times to the first
+    /// token and between tokens are missing where there are no such tokens.
     pub fn of(composition: &Composition, finished: &Finished, seconds: f64) -> Self {
         let fault = matches!(finished.reason, FinishReason::Error(_));
         let fallback = composition.fallback().is_some()
@@ -85,12 +88,12 @@ impl Measured {
         Self { outcome: Outcome { fallback, fault }, values }
     }
 
-    /// Whether a challenger's decisions were compared with it.
+    /// True where a challenger's decisions were compared with the request's.
     pub fn is_compared(&self) -> bool {
         self.values.contains_key("agreement")
     }
 
-    /// The control's part: it agrees with itself.
+    /// The control's part of a comparison: it agrees with itself.
     pub fn of_control(&self) -> Self {
         let mut own = self.clone();
         own.put("agreement", 1.0);
@@ -98,25 +101,27 @@ impl Measured {
         own
     }
 
-    /// The challenger's part: how far it decided alike, and nothing that it did not do.
+    /// The challenger's part of a comparison: how far it decided alike. It served nothing, so that
+    /// all other values are the control's alone.
     pub fn of_challenger(&self) -> Self {
         let mut values = self.values.clone();
         values.retain(|name, _| name == "agreement" || name == "overlap");
         Self { outcome: Outcome::default(), values }
     }
 
-    /// Of a request that no composition could be made for.
+    /// The measurements of a request that no composition could be made for: a fault and a fallback.
     pub fn fault() -> Self {
         let values = BTreeMap::from([("fault".to_owned(), 1.0)]);
         Self { outcome: Outcome { fallback: true, fault: true }, values }
     }
 
-    /// Adds a value.
+    /// Adds a value, in place of one under this name.
     pub fn put(&mut self, name: &str, value: f64) {
         self.values.insert(name.to_owned(), value);
     }
 
-    /// The values that an experiment measures. A module that was never picked has no share, which is a share of none.
+    /// The values that an experiment measures and accepts. A module that was never picked counts
+    /// with a share of 0; other values that are missing are not observed.
     pub(super) fn observations(&self, declaration: &Declaration) -> Vec<(String, f64)> {
         let value = |name: &str| {
             let none = name.starts_with(SHARE).then_some(0.0);
@@ -131,7 +136,8 @@ impl Measured {
     }
 }
 
-/// −Σ p·ln p over shares as parts of their sum.
+/// −Σ p·ln p over shares as parts of their sum, in nats. Negative shares count as 0, and no shares
+/// have an entropy of 0.
 fn entropy(shares: &[(u32, f64)]) -> f64 {
     let sum: f64 = shares.iter().map(|(_, share)| share.max(0.0)).sum();
     let parts = shares.iter().map(|(_, share)| share.max(0.0) / sum).filter(|part| *part > 0.0);

@@ -2,19 +2,25 @@
 
 use super::{Experiments, lock};
 
-/// What an arm has served so far.
+/// The counters of one arm at a scrape.
 #[derive(Clone, Debug)]
 struct ArmCounters {
+    /// The experiment's name, a label.
     experiment: String,
+    /// The arm's name, a label.
     arm: String,
+    /// Units that were exposed: they had a request under this arm.
     units: u64,
+    /// Requests that ended under this arm, those of shadows too.
     requests: u64,
+    /// Of these, those in which the base answered for the router.
     fallbacks: u64,
+    /// Of these, those that failed.
     faults: u64,
 }
 
 impl Experiments {
-    /// Counters of every arm: experiment, arm, units, requests, fallbacks, faults.
+    /// Counters of every arm of the experiments that have not stopped.
     fn counters(&self) -> Vec<ArmCounters> {
         let mut counters = Vec::new();
         for live in self.all() {
@@ -38,10 +44,12 @@ impl Experiments {
         counters
     }
 
-    /// Series for each arm, in Prometheus' text: experiments and arms are bounded, and units are no labels.
+    /// Appends series for each arm, in Prometheus' text: experiments and arms are bounded, and
+    /// units are no labels.
     pub(crate) fn write_metrics(&self, text: &mut String) {
         use std::fmt::Write as _;
         let counters = self.counters();
+        /// The counter of a family.
         type Of = fn(&ArmCounters) -> u64;
         let families: [(&str, &str, &str, Of); 4] = [
             ("units", "gauge", "Units of an arm.", |arm| arm.units),

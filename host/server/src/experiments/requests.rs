@@ -1,4 +1,4 @@
-//! Requests in experiments: which arm answers, and what came of it.
+//! Requests in experiments: the arm that answers, and its outcomes.
 
 use polyskill_engine::Selection;
 use polyskill_experiment::Declaration;
@@ -11,56 +11,63 @@ use super::store::{self, Durable, Noted, Served, UnitTotals};
 use super::unit::UnitIds;
 use super::{ExperimentError, Experiments, arm, hear, json_text, lock, wait};
 
-/// A request that an experiment answers.
+/// A request that an experiment answers. It is a copy: what happens to the experiment later does
+/// not change it.
 #[derive(Clone, Debug)]
 pub struct Enrolment {
     /// The experiment's name.
     pub experiment: String,
-    /// Empty before the experiment's start.
+    /// The arm's name; empty before the experiment's start.
     pub arm: String,
+    /// The unit's hash; empty in a request for an arm by name.
     unit: String,
-    /// Whether it counts; overrides do not, and units whose arm was stopped.
+    /// True where it counts; requests for an arm by name do not, and units whose arm was stopped do
+    /// not.
     counted: bool,
-    /// What answers; `None` before the start.
+    /// The selection of the arm; `None` before the start, when the model name's own answers.
     pub selection: Option<Selection>,
-    /// Arms that are to be looked at beside the control, which serves.
+    /// Arms that are compared with the control, which serves; empty in other modes than the
+    /// shadows.
     pub shadows: Vec<(String, Selection)>,
     /// The way in which arms meet requests.
     pub mode: Mode,
-    /// The share of requests that a full shadow runs again.
+    /// The share of requests that a full shadow runs again, 0 to 1.
     pub sample: f64,
 }
 
 impl Enrolment {
-    /// The challenger that a request's decisions are compared with, or that runs it again: of several, one by the id.
+    /// The challenger that a request's decisions are compared with, or that runs it again: of
+    /// several, one by the id.
     pub fn challenger(&self, id: &str) -> Option<(&str, &Selection)> {
         let at = (position("challenger", id) * self.shadows.len() as f64) as usize;
         self.shadows.get(at).map(|(name, selection)| (name.as_str(), selection))
     }
 
-    /// Whether a request is in the share that a full shadow runs again.
+    /// True for a request in the share that a full shadow runs again.
     pub fn is_sampled(&self, id: &str) -> bool {
         self.counted && position("shadow", id) < self.sample
     }
 }
 
-/// What a request asks of experiments.
+/// A request's say in which experiment takes it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Choice {
-    /// Whatever the hash says.
+    /// The experiment that the unit's hash gives.
     #[default]
     Open,
-    /// No experiment.
+    /// No experiment takes it.
     None,
-    /// This arm, for testing.
+    /// This arm of this experiment, for testing: experiment, then arm.
     Arm(String, String),
 }
 
 impl Experiments {
-    /// The experiment of a request, if one takes it; its unit's arm is on the disk.
+    /// The experiment of a request, if one takes it; its unit's arm is on the disk. Of several
+    /// experiments the first by name that takes the unit does.
     ///
     /// # Errors
-    /// If the request asks for an arm that there is not.
+    /// If the request asks for an experiment or an arm that does not exist, or a new unit's arm
+    /// cannot be written.
     pub async fn enrol(
         &self,
         choice: &Choice,
@@ -106,6 +113,7 @@ impl Experiments {
         Ok(None)
     }
 
+    /// Queues a unit's arm to be written.
     fn write_unit(&self, experiment: &str, unit: &str, assigned: Assigned) -> Durable<()> {
         let (experiment, unit) = (experiment.to_owned(), unit.to_owned());
         let Assigned { arm, epoch, propensities, .. } = assigned;
@@ -113,7 +121,7 @@ impl Experiments {
         self.store.change(store::put_unit(experiment, unit, arm, epoch, propensities))
     }
 
-    /// An arm by its name, for testing: it serves, and counts nowhere.
+    /// The enrolment under an arm by its name, for testing: it serves, and counts nowhere.
     fn overridden(&self, experiment: &str, arm: &str) -> Result<Enrolment, ExperimentError> {
         let live = self.one(experiment)?;
         let live = lock(&live);
@@ -126,7 +134,8 @@ impl Experiments {
         Ok(enrolment)
     }
 
-    /// Makes a request's id known, so that feedback finds it.
+    /// Makes a request's id known, so that feedback finds it. The oldest beyond `max_requests` are
+    /// forgotten.
     pub fn served(&self, id: &str, enrolment: &Enrolment) -> Durable<()> {
         let served = Served {
             experiment: enrolment.experiment.clone(),
@@ -142,7 +151,8 @@ impl Experiments {
         self.ended_under(enrolment, &enrolment.arm, measured);
     }
 
-    /// Counts a request whose arm could not be composed, and keeps why.
+    /// Counts a request whose arm could not be composed, and keeps the reason. The log gets a
+    /// reason when it changes.
     pub fn failed(&self, enrolment: &Enrolment, arm: &str, reason: &str) {
         if let Ok(live) = self.one(&enrolment.experiment) {
             let mut live = lock(&live);
@@ -155,13 +165,14 @@ impl Experiments {
         self.ended_under(enrolment, arm, &Measured::fault());
     }
 
-    /// Whether an experiment measures something of this name.
+    /// True where an experiment has a metric of this name, and the request counts.
     pub fn measures(&self, enrolment: &Enrolment, metric: &str) -> bool {
         let live = self.one(&enrolment.experiment);
         enrolment.counted && live.is_ok_and(|live| lock(&live).declaration.metric(metric).is_some())
     }
 
-    /// Adds what was measured of a request after it was counted.
+    /// Adds a measurement of a request after it was counted. A value that the metric cannot have is
+    /// dropped.
     pub fn measured_later(&self, enrolment: &Enrolment, metric: &str, value: f64) {
         let Ok(live) = self.one(&enrolment.experiment) else { return };
         let mut live = lock(&live);
@@ -182,7 +193,8 @@ impl Experiments {
         );
     }
 
-    /// The same for an arm that ran in a shadow.
+    /// Counts a request that ended under an arm, be it in a shadow. Memory has it at once, and the
+    /// disk a moment later: nobody waits for it.
     pub fn ended_under(&self, enrolment: &Enrolment, arm: &str, measured: &Measured) {
         let Ok(live) = self.one(&enrolment.experiment) else { return };
         let mut live = lock(&live);
@@ -212,6 +224,7 @@ impl Experiments {
         );
     }
 
+    /// Adds a reward where the experiment is a bandit and the metric its reward.
     fn earn(&self, live: &mut Live, arm: &str, unit: &str, metric: &str, value: f64) {
         if let Some(rewards) = live.earn(arm, unit, metric, value) {
             let (name, arm) = (live.declaration.name.clone(), arm.to_owned());
@@ -219,7 +232,8 @@ impl Experiments {
         }
     }
 
-    /// Takes feedback on a request, once: `true` where it is new. It is on the disk.
+    /// Takes feedback on a request, once: `true` where it is new. It is on the disk when this
+    /// returns, for which it blocks.
     ///
     /// # Errors
     /// If the request is not known, or the value cannot be taken.
@@ -251,6 +265,8 @@ impl Experiments {
     }
 }
 
+/// The enrolment of a unit before the experiment's start: nothing of the experiment answers, and
+/// values are kept.
 fn before(live: &Live, unit: String) -> Enrolment {
     Enrolment {
         experiment: live.declaration.name.clone(),
@@ -264,6 +280,8 @@ fn before(live: &Live, unit: String) -> Enrolment {
     }
 }
 
+/// The enrolment of a unit under an arm, with the other arms as challengers in the shadow modes.
+/// Stopped arms challenge no more.
 fn enrolment(live: &Live, arm: &str, unit: &str, counted: bool) -> Enrolment {
     let declaration = &live.declaration;
     let declared = declaration.arms.iter();
@@ -286,6 +304,8 @@ fn enrolment(live: &Live, arm: &str, unit: &str, counted: bool) -> Enrolment {
     }
 }
 
+/// Checks that feedback is on a metric that the experiment declares and the server does not
+/// measure, with a value that the metric accepts.
 fn check_value(declaration: &Declaration, name: &str, value: f64) -> Result<(), ExperimentError> {
     let reported = || declaration.metrics.iter().filter(|metric| !is_measured(&metric.name));
     let Some(metric) = reported().find(|metric| metric.name == name) else {

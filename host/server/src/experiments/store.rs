@@ -1,20 +1,30 @@
-//! What experiments must not forget: one SQLite file, written by one thread that commits many changes at once.
+//! The durable part of experiments: one SQLite file, written by one thread that commits many
+//! changes at once.
 //!
-//! A change is acknowledged after its commit has reached the disk. Changes of one moment share a commit, so a busy server
-//! waits for the disk no more often than an idle one.
+//! A change is acknowledged after its commit has reached the disk. Changes of one moment share a
+//! commit, so a busy server waits for the disk no more often than an idle one.
+
+mod changes;
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use polyskill_experiment::bandit::Rewards;
-use polyskill_experiment::totals::Outcome;
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::oneshot;
 
-/// Most changes in one commit.
+pub(super) use self::changes::{
+    Feedback, Noted, UnitTotals, add_totals, count_request, put_experiment, put_feedback,
+    put_request, put_rewards, put_unit, remove_experiment,
+};
+
+/// Most changes in one commit, so that no change waits long for others.
 const MAX_CHANGES: usize = 1_024;
 
+/// The tables. `total` has an empty arm for values from before the start, and an empty metric for
+/// an exposure. `request` is numbered in the order of the requests, by which the oldest are
+/// forgotten.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS experiment (
     name TEXT PRIMARY KEY, declaration TEXT NOT NULL, course TEXT NOT NULL) WITHOUT ROWID;
@@ -36,59 +46,69 @@ CREATE TABLE IF NOT EXISTS feedback (
     request TEXT, name TEXT, value REAL NOT NULL, PRIMARY KEY (request, name)) WITHOUT ROWID;
 ";
 
-/// Why the store does not do what it is asked for.
+/// A failure of the store, in SQLite's words.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the store of experiments: {0}")]
 pub struct StoreError(String);
 
+/// A store error with the text of another one.
 fn failed(error: impl std::fmt::Display) -> StoreError {
     StoreError(error.to_string())
 }
 
-/// A change: whether it was made, and what is done once that is on the disk or has failed.
+/// A change: it tells with `true` that it was made, and gives the call for when that is on the disk
+/// or has failed.
 type Change = Box<dyn FnOnce(&Connection) -> (bool, Acknowledge) + Send>;
+/// Tells of a commit or its failure.
 type Acknowledge = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
-/// The store.
+/// The store. The writing thread ends when this is dropped, after all queued changes.
 #[derive(Debug)]
 pub(super) struct Store {
+    /// The queue of the writing thread.
     changes: Mutex<Sender<Change>>,
     /// A connection of its own, so that reading does not wait for writing.
     reader: Mutex<Connection>,
-    /// The folder of a file that goes with the server.
+    /// The folder of a file that is deleted with the server, where none is configured.
     _passing: Option<tempfile::TempDir>,
 }
 
-/// The outcome of a change, once it is on the disk.
+/// The outcome of a change, once it is on the disk. Dropping it does not take the change back.
 pub type Durable<T> = oneshot::Receiver<Result<T, StoreError>>;
 
-/// An experiment as it is kept.
+/// An experiment as it is kept, with texts unread.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
+    /// JSON of the declaration.
     pub(super) declaration: String,
+    /// JSON of the course.
     pub(super) course: String,
-    /// Unit, arm, epoch of the weights, propensities of a bandit.
+    /// Unit, arm, epoch of the weights, JSON of a bandit's propensities.
     pub(super) units: Vec<(String, String, u32, Option<String>)>,
     /// Arm, requests, fallbacks, faults.
     pub(super) arms: Vec<(String, u64, u64, u64)>,
     /// Arm (empty before the start), unit, metric (empty for an exposure), count, sum.
     pub(super) totals: Vec<(String, String, String, u64, f64)>,
+    /// Arm, and its rewards as a bandit's.
     pub(super) rewards: Vec<(String, Rewards)>,
 }
 
 /// A request that feedback may come for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Served {
+    /// The experiment's name.
     pub(super) experiment: String,
     /// Empty before the experiment's start.
     pub(super) arm: String,
+    /// The unit's hash.
     pub(super) unit: String,
-    /// Whether it counts in the analysis.
+    /// True where it counts in the analysis.
     pub(super) counted: bool,
 }
 
 impl Store {
-    /// Opens the file, or one that goes with the server where there is none.
+    /// Opens the file in SQLite's WAL mode, or a passing one where `path` is `None`, and starts the
+    /// thread that writes. Commits to a passing file do not wait for the disk.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, StoreError> {
         let passing = match path {
             Some(_) => None,
@@ -122,7 +142,8 @@ impl Store {
         Ok(Self { changes, reader, _passing: passing })
     }
 
-    /// Queues a change; the receiver hears when it is on the disk. Changes are made in the order of the calls.
+    /// Queues a change; the receiver hears when it is on the disk. Changes are made in the order of
+    /// the calls. Each is made as a whole or not at all.
     pub(super) fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -140,7 +161,7 @@ impl Store {
         receiver
     }
 
-    /// All experiments.
+    /// All experiments with their records, by name. It reads everything that the store has of them.
     pub(super) fn load(&self) -> Result<Vec<(String, Kept)>, StoreError> {
         let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let names =
@@ -151,7 +172,8 @@ impl Store {
             .collect()
     }
 
-    /// The request of an id, if it is still kept.
+    /// The request of an id, if it is still kept. A request that is queued to be written is not
+    /// found yet.
     pub(super) fn served(&self, id: &str) -> Result<Option<Served>, StoreError> {
         let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         let query = "SELECT experiment, arm, unit, counted FROM request WHERE id = ?1";
@@ -169,7 +191,8 @@ impl Store {
     }
 }
 
-/// Commits what is queued, as much as there is at a time, until nobody can queue any more.
+/// Commits the queued changes, as many as there are at a time, until nobody can queue any more. A
+/// change that fails is undone alone.
 fn write_all(connection: &Connection, queue: &Receiver<Change>) {
     while let Ok(first) = queue.recv() {
         let changes = std::iter::once(first).chain(queue.try_iter().take(MAX_CHANGES - 1));
@@ -192,6 +215,7 @@ fn write_all(connection: &Connection, queue: &Receiver<Change>) {
     }
 }
 
+/// The rows of a query.
 fn rows<T>(
     connection: &Connection,
     query: &str,
@@ -203,11 +227,12 @@ fn rows<T>(
     found.collect::<rusqlite::Result<_>>().map_err(failed)
 }
 
-/// A column that is never negative.
+/// A column that is never negative, as SQLite's integers have a sign.
 fn count(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<u64> {
     Ok(row.get::<_, i64>(column)?.unsigned_abs())
 }
 
+/// The records of one experiment.
 fn load_one(connection: &Connection, name: &str) -> Result<Kept, StoreError> {
     let query = "SELECT declaration, course FROM experiment WHERE name = ?1";
     let (declaration, course) = connection
@@ -239,179 +264,10 @@ fn load_one(connection: &Connection, name: &str) -> Result<Kept, StoreError> {
     })
 }
 
-/// Writes an experiment's declaration and course.
-pub(super) fn put_experiment(
-    name: String,
-    declaration: String,
-    course: String,
-) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
-    move |connection| {
-        let query = "INSERT INTO experiment VALUES (?1, ?2, ?3)
-                     ON CONFLICT DO UPDATE SET declaration = ?2, course = ?3";
-        connection.execute(query, params![name, declaration, course]).map(drop)
-    }
-}
-
-/// Forgets an experiment with all that belongs to it.
-pub(super) fn remove_experiment(name: String) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
-    move |connection| {
-        let feedback = "DELETE FROM feedback WHERE request IN
-                        (SELECT id FROM request WHERE experiment = ?1)";
-        connection.execute(feedback, [&name])?;
-        for table in ["unit", "arm", "total", "rewards", "request"] {
-            connection.execute(&format!("DELETE FROM {table} WHERE experiment = ?1"), [&name])?;
-        }
-        connection.execute("DELETE FROM experiment WHERE name = ?1", [&name]).map(drop)
-    }
-}
-
-/// Writes a unit's arm.
-pub(super) fn put_unit(
-    experiment: String,
-    unit: String,
-    arm: String,
-    epoch: u32,
-    propensities: Option<String>,
-) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
-    move |connection| {
-        let query = "INSERT OR IGNORE INTO unit VALUES (?1, ?2, ?3, ?4, ?5)";
-        let parameters = params![experiment, unit, arm, epoch, propensities];
-        connection.prepare(query)?.execute(parameters).map(drop)
-    }
-}
-
-/// Writes a request that feedback may come for, and forgets the oldest beyond `most`.
-pub(super) fn put_request(
-    id: String,
-    served: Served,
-    most: u64,
-) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
-    move |connection| {
-        let Served { experiment, arm, unit, counted } = served;
-        let query = "INSERT INTO request (id, experiment, arm, unit, counted)
-                     VALUES (?1, ?2, ?3, ?4, ?5)";
-        let parameters = params![id, experiment, arm, unit, counted];
-        connection.prepare(query)?.execute(parameters)?;
-        let last = connection.last_insert_rowid() as u64;
-        let Some(oldest) = last.checked_sub(most).map(|oldest| oldest as i64) else {
-            return Ok(());
-        };
-        let feedback = "DELETE FROM feedback WHERE request IN
-                        (SELECT id FROM request WHERE number <= ?1)";
-        connection.prepare(feedback)?.execute([oldest])?;
-        let request = "DELETE FROM request WHERE number <= ?1";
-        connection.prepare(request)?.execute([oldest]).map(drop)
-    }
-}
-
-/// Adds to an arm's counters.
-pub(super) fn count_request(
-    experiment: String,
-    arm: String,
-    outcome: Outcome,
-) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
-    move |connection| {
-        let query = "INSERT INTO arm VALUES (?1, ?2, 1, ?3, ?4) ON CONFLICT DO UPDATE SET
-                     requests = requests + 1, fallbacks = fallbacks + ?3, faults = faults + ?4";
-        let Outcome { fallback, fault } = outcome;
-        let parameters = params![experiment, arm, fallback, fault];
-        connection.prepare(query)?.execute(parameters).map(drop)
-    }
-}
-
-/// The totals of a unit under an arm of an experiment.
-#[derive(Clone, Debug)]
-pub(super) struct UnitTotals {
-    pub(super) experiment: String,
-    pub(super) arm: String,
-    pub(super) unit: String,
-}
-
-impl UnitTotals {
-    /// Those of a unit, by names.
-    pub(super) fn of(experiment: &str, arm: &str, unit: &str) -> Self {
-        let (experiment, arm) = (experiment.to_owned(), arm.to_owned());
-        Self { experiment, arm, unit: unit.to_owned() }
-    }
-}
-
-/// Adds to a unit's totals: metrics with their values. An empty metric stands for the exposure.
-pub(super) fn add_totals(
-    connection: &Connection,
-    place: &UnitTotals,
-    observations: &[(String, f64)],
-) -> rusqlite::Result<()> {
-    let query = "INSERT INTO total VALUES (?1, ?2, ?3, ?4, 1, ?5) ON CONFLICT DO UPDATE SET
-                 count = count + 1, sum = sum + ?5";
-    let mut statement = connection.prepare(query)?;
-    for (metric, value) in observations {
-        let UnitTotals { experiment, arm, unit } = place;
-        statement.execute(params![experiment, arm, unit, metric, value])?;
-    }
-    Ok(())
-}
-
-/// What became of feedback.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Noted {
-    /// It is new, and was counted.
-    New,
-    /// The same value was there.
-    Known,
-    /// Another value was there, and stays.
-    Other(f64),
-}
-
-/// A value of a metric for a request that was served.
-#[derive(Clone, Debug)]
-pub(super) struct Feedback {
-    /// The reply's id.
-    pub(super) request: String,
-    /// The metric.
-    pub(super) name: String,
-    pub(super) value: f64,
-}
-
-/// Notes feedback once, with its place in the totals.
-pub(super) fn put_feedback(
-    feedback: Feedback,
-    served: Served,
-) -> impl FnOnce(&Connection) -> rusqlite::Result<Noted> {
-    move |connection| {
-        let Feedback { request, name, value } = feedback;
-        let query = "SELECT value FROM feedback WHERE request = ?1 AND name = ?2";
-        let found: Option<f64> =
-            connection.query_row(query, params![request, name], |row| row.get(0)).optional()?;
-        match found {
-            Some(found) if found == value => return Ok(Noted::Known),
-            Some(found) => return Ok(Noted::Other(found)),
-            None => {}
-        }
-        let insert = "INSERT INTO feedback VALUES (?1, ?2, ?3)";
-        connection.execute(insert, params![request, name, value])?;
-        if served.counted {
-            let place = UnitTotals::of(&served.experiment, &served.arm, &served.unit);
-            add_totals(connection, &place, &[(name, value)])?;
-        }
-        Ok(Noted::New)
-    }
-}
-
-/// Writes what a bandit's arm has earned.
-pub(super) fn put_rewards(
-    experiment: String,
-    arm: String,
-    rewards: String,
-) -> impl FnOnce(&Connection) -> rusqlite::Result<()> {
-    move |connection| {
-        let query = "INSERT INTO rewards VALUES (?1, ?2, ?3)
-                     ON CONFLICT DO UPDATE SET rewards = ?3";
-        connection.execute(query, params![experiment, arm, rewards]).map(drop)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use polyskill_experiment::totals::Outcome;
+
     use super::*;
 
     fn served() -> Served {

@@ -1,4 +1,4 @@
-//! What is assigned as one: which of a request's names is its unit.
+//! Units of assignment: the one of a request's names that an experiment goes by.
 
 use polyskill_experiment::declaration::Unit;
 use serde_json::Value as Json;
@@ -9,7 +9,7 @@ pub const CONVERSATION_HEADER: &str = "x-conversation-id";
 /// Header with the tenant's id, set by the gateway before this server.
 pub const TENANT_HEADER: &str = "x-tenant-id";
 
-/// What a request says of who sent it.
+/// The names that a request gives of its sender. None is kept as it is: units are hashes.
 #[derive(Clone, Debug, Default)]
 pub struct UnitIds {
     /// The field `unit`.
@@ -18,14 +18,19 @@ pub struct UnitIds {
     pub user: Option<String>,
     /// [`CONVERSATION_HEADER`].
     pub conversation: Option<String>,
-    /// [`TENANT_HEADER`].
+    /// [`TENANT_HEADER`]. The server trusts it, so a gateway must set it over the client's own.
     pub tenant: Option<String>,
-    /// The beginning of a conversation: all up to the first user's message, which its later requests repeat.
+    /// The beginning of a conversation, all up to the first user's message, which its later
+    /// requests repeat; `None` for completions.
     pub beginning: Option<String>,
 }
 
 impl UnitIds {
-    /// The unit of a request, hashed: units may be names of people, and are kept for long.
+    /// The unit of a request, hashed: units may be names of people, and are kept for long. `None`
+    /// where the request has no name of the kind, so that it takes no part.
+    ///
+    /// A conversation goes by `unit`, its header or its beginning; a user by `unit` or `user`; a
+    /// tenant by its header or `unit`.
     pub fn unit(&self, unit: Unit) -> Option<String> {
         let (kind, name) = match unit {
             Unit::Conversation => {
@@ -44,7 +49,8 @@ fn hashed(text: &str) -> String {
     Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The beginning of a conversation, up to its first user's message.
+/// The beginning of a conversation, up to its first user's message, as JSON. `None` without such a
+/// message.
 pub fn beginning(messages: &[Json]) -> Option<String> {
     let first = messages.iter().position(|message| message["role"] == "user")?;
     Some(Json::from(messages[..=first].to_vec()).to_string())

@@ -1,4 +1,4 @@
-//! What experiments do by themselves: they start, stop, and stop arms that do harm.
+//! Changes of experiments by themselves: they start, stop, and stop arms that do harm.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use super::live::Live;
 use super::{ExperimentError, Experiments, lock, now};
 
 impl Experiments {
-    /// Starts what is due, stops what is due or does harm, and notes how intervals stand.
+    /// Looks once at all experiments: starts those that are due, stops those that are due or do
+    /// harm, and notes intervals. It blocks, and reads all units of running experiments.
     pub fn look(&self) {
         for live in self.all() {
             let mut live = lock(&live);
@@ -21,6 +22,8 @@ impl Experiments {
         }
     }
 
+    /// Looks at one experiment; true where it is to be written. A running one always is, as its
+    /// intervals are noted.
     fn look_at(&self, live: &mut Live) -> bool {
         let (now, name) = (now(), live.declaration.name.clone());
         if live.course.stopped.is_some() {
@@ -55,7 +58,8 @@ impl Experiments {
         true
     }
 
-    /// Looks again and again, until the server is gone.
+    /// Looks again and again in a task of its own, every `check_seconds`, until the server is gone.
+    /// A look that takes longer delays the next.
     pub fn watch(self: &Arc<Self>) {
         let (this, pause) =
             (Arc::downgrade(self), Duration::from_secs(self.settings.check_seconds.max(1)));
@@ -71,7 +75,8 @@ impl Experiments {
     }
 }
 
-/// Stops an experiment, or one arm of it.
+/// Stops an experiment, or one arm of it, in memory. The reason of an earlier stop stays. Where the
+/// control alone is left, the experiment stops too.
 pub(super) fn stop(
     live: &mut Live,
     arm: Option<&str>,

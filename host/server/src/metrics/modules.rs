@@ -1,5 +1,5 @@
-//! Metrics per module, brought up to date at each scrape: one series per module that is known now, and none of
-//! modules that are gone.
+//! Metrics per module, brought up to date at each scrape: one series per module that is known now,
+//! and none of modules that are gone.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,26 +14,35 @@ use prometheus_client::registry::Registry;
 
 use super::Float;
 
-/// What is known of the modules at a scrape.
+/// The state of the library's modules at a scrape.
 #[derive(Clone, Debug, Default)]
 pub struct ModuleReport {
+    /// The modules, by name, without aliases.
     modules: Vec<Entry>,
+    /// Counters of the memory.
     pool: PoolStats,
+    /// Bytes of modules and artefacts in memory.
     resident_bytes: usize,
+    /// The bound on them; `None` keeps all.
     max_bytes: Option<usize>,
 }
 
+/// One module at a scrape.
 #[derive(Clone, Debug)]
 struct Entry {
+    /// Its name, a label.
     name: String,
+    /// Bytes of its weights, in memory or not.
     num_bytes: usize,
+    /// Its place in memory and its counters.
     residency: Residency,
-    /// How long it took from the request to load it until it served.
+    /// The time from the request to load it until it served.
     load_time: Option<Duration>,
 }
 
 impl ModuleReport {
-    /// Reads it off the library; `load_time` knows how long a module's load took.
+    /// Reads the state off the library. `load_time` gives the time of a module's load by its name,
+    /// where it is known.
     pub fn of(library: &Library, load_time: impl Fn(&str) -> Option<Duration>) -> Self {
         let entry = |(name, module): (&str, &std::sync::Arc<polyskill_adapters::Module>)| Entry {
             name: name.to_owned(),
@@ -49,7 +58,8 @@ impl ModuleReport {
         }
     }
 
-    /// How many modules of the usual size fit into memory.
+    /// The number of modules of mean size that fit into memory, at least 1; all that are known
+    /// where there is no bound.
     fn capacity(&self) -> usize {
         let known = self.modules.len().max(1);
         let all: usize = self.modules.iter().map(|module| module.num_bytes).sum();
@@ -59,9 +69,11 @@ impl ModuleReport {
         }
     }
 
-    /// vLLM's series for gateways. Readers take the largest value of several series, so there is one, made anew
-    /// at each scrape, and names stand without blanks. A module runs when its weights are in memory, as the
-    /// written protocol has it, and waits when a request waits for them.
+    /// Appends vLLM's series for gateways, with the time in seconds since 1970 as its value.
+    ///
+    /// Readers take the largest value of several series, so there is one, made anew at each scrape,
+    /// and names stand without blanks. A module runs when its weights are in memory, as the written
+    /// protocol has it, and waits when a request waits for them.
     pub(super) fn lora_requests_info(&self, text: &mut String, now: f64) {
         let names = |wanted: &dyn Fn(&Residency) -> bool| {
             let found = self.modules.iter().filter(|module| wanted(&module.residency));
@@ -77,43 +89,68 @@ impl ModuleReport {
     }
 }
 
+/// The label of a module.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Name {
+    /// The module's name.
     adapter_name: String,
 }
 
 /// vLLM's labels of a loaded adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Loaded {
+    /// The module's name.
     adapter_name: String,
+    /// The place of the weights: `cpu`.
     level: &'static str,
+    /// `true` or `false`.
     pinned: &'static str,
 }
 
-/// What is told per module and of the memory.
+/// Series per module and of the memory. Those per module are made anew at each scrape; the counters
+/// of the memory only grow.
 #[derive(Debug, Default)]
 pub(super) struct ModuleMetrics {
+    /// Modules in the library.
     known: Gauge,
+    /// Bytes of modules and artefacts in memory.
     bytes: Gauge,
+    /// Bytes that requests hold, each module once.
     leased_bytes: Gauge,
+    /// Requests that wait for room.
     waiting: Gauge,
+    /// Times that weights were read again.
     reads: Counter,
+    /// Leases that found weights in memory.
     hits: Counter,
+    /// Times that weights made room.
     evictions: Counter,
+    /// Adapters on a GPU: always 0.
     on_gpu: Gauge,
+    /// Modules in memory.
     on_cpu: Gauge,
+    /// 1 for each module in memory, under vLLM's labels.
     loaded: Family<Loaded, Gauge>,
+    /// 1 where the weights are in memory, else 0.
     resident: Family<Name, Gauge>,
+    /// Bytes of weights, in memory or not.
     weight_bytes: Family<Name, Gauge>,
+    /// Leases that have not ended.
     leases: Family<Name, Gauge>,
+    /// Leases that found the module in memory.
     module_hits: Family<Name, Counter>,
+    /// Times that it was read again.
     module_reads: Family<Name, Counter>,
+    /// Times that it made room.
     module_evictions: Family<Name, Counter>,
+    /// Seconds that the last reading took; 0 before the first.
     read_seconds: Family<Name, Float>,
+    /// Seconds from the request to load it until it served.
     load_seconds: Family<Name, Float>,
 }
 
 impl ModuleMetrics {
+    /// Registers all of these families.
     pub(super) fn register(&self, registry: &mut Registry) {
         for (name, help, gauge) in [
             ("polyskill:modules_loaded", "Modules in the library", &self.known),
@@ -156,6 +193,7 @@ impl ModuleMetrics {
         registry.register(name, "Adapters in memory", self.loaded.clone());
     }
 
+    /// Brings the series to a report's state. Series of modules that are gone end.
     pub(super) fn set(&self, report: &ModuleReport) {
         let pool = report.pool;
         for (gauge, value) in [

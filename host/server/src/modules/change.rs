@@ -110,6 +110,8 @@ impl Modules {
     pub fn alias(&self, alias: &str, name: Option<&str>, by: &str) -> Result<(), ModuleError> {
         let mut saved = lock(&self.saved);
         let mut next = saved.clone();
+        let snapshot = self.library.snapshot();
+        let before = snapshot.aliases().find(|(known, _)| *known == alias);
         match name {
             Some(name) => {
                 self.check_alias(alias, name)?;
@@ -125,8 +127,14 @@ impl Modules {
                 }
             }
         }
-        if let Some(state) = &self.state {
-            state.write(&next).map_err(ModuleError::State)?;
+        let written = self.state.as_ref().map_or(Ok(()), |state| state.write(&next));
+        if let Err(reason) = written {
+            // What is not kept is not served: the alias stands for what it stood for.
+            match before {
+                Some((_, name)) => self.library.alias(alias, name)?,
+                None => self.library.remove_alias(alias)?,
+            }
+            return Err(ModuleError::State(reason));
         }
         *saved = next;
         self.audit.record(json!({"action": "alias", "by": by, "alias": alias, "name": name}));

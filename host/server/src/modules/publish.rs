@@ -20,15 +20,21 @@ impl Modules {
         pinned: bool,
         signer: &Signer,
     ) -> Result<(), ModuleError> {
-        if self.reserved.iter().any(|reserved| reserved == name) {
-            let (name, reason) = (name.to_owned(), "is taken by the base model or a skill set");
-            return Err(polyskill_adapters::Error::BadName { name, reason }.into());
-        }
+        self.check_free(name)?;
         let snapshot = self.library.snapshot();
         for (alias, _) in snapshot.aliases().filter(|(_, target)| *target == name) {
             self.trust.check_signer(alias, signer)?;
         }
         Ok(self.library.check_room(name, module, pinned)?)
+    }
+
+    /// Refuses a name that the base model or a skill set has.
+    pub(super) fn check_free(&self, name: &str) -> Result<(), ModuleError> {
+        if self.reserved.iter().any(|reserved| reserved == name) {
+            let (name, reason) = (name.to_owned(), "is taken by the base model or a skill set");
+            return Err(polyskill_adapters::Error::BadName { name, reason }.into());
+        }
+        Ok(())
     }
 
     /// Publishes a module and sets pins as they are for names: what replaces a module is pinned as

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use polyskill_adapters::library::Expected;
 use serde_json::json;
 
+use super::state::Saved;
 use super::{Modules, lock, modules_in};
 
 /// The time between two looks at the directories.
@@ -73,7 +74,7 @@ impl Modules {
             let is_new = before.is_none_or(|before| before.print != print);
             let is_complete = !is_new && before.is_some_and(|before| before.is_changing);
             seen.0.insert(name.clone(), Sight { print, is_changing: is_new });
-            if is_complete && !self.is_replaced(name) {
+            if is_complete && !self.is_replaced(name, &lock(&self.saved)) {
                 changed |= self.watched(name, path, directory);
             }
         }
@@ -81,7 +82,9 @@ impl Modules {
             seen.0.keys().filter(|name| !present.contains_key(*name)).cloned().collect();
         for name in gone {
             seen.0.remove(&name);
-            if !self.is_replaced(&name) {
+            // Nobody publishes under the name between the look and the removal.
+            let saved = lock(&self.saved);
+            if !self.is_replaced(&name, &saved) {
                 changed |= self.library.remove(&name, Expected::Any).is_ok();
                 lock(&self.provenance).remove(&name);
                 lock(&self.failures).remove(&name);
@@ -93,9 +96,9 @@ impl Modules {
 
     /// True where somebody loaded or unloaded the name at run time: that outlives what lies in a
     /// directory.
-    fn is_replaced(&self, name: &str) -> bool {
+    fn is_replaced(&self, name: &str, saved: &Saved) -> bool {
         let at_run_time = self.provenance(name).is_some_and(|one| one.at_run_time);
-        at_run_time || lock(&self.saved).removed.contains(name)
+        at_run_time || saved.removed.contains(name)
     }
 
     /// Loads a module that has changed, and writes the outcome to the audit log; true where it

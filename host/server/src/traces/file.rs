@@ -11,19 +11,25 @@ use super::Trace;
 /// Traces that wait for the disk; more are lost.
 const MAX_WAITING: usize = 256;
 
+/// Work of the writing thread.
 #[derive(Debug)]
 enum Work {
+    /// A trace to append.
     Write(Arc<Trace>),
+    /// An answer once everything before is written.
     Answer(SyncSender<()>),
 }
 
-/// Appends traces.
+/// Appends traces on a thread of its own, which ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Writer {
+    /// The queue of that thread.
     sender: SyncSender<Work>,
 }
 
 impl Writer {
+    /// Opens the file for appending and starts the thread. `most` is the size in bytes at which the
+    /// file is moved aside.
     pub(super) fn open(path: &Path, most: u64) -> Result<Self, String> {
         let fail = |error: std::io::Error| format!("traces {}: {error}", path.display());
         let file = append(path).map_err(fail)?;
@@ -35,7 +41,7 @@ impl Writer {
         Ok(Self { sender })
     }
 
-    /// `false` where too many wait already.
+    /// Queues a trace; `false` where too many wait already.
     pub(super) fn send(&self, trace: Arc<Trace>) -> bool {
         self.sender.try_send(Work::Write(trace)).is_ok()
     }
@@ -49,10 +55,12 @@ impl Writer {
     }
 }
 
+/// Opens a file for appending, and makes it where there is none.
 fn append(path: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(path)
 }
 
+/// Writes until nobody can queue any more. A trace that cannot be written is logged and left out.
 fn write_all(path: &Path, mut file: File, most: u64, work: &Receiver<Work>) {
     while let Ok(work) = work.recv() {
         match work {
@@ -66,6 +74,8 @@ fn write_all(path: &Path, mut file: File, most: u64, work: &Receiver<Work>) {
     }
 }
 
+/// Appends a trace as one line. A file that would grow beyond `most` bytes is moved to `FILE.1`
+/// first; a line that is longer has a file alone.
 fn write(path: &Path, file: &mut File, most: u64, trace: &Trace) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(trace)?;
     line.push(b'\n');

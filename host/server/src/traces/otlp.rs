@@ -1,7 +1,8 @@
 //! Traces as OpenTelemetry spans: OTLP over HTTP in its JSON encoding.
 //!
-//! A request is a span with three inside it: waiting, reading the prompt, generating. Attributes follow OpenTelemetry's
-//! conventions for generative AI where these have a name, and begin with `polyskill.` elsewhere.
+//! A request is a span with three inside it: waiting, reading the prompt, generating. Attributes
+//! follow OpenTelemetry's conventions for generative AI where these have a name, and begin with
+//! `polyskill.` elsewhere.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +15,21 @@ use super::Trace;
 
 /// Traces that wait for a collector; more are lost.
 const MAX_WAITING: usize = 256;
-/// Traces per message.
+/// Traces per message. A message is sent as soon as there is a trace, so batches form while one is
+/// under way.
 const MAX_BATCH: usize = 64;
+/// Longest time of one message; after it its traces are given up.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Sends traces to a collector, off every request's way.
+/// Sends traces to a collector, on a thread of its own that no request waits for.
 #[derive(Debug)]
 pub(super) struct Exporter {
+    /// The queue of that thread.
     sender: Sender<Arc<Trace>>,
 }
 
 impl Exporter {
+    /// Starts the thread. Where that fails, it is logged, and traces are lost.
     pub(super) fn new(address: String) -> Self {
         let (sender, receiver) = channel(MAX_WAITING);
         let export = move || {
@@ -40,12 +45,14 @@ impl Exporter {
         Self { sender }
     }
 
-    /// `false` where too many wait already.
+    /// Queues a trace; `false` where too many wait already.
     pub(super) fn send(&self, trace: Arc<Trace>) -> bool {
         self.sender.try_send(trace).is_ok()
     }
 }
 
+/// Sends until nobody can queue any more. A message that the collector does not take is logged and
+/// not sent again.
 async fn send_all(address: &str, mut traces: Receiver<Arc<Trace>>) {
     let client = polyskill_sources::http_client().timeout(TIMEOUT).build().unwrap_or_default();
     let mut batch = Vec::new();
@@ -66,7 +73,7 @@ async fn send_all(address: &str, mut traces: Receiver<Arc<Trace>>) {
     }
 }
 
-/// An `ExportTraceServiceRequest`.
+/// An `ExportTraceServiceRequest` in OTLP's JSON encoding.
 pub(super) fn message(traces: &[&Trace]) -> Json {
     let spans: Vec<Json> = traces.iter().flat_map(|trace| spans(trace)).collect();
     let version = env!("CARGO_PKG_VERSION");
@@ -76,20 +83,24 @@ pub(super) fn message(traces: &[&Trace]) -> Json {
     }]})
 }
 
+/// An attribute with a text.
 fn text(key: &str, value: &str) -> Json {
     json!({"key": key, "value": {"stringValue": value}})
 }
 
+/// An attribute with a whole number.
 fn number(key: &str, value: u64) -> Json {
     // 64-bit integers are text in the JSON encoding.
     json!({"key": key, "value": {"intValue": value.to_string()}})
 }
 
+/// Bytes in lower-case hexadecimal, as OTLP has ids.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Trace and parent of a W3C `traceparent`, if it is one.
+/// Trace id and span id of a W3C `traceparent`; `None` for a text of another form, and for ids of
+/// zeros alone, which are invalid.
 fn parent(traceparent: &str) -> Option<(String, String)> {
     let parts: Vec<&str> = traceparent.split('-').collect();
     let [_, trace, span, _] = parts.as_slice() else { return None };
@@ -102,6 +113,11 @@ fn parent(traceparent: &str) -> Option<(String, String)> {
     is_parent.then(|| ((*trace).to_owned(), (*span).to_owned()))
 }
 
+/// The four spans of a trace: the request, and inside it queue, prefill and decode, which follow
+/// each other.
+///
+/// Ids are parts of a SHA-256 of the reply's id, so that a trace that is sent again has the same
+/// ones. With a caller's `traceparent` the request's span hangs below the caller's.
 fn spans(trace: &Trace) -> Vec<Json> {
     let identity = Sha256::digest(&trace.id);
     let parent = trace.traceparent.as_deref().and_then(parent);
@@ -140,6 +156,7 @@ fn spans(trace: &Trace) -> Vec<Json> {
     ]
 }
 
+/// The attributes of the request's span. Modules without a share have none.
 fn attributes(trace: &Trace) -> Vec<Json> {
     let mut attributes = vec![
         text("gen_ai.operation.name", "chat"),

@@ -1,4 +1,4 @@
-//! One trace, as it is written.
+//! The record of one traced request.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use polyskill_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-/// A request from its arrival to its end.
+/// A request from its arrival to its end. The JSON of this is a line of the file of traces.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Trace {
     /// The reply's id.
@@ -22,46 +22,46 @@ pub struct Trace {
     /// The caller's W3C `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
-    /// The name in the request.
+    /// The model name in the request.
     pub model: String,
-    /// Digest of the composition.
+    /// Digest of the composition, hexadecimal.
     pub composition: String,
-    /// The router that was asked.
+    /// The router of the composition, or the chain; `None` without one.
     pub router: Option<String>,
-    /// The name of what answered.
+    /// `assigned`, or `fallback` where the base or the model name's own selection answered instead.
     pub served: String,
-    /// Set where the base answered in place of a router.
+    /// The reason of a fallback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback_reason: Option<String>,
     /// The experiment that the request counts for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experiment: Option<String>,
-    /// Its arm.
+    /// The arm of the experiment; missing before its start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arm: Option<String>,
     /// Modules by the numbers in picks.
     pub modules: Vec<String>,
-    /// Part of the picks' weight, by module.
+    /// Mean weight of each module over generated tokens and sites.
     pub share: BTreeMap<String, f64>,
-    /// The reason of the end, as in the reply.
+    /// `finish_reason` of the reply.
     pub reason: String,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Those whose keys and values were there already.
+    /// Those of them whose keys and values were in the cache.
     pub cached_tokens: usize,
-    /// Generated tokens.
+    /// Generated tokens, a stop token included.
     pub completion_tokens: usize,
-    /// Rows that the base answered in place of a router.
+    /// Rows and sites that the base answered in place of a router.
     pub fallback_rows: u64,
-    /// Time in the queue.
+    /// Time in the queue, in microseconds.
     pub queue_us: u64,
-    /// From arrival to the first token.
+    /// From submission to the first token, in microseconds; `None` where there was none.
     pub first_token_us: Option<u64>,
-    /// From arrival to the end.
+    /// From submission to the end, in microseconds.
     pub total_us: u64,
     /// Each generated token with its picks, as in a reply with `trace: "full"`.
     pub tokens: Vec<TracedToken>,
-    /// What it takes to run it again.
+    /// The parts that are needed to run it again; only where prompts are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeat: Option<Repeat>,
 }
@@ -69,39 +69,50 @@ pub struct Trace {
 /// A generated token with what was decided for the row that produced it.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct TracedToken {
-    /// The token.
+    /// The token's id.
     pub token: u32,
+    /// Its text.
     text: String,
     /// The picks, by site.
     pub sites: Vec<TracedSite>,
-    /// What sparse layers of the base did.
+    /// The choices of sparse layers of the base.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub experts: Vec<TracedExperts>,
 }
 
-/// The picks at one site; where a program decided there, the best scores with the margin between the first two.
+/// The picks at one site; where a program decided there, the best scores with the margin between
+/// the first two.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct TracedSite {
+    /// The layer, from 0.
     layer: usize,
+    /// The name of the projection, such as `q_proj`.
     site: Cow<'static, str>,
+    /// Modules by their number in [`Trace::modules`], with weights, in the order in which they act.
     picks: Vec<(u32, f32)>,
+    /// The best candidates by score, best first; empty where no program decided.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     scores: Vec<(u32, f32)>,
+    /// The difference of the first two scores; `None` with fewer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     margin: Option<f32>,
 }
 
-/// Native logits and the experts that were run.
+/// The choice of experts at one sparse layer of the base.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct TracedExperts {
+    /// The layer, from 0.
     layer: u32,
+    /// `moe`.
     site: Cow<'static, str>,
+    /// Logits of the base's own router, one per expert.
     logits: Vec<f32>,
+    /// Experts that were run with their weights, ascending.
     experts: Vec<(u32, f32)>,
 }
 
 impl TracedToken {
-    /// Of an event whose routing was recorded; nothing where none was.
+    /// The record of an event whose routing was recorded; `None` where none was.
     pub fn of(event: TokenEvent, tokenizer: &Tokenizer) -> Option<Self> {
         let TokenEvent { token, routing, experts, .. } = event;
         if routing.is_empty() && experts.is_empty() {
@@ -128,19 +139,20 @@ impl TracedToken {
     }
 }
 
-/// A request, to be run again.
+/// The parts of a request that are needed to run it again.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Repeat {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// Its sampling parameters.
+    /// Its sampling parameters, the seed included.
     #[serde(with = "Sampling")]
     pub sampling: SamplingParams,
-    /// The selection that the request asked for.
+    /// The selection that answered.
     pub selection: Selected,
 }
 
-/// The fields of [`SamplingParams`].
+/// The fields of [`SamplingParams`], for serde: the engine's type has no form on the disk. A field
+/// that is added there is to be added here.
 #[derive(Deserialize, Serialize)]
 #[serde(remote = "SamplingParams")]
 struct Sampling {
@@ -165,7 +177,7 @@ struct Sampling {
     answer_from: Option<usize>,
 }
 
-/// A [`Selection`].
+/// The form of a [`Selection`] on the disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selected {
@@ -175,9 +187,9 @@ pub enum Selected {
     Weighted(Vec<(String, f32)>),
     /// A router, or a chain of them.
     Routed {
-        /// Its name.
+        /// The router's name, or the chain.
         router: String,
-        /// Its parameters.
+        /// The request's own parameters, scalars.
         parameters: Vec<(String, Json)>,
         /// Patterns of the candidates' names.
         modules: Vec<String>,
@@ -188,11 +200,12 @@ pub enum Selected {
         prompt_tokens: usize,
         /// The text that the router read.
         text: Option<String>,
-        /// The request's bucket of 10,000.
+        /// A hash of the request's unit.
         bucket: u64,
     },
 }
 
+/// The form on the disk of a selection.
 impl From<&Selection> for Selected {
     fn from(selection: &Selection) -> Self {
         match selection {
@@ -211,6 +224,7 @@ impl From<&Selection> for Selected {
     }
 }
 
+/// A parameter as JSON. A number that is not finite becomes null.
 fn to_json((name, value): &(String, Value)) -> (String, Json) {
     let value = match value {
         Value::Flag(flag) => (*flag).into(),
@@ -220,6 +234,7 @@ fn to_json((name, value): &(String, Value)) -> (String, Json) {
     (name.clone(), value)
 }
 
+/// A selection as it was; a parameter that is no flag, text or number becomes NaN.
 impl From<Selected> for Selection {
     fn from(selected: Selected) -> Self {
         let value = |(name, value): (String, Json)| {

@@ -1,13 +1,19 @@
 //! Values of templates: those of Python that Jinja's language reaches.
 
+mod comparisons;
+mod containers;
+mod scope;
+
 use std::cell::{Cell, RefCell};
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 
+use self::containers::Extent;
+pub(crate) use self::containers::{Dict, Seq};
+pub(crate) use self::scope::Scope;
 use super::ast::MacroDef;
 use super::error::JinjaError;
 use super::python;
@@ -84,199 +90,6 @@ pub(crate) struct Loop {
     pub(super) is_over: Cell<bool>,
     /// A recursive loop, with the scope that it began in. `None` for a loop without `recursive`.
     pub(super) again: Option<(Arc<super::ast::ForLoop>, Scope)>,
-}
-
-/// Names in force, from the inside out. A clone is the same scope.
-#[derive(Clone, Debug)]
-pub(crate) struct Scope(Rc<Level>);
-
-/// One scope with the one around it.
-#[derive(Debug)]
-struct Level {
-    /// Names that were set here.
-    names: RefCell<HashMap<Arc<str>, Value>>,
-    /// The scope around it; none around the outermost.
-    outer: Option<Scope>,
-    /// True once [`Scope::clear`] was here.
-    is_cleared: Cell<bool>,
-}
-
-impl Scope {
-    /// An empty scope.
-    pub(super) fn new(outer: Option<Self>) -> Self {
-        Self(Rc::new(Level { names: RefCell::default(), outer, is_cleared: Cell::new(false) }))
-    }
-
-    /// An empty scope inside of this one.
-    pub(super) fn inner(&self) -> Self {
-        Self::new(Some(self.clone()))
-    }
-
-    /// Sets a name here, whether or not a scope around has it: Jinja's `set` does not reach out of
-    /// a loop.
-    pub(super) fn set(&self, name: &Arc<str>, value: Value) {
-        self.0.names.borrow_mut().insert(Arc::clone(name), value);
-    }
-
-    /// The value of a name here or in the scopes around.
-    pub(super) fn get(&self, name: &str) -> Option<Value> {
-        let mut scope = self;
-        loop {
-            if let Some(value) = scope.0.names.borrow().get(name) {
-                return Some(value.clone());
-            }
-            scope = scope.0.outer.as_ref()?;
-        }
-    }
-
-    /// Forgets its names and those of the scopes around it, any of which may hold the scope itself
-    /// through a macro or a loop.
-    pub(super) fn clear(&self) {
-        let mut scope = self;
-        while !scope.0.is_cleared.replace(true) {
-            let names = std::mem::take(&mut *scope.0.names.borrow_mut());
-            drop(names);
-            let Some(outer) = &scope.0.outer else { return };
-            scope = outer;
-        }
-    }
-}
-
-/// The items of a list or tuple, with what is known of all that they hold.
-#[derive(Debug, Default)]
-pub(crate) struct Seq {
-    /// The items, which never change.
-    items: Vec<Value>,
-    /// Worked out once, when the sequence is made.
-    extent: Extent,
-}
-
-impl Seq {
-    /// A sequence of items, whose extents are added up.
-    pub(super) fn new(items: Vec<Value>) -> Self {
-        let mut extent = Extent::default();
-        items.iter().for_each(|item| extent.add(item));
-        Self { items, extent }
-    }
-}
-
-impl std::ops::Deref for Seq {
-    type Target = Vec<Value>;
-
-    fn deref(&self) -> &Vec<Value> {
-        &self.items
-    }
-}
-
-/// The size of a value with all that it holds; parts that it holds twice count twice. It costs
-/// nothing to read, so that each walk over a value can be counted before it begins.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Extent {
-    /// Bytes that a walk over it looks at.
-    pub(super) weight: usize,
-    /// Lists and dictionaries inside each other.
-    pub(super) depth: u32,
-}
-
-impl Extent {
-    /// Takes in a value that is held, with two bytes for what separates it.
-    fn add(&mut self, value: &Value) {
-        let inner = value.extent();
-        self.weight = self.weight.saturating_add(inner.weight).saturating_add(2);
-        self.depth = self.depth.max(inner.depth + 1);
-    }
-}
-
-/// A dictionary in the order of insertion.
-#[derive(Debug, Default)]
-pub(crate) struct Dict {
-    /// Keys and values.
-    entries: Vec<(Value, Value)>,
-    /// Places of the keys in `entries`.
-    index: HashMap<Key, usize>,
-    /// Of all that was ever inserted, replaced values too.
-    extent: Extent,
-}
-
-/// A value as the key of a dictionary: numbers that are equal are one key. As in Python, `1`, `1.0`
-/// and `True` are the same key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Key {
-    /// All that is undefined, which is equal.
-    Undefined,
-    /// `None`.
-    None,
-    /// A whole number, a boolean, or a float without a fraction.
-    Int(i128),
-    /// Any other float, by its bits.
-    Float(u64),
-    /// A text.
-    Str(Arc<str>),
-    /// A tuple of keys.
-    Tuple(Vec<Self>),
-}
-
-impl Key {
-    /// The key of a value; Python's `TypeError` for what cannot be hashed.
-    fn of(value: &Value) -> Result<Self, JinjaError> {
-        Ok(match value {
-            Value::Undefined(_) => Self::Undefined,
-            Value::None => Self::None,
-            Value::Bool(value) => Self::Int(i128::from(*value)),
-            Value::Int(value) => Self::Int(*value),
-            Value::Float(value) if value.fract() == 0.0 && value.abs() < 1e18 => {
-                Self::Int(*value as i128)
-            }
-            Value::Float(value) => Self::Float(value.to_bits()),
-            Value::Str(value) => Self::Str(Arc::clone(value)),
-            Value::Tuple(items) => {
-                Self::Tuple(items.iter().map(Self::of).collect::<Result<_, _>>()?)
-            }
-            other => {
-                let kind = other.type_name();
-                return Err(JinjaError::of_type(format!("unhashable type: '{kind}'")));
-            }
-        })
-    }
-}
-
-impl Dict {
-    /// Sets the value of a key: a new key comes last, and a known one keeps its place and spelling.
-    pub(super) fn insert(&mut self, key: Value, value: Value) -> Result<(), JinjaError> {
-        let hashed = Key::of(&key)?;
-        self.extent.add(&key);
-        self.extent.add(&value);
-        match self.index.get(&hashed) {
-            Some(&at) => self.entries[at].1 = value,
-            None => {
-                self.index.insert(hashed, self.entries.len());
-                self.entries.push((key, value));
-            }
-        }
-        Ok(())
-    }
-
-    /// The value of a key; nothing for keys that no dictionary can have.
-    pub(super) fn get(&self, key: &Value) -> Option<&Value> {
-        let at = *self.index.get(&Key::of(key).ok()?)?;
-        Some(&self.entries[at].1)
-    }
-
-    /// The value of a text as key.
-    pub(super) fn get_str(&self, key: &str) -> Option<&Value> {
-        let at = *self.index.get(&Key::Str(key.into()))?;
-        Some(&self.entries[at].1)
-    }
-
-    /// Keys and values, in the order of insertion.
-    pub(super) fn entries(&self) -> &[(Value, Value)] {
-        &self.entries
-    }
-
-    /// The number of keys.
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
 }
 
 impl From<&str> for Value {
@@ -455,97 +268,6 @@ impl Value {
             }
         }
     }
-
-    /// `==` of Python. Values of different types are unequal, but for numbers and booleans.
-    /// Functions, methods, loops and cyclers equal nothing.
-    pub(super) fn equals(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
-            (Self::Str(a), Self::Str(b)) => a == b,
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
-                a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| a.equals(b))
-            }
-            (Self::Dict(a), Self::Dict(b)) => {
-                a.len() == b.len()
-                    && a.entries()
-                        .iter()
-                        .all(|(key, value)| b.get(key).is_some_and(|found| found.equals(value)))
-            }
-            (Self::Namespace(a), Self::Namespace(b)) => Rc::ptr_eq(a, b),
-            (Self::Macro(a), Self::Macro(b)) => Rc::ptr_eq(a, b),
-            _ => match (self.as_int(), other.as_int()) {
-                (Some(a), Some(b)) => a == b,
-                _ => match (self.as_f64(), other.as_f64()) {
-                    (Some(a), Some(b)) => a == b,
-                    _ => false,
-                },
-            },
-        }
-    }
-
-    /// The order of two values; an error where Python has none. `op` is the operator that the
-    /// message shows. Texts go by code points, and sequences by their first unequal items. Beside
-    /// NaN nothing is less, equal or greater.
-    pub(super) fn compare(&self, other: &Self, op: &str) -> Result<Option<Ordering>, JinjaError> {
-        self.must_be_defined()?;
-        other.must_be_defined()?;
-        match (self, other) {
-            (Self::Str(a), Self::Str(b)) => return Ok(Some(a.cmp(b))),
-            (Self::List(a), Self::List(b)) | (Self::Tuple(a), Self::Tuple(b)) => {
-                for (a, b) in a.iter().zip(b.iter()) {
-                    if !a.equals(b) {
-                        return a.compare(b, op);
-                    }
-                }
-                return Ok(Some(a.len().cmp(&b.len())));
-            }
-            _ => {}
-        }
-        if let (Some(a), Some(b)) = (self.as_int(), other.as_int()) {
-            return Ok(Some(a.cmp(&b)));
-        }
-        if let (Some(a), Some(b)) = (self.as_f64(), other.as_f64()) {
-            return Ok(a.partial_cmp(&b));
-        }
-        let (a, b) = (self.type_name(), other.type_name());
-        Err(JinjaError::of_type(format!(
-            "'{op}' not supported between instances of '{a}' and '{b}'"
-        )))
-    }
-
-    /// `self < other`, by which Python sorts.
-    ///
-    /// # Errors
-    /// Python's `TypeError` for two values without an order.
-    pub(super) fn is_less(&self, other: &Self) -> Result<bool, JinjaError> {
-        Ok(self.compare(other, "<")? == Some(Ordering::Less))
-    }
-
-    /// `needle in self`. Python's error where the container takes no such needle.
-    pub(super) fn contains(&self, needle: &Self) -> Result<bool, JinjaError> {
-        match (self, needle) {
-            (Self::Str(text), Self::Str(part)) => Ok(text.contains(&**part)),
-            (Self::Str(_), Self::Undefined(message)) => Err(JinjaError::undefined(&**message)),
-            (Self::Str(_), other) => {
-                let kind = other.type_name();
-                Err(JinjaError::of_type(format!(
-                    "'in <string>' requires string as left operand, not {kind}"
-                )))
-            }
-            (Self::Dict(dict), key) => {
-                Key::of(key)?;
-                Ok(dict.get(key).is_some())
-            }
-            (Self::List(items) | Self::Tuple(items), _) => {
-                Ok(items.iter().any(|item| item.equals(needle)))
-            }
-            (Self::Undefined(_), _) => Ok(false),
-            (other, _) => {
-                let kind = other.type_name();
-                Err(JinjaError::of_type(format!("argument of type '{kind}' is not iterable")))
-            }
-        }
-    }
 }
 
 impl std::fmt::Display for Value {
@@ -560,22 +282,5 @@ impl std::fmt::Display for Value {
             },
             other => f.write_str(&python::repr(other)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clearing_a_scope_clears_those_around_it() {
-        let outer = Scope::new(None);
-        let (inner, other) = (outer.inner().inner(), outer.inner());
-        for scope in [&outer, &inner, &other] {
-            scope.set(&"a".into(), Value::None);
-        }
-        inner.clear();
-        assert!(inner.get("a").is_none() && outer.get("a").is_none());
-        assert!(other.get("a").is_some());
     }
 }
