@@ -4,7 +4,6 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where a fixture is not as expected")]
 
 mod api_fields;
-mod bindings;
 mod common;
 mod conformance;
 mod eval;

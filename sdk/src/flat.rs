@@ -2,7 +2,6 @@
 //! libraries written in Rust: what [`crate::export_flat`] expands to.
 
 #![expect(unsafe_code, reason = "the host is called through raw pointers")]
-#![expect(clippy::too_many_arguments, reason = "the functions of polyskill.h")]
 
 use std::sync::Mutex;
 

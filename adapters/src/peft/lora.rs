@@ -8,7 +8,7 @@ use safetensors::tensor::{SafeTensors, TensorView};
 use super::bundle::{floats, shaped};
 use super::config::LoraSettings;
 use super::experts::{self, ExpertPlace};
-use super::targets::Wrapper;
+use super::targets::{Wrapper, beyond_text};
 use super::{Base, Place, place_of, tokens};
 use crate::files::Problems;
 use crate::lora::{LoraSite, Magnitude};
@@ -141,21 +141,6 @@ pub(super) fn assemble(
         problems.add("no linear of the base model is a target module".to_owned());
     }
     problems.into_result(weights)
-}
-
-/// The end of a refusal: the part of a larger model that a tensor without a place here belongs to.
-fn beyond_text(name: &str) -> &'static str {
-    const PARTS: [&str; 5] = ["vision", "visual", "image", "audio", "multi_modal_projector"];
-    const CHOOSERS: [&str; 3] = [".mlp.gate.", ".block_sparse_moe.gate.", "shared_expert_gate"];
-    if PARTS.iter().any(|part| name.contains(part)) {
-        return ": it changes what sees or hears, and only text is served";
-    }
-    match CHOOSERS.iter().any(|part| name.contains(part)) {
-        true => {
-            " that a module can change: `target_modules` at what chooses experts is not supported"
-        }
-        false => "",
-    }
 }
 
 /// `base_model.model.<path><suffix>` → the path as PEFT saw it, and the tensor's constant.

@@ -223,3 +223,18 @@ pub(super) fn saved(object: &Map<String, Json>) -> Result<Vec<Pattern>, String> 
     };
     names.iter().map(pattern).collect()
 }
+
+/// The end of a refusal: the part of a larger model that a tensor without a place here belongs to.
+pub(super) fn beyond_text(name: &str) -> &'static str {
+    const PARTS: [&str; 5] = ["vision", "visual", "image", "audio", "multi_modal_projector"];
+    const CHOOSERS: [&str; 3] = [".mlp.gate.", ".block_sparse_moe.gate.", "shared_expert_gate"];
+    if PARTS.iter().any(|part| name.contains(part)) {
+        return ": it changes what sees or hears, and only text is served";
+    }
+    match CHOOSERS.iter().any(|part| name.contains(part)) {
+        true => {
+            " that a module can change: `target_modules` at what chooses experts is not supported"
+        }
+        false => "",
+    }
+}

@@ -93,17 +93,28 @@ impl ServeArgs {
         config.residency.max_mib = flags.max_module_mib.or(config.residency.max_mib);
         config.watch_adapters |= flags.watch_adapters;
         config.allow_runtime_lora_updating |= flags.allow_runtime_lora_updating;
-        let shipped = |path: &str| Some(PathBuf::from(path)).filter(|path| path.is_dir());
         if config.adapters.is_empty() && config.model.is_none() {
-            config.adapters.extend(shipped("adapters/library"));
+            config.adapters.extend(shipped("adapters/library", "library"));
         }
-        if config.plugins.is_empty() {
-            // Built here, from this source tree.
-            config.plugins.extend(shipped("target/plugins"));
-            config.trust.unsigned.extend(shipped("target/plugins"));
+        if config.plugins.is_empty()
+            && let Some(plugins) = shipped("target/plugins", "plugins")
+        {
+            // Built here, from this source tree, or installed with this program.
+            config.plugins.push(plugins.clone());
+            config.trust.unsigned.push(plugins);
         }
         Ok(config)
     }
+}
+
+/// A folder that came with the program: in a source tree that is the working directory, else
+/// `share/polyskill` of the installation that the program lies in.
+fn shipped(in_tree: &str, installed: &str) -> Option<PathBuf> {
+    let program = std::env::current_exe().and_then(|path| path.canonicalize()).ok();
+    let prefix = program.as_deref().and_then(|path| path.parent()?.parent());
+    let installed = prefix.map(|prefix| prefix.join("share/polyskill").join(installed));
+    let mut places = [Some(PathBuf::from(in_tree)), installed].into_iter().flatten();
+    places.find(|path| path.is_dir())
 }
 
 /// A request for a router by name, with parameters written `name=value`. All modules are its

@@ -281,7 +281,7 @@ pub struct SkillSet {
     #[serde(default)]
     pub modules: Vec<String>,
     /// Modules by name and weight that are always on: they act on every row, whatever the router
-    /// picks. Weights lie within ±[`MAX_WEIGHT`].
+    /// picks. Weights lie within ±[`polyskill_engine::MAX_WEIGHT`].
     #[serde(default)]
     pub adapters: BTreeMap<String, f32>,
     /// Parameters over the router's own, scalars only; those of a request hold over them.
@@ -381,7 +381,7 @@ mod tests {
             ("[engine]\nmax_cached_tokens = 15", ["`engine.max_cached_tokens` is 15", "16 to"]),
             ("[engine]\nthreads = 5000", ["`engine.threads` is 5000", "0 to 1024"]),
             ("[experiments]\nmax_shadows = 70000", ["`experiments.max_shadows` is 70000", "65536"]),
-            ("[traces]\nfile_mib = 0", ["`traces.file_mib` is 0", "1 to"]),
+            ("[traces]\nfile_mib = 90000000000", ["`traces.file_mib`", "0 to"]),
             ("[limits]\nmemory_mib = 8192", ["`limits.memory_mib` is 8192", "1 to 4096"]),
             ("[limits]\nplan_fuel = 0", ["`limits.plan_fuel` is 0", "at least 1"]),
             (

@@ -319,9 +319,8 @@ pub(crate) fn transform_error(problem: String) -> Error {
     Error::Transform { problems: vec![problem] }
 }
 
-#[cfg(test)]
+#[cfg(all(test, unix))]
 mod tests {
-    #![cfg(unix)]
 
     use super::*;
     use crate::transform::testing::{Q0, bytes, module, site};

@@ -180,7 +180,7 @@ impl Handle {
         Ok(Events { events })
     }
 
-    /// Ends a request with [`FinishReason::Cancelled`](crate::FinishReason::Cancelled), at the next
+    /// Ends a request with [`FinishReason::Cancelled`], at the next
     /// turn; a request that has ended is left alone. Where the engine's queue is full, this does
     /// nothing.
     pub fn cancel(&self, id: RequestId) {

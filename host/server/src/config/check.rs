@@ -160,7 +160,7 @@ impl Config {
             ("experiments.check_seconds", self.experiments.check_seconds, 1, MOST_SECONDS),
             ("experiments.max_shadows", self.experiments.max_shadows as u64, 0, MOST_REQUESTS),
             ("traces.keep", self.traces.keep as u64, 0, MOST_UNITS),
-            ("traces.file_mib", self.traces.file_mib, 1, MOST_MODULE_MIB),
+            ("traces.file_mib", self.traces.file_mib, 0, MOST_MODULE_MIB),
             ("faults.max_faults", self.faults.max_faults as u64, 1, MOST_REQUESTS),
             ("faults.window_seconds", self.faults.window_seconds, 1, MOST_SECONDS),
             ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),

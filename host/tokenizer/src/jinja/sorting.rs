@@ -52,14 +52,14 @@ mod tests {
     fn items_are_sorted_stably_whatever_less_says() {
         let less = |a: &(f64, u8), b: &(f64, u8)| Ok(a.0 < b.0);
         let items = vec![(3.0, 0), (1.0, 1), (3.0, 2), (2.0, 3), (1.0, 4)];
-        let found = sorted(items, &less).unwrap();
+        let found = sorted(items, less).unwrap();
         assert_eq!(found, [(1.0, 1), (1.0, 4), (2.0, 3), (3.0, 0), (3.0, 2)]);
         // No total order: NaN among numbers, and a comparison that always holds.
         for count in 0..200_u8 {
             let items =
                 (0..count).map(|at| (if at % 3 == 1 { f64::NAN } else { -f64::from(at) }, at));
             let mut kept: Vec<u8> =
-                sorted(items.collect(), &less).unwrap().into_iter().map(|(_, at)| at).collect();
+                sorted(items.collect(), less).unwrap().into_iter().map(|(_, at)| at).collect();
             kept.sort_unstable();
             assert_eq!(kept, (0..count).collect::<Vec<_>>());
             let all = sorted((0..count).collect(), |_: &u8, _: &u8| Ok(true)).unwrap();
@@ -73,7 +73,7 @@ mod tests {
             (7, _) | (_, 7) => Err(JinjaError::of_type("no order")),
             _ => Ok(a < b),
         };
-        assert_eq!(sorted(vec![3, 7, 1], &fails).unwrap_err().message, "no order");
-        assert_eq!(sorted(vec![7], &fails).unwrap(), [7]);
+        assert_eq!(sorted(vec![3, 7, 1], fails).unwrap_err().message, "no order");
+        assert_eq!(sorted(vec![7], fails).unwrap(), [7]);
     }
 }

@@ -1,10 +1,15 @@
 //! The SDK's bindings are what their generator makes of the WIT.
 
+use std::path::{Path, PathBuf};
+
 use wit_bindgen_core::wit_parser::Resolve;
 use wit_bindgen_core::{Files, WorldGenerator as _};
 use wit_bindgen_rust::Opts;
 
-use crate::common::root;
+/// The root of the repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
 
 /// The options of the command in CONTRIBUTING.md.
 fn options() -> Opts {
