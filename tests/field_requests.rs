@@ -115,4 +115,8 @@ fn no_router_is_written_in_both_forms() {
         post(server, "/v1/completions", &body)["choices"][0]["logprobs"].clone()
     };
     assert_eq!(ask(json!({"name": "none"})), ask(json!("none")));
+    let body = json!({"model": "task-a", "prompt": "x", "max_tokens": 1,
+                      "router": {"name": "none", "modules": ["task-*"]}});
+    let refused = server.send("POST", "/v1/completions", None, body.to_string());
+    assert!(refused.refused().contains("no `modules`"));
 }

@@ -1,8 +1,10 @@
 //! The same numbers as transformers and PEFT, and the same bits whatever else is served.
 
+use std::sync::Arc;
+
 use polyskill_adapters::prototypes;
-use polyskill_engine::Selection;
-use polyskill_model::{Projection, Site};
+use polyskill_engine::{EngineConfig, Selection};
+use polyskill_model::{ActivationBits, Compute, Projection, Site, load};
 
 use crate::common::{
     Bench, Case, Output, TASKS, arrow_selection, cases, fixtures, floats, golden, greedy, list,
@@ -106,6 +108,26 @@ fn quantised_gguf_stays_close_to_the_dequantised_weights() {
         assert!(mean <= MEAN, "{}: off by {mean} nats on average", case.name);
     }
     assert!(clear_rows > 0, "no golden row has a clear favourite");
+}
+
+/// With 16 bits the products are those of the dequantised weights.
+#[test]
+fn activations_of_16_bits_agree_with_the_dequantised_weights() {
+    let compute = Arc::new(Compute::new(2).with_activation_bits(ActivationBits::Sixteen));
+    let mut compared = 0;
+    for case in cases("gguf") {
+        let file = text(&case.header, "file");
+        if !file.contains("-q") {
+            continue;
+        }
+        let path = fixtures().join("gguf").join(file);
+        let model = load::load(&path, Arc::clone(&compute), &mut |_, _| {}).unwrap();
+        let bench = Bench::over(Arc::new(model), &[], EngineConfig::default());
+        let distance = bench.run(&Selection::Base, &case.prompt, greedy(1)).distance(&case);
+        assert!(distance <= 5e-3, "{}: off by {distance} nats", case.name);
+        compared += 1;
+    }
+    assert!(compared > 0);
 }
 
 /// The most likely token and its lead over the next.

@@ -22,7 +22,12 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def server(
-    binary: pathlib.Path, model: pathlib.Path, name: str, adapters: pathlib.Path, log: pathlib.Path
+    binary: pathlib.Path,
+    model: pathlib.Path,
+    name: str,
+    adapters: pathlib.Path,
+    log: pathlib.Path,
+    config: pathlib.Path | None = None,
 ) -> Iterator[str]:
     """Serves a base under a name with the modules of a directory; gives the address."""
     port = free_port()
@@ -30,6 +35,7 @@ def server(
     empty.mkdir(parents=True, exist_ok=True)
     command = [binary, "serve", "--model", model, "--served-model-name", name]
     command += ["--adapters", adapters, "--plugins", empty, "--listen", f"127.0.0.1:{port}"]
+    command += ["--config", config] if config else []
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         try:

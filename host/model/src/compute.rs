@@ -37,6 +37,8 @@ pub struct Compute {
     threads: Vec<Thread>,
     /// Serialises callers; the engine has one, so it is never contended there.
     caller: Mutex<()>,
+    /// Bits of activations in products with quantised weights.
+    activation_bits: ActivationBits,
 }
 
 /// State of the pool: the current job, and counters that order access to it.
@@ -68,7 +70,29 @@ impl fmt::Debug for Compute {
     }
 }
 
+/// Bits of activations in products with quantised weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ActivationBits {
+    /// One plane of 8 bits, as llama.cpp has it.
+    #[default]
+    Eight,
+    /// A second plane for what the first leaves: twice the products, and a rounding that log-probabilities
+    /// do not show.
+    Sixteen,
+}
+
 impl Compute {
+    /// The same pool, with other bits for activations in products with quantised weights.
+    pub fn with_activation_bits(mut self, activation_bits: ActivationBits) -> Self {
+        self.activation_bits = activation_bits;
+        self
+    }
+
+    /// Bits of activations in products with quantised weights.
+    pub fn activation_bits(&self) -> ActivationBits {
+        self.activation_bits
+    }
+
     /// Starts a pool of `num_threads` threads, the caller included; at least one.
     pub fn new(num_threads: usize) -> Self {
         let shared = Arc::new(Shared {
@@ -89,7 +113,8 @@ impl Compute {
             })
             .collect();
         let threads = workers.iter().map(|worker| worker.thread().clone()).collect();
-        Self { shared, workers, threads, caller: Mutex::new(()) }
+        let activation_bits = ActivationBits::default();
+        Self { shared, workers, threads, caller: Mutex::new(()), activation_bits }
     }
 
     /// A pool as wide as the machine.

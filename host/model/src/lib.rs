@@ -26,7 +26,7 @@ pub mod moe;
 mod rope;
 pub mod site;
 
-pub use compute::Compute;
+pub use compute::{ActivationBits, Compute};
 pub use config::ModelConfig;
 pub use decoder::{Decoder, Scratch, Step};
 pub use error::Error;

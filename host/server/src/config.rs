@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use polyskill_adapters::Budget;
 use polyskill_engine::FaultPolicy;
+use polyskill_model::ActivationBits;
 use polyskill_plugin::{Capability, Limits, Trust};
 use polyskill_sources::{FetchLimits, ModuleTrust, Policy};
 use serde::{Deserialize, Serialize};
@@ -310,6 +311,9 @@ pub struct EngineSettings {
     pub prefix_cache: bool,
     /// Compute threads, up to 1,024; 0 for as many as the machine suggests.
     pub threads: usize,
+    /// Bits of activations in products with quantised weights, 8 or 16. 16 doubles the time of these
+    /// products; log-probabilities are then those of the dequantised weights, which evaluations may want.
+    pub activation_bits: u32,
 }
 
 impl Default for EngineSettings {
@@ -323,11 +327,20 @@ impl Default for EngineSettings {
             max_cached_tokens: engine.max_cached_tokens,
             prefix_cache: engine.prefix_cache,
             threads: 0,
+            activation_bits: 8,
         }
     }
 }
 
 impl EngineSettings {
+    /// The model's form of `activation_bits`.
+    pub fn activation_bits(&self) -> ActivationBits {
+        match self.activation_bits {
+            16 => ActivationBits::Sixteen,
+            _ => ActivationBits::Eight,
+        }
+    }
+
     /// The engine's form. `threads` is not part of it: the model's compute pool has them.
     pub fn to_engine(&self) -> polyskill_engine::EngineConfig {
         polyskill_engine::EngineConfig {
@@ -382,6 +395,7 @@ mod tests {
             ("[engine]\nthreads = 5000", ["`engine.threads` is 5000", "0 to 1024"]),
             ("[experiments]\nmax_shadows = 70000", ["`experiments.max_shadows` is 70000", "65536"]),
             ("[traces]\nfile_mib = 90000000000", ["`traces.file_mib`", "0 to"]),
+            ("[engine]\nactivation_bits = 12", ["`engine.activation_bits` is 12", "8 or 16"]),
             ("[limits]\nmemory_mib = 8192", ["`limits.memory_mib` is 8192", "1 to 4096"]),
             ("[limits]\nplan_fuel = 0", ["`limits.plan_fuel` is 0", "at least 1"]),
             (

@@ -87,10 +87,13 @@ impl Service {
         let path =
             base_models::resolve(&name, &mut |stage| report(StartupEvent::Stage(stage.to_owned())));
         let path = path.map_err(start_error)?;
-        let compute = Arc::new(match config.engine.threads {
-            0 => Compute::for_this_machine(),
-            threads => Compute::new(threads),
-        });
+        let compute = Arc::new(
+            match config.engine.threads {
+                0 => Compute::for_this_machine(),
+                threads => Compute::new(threads),
+            }
+            .with_activation_bits(config.engine.activation_bits()),
+        );
         let kept = config.keep_experts.as_deref().map(kept_experts).transpose();
         let kept = kept.map_err(start_error)?.unwrap_or_default();
         let model = load::load_keeping(&path, compute, &kept.layers, &mut |done, total| {

@@ -20,7 +20,7 @@ use std::ops::Range;
 
 use super::Product;
 use super::simd::{Isa, isa};
-use crate::compute::{Compute, SharedMut};
+use crate::compute::{ActivationBits, Compute, SharedMut};
 use half::f16;
 
 /// Weights per scale, along a row.
@@ -187,6 +187,8 @@ pub struct QuantisedRows {
     scales: Vec<f32>,
     /// `[rows, blocks]`: the sum of a block's quants.
     sums: Vec<i32>,
+    /// The difference between the activations and these, quantised again, where they are to have 16 bits.
+    remainder: Option<Box<Self>>,
 }
 
 impl QuantisedRows {
@@ -198,6 +200,23 @@ impl QuantisedRows {
     /// # Panics
     /// If `inner` is not a multiple of 32 or does not divide the length.
     pub fn quantise(&mut self, compute: &Compute, x: &[f32], inner: usize) {
+        self.quantise_once(compute, x, inner);
+        if compute.activation_bits() == ActivationBits::Eight {
+            self.remainder = None;
+            return;
+        }
+        let mut remainders = x.to_vec();
+        let blocks = remainders.chunks_exact_mut(BLOCK).zip(self.values.chunks_exact(BLOCK));
+        for ((x, quants), scale) in blocks.zip(&self.scales) {
+            x.iter_mut().zip(quants).for_each(|(x, quant)| *x -= scale * f32::from(*quant));
+        }
+        let mut remainder = self.remainder.take().unwrap_or_default();
+        remainder.quantise_once(compute, &remainders, inner);
+        self.remainder = Some(remainder);
+    }
+
+    /// Quantises to 8 bits.
+    fn quantise_once(&mut self, compute: &Compute, x: &[f32], inner: usize) {
         const ROWS_PER_TASK: usize = 16;
         assert!(inner > 0 && inner.is_multiple_of(BLOCK) && x.len().is_multiple_of(inner));
         let (num_rows, blocks) = (x.len() / inner, inner / BLOCK);
@@ -293,6 +312,27 @@ struct Rows<'a> {
 /// # Panics
 /// If the sizes do not agree.
 pub fn matmul_packed(
+    compute: &Compute,
+    x: &QuantisedRows,
+    products: &mut [Product<'_, &PackedMatrix>],
+) {
+    matmul_8_bits(compute, x, products);
+    let Some(remainder) = &x.remainder else { return };
+    let mut more: Vec<Vec<f32>> =
+        products.iter().map(|product| vec![0.0; product.y.len()]).collect();
+    let mut again: Vec<_> = products
+        .iter()
+        .zip(&mut more)
+        .map(|(product, y)| Product { weights: product.weights, rows: product.rows.clone(), y })
+        .collect();
+    matmul_8_bits(compute, remainder, &mut again);
+    for (product, more) in products.iter_mut().zip(more) {
+        product.y.iter_mut().zip(more).for_each(|(y, more)| *y += more);
+    }
+}
+
+/// The products with one plane of 8 bits.
+fn matmul_8_bits(
     compute: &Compute,
     x: &QuantisedRows,
     products: &mut [Product<'_, &PackedMatrix>],
@@ -489,6 +529,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn activations_of_16_bits_leave_the_product_of_the_weights() {
+        let (rows, outs, inner) = (3, 21, 96);
+        let packed = matrix(outs, inner, true);
+        let mut state = 3;
+        let x: Vec<f32> = (0..rows * inner).map(|_| noise(&mut state)).collect();
+        let worst = |bits| {
+            let compute = Compute::new(2).with_activation_bits(bits);
+            let mut quantised = QuantisedRows::default();
+            quantised.quantise(&compute, &x, inner);
+            let mut y = vec![0.0; rows * outs];
+            matmul_packed(&compute, &quantised, &mut [whole(&packed, &quantised, &mut y)]);
+            let mut weights = vec![0.0; inner];
+            let mut worst = 0.0_f32;
+            for (at, found) in y.into_iter().enumerate() {
+                packed.read_row(at % outs, &mut weights);
+                let x = &x[at / outs * inner..];
+                let expected: f32 = weights.iter().zip(x).map(|(w, x)| w * x).sum();
+                worst = worst.max((found - expected).abs());
+            }
+            worst
+        };
+        let (eight, sixteen) = (worst(ActivationBits::Eight), worst(ActivationBits::Sixteen));
+        assert!(sixteen < 1e-4 && eight > 20.0 * sixteen, "{eight} {sixteen}");
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub const COMMON: &[Field] = &[
     ("user", Served),
     ("spaces_between_special_tokens", Refused(&["true"])),
     ("logprob_token_ids", Refused(&["[]"])),
+    ("logits_processors", Refused(&["[]"])),
     ("use_beam_search", Refused(&["false"])),
     ("best_of", Refused(&["1"])),
     ("early_stopping", Refused(&["false"])),

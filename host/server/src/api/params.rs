@@ -351,6 +351,12 @@ impl CommonParams {
         let adapters = self.adapters.as_deref().map(weights).transpose()?;
         let router = match &self.router {
             None => RouterField::Unset,
+            Some(RouterChoice::Full(spec))
+                if spec.name == "none" && !(spec.params.is_empty() && spec.modules.is_empty()) =>
+            {
+                let message = "`router` is `none`, which has no `params` and no `modules`";
+                return Err(ApiError::bad_request(message, Some("router")));
+            }
             Some(choice) if choice.name() == "none" => RouterField::None,
             Some(choice) => RouterField::Router(routed(choice)?),
         };

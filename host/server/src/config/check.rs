@@ -100,6 +100,10 @@ impl Config {
                 return Err(bad_value(name, "empty", "at least one character, or no such key"));
             }
         }
+        if ![8, 16].contains(&self.engine.activation_bits) {
+            let found = self.engine.activation_bits.to_string();
+            return Err(bad_value("engine.activation_bits", found, "8 or 16"));
+        }
         self.check_numbers()?;
         self.check_modules()?;
         self.check_names()
