@@ -1,6 +1,6 @@
 //! One router in every form of plugin decides alike.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use polyskill_plugin::{Kind, Limits, Loader, Trust};
@@ -16,7 +16,7 @@ use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter, Native};
 use polyskill_sdk::testing::StubHost;
 use polyskill_sdk::{Parameters, Router, Value};
 
-use crate::common::{fixtures, plugins};
+use crate::common::{copy_all, fixtures, plugins};
 
 /// Where `cargo xtask` puts core modules and dynamic libraries of the routers.
 fn flavour(flavour: &str, router: &str) -> PathBuf {
@@ -45,15 +45,12 @@ fn transcript(path: &PathBuf, kind: Kind, parameters: &Parameters) -> Transcript
 }
 
 /// Dynamic libraries are loaded with a trusted signature only.
-fn signed(path: &PathBuf, kind: Kind, trust: Trust) -> (Option<tempfile::TempDir>, Trust) {
+fn signed(path: &Path, kind: Kind, trust: Trust) -> (Option<tempfile::TempDir>, Trust) {
     if kind != Kind::Dylib {
         return (None, trust);
     }
     let (directory, keys) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    for entry in std::fs::read_dir(path).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
-    }
+    copy_all(path, directory.path());
     let key = polyskill_plugin::new_key(&keys.path().join("key")).unwrap();
     polyskill_plugin::sign(directory.path(), &keys.path().join("key"), &Limits::default()).unwrap();
     let trusted = polyskill_plugin::TrustedKey { key, prefix: String::new(), dylibs: true };

@@ -1,9 +1,11 @@
 //! Routers that are replaced, watched and recorded in a running server.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use polyskill_engine::{RouterRequest, Selection};
+use polyskill_adapters::Library;
+use polyskill_adapters::library::{Expected, Snapshot};
+use polyskill_engine::{RouterRequest, RouterSettings, Selection};
 use polyskill_plugin::Trust;
 use polyskill_server::audit::Audit;
 use polyskill_server::config::Config;
@@ -11,7 +13,8 @@ use polyskill_server::fixtures::{fixture, rows_fixture};
 use polyskill_server::routers::{Routers, Seen};
 
 use crate::common::{Bench, TASKS, greedy, plugins, routed};
-use polyskill_sdk::{Parameters, Value};
+use polyskill_sdk::runtime::Native;
+use polyskill_sdk::{Descriptor, Host, Parameters, Pick, Plan, Request, RouteError, Router, Value};
 use serde_json::json;
 
 const GATES: &str = r#"
@@ -137,6 +140,49 @@ fn recorded_plans_are_fixtures() {
     let error = routers.load(&bench.composer, &bundle, "test").unwrap_err().to_string();
     assert!(error.contains("recorded-0.json"), "{error}");
     assert_eq!(bench.composer.routers()[0].digest, loaded.digest);
+}
+
+/// Takes the module before all others away while it plans, and picks the last candidate.
+struct Swaps;
+
+/// The library that [`Swaps`] changes.
+static SWAPPED: OnceLock<Arc<Library>> = OnceLock::new();
+
+impl Router for Swaps {
+    fn init(_: &mut dyn Host, _: &Parameters) -> Result<Self, String> {
+        Ok(Self)
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        Descriptor { name: "swaps".into(), version: "1".into(), causal: true }
+    }
+
+    fn plan(&mut self, _: &mut dyn Host, request: &Request) -> Result<Plan, RouteError> {
+        SWAPPED.get().unwrap().remove("task-a", Expected::Any).unwrap();
+        let module = *request.candidates.last().unwrap();
+        Ok(Plan::output_sum([Pick { module, weight: 1.0 }]))
+    }
+}
+
+/// Candidates are numbers in the library as the request found it.
+#[test]
+fn recorded_plans_name_the_modules_of_their_request() {
+    let bench = Bench::new("models/llama-tied", &TASKS);
+    let names = |snapshot: &Snapshot| -> Vec<String> {
+        snapshot.iter().map(|(name, _)| name.to_owned()).collect()
+    };
+    let before = names(&bench.composer.library().snapshot());
+    SWAPPED.set(Arc::clone(bench.composer.library())).unwrap();
+    let router = Native::<Swaps>::new(&bench.composer.view(), &Parameters::default()).unwrap();
+    let settings = RouterSettings::default();
+    bench.composer.add_router("swaps", "native".to_owned(), Box::new(router), settings).unwrap();
+    bench.composer.keep_plans(1);
+    let composition = bench.compose(&routed("swaps", Parameters::default()));
+    assert_eq!(composition.modules()[0].name, *before.last().unwrap());
+    assert_ne!(names(&bench.composer.library().snapshot()), before);
+    let [planned] = bench.composer.recorded_plans().try_into().unwrap();
+    let recorded: Vec<String> = planned.candidates.iter().map(|m| m.name.clone()).collect();
+    assert_eq!(recorded, before);
 }
 
 /// Rows of `route` that were recorded in live traffic are decided alike whenever the bundle is loaded.

@@ -254,7 +254,8 @@ fn modules_without_room_are_refused() {
     service.modules.unload("small", Expected::Any, "test").unwrap();
     pin("b").unwrap();
     refused(load("small", &small, None));
-    let composition = service.composer.compose(&service.selection("skills").unwrap()).unwrap();
+    let composition =
+        service.composer.compose(&Selection::from(&service.route("skills").unwrap())).unwrap();
     assert_eq!(composition.fallback(), None);
     assert!(service.composer.routers().iter().all(|router| router.faults == 0));
 }
@@ -288,7 +289,7 @@ fn weights_that_left_memory_come_back() {
     let expected = models.map(|model| ask(&ample, model));
     let bytes = one(&ample, "a")["bytes"].as_u64().unwrap();
     assert_eq!(modules(&ample)["pool"]["loads"], 0);
-    let tight = server(root.path(), |config| config.residency.max_mib = Some(1));
+    let tight = server(root.path(), |config| config.residency.max_bytes = Some(1 << 20));
     let pool = |server: &Server| modules(server)["pool"].clone();
     assert!(4 * bytes < 1 << 20, "the fixtures have grown");
     assert_eq!(models.map(|model| ask(&tight, model)), expected);

@@ -409,12 +409,12 @@ fn modules_and_routers_change_the_answer_and_report_themselves() {
     assert_ne!(named["choices"], routed["choices"]);
     // The request's own come over those of the set, also none of them.
     let cleared = json!({"model": "skills", "router": "arrow", "adapters": []});
-    assert_eq!(answer(cleared)["polyskill"]["beside_router"], Json::Null);
+    assert_eq!(answer(cleared)["polyskill"]["adapters"], Json::Null);
     assert_eq!(beside("skills", json!("arrow"))["choices"], named["choices"]);
     let report = &named["polyskill"];
     let expected =
         json!([{"name": "prompt-5", "weight": 1.0}, {"name": "lora-all", "weight": -0.5}]);
-    assert_eq!(report["beside_router"], expected, "{report}");
+    assert_eq!(report["adapters"], expected, "{report}");
     let share = report["routing"]["share"].as_object().unwrap();
     assert!(share.get("lora-all").is_none() && !share.is_empty(), "{report}");
     let none = answer(json!({"model": "skills", "router": "none"}));
@@ -515,7 +515,7 @@ fn refusals_of_a_fields_form_say_what_was_expected() {
     );
     assert_eq!(
         message(json!({"router": {"name": "arrow", "topk": 2}}), "router"),
-        "`router`: unknown field `topk`, expected one of `name`, `params`, `modules`"
+        "`router.topk`: unknown field `topk`, expected one of `name`, `params`, `modules`"
     );
     assert_eq!(
         message(json!({"adapters": [{"name": "task-a"}, {"name": "task-a"}]}), "adapters"),

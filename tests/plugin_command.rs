@@ -38,7 +38,12 @@ fn new(lang: Language, name: &str, dir: &Path) -> PluginCommand {
 }
 
 fn build(dir: &Path, flavour: Option<Flavour>) -> PluginCommand {
-    PluginCommand::Build(BuildArgs { dir: dir.to_owned(), flavour, offline: true })
+    PluginCommand::Build(BuildArgs {
+        dir: dir.to_owned(),
+        flavour,
+        offline: true,
+        ..BuildArgs::default()
+    })
 }
 
 fn test(bundle: &Path) -> PluginCommand {
@@ -66,6 +71,34 @@ fn project(lang: Language, name: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = folder.path().join("project");
     works(&new(lang, name, &dir));
     (folder, dir)
+}
+
+/// Several projects share a folder of bundles; none touches what is beside its own.
+#[test]
+fn bundles_go_where_they_are_wanted_and_nowhere_else() {
+    let (folder, dir) = project(Language::Gate, "acme/nearest");
+    let output = folder.path().join("bundles");
+    std::fs::create_dir_all(output.join("other")).unwrap();
+    std::fs::write(output.join("other/plugin.toml"), "kept").unwrap();
+    let into = |skip: bool| {
+        PluginCommand::Build(BuildArgs {
+            dir: dir.clone(),
+            output: Some(output.clone()),
+            skip_without_compiler: skip,
+            ..BuildArgs::default()
+        })
+    };
+    works(&into(true));
+    assert!(output.join("nearest/plugin.toml").is_file() && !dir.join("target").exists());
+    let manifest = dir.join("plugin.toml");
+    for name in ["", "a/", "../other", "/other", "acme/..", "Nearest"] {
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        let first = text.lines().next().unwrap().to_owned();
+        replace(&manifest, &first, &format!("name = \"{name}\""));
+        let refused = fails(&into(false));
+        assert!(refused.contains("plugin.toml: name `"), "{name}: {refused}");
+    }
+    assert_eq!(std::fs::read_to_string(output.join("other/plugin.toml")).unwrap(), "kept");
 }
 
 #[test]

@@ -163,7 +163,7 @@ fn a_slice_of_the_evaluation_comes_out_as_written_down() {
 #[test]
 fn questions_that_name_several_modules_are_answered() {
     let Some(service) = shipped() else { return };
-    let skills = service.selection("skills").unwrap();
+    let skills = Selection::from(&service.route("skills").unwrap());
     let retrieval = Selection::Routed(RouterRequest {
         router: "retrieval".to_owned(),
         parameters: Parameters(vec![
@@ -197,7 +197,7 @@ fn the_library_answers_what_the_base_does_not() {
         }
         assert!(module.description().is_some(), "{name}");
     }
-    let skills = service.selection("skills").unwrap();
+    let skills = Selection::from(&service.route("skills").unwrap());
     let snapshot = service.composer.library().snapshot();
     let names: Vec<String> = snapshot.iter().map(|(name, _)| name.to_owned()).collect();
     let examples = examples(&library);

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use crate::common::{list, root, text};
 
 /// Which crate may use which: normal dependencies inside the workspace, exactly.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("polyskill", &["polyskill-cli", "polyskill-sources"]),
     (
         "polyskill-cli",
@@ -20,6 +20,7 @@ const LAYERS: [(&str, &[&str]); 12] = [
             "polyskill-experiment",
             "polyskill-model",
             "polyskill-plugin",
+            "polyskill-route",
             "polyskill-sdk",
             "polyskill-server",
             "polyskill-sources",
@@ -35,6 +36,7 @@ const LAYERS: [(&str, &[&str]); 12] = [
             "polyskill-experiment",
             "polyskill-model",
             "polyskill-plugin",
+            "polyskill-route",
             "polyskill-sdk",
             "polyskill-sources",
             "polyskill-tokenizer",
@@ -42,12 +44,16 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ),
     ("polyskill-sources", &["polyskill-plugin"]),
     ("polyskill-workshop", &["polyskill-adapters", "polyskill-model", "polyskill-sdk"]),
-    ("polyskill-engine", &["polyskill-adapters", "polyskill-model", "polyskill-sdk"]),
+    (
+        "polyskill-engine",
+        &["polyskill-adapters", "polyskill-model", "polyskill-route", "polyskill-sdk"],
+    ),
     ("polyskill-adapters", &["polyskill-model", "polyskill-sdk"]),
     ("polyskill-plugin", &["polyskill-sdk"]),
     ("polyskill-sdk", &[]),
     ("polyskill-tokenizer", &["polyskill-model"]),
-    ("polyskill-experiment", &[]),
+    ("polyskill-experiment", &["polyskill-route"]),
+    ("polyskill-route", &["polyskill-sdk"]),
     ("polyskill-model", &[]),
 ];
 
@@ -211,6 +217,23 @@ fn signatures_take_no_tuple_patterns() {
                 assert!(!pattern.is_match(parameters), "{}: `fn {name}`", file.display());
             }
         }
+    }
+}
+
+/// A shipped router is a project like any author's, whose manifest says what its crate does.
+#[test]
+fn shipped_routers_have_manifests() {
+    let field = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(&format!("{key} = "))).unwrap();
+        line.split('"').nth(1).unwrap().to_owned()
+    };
+    for entry in std::fs::read_dir(root().join("plugins")).unwrap() {
+        let folder = entry.unwrap().path();
+        let Ok(crate_text) = std::fs::read_to_string(folder.join("Cargo.toml")) else { continue };
+        let manifest = std::fs::read_to_string(folder.join("plugin.toml")).unwrap();
+        assert_eq!(field(&manifest, "name"), folder.file_name().unwrap().to_string_lossy());
+        assert_eq!(field(&manifest, "description"), field(&crate_text, "description"));
+        assert_eq!(field(&manifest, "version"), env!("CARGO_PKG_VERSION"));
     }
 }
 

@@ -106,7 +106,7 @@ fn a_recorded_trace_gives_the_same_decisions() {
     let (said, outcome) = again(&second, &other);
     assert!(outcome.is_err() && said.contains("other decisions at token 2"), "{said}");
     trace["composition"] = json!("00");
-    trace["repeat"]["selection"]["routed"]["router"] = json!("nobody");
+    trace["repeat"]["route"]["router"]["name"] = json!("nobody");
     std::fs::write(&other, trace.to_string()).unwrap();
     let (said, outcome) = again(&second, &other);
     assert!(

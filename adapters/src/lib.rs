@@ -10,6 +10,7 @@
 pub mod apply;
 pub mod artefact;
 mod base;
+pub mod budget;
 pub mod card;
 pub mod edits;
 mod error;
@@ -32,11 +33,12 @@ pub mod weights;
 
 pub use artefact::Artefact;
 pub use base::Base;
+pub use budget::Budget;
 pub use error::Error;
 pub use generation::Generation;
 pub use kind::Kind;
 pub use library::{Library, Snapshot};
 pub use load::{generation_of, is_module, load_module, open_module};
 pub use module::Module;
-pub use residency::{Budget, Lease};
+pub use residency::Lease;
 pub use weights::Weights;

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use dashmap::DashMap;
 
 use crate::artefact::Artefact;
+use crate::budget::Budget;
 use crate::error::Error;
 use crate::generation::Generation;
 pub use crate::kind::Kind;
 pub use crate::module::Module;
-use crate::residency::{Budget, Lease, Pool, PoolStats, Purpose, Stored};
+use crate::residency::{Lease, Pool, PoolStats, Purpose, Stored};
 
 /// Longest name of a module or an alias.
 const MAX_NAME_BYTES: usize = 128;

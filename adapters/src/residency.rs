@@ -17,34 +17,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::budget::Budget;
 use crate::error::Error;
 use crate::weights::Weights;
-
-/// The memory that modules may take, and the bounds on waiting for it. Memory of modules alone: the
-/// base and the caches of requests are not in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Budget {
-    /// Bytes of weights in memory; `None` keeps all. Weights that cannot be read again count too,
-    /// and are never evicted.
-    pub max_bytes: Option<usize>,
-    /// The time for which requests whose modules are in memory may overtake one that waits.
-    pub patience: Duration,
-    /// Longest wait; after it the request is refused.
-    pub max_wait: Duration,
-    /// Requests that may wait; one more is refused at once. Each of them blocks a thread.
-    pub max_waiting: usize,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self {
-            max_bytes: None,
-            patience: Duration::from_millis(500),
-            max_wait: Duration::from_secs(60),
-            max_waiting: 256,
-        }
-    }
-}
 
 /// Reads a module's weights again. An error, as one for a changed file, ends the request that asked
 /// and those that waited for the same weights; the next one tries again.

@@ -82,6 +82,32 @@ impl Op {
         }
     }
 
+    /// The op's arguments with their names in program files, for whoever writes a program down or
+    /// hashes it.
+    pub fn arguments(&self) -> Vec<(&'static str, Argument<'_>)> {
+        match self {
+            Self::LoadInput
+            | Self::Abs
+            | Self::Sigmoid
+            | Self::Relu
+            | Self::Softmax
+            | Self::Emit => Vec::new(),
+            Self::LayerNorm { epsilon } | Self::Renormalise { epsilon } => {
+                vec![("epsilon", Argument::Number(*epsilon))]
+            }
+            Self::Linear { name } => vec![("name", Argument::Text(name))],
+            Self::Affine { scale, shift } => {
+                vec![("scale", Argument::Number(*scale)), ("shift", Argument::Number(*shift))]
+            }
+            Self::TopK { k } => vec![("k", Argument::Count(*k))],
+            Self::Threshold { least } => vec![("least", Argument::Number(*least))],
+            Self::Route { hidden, arguments } => vec![
+                ("hidden", Argument::Flag(*hidden)),
+                ("arguments", Argument::Numbers(arguments)),
+            ],
+        }
+    }
+
     /// True for an op that chooses among the scores, compares them with one another or ends a
     /// program. Up to the first of these, each score is a module's own: every candidate has one,
     /// and no other candidate has a part in it.
@@ -102,6 +128,21 @@ impl Op {
             | Self::Route { .. } => true,
         }
     }
+}
+
+/// An argument of an op.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Argument<'a> {
+    /// A switch.
+    Flag(bool),
+    /// A number of modules.
+    Count(u32),
+    /// A number.
+    Number(f32),
+    /// A name.
+    Text(&'a str),
+    /// Numbers in their order.
+    Numbers(&'a [f32]),
 }
 
 /// The sites that a program decides.
@@ -322,8 +363,6 @@ pub(crate) fn top_k(scores: &mut Vec<(u32, f32)>, k: usize) {
 /// Writes programs as the text of gate files, which plugins of the flat ABI answer with. Numbers
 /// come back exactly. The format is TOML, one `[[program]]` table for each.
 pub fn to_text(programs: &[Program]) -> String {
-    // An f32 has a short form that reads back as another f32 when it went through f64: so write the f64.
-    let number = |value: f32| format!("{:?}", f64::from(value)).to_ascii_lowercase();
     let mut text = String::new();
     for program in programs {
         text.push_str("[[program]]\n");
@@ -341,32 +380,38 @@ pub fn to_text(programs: &[Program]) -> String {
         };
         text.push_str(&format!("share = \"{share}\"\ncombine = \"{combine}\"\nops = ["));
         for op in &program.ops {
-            let name = op.name();
-            let op = match op {
-                Op::LayerNorm { epsilon: value }
-                | Op::Threshold { least: value }
-                | Op::Renormalise { epsilon: value } => {
-                    format!("{{ {name} = {} }}", number(*value))
-                }
-                Op::TopK { k } => format!("{{ {name} = {k} }}"),
-                Op::Linear { name: rows } => format!("{{ {name} = {} }}", quoted(rows)),
-                Op::Affine { scale, shift } => {
-                    let (scale, shift) = (number(*scale), number(*shift));
-                    format!("{{ {name} = {{ scale = {scale}, shift = {shift} }} }}")
-                }
-                Op::Route { hidden, arguments } => {
-                    let arguments: Vec<String> = arguments.iter().copied().map(number).collect();
-                    let arguments = arguments.join(", ");
-                    format!("{{ {name} = {{ hidden = {hidden}, arguments = [{arguments}] }} }}")
-                }
-                _ => format!("\"{name}\""),
-            };
-            text.push_str(&op);
+            text.push_str(&op_text(op));
             text.push_str(", ");
         }
         text.push_str("]\n");
     }
     text
+}
+
+/// An op in the text of a gate file: its name, a table of the name and its argument, or one of the name and
+/// a table of its arguments.
+fn op_text(op: &Op) -> String {
+    // An f32 has a short form that reads back as another f32 when it went through f64: so write the f64.
+    let number = |value: &f32| format!("{:?}", f64::from(*value)).to_ascii_lowercase();
+    let text = |argument: &Argument<'_>| match argument {
+        Argument::Flag(flag) => flag.to_string(),
+        Argument::Count(count) => count.to_string(),
+        Argument::Number(value) => number(value),
+        Argument::Text(text) => quoted(text),
+        Argument::Numbers(values) => {
+            format!("[{}]", values.iter().map(number).collect::<Vec<_>>().join(", "))
+        }
+    };
+    let name = op.name();
+    match &op.arguments()[..] {
+        [] => format!("\"{name}\""),
+        [(_, only)] => format!("{{ {name} = {} }}", text(only)),
+        several => {
+            let fields: Vec<String> =
+                several.iter().map(|(key, value)| format!("{key} = {}", text(value))).collect();
+            format!("{{ {name} = {{ {} }} }}", fields.join(", "))
+        }
+    }
 }
 
 /// A text as a basic string of TOML.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use polyskill_engine::{FinishReason, Selection};
 use polyskill_plugin::{Capability, Limits};
+use polyskill_sdk::Parameters;
 use polyskill_server::config::{Config, RouterConfig};
 use serde_json::{Value as Json, json};
 
@@ -196,7 +197,7 @@ fn administrators_may_load_the_zoo() {
             .iter()
             .map(|member| RouterConfig {
                 name: member.name.clone(),
-                params: toml::Table::new(),
+                params: Parameters::default(),
                 grant: vec![Capability::Hidden],
                 limits: toml::Table::new(),
                 on_fault: None,

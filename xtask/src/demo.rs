@@ -74,10 +74,7 @@ pub(crate) fn demo(workspace: &Workspace, options: &Options) -> Outcome<()> {
         return crate::experts::demo(workspace);
     }
     let adapters = adapters(&workspace.root.join("adapters/library"))?;
-    plugins::build(workspace)?;
-    step("polyskill", || {
-        run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
-    })?;
+    plugins::build(workspace, "")?;
     pull_model(workspace, MODEL, "")?;
     let listen = options.address()?;
     let server = step("start the server", || Server::start(workspace, &listen))?;

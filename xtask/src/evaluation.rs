@@ -27,10 +27,7 @@ const SLICE_ITEMS: f64 = 2.0;
 pub(crate) fn evaluation(workspace: &Workspace) -> Outcome<()> {
     let home = workspace.root.join(HOME);
     let work = workspace.target.join("evaluation");
-    plugins::build(workspace)?;
-    step("polyskill", || {
-        run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
-    })?;
+    plugins::build(workspace, "")?;
     demo::pull_model(workspace, demo::MODEL, "")?;
     let modules = lora_modules(&workspace.root.join("adapters/library"))?;
     step("merge and subtract", || {

@@ -54,10 +54,7 @@ struct Row {
 ///
 /// Policies are made anew each time; outcomes of equal ones are found again.
 pub(crate) fn experts(workspace: &Workspace) -> Outcome<()> {
-    plugins::build(workspace)?;
-    step("polyskill", || {
-        run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
-    })?;
+    plugins::build(workspace, "")?;
     let work = workspace.target.join("experts");
     let policies = work.join("policies");
     if policies.exists() {

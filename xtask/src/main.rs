@@ -9,8 +9,6 @@
 mod demo;
 mod evaluation;
 mod experts;
-mod flavours;
-mod foreign;
 mod http;
 mod json;
 mod map;
@@ -33,7 +31,7 @@ use workspace::{Workspace, find_root};
 const HELP: &str = "\
 cargo xtask <task>
 
-  plugins      build everything in plugins/ to WASM and bundle it in target/plugins;
+  plugins      build the program, and with it everything in plugins/ into target/plugins;
                what is not written in Rust is skipped where its compiler is missing
   flavours     build the same as core modules and dynamic libraries, into target/flavours
   compilers    get compilers for the plugins in C and Python, as packages of Python
@@ -82,9 +80,9 @@ fn dispatch(arguments: &[String]) -> Outcome<()> {
         return Err(Failure::usage(format!("`{task}` takes no argument `{extra}`")));
     }
     match task {
-        "plugins" => plugins::build(&Workspace::find()?).map(|_| ()),
-        "flavours" => flavours::build(&Workspace::find()?),
-        "compilers" => foreign::install(),
+        "plugins" => plugins::build(&Workspace::find()?, "").map(|_| ()),
+        "flavours" => plugins::build_flavours(&Workspace::find()?, ""),
+        "compilers" => plugins::install_compilers(),
         "toolchain" => toolchain::show(&Workspace::find()?),
         "model" => demo::pull_model(&Workspace::find()?, demo::MODEL, ""),
         "demo" => demo::demo(&Workspace::find()?, &Options::parse(rest)?),

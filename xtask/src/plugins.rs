@@ -1,128 +1,131 @@
-//! Builds the plugins in `plugins/` and bundles each with its manifest and fixtures.
+//! Has the program build everything in `plugins/`: `polyskill plugin build` is the one builder of
+//! bundles.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::foreign;
-use crate::step::{Context as _, Failure, Outcome, run, step};
-use crate::toolchain::{Toolchain, WASM};
-use crate::workspace::{PluginCrate, Workspace};
+use crate::step::{Context as _, Outcome, output, run, step};
+use crate::toolchain;
+use crate::workspace::Workspace;
 
-/// The plugin interface's version, as bundles state it.
-pub(crate) const ABI: &str = "0.1";
+/// Folder of plugins in C as dynamic libraries: not among the bundles that a server loads by itself.
+const NATIVE: &str = "native-plugins";
+/// Folder of plugins in Python: each brings an interpreter that takes a server half a minute to
+/// compile.
+const PYTHON: &str = "python-plugins";
 
-/// Builds and bundles every plugin, those in Rust first; returns the folder of the bundles.
-pub(crate) fn build(workspace: &Workspace) -> Outcome<PathBuf> {
-    if workspace.plugins.is_empty() {
-        return Err(Failure::new("there is no crate in plugins/"));
-    }
-    let toolchain = Toolchain::find(workspace)?;
-    // Its own target directory, because the compiler may differ from the host's.
-    let target = workspace.target.join("wasm");
-    toolchain.claim(&target)?;
-    for plugin in &workspace.plugins {
-        step(&format!("plugin {}", plugin.name), || {
-            bundle(workspace, &toolchain, &target, plugin)
+/// Builds the program, then every plugin; returns the folder of the bundles. The program is built
+/// with `features`, as cargo writes them; other ones than before mean another build.
+///
+/// Plugins in C become a core module among the bundles and a dynamic library elsewhere. What is not
+/// written in Rust is left out where its compiler is missing.
+pub(crate) fn build(workspace: &Workspace, features: &str) -> Outcome<PathBuf> {
+    let builder = Builder::new(workspace, features)?;
+    for project in &workspace.plugins {
+        let name = project.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        step(&format!("plugin {name}"), || match language(project) {
+            Language::Python => builder.build(project, None, PYTHON),
+            Language::C => {
+                builder.build(project, Some("dylib"), NATIVE)?;
+                builder.build(project, None, "plugins")
+            }
+            Language::Rust | Language::Gate => builder.build(project, None, "plugins"),
         })?;
-    }
-    for source in &workspace.foreign {
-        foreign::build(workspace, source)?;
     }
     Ok(workspace.bundles())
 }
 
-/// Builds one crate to WebAssembly and writes its bundle, the manifest last.
-fn bundle(
-    workspace: &Workspace,
-    toolchain: &Toolchain,
-    target: &Path,
-    plugin: &PluginCrate,
-) -> Outcome<()> {
-    let mut cargo = workspace.cargo();
-    toolchain.apply(&mut cargo);
-    cargo.args(["build", "--release", "--target", WASM, "-p", &plugin.package]);
-    // Line tables would make up most of the file.
-    cargo.args(["--config", "profile.release.strip=true"]);
-    run(cargo.arg("--target-dir").arg(target))?;
-    let library = target
-        .join(WASM)
-        .join("release")
-        .join(plugin.package.replace('-', "_"))
-        .with_extension("wasm");
-    let code = fs::read(&library).context(|| {
-        let library = library.display();
-        format!("{} built no {library} (is its crate-type `cdylib`?)", plugin.package)
-    })?;
-    let folder = workspace.bundles().join(&plugin.name);
-    fs::create_dir_all(&folder).context(|| format!("cannot create {}", folder.display()))?;
-    replace(&folder, &format!("{}.wasm", plugin.name), &code)?;
-    fixtures(&workspace.root.join("plugins").join(&plugin.name), &folder)?;
-    replace(&folder, "plugin.toml", manifest(plugin).as_bytes())?;
-    println!("    {} ({} KiB)", folder.display(), code.len() / 1024);
-    Ok(())
-}
-
-/// The manifest of a crate's bundle, from its Cargo.toml.
-fn manifest(plugin: &PluginCrate) -> String {
-    let PluginCrate { name, version, description, kinds, .. } = plugin;
-    let kinds = kinds.as_ref().map_or(String::new(), |kinds| format!("kinds = \"{kinds}\"\n"));
-    let description = description.replace('\\', "\\\\").replace('"', "\\\"");
-    format!(
-        "name = \"{name}\"\nversion = \"{version}\"\nabi = \"{ABI}\"\nfile = \"{name}.wasm\"\n\
-         description = \"{description}\"\n{kinds}"
-    )
-}
-
-/// Makes a bundle's fixtures those of its source: a host runs all that it finds, so stale ones are
-/// removed.
-pub(crate) fn fixtures(source: &Path, bundle: &Path) -> Outcome<()> {
-    let (from, to) = (source.join("fixtures"), bundle.join("fixtures"));
-    let names = |folder: &Path| -> Vec<OsString> {
-        let entries = fs::read_dir(folder).into_iter().flatten();
-        entries.filter_map(Result::ok).map(|entry| entry.file_name()).collect()
-    };
-    let wanted = names(&from);
-    for stale in names(&to).iter().filter(|name| !wanted.contains(name)) {
-        let path = to.join(stale);
-        fs::remove_file(&path).context(|| format!("cannot remove {}", path.display()))?;
-    }
-    for name in wanted {
-        fs::create_dir_all(&to).context(|| format!("cannot create {}", to.display()))?;
-        let path = from.join(&name);
-        let content = fs::read(&path).context(|| format!("cannot read {}", path.display()))?;
-        replace(&to, &name.to_string_lossy(), &content)?;
+/// Builds core modules and dynamic libraries of every router in Rust into `target/flavours`, for the
+/// conformance suite and the benchmarks.
+pub(crate) fn build_flavours(workspace: &Workspace, features: &str) -> Outcome<()> {
+    let builder = Builder::new(workspace, features)?;
+    let is_rust = |project: &&PathBuf| language(project) == Language::Rust;
+    for form in ["core", "dylib"] {
+        step(&format!("routers in the form {form}"), || {
+            let mut projects = workspace.plugins.iter().filter(is_rust);
+            projects.try_for_each(|project| {
+                builder.build(project, Some(form), &format!("flavours/{form}"))
+            })
+        })?;
     }
     Ok(())
 }
 
-/// Replaces a file in one go, and only if it changes: a running server may be watching it.
-pub(crate) fn replace(folder: &Path, name: &str, content: &[u8]) -> Outcome<()> {
-    let path = folder.join(name);
-    if fs::read(&path).is_ok_and(|old| old == content) {
+/// The program that builds bundles.
+struct Builder<'a> {
+    workspace: &'a Workspace,
+    program: PathBuf,
+}
+
+impl<'a> Builder<'a> {
+    /// Builds the program, and sees to the compiler for WebAssembly, which the program finds but does
+    /// not get.
+    fn new(workspace: &'a Workspace, features: &str) -> Outcome<Self> {
+        step("polyskill", || {
+            let build = ["build", "--release", "--bin", "polyskill", "--features", features];
+            run(workspace.cargo().args(build))
+        })?;
+        toolchain::provide(workspace)?;
+        let program = format!("polyskill{}", std::env::consts::EXE_SUFFIX);
+        let program = workspace.target.join("release").join(program);
+        Ok(Self { workspace, program })
+    }
+
+    /// Builds one project into a folder below the target directory, in a form if one is given.
+    fn build(&self, project: &Path, form: Option<&str>, output: &str) -> Outcome<()> {
+        let target = &self.workspace.target;
+        let mut command = Command::new(&self.program);
+        command.current_dir(&self.workspace.root).args(["plugin", "build"]).arg(project);
+        command.arg("--output").arg(target.join(output)).arg("--target-dir").arg(target);
+        command.arg("--skip-without-compiler");
+        run(command.args(form.map(|form| ["--as", form]).into_iter().flatten()))
+    }
+}
+
+/// The language of a plugin, by its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    Rust,
+    C,
+    Python,
+    Gate,
+}
+
+/// The language of a plugin's folder.
+fn language(project: &Path) -> Language {
+    let entries = fs::read_dir(project).into_iter().flatten().filter_map(Result::ok);
+    let names: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    let has = |end: &str| names.iter().any(|path| path.to_string_lossy().ends_with(end));
+    match () {
+        () if has("Cargo.toml") => Language::Rust,
+        () if has(".c") => Language::C,
+        () if has(".py") => Language::Python,
+        () => Language::Gate,
+    }
+}
+
+/// Compilers of languages other than Rust, as Python packages with their versions.
+const PACKAGES: [&str; 2] = ["ziglang==0.17.1", "componentize-py==0.25.1"];
+
+/// The task `compilers`: gets what builds the plugins in C and Python, into a private environment of
+/// Python where the program finds it.
+///
+/// A stamp for each package and version says that it is there, so a second run downloads nothing.
+pub(crate) fn install_compilers() -> Outcome<()> {
+    let folder = toolchain::cache()?.join("plugin-compilers");
+    let stamp = |package: &str| folder.join(format!("{package}.stamp"));
+    if PACKAGES.iter().all(|package| stamp(package).is_file()) {
+        println!("{} has {}", folder.display(), PACKAGES.join(", "));
         return Ok(());
     }
-    let fresh = folder.join(format!(".{name}.new"));
-    fs::write(&fresh, content)
-        .and_then(|()| fs::rename(&fresh, &path))
-        .context(|| format!("cannot write {}", path.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{PluginCrate, manifest};
-
-    #[test]
-    fn manifest_has_the_bundle_format() {
-        let plugin = PluginCrate {
-            name: "arrow".to_owned(),
-            package: "polyskill-router-arrow".to_owned(),
-            version: "0.1.0".to_owned(),
-            description: "says \"p\"".to_owned(),
-            kinds: Some("any".to_owned()),
-        };
-        let expected = "name = \"arrow\"\nversion = \"0.1.0\"\nabi = \"0.1\"\nfile = \"arrow.wasm\"\n\
-                        description = \"says \\\"p\\\"\"\nkinds = \"any\"\n";
-        assert_eq!(manifest(&plugin), expected);
-    }
+    step("compilers for C and Python (about 150 MB to download)", || {
+        output(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let pip = folder.join("bin/python");
+        output(Command::new(pip).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))?;
+        PACKAGES.iter().try_for_each(|package| {
+            let stamp = stamp(package);
+            fs::write(&stamp, "").context(|| format!("cannot write {}", stamp.display()))
+        })
+    })
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::step::{Outcome, run, step};
 use crate::workspace::Workspace;
-use crate::{demo, flavours, plugins};
+use crate::{demo, plugins};
 
 /// A base of another family than the demo's.
 const SECOND_MODEL: &str = "gemma-3-270m";
@@ -16,8 +16,8 @@ const FEATURES: &str = "full";
 ///
 /// A model that cannot be fetched is no failure: tests that need it say so.
 fn prepare_and_test(workspace: &Workspace) -> Outcome<()> {
-    let bundles = plugins::build(workspace)?;
-    flavours::build(workspace)?;
+    let bundles = plugins::build(workspace, FEATURES)?;
+    plugins::build_flavours(workspace, FEATURES)?;
     for model in [demo::MODEL, SECOND_MODEL] {
         if let Err(failure) = demo::pull_model(workspace, model, FEATURES) {
             println!("    going on without {model}: {}", failure.message);

@@ -16,12 +16,6 @@ pub(crate) const WASM: &str = "wasm32-unknown-unknown";
 pub(crate) const PREFIX: &str = "wasm-toolchain-";
 /// The oldest compiler that the workspace is built with.
 pub(crate) const MINIMUM: &str = env!("CARGO_PKG_RUST_VERSION");
-/// The variable in which cargo looks for flags of the compiler that are meant for plugins. If it is
-/// set, it is left as it is.
-const WASM_FLAGS: &str = "CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS";
-/// Vector instructions, which every host of plugins has: loops over scores are two to three times
-/// as fast.
-const SIMD: &str = "-C target-feature=+simd128";
 /// Advice where there is no compiler.
 const MEND: &str = "run `rustup target add wasm32-unknown-unknown`";
 
@@ -31,7 +25,7 @@ pub(crate) enum Toolchain {
     /// The host's own compiler has the target.
     Installed { library: PathBuf },
     /// A private compiler in the cache, with the host's linker.
-    Private { rustc: PathBuf, linker: PathBuf, library: PathBuf },
+    Private { rustc: PathBuf, linker: PathBuf },
 }
 
 impl Toolchain {
@@ -60,48 +54,23 @@ impl Toolchain {
                 ))
             })?,
         };
-        let library = wasm_library(&folder.join("usr"));
-        Ok(Self::Private { rustc: folder.join("rustc"), linker, library })
-    }
-
-    /// Makes a cargo command build with this toolchain, free of the host's flags.
-    pub(crate) fn apply(&self, cargo: &mut Command) {
-        without_flags(cargo);
-        if std::env::var_os(WASM_FLAGS).is_none() {
-            cargo.env(WASM_FLAGS, SIMD);
-        }
-        if let Self::Private { rustc, linker, .. } = self {
-            cargo.env("RUSTC", rustc).env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
-        }
-    }
-
-    /// Empties a target directory that another toolchain has built in: cargo tells compilers apart,
-    /// but not standard libraries built by the same compiler, and crates built against another one
-    /// are useless.
-    pub(crate) fn claim(&self, target: &Path) -> Outcome<()> {
-        let (Self::Installed { library } | Self::Private { library, .. }) = self;
-        let stamp = target.join("toolchain.stamp");
-        let identity = identity(library)?;
-        if fs::read_to_string(&stamp).is_ok_and(|found| found == identity) {
-            return Ok(());
-        }
-        if target.exists() {
-            fs::remove_dir_all(target).context(|| format!("cannot empty {}", target.display()))?;
-        }
-        fs::create_dir_all(target)
-            .and_then(|()| fs::write(&stamp, identity))
-            .context(|| format!("cannot write {}", stamp.display()))
+        Ok(Self::Private { rustc: folder.join("rustc"), linker })
     }
 
     /// The toolchain's files, for the terminal.
     fn describe(&self) -> String {
         match self {
             Self::Installed { library } => format!("installed target: {}", library.display()),
-            Self::Private { rustc, linker, .. } => {
+            Self::Private { rustc, linker } => {
                 format!("private compiler: {}\nlinker: {}", rustc.display(), linker.display())
             }
         }
     }
+}
+
+/// Sees to a toolchain where `polyskill plugin build` finds it.
+pub(crate) fn provide(workspace: &Workspace) -> Outcome<()> {
+    Toolchain::find(workspace).map(|_| ())
 }
 
 /// The task `toolchain`: says which one is used, and provisions it if need be.
@@ -161,17 +130,6 @@ fn std_file(library: &Path) -> Option<PathBuf> {
         path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("libstd-"))
             && path.extension() == Some(OsStr::new("rlib"))
     })
-}
-
-/// A text that differs between any two builds of the standard library: its file, whose name has a
-/// hash, and its time.
-fn identity(library: &Path) -> Outcome<String> {
-    let file = std_file(library).ok_or_else(|| Failure::new("no standard library for WASM"))?;
-    let built = fs::metadata(&file)
-        .and_then(|entry| entry.modified())
-        .context(|| format!("cannot read {}", file.display()))?;
-    let built = built.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("{}\n{}\n", file.display(), built.as_nanos()))
 }
 
 /// The host compiler's sysroot and triple. The compiler is asked in the workspace's root, where

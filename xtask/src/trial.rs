@@ -24,10 +24,7 @@ const COMPOSED: [&str; 4] = ["conversation", "sum-in-", "chat-near", "chat-own"]
 ///
 /// The reports go into the workspace, below `split` and `paired`.
 pub(crate) fn experiment(workspace: &Workspace) -> Outcome<()> {
-    plugins::build(workspace)?;
-    step("polyskill", || {
-        run(workspace.cargo().args(["build", "--release", "--bin", "polyskill"]))
-    })?;
+    plugins::build(workspace, "")?;
     demo::pull_model(workspace, demo::MODEL, "")?;
     let traffic = traffic(&workspace.root)?;
     for (command, folder) in [("run", "split"), ("replay", "paired")] {

@@ -14,26 +14,8 @@ pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     /// Cargo's target directory (`CARGO_TARGET_DIR` included), absolute.
     pub(crate) target: PathBuf,
-    /// The crates in `plugins/`, sorted by name.
-    pub(crate) plugins: Vec<PluginCrate>,
-    /// The folders in `plugins/` that hold a manifest instead of a crate, sorted by name.
-    pub(crate) foreign: Vec<PathBuf>,
-}
-
-/// A plugin written in Rust.
-#[derive(Debug)]
-pub(crate) struct PluginCrate {
-    /// The folder's name, which is the plugin's.
-    pub(crate) name: String,
-    /// The crate's name, for cargo.
-    pub(crate) package: String,
-    /// The crate's version, which is the bundle's.
-    pub(crate) version: String,
-    /// The crate's description; empty without one.
-    pub(crate) description: String,
-    /// The manifest's `kinds`, which are the kinds of modules that the router takes, where
-    /// `[package.metadata.polyskill]` has them.
-    pub(crate) kinds: Option<String>,
+    /// The folders in `plugins/` that hold a manifest of a bundle, sorted by name.
+    pub(crate) plugins: Vec<PathBuf>,
 }
 
 impl Workspace {
@@ -51,20 +33,26 @@ impl Workspace {
         let target = metadata
             .text("target_directory")
             .ok_or_else(|| Failure::new("`cargo metadata` names no target directory"))?;
-        let mut plugins: Vec<_> = metadata
-            .list("packages")
-            .iter()
-            .filter_map(|package| plugin_crate(package, &root.join("plugins")))
-            .collect();
-        plugins.sort_by(|left, right| left.name.cmp(&right.name));
-        let foreign = foreign(&root.join("plugins"))?;
-        Ok(Self { target: PathBuf::from(target), root, plugins, foreign })
+        let plugins = plugins(&root.join("plugins"))?;
+        Ok(Self { target: PathBuf::from(target), root, plugins })
     }
 
     /// Cargo in the workspace's root, with the target directory found before.
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(cargo_program());
         command.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target);
+        // Cargo tells this program about its own crate. Build scripts that look at these variables would
+        // run again, and all above them be built again, whenever a person runs cargo directly.
+        let is_of_crate = |name: &str| {
+            let names =
+                ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_"];
+            names.iter().any(|start| name.starts_with(start))
+        };
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(is_of_crate) {
+                command.env_remove(name);
+            }
+        }
         command
     }
 
@@ -74,32 +62,18 @@ impl Workspace {
     }
 }
 
-/// A crate of `cargo metadata` as a plugin; `None` where it does not lie directly in `folder`.
-fn plugin_crate(package: &Value, folder: &Path) -> Option<PluginCrate> {
-    let crate_root = Path::new(package.text("manifest_path")?).parent()?;
-    (crate_root.parent()? == folder).then_some(())?;
-    Some(PluginCrate {
-        name: crate_root.file_name()?.to_str()?.to_owned(),
-        package: package.text("name")?.to_owned(),
-        version: package.text("version")?.to_owned(),
-        description: package.text("description").unwrap_or_default().to_owned(),
-        kinds: package
-            .get("metadata")
-            .and_then(|metadata| metadata.get("polyskill"))
-            .and_then(|own| own.text("kinds"))
-            .map(str::to_owned),
-    })
-}
-
-/// Folders with a manifest of a bundle and no crate, sorted.
-fn foreign(folder: &Path) -> Outcome<Vec<PathBuf>> {
+/// Folders with a manifest of a bundle, sorted.
+fn plugins(folder: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).context(|| format!("cannot read {}", folder.display()))?;
     let mut found: Vec<PathBuf> = entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
-        .filter(|path| path.join("plugin.toml").is_file() && !path.join("Cargo.toml").exists())
+        .filter(|path| path.join("plugin.toml").is_file())
         .collect();
     found.sort();
+    if found.is_empty() {
+        return Err(Failure::new(format!("there is no plugin in {}", folder.display())));
+    }
     Ok(found)
 }
 

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use polyskill_engine::RouterRequest;
-use polyskill_server::config::{Config, parse_parameters};
+use polyskill_route::{RouterSpec, params};
+use polyskill_server::config::Config;
+
+use crate::embedded;
 
 /// Flags and variables of every command that loads a base.
 ///
@@ -64,11 +66,12 @@ impl ServeArgs {
     /// working directory.
     ///
     /// Lists of directories replace those of the file. Switches only turn things on. Without any
-    /// base and modules, `adapters/library` is taken; without any plugins, `target/plugins`, which
-    /// is then trusted without signatures. The result is not checked yet.
+    /// base and modules, `adapters/library` is taken; without any plugins, the routers that came with
+    /// the program, which are then trusted without signatures. The result is not checked yet.
     ///
     /// # Errors
-    /// If the file cannot be read or is no configuration.
+    /// If the file cannot be read or is no configuration, or the routers inside of the program cannot
+    /// be unpacked.
     pub fn config(&self) -> Result<Config, String> {
         let mut config = match &self.config {
             Some(path) => Config::read(path).map_err(|error| error.to_string())?,
@@ -90,21 +93,31 @@ impl ServeArgs {
         config.trust.allow_unsigned |= flags.allow_unsigned;
         config.watch_plugins |= flags.watch_plugins;
         config.state = flags.state.or(config.state);
-        config.residency.max_mib = flags.max_module_mib.or(config.residency.max_mib);
+        let module_bytes = flags.max_module_mib.map(|mib| mib.saturating_mul(1 << 20));
+        config.residency.max_bytes = module_bytes.or(config.residency.max_bytes);
         config.watch_adapters |= flags.watch_adapters;
         config.allow_runtime_lora_updating |= flags.allow_runtime_lora_updating;
         if config.adapters.is_empty() && config.model.is_none() {
             config.adapters.extend(shipped("adapters/library", "library"));
         }
-        if config.plugins.is_empty()
-            && let Some(plugins) = shipped("target/plugins", "plugins")
-        {
-            // Built here, from this source tree, or installed with this program.
-            config.plugins.push(plugins.clone());
-            config.trust.unsigned.push(plugins);
+        if config.plugins.is_empty() {
+            add_shipped_routers(&mut config)?;
         }
         Ok(config)
     }
+}
+
+/// Adds the routers that came with the program: those inside of it, else those in a folder that was
+/// built here or installed with it.
+fn add_shipped_routers(config: &mut Config) -> Result<(), String> {
+    if let Some((folder, digests)) = embedded::unpacked()? {
+        config.plugins.push(folder);
+        config.trust.digests.extend(digests);
+    } else if let Some(folder) = shipped("target/plugins", "plugins") {
+        config.plugins.push(folder.clone());
+        config.trust.unsigned.push(folder);
+    }
+    Ok(())
 }
 
 /// A folder that came with the program: in a source tree that is the working directory, else
@@ -117,11 +130,9 @@ fn shipped(in_tree: &str, installed: &str) -> Option<PathBuf> {
     places.find(|path| path.is_dir())
 }
 
-/// A request for a router by name, with parameters written `name=value`. All modules are its
-/// candidates, and it is told nothing of the prompt.
-pub(crate) fn routed(router: String, params: &[String]) -> Result<RouterRequest, String> {
-    let parameters = parse_parameters(params)?;
-    Ok(RouterRequest { router, parameters, ..RouterRequest::default() })
+/// A router by name, with parameters written `name=value`. All modules are its candidates.
+pub(crate) fn router(name: String, flags: &[String]) -> Result<RouterSpec, String> {
+    Ok(RouterSpec { params: params::of_flags(flags)?, ..RouterSpec::named(name) })
 }
 
 /// A module written `name` or `name=weight`, and its weight, 1 without one.

@@ -8,6 +8,7 @@
 
 mod arguments;
 pub mod commands;
+mod embedded;
 mod start;
 
 use std::process::ExitCode;

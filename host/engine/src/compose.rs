@@ -31,7 +31,7 @@ use self::selection::{candidates, named_modules};
 pub use self::versions::RouterError;
 use self::versions::Versions;
 use crate::compose::composition::Composition;
-use crate::hooks::expert_choice as experts;
+use crate::hooks::expert_programs as experts;
 use crate::hooks::gates::Gates;
 use crate::routers::library_view::{Views, model_info};
 

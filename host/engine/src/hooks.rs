@@ -10,7 +10,7 @@ pub(crate) mod decisions;
 mod deltas;
 mod edits;
 mod embeddings;
-pub(crate) mod expert_choice;
+pub(crate) mod expert_programs;
 pub mod gates;
 mod head;
 pub(crate) mod prefix;
@@ -32,7 +32,7 @@ use crate::compose::composition::{Composition, Plan};
 use crate::hooks::added_experts::{AddedExperts, FeedForwardMath};
 use crate::hooks::decisions::{Decided, Decisions};
 use crate::hooks::deltas::{Product, act};
-use crate::hooks::expert_choice::PolicyExperts;
+use crate::hooks::expert_programs::PolicyExperts;
 use crate::hooks::gates::GateBuffers;
 use crate::hooks::record::Record;
 use crate::hooks::shadow::Shadow;
@@ -273,7 +273,7 @@ impl Hooks for StepHooks<'_> {
         outputs: &mut [ExpertOutput<'_>],
     ) {
         let compute = self.math.compute;
-        expert_choice::add_loras(compute, self.spans, group.layer, slots, input, outputs);
+        expert_programs::add_loras(compute, self.spans, group.layer, slots, input, outputs);
     }
 
     fn fed_forward(&mut self, layer: usize, input: &[f32], output: &mut [f32]) {

@@ -7,7 +7,7 @@
 use polyskill_adapters::Generation;
 use polyskill_adapters::apply::Combine;
 use polyskill_sdk::experts::{ExpertOp, ExpertProgram};
-use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
+use polyskill_sdk::gate::{self, Argument, Op, Program, Share, SiteSelector};
 
 /// Version of the fields, part of every identity. It is raised when the fields or their order
 /// change.
@@ -134,20 +134,15 @@ impl Identity for Program {
 impl Identity for Op {
     fn write(&self, fields: &mut Fields) {
         fields.text(self.name());
-        match self {
-            Self::LoadInput
-            | Self::Abs
-            | Self::Sigmoid
-            | Self::Relu
-            | Self::Softmax
-            | Self::Emit => fields,
-            Self::LayerNorm { epsilon } | Self::Renormalise { epsilon } => fields.value(epsilon),
-            Self::Linear { name } => fields.text(name),
-            Self::Affine { scale, shift } => fields.value(scale).value(shift),
-            Self::TopK { k } => fields.value(k),
-            Self::Threshold { least } => fields.value(least),
-            Self::Route { hidden, arguments } => fields.number(u64::from(*hidden)).list(arguments),
-        };
+        for (_, argument) in self.arguments() {
+            match argument {
+                Argument::Flag(flag) => fields.number(u64::from(flag)),
+                Argument::Count(count) => fields.value(&count),
+                Argument::Number(number) => fields.value(&number),
+                Argument::Text(text) => fields.text(text),
+                Argument::Numbers(numbers) => fields.list(numbers),
+            };
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub use request::{
     Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Reaction, Request, RequestId,
     SamplingParams, TokenEvent,
 };
-pub use routers::health::{FaultPolicy, OnFault, Standing};
+pub use routers::health::{FaultPolicy, MAX_FAULTS, OnFault, Standing};
 pub use routers::row_log::{RoutedRow, RoutedRows};
 pub use routers::version::{Offered, ROWS_PER_STEP_TIME, RouterInfo, RouterSettings};
 pub use stats::{Stats, StatsSnapshot};

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::compose::composition::Composition;
 use crate::hooks::shadow::{Agreement, Shadow};
 use crate::step::trace::{LayerExperts, SitePicks, TraceLevel};
@@ -84,7 +86,8 @@ impl fmt::Debug for Request {
 /// The order is: allowed tokens, bias, repetition penalty, presence and frequency penalties, bad
 /// words, stop tokens that come too early; then temperature, top-k, min-p and top-p. The default
 /// draws from the model's distribution as it is.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
 pub struct SamplingParams {
     /// Tokens to generate at most; 0 only scores the prompt.
     pub max_tokens: usize,
@@ -107,9 +110,11 @@ pub struct SamplingParams {
     /// Added to the logits of tokens; a token beyond the vocabulary is passed over.
     pub logit_bias: Vec<(u32, f32)>,
     /// Tokens that may be chosen; empty allows all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allowed_tokens: Vec<u32>,
     /// Token sequences that the output never holds: the last token of one is not chosen after the
     /// others. The prompt does not count as a beginning.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bad_words: Vec<Vec<u32>>,
     /// Tokens that end the request. The one that does so is still reported.
     pub stop_tokens: Vec<u32>,

@@ -6,8 +6,7 @@
 
 mod validation;
 
-use std::collections::BTreeMap;
-
+use polyskill_route::RouteSpec;
 use serde::{Deserialize, Serialize};
 
 pub use self::validation::validate_together;
@@ -117,42 +116,9 @@ pub struct Arm {
     pub name: String,
     /// Its weight among the arms; shares are weights over their sum.
     pub weight: f64,
-    /// The router that chooses modules; the base's own where none is given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub router: Option<String>,
-    /// The parameters that the router gets.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub parameters: BTreeMap<String, Scalar>,
-    /// Patterns of the modules that the router may choose; all where none are given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub modules: Option<Vec<String>>,
-    /// Adapters that are always on.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub adapters: Vec<Adapter>,
-}
-
-/// A value of a router's parameter.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum Scalar {
-    /// `true` or `false`.
-    Switch(bool),
-    /// A whole number.
-    Integer(i64),
-    /// Any other number.
-    Number(f64),
-    /// Text.
-    Text(String),
-}
-
-/// An adapter that an arm always applies.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Adapter {
-    /// The adapter's name.
-    pub name: String,
-    /// The factor of its delta.
-    pub weight: f64,
+    /// The arm's router and adapters, on top of what the requested model stands for.
+    #[serde(flatten)]
+    pub route: RouteSpec,
 }
 
 /// A measurement of each unit.

@@ -121,9 +121,7 @@ impl Bundle {
         let at = path.join(MANIFEST_FILE);
         let text = files.get(MANIFEST_FILE).ok_or_else(|| manifest_error(&at, "is missing"))?;
         let text = str::from_utf8(text).map_err(|_| manifest_error(&at, "not UTF-8"))?;
-        let manifest: Manifest =
-            toml::from_str(text).map_err(|error| manifest_error(&at, &error.to_string()))?;
-        check(&manifest).map_err(|reason| manifest_error(&at, &reason))?;
+        let manifest = Manifest::parse(text).map_err(|reason| manifest_error(&at, &reason))?;
         if manifest.abi != ABI {
             let found = format!("abi {}", manifest.abi);
             return Err(Error::Version { name: manifest.name, found });
@@ -135,7 +133,7 @@ impl Bundle {
             );
             return Err(manifest_error(&at, &reason));
         }
-        Ok(Self { digest: digest(&files), manifest, files, signature })
+        Ok(Self { digest: bundle_digest(&files), manifest, files, signature })
     }
 
     /// A file without a manifest: its stem is its name, and its signature lies beside it with
@@ -157,7 +155,7 @@ impl Bundle {
             kinds: ModuleKinds::default(),
         };
         let signature = fs::read_to_string(sidecar).ok();
-        Ok(Self { digest: digest(&files), manifest, files, signature })
+        Ok(Self { digest: bundle_digest(&files), manifest, files, signature })
     }
 
     /// The bytes of the plugin's file.
@@ -199,8 +197,8 @@ pub(crate) fn is_tar(path: &Path) -> bool {
 /// SHA-256 over the sorted list of names and contents.
 ///
 /// Lengths of names go in as well, so that no two lists give the same bytes. The order of files in
-/// a tar has no influence.
-fn digest(files: &BTreeMap<String, Vec<u8>>) -> String {
+/// a tar has no influence. A signature is no part of it.
+pub fn bundle_digest(files: &BTreeMap<String, Vec<u8>>) -> String {
     let mut hasher = Sha256::new();
     for (name, content) in files {
         hasher.update((name.len() as u64).to_le_bytes());
@@ -210,17 +208,36 @@ fn digest(files: &BTreeMap<String, Vec<u8>>) -> String {
     hex(&hasher.finalize())
 }
 
-/// Checks the manifest's name.
-fn check(manifest: &Manifest) -> Result<(), String> {
-    let name = &manifest.name;
-    let plain =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte);
-    if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.bytes().all(plain) {
-        return Err(format!(
-            "name `{name}`, expected 1 to {MAX_NAME_BYTES} of a-z, 0-9, `-`, `_`, `.`, `/`"
-        ));
+impl Manifest {
+    /// Reads a manifest, and checks its name. That `file` exists is seen with the bundle.
+    ///
+    /// # Errors
+    /// One sentence: what is no manifest, or a name that no plugin may have.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let manifest: Self = toml::from_str(text).map_err(|error| error.to_string())?;
+        check_name(&manifest.name)?;
+        Ok(manifest)
     }
-    Ok(())
+}
+
+/// Checks a plugin's name: parts with `/` between them, each of lower-case letters, digits, `-`,
+/// `_` and `.`, with a letter or a digit first. So a name is also a path that stays in its folder.
+///
+/// # Errors
+/// One sentence with the name and what is expected.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let is_letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_plain = |byte: u8| is_letter(byte) || b"-_.".contains(&byte);
+    let is_part =
+        |part: &str| part.bytes().next().is_some_and(is_letter) && part.bytes().all(is_plain);
+    if name.len() <= MAX_NAME_BYTES && name.split('/').all(is_part) {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(MAX_NAME_BYTES).collect();
+    Err(format!(
+        "name `{shown}`, expected at most {MAX_NAME_BYTES} of a-z, 0-9, `-`, `_`, `.` and `/`, with a \
+         letter or digit first and after each `/`"
+    ))
 }
 
 /// A refusal of a manifest or of a bundle's layout.
@@ -375,6 +392,19 @@ mod tests {
             builder.append(&header, content.as_bytes()).unwrap();
         }
         builder.into_inner().unwrap();
+    }
+
+    #[test]
+    fn names_are_paths_that_stay_in_their_folder() {
+        for name in ["a", "arrow-2", "acme/best.one", "0_x", &"a".repeat(64)] {
+            assert_eq!(check_name(name), Ok(()), "{name}");
+        }
+        for name in
+            ["", "a/", "/a", "a//b", "..", "a/..", ".a", "-a", "A", "a b", "ä", &"a".repeat(65)]
+        {
+            let refused = check_name(name).unwrap_err();
+            assert!(refused.contains("expected at most 64"), "{refused}");
+        }
     }
 
     const MANIFEST: &str = "name = \"r\"\nversion = \"1\"\nabi = \"0.1\"\nfile = \"r.toml\"\n";

@@ -23,11 +23,14 @@ pub mod signature;
 mod state;
 mod trust;
 
-pub use bundle::{ABI, Capability, MANIFEST_FILE, Manifest, ModuleKinds, SIGNATURE_FILE, pack};
+pub use bundle::{
+    ABI, Capability, MANIFEST_FILE, Manifest, ModuleKinds, SIGNATURE_FILE, bundle_digest,
+    check_name, pack,
+};
 pub use error::Error;
 pub use inspect::{Inspection, inspect};
 pub use limits::Limits;
-pub use loader::{Kind, Loader, Plugin};
+pub use loader::{Kind, Loader, Plugin, component_of};
 pub use polyskill_sdk::runtime::Fault;
 pub use signature::new_key;
 pub use trust::{Trust, TrustedKey, sign};

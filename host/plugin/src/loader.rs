@@ -155,7 +155,7 @@ impl Loader {
                     // The encoder trusts its input's structure.
                     let valid = wasmtime::Module::validate(&self.sandbox.engine, bytes);
                     valid.map_err(|error| crate::sandbox::compile_error(name, &error))?;
-                    wrap_core(bytes).map(Some).map_err(not_a_plugin)
+                    component_of(bytes).map(Some).map_err(not_a_plugin)
                 };
                 let component = self.sandbox.component(name, bytes, wrap)?;
                 match ComponentCode::new(name, &self.sandbox.engine, &component) {
@@ -220,8 +220,11 @@ pub(crate) fn exports_flat(bytes: &[u8]) -> bool {
     exports.is_some_and(|exports| exports.into_iter().flatten().any(|export| flat(&export)))
 }
 
-/// Makes a component of a core module that carries a component-type section.
-fn wrap_core(bytes: &[u8]) -> Result<Vec<u8>, String> {
+/// Makes a component of a core module that carries a component-type section, as compilers make it.
+///
+/// # Errors
+/// One sentence, if it has no such section or asks for what a router has not.
+pub fn component_of(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let encode =
         || wit_component::ComponentEncoder::default().module(bytes)?.validate(true).encode();
     encode().map_err(|error| {

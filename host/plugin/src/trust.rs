@@ -28,6 +28,9 @@ pub struct Trust {
     /// For development: load bundles without a signature from these directories. Dynamic libraries
     /// are excepted.
     pub unsigned: Vec<PathBuf>,
+    /// Digests of bundles, as `polyskill plugin inspect` prints them, that are loaded without a
+    /// signature. Dynamic libraries are excepted.
+    pub digests: Vec<String>,
     /// Dynamic libraries that may be loaded if they are signed, and directories of such.
     pub dylibs: Vec<PathBuf>,
 }
@@ -38,12 +41,25 @@ pub struct Trust {
 pub struct TrustedKey {
     /// The public key, hexadecimal, as `polyskill plugin sign` prints it.
     pub key: String,
-    /// The beginning of the names that the key may sign for; empty means all.
+    /// The beginning of the names that the key may sign for; empty means all. It ends where a part
+    /// of the name does: `acme` covers `acme` and `acme/router`, and not `acme-x`.
     #[serde(default)]
     pub prefix: String,
     /// True if dynamic libraries may be signed with it.
     #[serde(default)]
     pub dylibs: bool,
+}
+
+impl TrustedKey {
+    /// True for a name that the key may sign for.
+    fn may_sign(&self, name: &str) -> bool {
+        let prefix = &self.prefix;
+        let rest = name.strip_prefix(prefix.as_str());
+        rest.is_some_and(|rest| {
+            let at_border = rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/');
+            prefix.is_empty() || at_border
+        })
+    }
 }
 
 impl Trust {
@@ -72,7 +88,10 @@ impl Trust {
                           path; build it for WebAssembly, which needs no trust";
             return Err(refuse(reason.to_owned()));
         }
-        let unsigned = self.allow_unsigned || self.unsigned.iter().any(|dir| lies_in(path, dir));
+        let is_named =
+            self.digests.iter().any(|digest| digest.eq_ignore_ascii_case(&bundle.digest));
+        let unsigned =
+            self.allow_unsigned || is_named || self.unsigned.iter().any(|dir| lies_in(path, dir));
         let Some(text) = &bundle.signature else {
             // A dynamic library has the run of the process: for it, the path alone is not enough.
             if unsigned && !is_dylib {
@@ -85,7 +104,7 @@ impl Trust {
         let signer = verify(&bundle.digest, text).map_err(refuse)?;
         let known = self.keys.iter().find(|trusted| {
             trusted.key.eq_ignore_ascii_case(&signer)
-                && name.starts_with(&trusted.prefix)
+                && trusted.may_sign(&name)
                 && (trusted.dylibs || !is_dylib)
         });
         match known {
@@ -93,7 +112,7 @@ impl Trust {
             None if unsigned && !is_dylib => Ok(None),
             None => {
                 let listed = self.keys.iter().any(|trusted| {
-                    trusted.key.eq_ignore_ascii_case(&signer) && name.starts_with(&trusted.prefix)
+                    trusted.key.eq_ignore_ascii_case(&signer) && trusted.may_sign(&name)
                 });
                 let why = match listed {
                     true => "whose entry in [trust] lacks `dylibs = true`",
@@ -205,11 +224,20 @@ mod tests {
         assert_eq!(admit(&Trust::unsigned()), Ok(None));
         let unsigned = Trust { unsigned: vec![directory.path().to_owned()], ..Trust::default() };
         assert_eq!(admit(&unsigned), Ok(None));
+        let digest = Bundle::read(&path, &limits).unwrap().digest;
+        let named = Trust { digests: vec![digest.to_uppercase()], ..Trust::default() };
+        assert_eq!(admit(&named), Ok(None));
+        let unnamed = Trust { digests: vec![digest[1..].to_owned()], ..Trust::default() };
+        assert!(admit(&unnamed).unwrap_err().contains("not signed"));
         sign(&path, &key, &limits).unwrap();
         assert_eq!(admit(&trusting("acme/")), Ok(Some(public.clone())));
-        assert!(admit(&trusting("other/")).unwrap_err().contains("does not list"));
+        assert_eq!(admit(&trusting("acme")), Ok(Some(public.clone())));
+        for other in ["other/", "acm", "acme/router", "acme/r/"] {
+            assert!(admit(&trusting(other)).unwrap_err().contains("does not list"), "{other}");
+        }
         let bundle = Bundle::read(&path, &limits).unwrap();
         assert!(trusting("").admit(&path, &bundle, true).is_err(), "dylibs need a path and a key");
+        assert!(named.admit(&path, &bundle, true).is_err(), "a digest is not enough for dylibs");
         fs::write(path.join("r.toml"), "[[program]]\nops = [\"emit\"]\n").unwrap();
         assert!(admit(&trusting("")).unwrap_err().contains("changed after signing"));
         assert!(admit(&Trust::unsigned()).is_err(), "a false signature is worse than none");

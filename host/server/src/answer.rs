@@ -1,7 +1,7 @@
 //! From a validated request to its answer.
 //!
 //! [`request`] is a request as meant, parsed once before anything starts. [`route`] turns names
-//! into the selection that answers, and this file makes the composition of it: the arm's, if an
+//! into the route that answers, and this file makes the composition of it: the arm's, if an
 //! experiment takes the request. [`completion`] runs it, [`on_finish`] counts it, and [`report`]
 //! says what answered.
 
@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use polyskill_engine::{ComposeError, Composition, Selection, Shadow, SubmitError};
 use polyskill_experiment::declaration::Mode;
+use polyskill_route::RouteSpec;
 
 use crate::experiments::{Durable, Enrolment, ExperimentError, Measured, REFERENCE};
 use crate::service::Service;
@@ -45,8 +46,8 @@ pub(crate) enum AnswerError {
 pub(crate) struct Answer {
     /// The composition, which holds the weights of its modules in memory.
     pub(crate) composition: Arc<Composition>,
-    /// The selection that was composed in the end: the arm's, or the request's own.
-    pub(crate) selection: Arc<Selection>,
+    /// The route that was composed in the end: the arm's, or the request's own.
+    pub(crate) route: Arc<RouteSpec>,
     /// The experiment's side; `None` outside of experiments.
     pub(crate) enrolled: Option<Arc<Enrolled>>,
     /// A challenger whose decisions are compared as tokens are generated; only with
@@ -89,28 +90,29 @@ impl Answer {
         request: &AnswerRequest,
         prompt: &PromptInput,
     ) -> Result<Self, AnswerError> {
-        let own = request.route.selection(prompt);
+        let own = request.route.own();
+        let selected = |route: &RouteSpec| request.selection(route, prompt);
         let Some(enrolment) = enrol(service, request).await? else {
-            let composition = compose(service, own.clone()).await??;
-            let selection = Arc::new(own);
-            return Ok(Self { composition, selection, enrolled: None, shadow: None });
+            let composition = compose(service, selected(own)).await??;
+            let route = Arc::new(own.clone());
+            return Ok(Self { composition, route, enrolled: None, shadow: None });
         };
-        let arm = enrolment.selection.clone().map(|arm| request.route.arm(arm, prompt));
-        let (composition, selection, failure) = match arm {
-            None => (compose(service, own.clone()).await??, own, None),
-            Some(arm) => match compose(service, arm.clone()).await? {
+        let arm = enrolment.route.as_ref().map(|arm| request.route.under(arm));
+        let (composition, route, failure) = match arm {
+            None => (compose(service, selected(own)).await??, own.clone(), None),
+            Some(arm) => match compose(service, selected(&arm)).await? {
                 Ok(composition) => (composition, arm, None),
                 // The arm's fault is none of the client's.
                 Err(error) => {
                     let reason = error.to_string();
                     service.experiments.failed(&enrolment, &enrolment.arm, &reason);
-                    (compose(service, own.clone()).await??, own, Some(reason))
+                    (compose(service, selected(own)).await??, own.clone(), Some(reason))
                 }
             },
         };
-        let challenger = enrolment.challenger(&request.id).map(|(arm, selection)| Challenger {
+        let challenger = enrolment.challenger(&request.id).map(|(arm, route)| Challenger {
             arm: arm.to_owned(),
-            selection: request.route.arm(selection.clone(), prompt),
+            selection: selected(&request.route.under(route)),
         });
         let shadow = match &challenger {
             Some(challenger) if enrolment.mode == Mode::DecisionShadow => {
@@ -119,7 +121,7 @@ impl Answer {
             _ => None,
         };
         let enrolled = Some(Arc::new(Enrolled { enrolment, failure, challenger }));
-        Ok(Self { composition, selection: Arc::new(selection), enrolled, shadow })
+        Ok(Self { composition, route: Arc::new(route), enrolled, shadow })
     }
 }
 

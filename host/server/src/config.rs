@@ -1,21 +1,19 @@
 //! The configuration: one TOML file, overridden by flags and `POLYSKILL_*` variables.
 
 mod check;
-mod parameters;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use polyskill_adapters::Budget;
-use polyskill_engine::FaultPolicy;
+use polyskill_engine::{EngineConfig, FaultPolicy, OnFault};
 use polyskill_model::ActivationBits;
 use polyskill_plugin::{Capability, Limits, Trust};
+use polyskill_route::RouteSpec;
+use polyskill_sdk::Parameters;
 use polyskill_sources::{FetchLimits, ModuleTrust, Policy};
 use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
-pub use parameters::{parameters, parse_parameters};
 
 use crate::experiments::ExperimentSettings;
 use crate::traces::TraceSettings;
@@ -71,11 +69,11 @@ pub struct Config {
     /// `[trust]`: the signers whose plugins are loaded.
     pub trust: Trust,
     /// `[faults]`: the treatment of routers that fail, and of their requests.
-    pub faults: FaultSettings,
+    pub faults: FaultPolicy,
     /// `[[module]]`: modules other than those in `adapters`, each with its source.
     pub module: Vec<ModuleConfig>,
     /// `[residency]`: memory for the weights of modules.
-    pub residency: ResidencySettings,
+    pub residency: Budget,
     /// `[sources]`: the places that modules may come from, in addition to `adapters`. By default
     /// nothing is fetched from other machines.
     pub sources: Policy,
@@ -106,70 +104,6 @@ pub struct Config {
     pub keep_rows: usize,
 }
 
-/// `[faults]`: the treatment of a router that fails; see [`FaultPolicy`], which has the defaults.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FaultSettings {
-    /// The answer to requests whose router fails or is in quarantine.
-    pub on_fault: OnFault,
-    /// Faults within the window that quarantine a router, 1 or more.
-    pub max_faults: usize,
-    /// The window in which faults are counted, in seconds, 1 or more.
-    pub window_seconds: u64,
-    /// The first quarantine in seconds, 1 or more; each next one is twice as long.
-    pub backoff_seconds: u64,
-    /// Returns from quarantine before the router stays out, until it is released or replaced.
-    pub max_returns: u32,
-    /// Time without a fault, in seconds, after which earlier quarantines are forgotten; 1 or more.
-    pub forgiven_after_seconds: u64,
-}
-
-/// The answer to a request whose router fails: `base-only`, `previous` or `fail-request`.
-#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnFault {
-    /// The base model alone. The reply says so in `served` and `fallback_reason`.
-    #[default]
-    BaseOnly,
-    /// The version that served before, or the base model where there is none.
-    Previous,
-    /// An error. A router that fails at a row ends the request, after the tokens so far.
-    FailRequest,
-}
-
-impl Default for FaultSettings {
-    fn default() -> Self {
-        let policy = FaultPolicy::default();
-        Self {
-            on_fault: OnFault::default(),
-            max_faults: policy.max_faults,
-            window_seconds: policy.window.as_secs(),
-            backoff_seconds: policy.backoff.as_secs(),
-            max_returns: policy.max_returns,
-            forgiven_after_seconds: policy.forgiven_after.as_secs(),
-        }
-    }
-}
-
-impl FaultSettings {
-    /// The engine's policy for one router. `on_fault` is the router's own answer, which holds over
-    /// the general one; all other fields are the same for all routers.
-    pub fn policy(&self, on_fault: Option<OnFault>) -> FaultPolicy {
-        FaultPolicy {
-            on_fault: match on_fault.unwrap_or(self.on_fault) {
-                OnFault::BaseOnly => polyskill_engine::OnFault::BaseOnly,
-                OnFault::Previous => polyskill_engine::OnFault::Previous,
-                OnFault::FailRequest => polyskill_engine::OnFault::FailRequest,
-            },
-            max_faults: self.max_faults,
-            window: Duration::from_secs(self.window_seconds),
-            backoff: Duration::from_secs(self.backoff_seconds),
-            max_returns: self.max_returns,
-            forgiven_after: Duration::from_secs(self.forgiven_after_seconds),
-        }
-    }
-}
-
 /// `[[router]]`: the settings of one router.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
@@ -177,8 +111,8 @@ pub struct RouterConfig {
     /// The name in the plugin's manifest. Each router has at most one entry.
     pub name: String,
     /// Its parameters, scalars only. Parameters of a skill set and of a request hold over them.
-    #[serde(default)]
-    pub params: toml::Table,
+    #[serde(default, with = "polyskill_route::params")]
+    pub params: Parameters,
     /// Capabilities that it gets, of those that its manifest asks for. A plugin that asks for one
     /// that it does not get is not loaded.
     #[serde(default)]
@@ -228,86 +162,44 @@ pub struct ModuleConfig {
     pub aliases: Vec<String>,
 }
 
-/// `[residency]`: memory for the weights of modules; see [`Budget`].
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ResidencySettings {
-    /// MiB of weights in memory, 1 or more; without it all stay. Weights over the bound are evicted
-    /// and read again when a request needs them.
-    pub max_mib: Option<usize>,
-    /// The time for which requests whose modules are in memory may overtake one that waits, in
-    /// milliseconds.
-    pub patience_milliseconds: u64,
-    /// Longest wait for room, in seconds; after it a request is refused.
-    pub max_wait_seconds: u64,
-    /// Requests that may wait for room; one more is refused at once with 429.
-    pub max_waiting: usize,
-}
-
-impl Default for ResidencySettings {
-    fn default() -> Self {
-        let budget = Budget::default();
-        Self {
-            max_mib: None,
-            patience_milliseconds: budget.patience.as_millis() as u64,
-            max_wait_seconds: budget.max_wait.as_secs(),
-            max_waiting: budget.max_waiting,
-        }
-    }
-}
-
-impl ResidencySettings {
-    /// The library's form, in bytes and durations.
-    pub fn budget(&self) -> Budget {
-        Budget {
-            max_bytes: self.max_mib.map(|mib| mib << 20),
-            patience: Duration::from_millis(self.patience_milliseconds),
-            max_wait: Duration::from_secs(self.max_wait_seconds),
-            max_waiting: self.max_waiting,
-        }
-    }
-}
-
-/// `[[skill_set]]`: a named composition of a router and its candidate modules.
+/// `[[skill_set]]`: a route under a name, with a router and its candidate modules.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SkillSet {
     /// The name that clients send as `model`. It differs from the base's and from those of other
     /// sets.
     pub id: String,
-    /// The router, or a chain of several: `retrieval+arrow`. It must be loaded when the server
-    /// starts.
-    pub router: String,
-    /// Names, globs or `tag:...` of the modules that the router may pick; empty means all.
-    #[serde(default)]
-    pub modules: Vec<String>,
-    /// Modules by name and weight that are always on: they act on every row, whatever the router
-    /// picks. Weights lie within ±[`polyskill_engine::MAX_WEIGHT`].
-    #[serde(default)]
-    pub adapters: BTreeMap<String, f32>,
-    /// Parameters over the router's own, scalars only; those of a request hold over them.
-    #[serde(default)]
-    pub params: toml::Table,
+    /// The router, which is needed and must be loaded when the server starts, and the modules that
+    /// act whatever it picks, with weights within ±[`polyskill_engine::MAX_WEIGHT`]. The request's
+    /// own parameters hold over those of the router here.
+    #[serde(flatten)]
+    pub route: RouteSpec,
 }
 
-/// `[engine]`: bounds of the engine; see `EngineConfig`, which has the defaults.
+impl SkillSet {
+    /// The set's router, or the chain; empty before [`Config::check`] has refused it.
+    pub fn router(&self) -> &str {
+        self.route.deciding_router().map_or("", |router| &router.name)
+    }
+}
+
+/// `[engine]`: bounds of the engine, and the arithmetic.
+///
+/// The bounds are not flattened in: an error would not name its key then.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
-    /// Requests that may wait, 1 to 65,536; one more is refused with 429.
+    /// See [`EngineConfig::max_waiting`], 1 to 65,536.
     pub max_waiting: usize,
-    /// Requests in execution at once, 1 to 65,536.
+    /// See [`EngineConfig::max_running`], 1 to 65,536.
     pub max_running: usize,
-    /// Rows per step, of prompts and of generated tokens, 1 to 65,536. It bounds the running
-    /// requests too.
+    /// See [`EngineConfig::max_rows`], 1 to 65,536.
     pub max_rows: usize,
-    /// Rows of prompts per step while other requests decode, 1 to 65,536. Smaller steps bring their
-    /// next tokens sooner, and prompts take longer.
+    /// See [`EngineConfig::max_prompt_rows_while_decoding`], 1 to 65,536.
     pub max_prompt_rows_while_decoding: usize,
-    /// Tokens whose keys and values the KV cache holds, over all requests, from 16 on. One request
-    /// cannot be longer than this.
+    /// See [`EngineConfig::max_cached_tokens`], from 16 on.
     pub max_cached_tokens: usize,
-    /// Lets requests with the same beginning and composition share its keys and values.
+    /// See [`EngineConfig::prefix_cache`].
     pub prefix_cache: bool,
     /// Compute threads, up to 1,024; 0 for as many as the machine suggests.
     pub threads: usize,
@@ -318,7 +210,7 @@ pub struct EngineSettings {
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        let engine = polyskill_engine::EngineConfig::default();
+        let engine = EngineConfig::default();
         Self {
             max_waiting: engine.max_waiting,
             max_running: engine.max_running,
@@ -333,23 +225,23 @@ impl Default for EngineSettings {
 }
 
 impl EngineSettings {
-    /// The model's form of `activation_bits`.
-    pub fn activation_bits(&self) -> ActivationBits {
-        match self.activation_bits {
-            16 => ActivationBits::Sixteen,
-            _ => ActivationBits::Eight,
-        }
-    }
-
-    /// The engine's form. `threads` is not part of it: the model's compute pool has them.
-    pub fn to_engine(&self) -> polyskill_engine::EngineConfig {
-        polyskill_engine::EngineConfig {
+    /// The bounds as the engine takes them.
+    pub fn bounds(&self) -> EngineConfig {
+        EngineConfig {
             max_waiting: self.max_waiting,
             max_running: self.max_running,
             max_rows: self.max_rows,
             max_prompt_rows_while_decoding: self.max_prompt_rows_while_decoding,
             max_cached_tokens: self.max_cached_tokens,
             prefix_cache: self.prefix_cache,
+        }
+    }
+
+    /// The model's form of `activation_bits`.
+    pub fn activation_bits(&self) -> ActivationBits {
+        match self.activation_bits {
+            16 => ActivationBits::Sixteen,
+            _ => ActivationBits::Eight,
         }
     }
 }
@@ -403,16 +295,17 @@ mod tests {
                 ["`router.name` is `a` twice", "once"],
             ),
             (
-                "[[router]]\nname = \"a\"\nparams = { k = [1] }",
-                ["`router.params`", "`k` has the type array"],
-            ),
-            (
                 "served_model_name = \"a\"\n[[skill_set]]\nid = \"a\"\nrouter = \"r\"",
                 ["`skill_set.id` is `a`", "base model"],
             ),
             (
                 "[[skill_set]]\nid = \"a\"\nrouter = \"r\"\nadapters = { b = inf }",
                 ["`skill_set.adapters` is inf for `b`", "-1000 to 1000"],
+            ),
+            ("[[skill_set]]\nid = \"a\"", ["`skill_set.router` is missing for `a`", "a router"]),
+            (
+                "[[skill_set]]\nid = \"a\"\nmodules = [\"*\"]",
+                ["`skill_set` is `a`: `params` and `modules` need a `router`", "a route"],
             ),
         ] {
             let config: Config = toml::from_str(text).unwrap();
@@ -435,7 +328,16 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.skill_set[0].id, "skills");
-        let parsed = parameters(&config.skill_set[0].params).unwrap();
-        assert_eq!(parsed.integer("top_k", 3, 1), Ok(2));
+        let params = &config.skill_set[0].route.router.as_ref().unwrap().params;
+        assert_eq!(params.integer("top_k", 3, 1), Ok(2));
+        for text in [
+            "[[router]]\nname = \"a\"\nparams = { k = [1] }",
+            "[[skill_set]]\nid = \"a\"\nrouter = { name = \"r\", params = { k = [1] } }",
+        ] {
+            let error = toml::from_str::<Config>(text).unwrap_err().to_string();
+            assert!(error.contains("expected a flag, a number or a text"), "{error}");
+        }
+        let error = toml::from_str::<Config>("[[skill_set]]\nid = \"a\"\nrooter = \"r\"");
+        assert!(error.unwrap_err().to_string().contains("unknown field `rooter`"));
     }
 }

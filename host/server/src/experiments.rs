@@ -5,12 +5,13 @@
 //! unit's arm is on the disk before the unit is served by it, and a request's id before its reply
 //! ends.
 
-mod arm;
 mod error;
 mod live;
 mod measure;
 mod metrics;
+mod records;
 mod requests;
+#[cfg_attr(not(feature = "sql"), path = "experiments/no_store.rs")]
 mod store;
 mod unit;
 mod watch;
@@ -21,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use polyskill_engine::Composer;
+use polyskill_engine::{Composer, Selection};
 use polyskill_experiment::declaration::validate_together;
 use polyskill_experiment::{Declaration, Report};
 use serde::{Deserialize, Serialize};
@@ -32,8 +33,8 @@ pub use self::error::ExperimentError;
 use self::live::Live;
 use self::measure::is_measured;
 pub use self::measure::{MEASURED, Measured, REFERENCE};
+pub use self::records::Durable;
 pub use self::requests::{Choice, Enrolment};
-pub use self::store::Durable;
 use self::store::Store;
 pub use self::unit::{CONVERSATION_HEADER, TENANT_HEADER, UnitIds, beginning};
 use self::watch::stop;
@@ -250,11 +251,10 @@ impl Experiments {
         let name = &declaration.name;
         let mut problems = Vec::new();
         for arm in &declaration.arms {
-            if arm.router.is_none() && (!arm.parameters.is_empty() || arm.modules.is_some()) {
-                let name = &arm.name;
-                problems.push(format!("arm `{name}`: `parameters` and `modules` are for a router"));
+            if let Err(problem) = arm.route.check() {
+                problems.push(format!("arm `{}`: {problem}", arm.name));
             }
-            if let Err(error) = composer.compose(&arm::selection(arm)) {
+            if let Err(error) = composer.compose(&Selection::from(&arm.route)) {
                 problems.push(format!("arm `{}`: {error}", arm.name));
             }
         }
@@ -361,7 +361,7 @@ impl Experiments {
 
 /// The outcome of a change. A thread that has ended is a failure of the store.
 fn hear<T>(
-    heard: Result<Result<T, store::StoreError>, tokio::sync::oneshot::error::RecvError>,
+    heard: Result<Result<T, records::StoreError>, tokio::sync::oneshot::error::RecvError>,
 ) -> Result<T, ExperimentError> {
     let gone = |_| ExperimentError::Store("its thread has ended".to_owned());
     heard.map_err(gone)?.map_err(|error| ExperimentError::Store(error.to_string()))

@@ -174,7 +174,7 @@ impl Modules {
         audit: &Arc<Audit>,
         reserved: Vec<String>,
     ) -> Result<Self, String> {
-        library.set_budget(config.residency.budget());
+        library.set_budget(config.residency);
         let opened = config.state.as_deref().map(StateDirectory::open).transpose()?;
         let (state, saved) = match opened {
             Some((state, saved)) => (Some(state), saved),

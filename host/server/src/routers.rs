@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use polyskill_engine::{Composer, Offered, RouterSettings};
+use polyskill_engine::{Composer, FaultPolicy, Offered, RouterSettings};
 use polyskill_plugin::{Capability, Limits, Loader, ModuleKinds, Plugin};
 use polyskill_sources::cache::cache_directory;
 use serde_json::json;
 
 use crate::audit::Audit;
-use crate::config::{Config, FaultSettings, RouterConfig, parameters};
+use crate::config::{Config, RouterConfig};
 use crate::startup::{Report, StartupEvent};
 
 /// The time between two looks at watched directories.
@@ -60,7 +60,7 @@ pub struct Routers {
     /// `[[router]]` of the configuration, one per name.
     configured: Vec<RouterConfig>,
     /// The treatment of faults, for routers without one of their own.
-    faults: FaultSettings,
+    faults: FaultPolicy,
     /// Rows of `route` that each router keeps to be recorded.
     keep_rows: usize,
     /// The general limits, for the look at a bundle that was refused.
@@ -94,7 +94,7 @@ impl Routers {
             loader,
             configured: config.router.clone(),
             keep_rows: config.keep_rows,
-            faults: config.faults.clone(),
+            faults: config.faults,
             limits: config.limits.clone(),
             roots: config.plugins.clone(),
             attempts: Mutex::default(),
@@ -191,15 +191,15 @@ impl Routers {
         }
         let on_fault = configured.and_then(|router| router.on_fault);
         Ok(RouterSettings {
-            parameters: match configured {
-                Some(router) => parameters(&router.params)?,
-                None => polyskill_sdk::Parameters::default(),
-            },
+            parameters: configured.map(|router| router.params.clone()).unwrap_or_default(),
             hidden: capabilities.contains(&Capability::Hidden),
             step_time: Some(Duration::from_millis(plugin.limits().step_milliseconds)),
             defined_bytes: Some(plugin.limits().definition_mib << 20),
             keep_rows: self.keep_rows,
-            faults: self.faults.policy(on_fault),
+            faults: FaultPolicy {
+                on_fault: on_fault.unwrap_or(self.faults.on_fault),
+                ..self.faults
+            },
             offered: offered(plugin.manifest().kinds),
         })
     }

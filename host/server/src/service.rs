@@ -1,6 +1,5 @@
 //! The served whole: model, text, library, routers and engine.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,10 +7,11 @@ use polyskill_adapters::native::kept_experts;
 use polyskill_adapters::{Generation, Library};
 use polyskill_engine::{Composer, Engine};
 use polyskill_model::{Compute, Decoder, load};
+use polyskill_route::{RouteSpec, RouterSpec};
 use polyskill_tokenizer::Tokenizer;
 
 use crate::audit::Audit;
-use crate::config::{Config, SkillSet, parameters};
+use crate::config::{Config, SkillSet};
 use crate::experiments::Experiments;
 use crate::metrics::Metrics;
 use crate::modules::Modules;
@@ -130,7 +130,7 @@ impl Service {
             declared.map_err(start_error)?;
         }
         let engine =
-            Engine::start(Arc::clone(&model), config.engine.to_engine()).map_err(start_error)?;
+            Engine::start(Arc::clone(&model), config.engine.bounds()).map_err(start_error)?;
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Ok(Self {
             metrics: Metrics::new(&base_name),
@@ -197,9 +197,8 @@ fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, Sta
     let routers = composer.routers();
     for set in &config.skill_set {
         composer
-            .check_chain(&set.router)
+            .check_chain(set.router())
             .map_err(|error| start_error(format!("skill set `{}`: {error}", set.id)))?;
-        parameters(&set.params).map_err(start_error)?;
     }
     if !config.skill_set.is_empty() {
         return Ok(config.skill_set.clone());
@@ -208,10 +207,13 @@ fn skill_sets(config: &Config, composer: &Composer) -> Result<Vec<SkillSet>, Sta
     Ok(default
         .map(|router| SkillSet {
             id: DEFAULT_SET.to_owned(),
-            router: router.name.clone(),
-            modules: vec!["*".to_owned()],
-            adapters: BTreeMap::new(),
-            params: toml::Table::new(),
+            route: RouteSpec {
+                router: Some(RouterSpec {
+                    modules: vec!["*".to_owned()],
+                    ..RouterSpec::named(&router.name)
+                }),
+                adapters: None,
+            },
         })
         .into_iter()
         .collect())

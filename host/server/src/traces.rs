@@ -18,7 +18,7 @@ use polyskill_experiment::assignment::position;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-pub use record::{Repeat, Selected, Trace, TracedExperts, TracedSite, TracedToken};
+pub use record::{Repeat, Trace, TracedExperts, TracedSite, TracedToken};
 
 /// `[traces]` of the configuration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]

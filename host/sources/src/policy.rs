@@ -1,5 +1,7 @@
 //! Leave of operators: the places that modules may come from, and the bounds on them.
 
+pub(crate) mod private_networks;
+
 use std::path::{Component, Path, PathBuf};
 
 use reqwest::Url;

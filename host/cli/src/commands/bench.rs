@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use polyskill_engine::{Composition, Event, Request, SamplingParams, Selection};
 
+use polyskill_route::RouteSpec;
 use polyskill_server::service::Service;
 
-use crate::arguments::{ServeArgs, routed};
+use crate::arguments::{ServeArgs, router};
 use crate::start::start_service;
 
 /// A composition that is measured, such as the base alone.
@@ -57,7 +58,8 @@ pub fn run(args: &ServeArgs) -> Result<(), String> {
     if service.composer.routers().iter().any(|router| router.name == "arrow")
         && !snapshot.is_empty()
     {
-        let selection = Selection::Routed(routed("arrow".to_owned(), &["top_k=3".to_owned()])?);
+        let arrow = router("arrow".to_owned(), &["top_k=3".to_owned()])?;
+        let selection = Selection::from(&RouteSpec { router: Some(arrow), adapters: None });
         cases.push(Case { name: "arrow top-3".to_owned(), selection });
     }
     measure(&service, &cases)

@@ -16,6 +16,7 @@ mod metric;
 mod report;
 mod results;
 mod run;
+#[cfg_attr(not(feature = "sql"), path = "eval/no_sql.rs")]
 mod sql;
 mod statistics;
 mod tasks;

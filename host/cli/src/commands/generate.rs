@@ -7,14 +7,15 @@ use std::sync::Arc;
 
 use clap::Args;
 use polyskill_engine::{
-    Composition, Event, FinishReason, Request, RouterRequest, SamplingParams, Selection, TraceLevel,
+    Composition, Event, FinishReason, Request, SamplingParams, Selection, TraceLevel,
 };
+use polyskill_route::RouteSpec;
 use polyskill_tokenizer::{Chat, Special, Stops, TextStream};
 use serde_json::json;
 
 use polyskill_server::service::Service;
 
-use crate::arguments::{ServeArgs, routed, weighted};
+use crate::arguments::{ServeArgs, router, weighted};
 use crate::start::start_service;
 
 /// The prompt, the modules or the router that answer it, and the sampling parameters.
@@ -54,7 +55,7 @@ struct Options {
     /// The user's message.
     prompt: String,
     /// The composition that answers.
-    selection: Selection,
+    route: RouteSpec,
     /// Shows modules in colour, and their shares at the end.
     trace: bool,
     /// Tokens at most.
@@ -76,21 +77,7 @@ const COLOURS: [u8; 6] = [36, 33, 35, 32, 34, 31];
 /// # Errors
 /// A message for the user.
 pub fn run(args: GenerateArgs) -> Result<(), String> {
-    let adapters: Vec<(String, f32)> =
-        args.adapter.iter().map(|text| weighted(text)).collect::<Result<_, _>>()?;
-    let mut seen = std::collections::BTreeSet::new();
-    if let Some((twice, _)) = adapters.iter().find(|(name, _)| !seen.insert(name)) {
-        return Err(format!("--adapter names `{twice}` twice, expected each name once"));
-    }
-    let selection = match &args.router {
-        Some(router) => Selection::Routed(RouterRequest {
-            always_on: adapters,
-            text: Some(args.prompt.clone()),
-            ..routed(router.clone(), &args.params)?
-        }),
-        None if adapters.is_empty() => Selection::Base,
-        None => Selection::Weighted(adapters),
-    };
+    let route = route(&args)?;
     let temperature = args.temperature;
     if !(0.0..=100.0).contains(&temperature) {
         return Err(format!("--temperature is {temperature}, expected 0 to 100"));
@@ -101,7 +88,7 @@ pub fn run(args: GenerateArgs) -> Result<(), String> {
     let service = start_service(&args.serve.config()?)?;
     let options = Options {
         prompt: args.prompt,
-        selection,
+        route,
         trace: args.trace,
         max_tokens: args.max_tokens,
         temperature: args.temperature,
@@ -124,7 +111,8 @@ fn answer(service: &Service, options: &Options) -> Result<(), String> {
     let prompt = prompt.map_err(|error| error.to_string())?;
     let mut text = TextStream::after(tokenizer, &prompt, Special::Hidden, Stops::default());
     let ends = service.end_tokens();
-    let selection = told(&options.selection, prompt.len());
+    let said = Some(options.prompt.clone());
+    let selection = Selection::from(&options.route).told(prompt.len(), said, 0);
     let composition = service.composer.compose(&selection).map_err(|error| error.to_string())?;
     let sampling = SamplingParams {
         max_tokens: options.max_tokens,
@@ -161,14 +149,15 @@ fn answer(service: &Service, options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// A selection whose router is told the tokens of the prompt.
-fn told(selection: &Selection, prompt_tokens: usize) -> Selection {
-    match selection {
-        Selection::Routed(asked) => {
-            Selection::Routed(RouterRequest { prompt_tokens, ..asked.clone() })
-        }
-        Selection::Base | Selection::Weighted(_) => selection.clone(),
-    }
+/// The route of the arguments.
+fn route(args: &GenerateArgs) -> Result<RouteSpec, String> {
+    let adapters = args.adapter.iter().map(|text| weighted(text));
+    let route = RouteSpec {
+        router: args.router.clone().map(|name| router(name, &args.params)).transpose()?,
+        adapters: Some(adapters.collect::<Result<_, String>>()?),
+    };
+    route.check().map_err(|error| error.to_string().replace("`adapters`", "--adapter"))?;
+    Ok(route)
 }
 
 /// The module with the most weight over a token's sites; `None` where none was picked.
@@ -209,18 +198,5 @@ fn legend(composition: &Composition, share: &[(u32, f64)]) {
     println!("\n{router}: {}", names.collect::<Vec<_>>().join("  "));
     if let Some(reason) = composition.fallback() {
         println!("the base answered: {reason}");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn routers_are_told_of_the_prompt() {
-        let asked = RouterRequest { router: "arrow".to_owned(), ..RouterRequest::default() };
-        let routed = Selection::Routed(RouterRequest { prompt_tokens: 7, ..asked.clone() });
-        assert_eq!(told(&Selection::Routed(asked), 7), routed);
-        assert_eq!(told(&Selection::Base, 7), Selection::Base);
     }
 }

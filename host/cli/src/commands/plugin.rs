@@ -3,8 +3,10 @@
 
 mod bench;
 mod build;
+mod compile;
 mod dev;
 mod doctor;
+mod folder;
 mod inspect;
 mod new;
 mod publish;
@@ -17,9 +19,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use polyskill_plugin::{Limits, Loader, MANIFEST_FILE, Manifest, Trust, TrustedKey};
+use polyskill_route::params;
 use polyskill_sdk::Parameters;
 
-use polyskill_server::config::{Config, RouterConfig, parameters, parse_parameters};
+use polyskill_server::config::{Config, RouterConfig};
 
 pub use build::{BuildArgs, Flavour};
 pub use dev::DevArgs;
@@ -144,7 +147,7 @@ fn read_manifest(folder: &Path) -> Result<Manifest, String> {
     let text = std::fs::read_to_string(&path).map_err(|error| {
         format!("{}: {error}; `polyskill plugin new` writes a project", path.display())
     })?;
-    toml::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))
+    Manifest::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// The part of a plugin's name that names folders and files: what follows a publisher's prefix,
@@ -200,18 +203,14 @@ impl Settings {
         config.check().map_err(|error| error.to_string())?;
         let own = |router: &RouterConfig| Ok((router.name.clone(), router.limits(&config.limits)?));
         let own_limits = config.router.iter().map(own).collect::<Result<_, String>>()?;
-        Ok(Self { own_limits, flags: parse_parameters(&args.params)?, config })
+        Ok(Self { own_limits, flags: params::of_flags(&args.params)?, config })
     }
 
     /// Parameters of a router: the configured ones, each replaced by that of the command line with
     /// the same name.
-    fn parameters(&self, name: &str) -> Result<Parameters, String> {
+    fn parameters(&self, name: &str) -> Parameters {
         let configured = self.config.router.iter().find(|router| router.name == name);
-        let mut merged =
-            configured.map_or(Ok(Parameters::default()), |router| parameters(&router.params))?;
-        merged.0.retain(|(name, _)| self.flags.get(name).is_none());
-        merged.0.extend(self.flags.0.clone());
-        Ok(merged)
+        configured.map_or(self.flags.clone(), |router| params::over(&router.params, &self.flags))
     }
 }
 
@@ -249,7 +248,7 @@ fn prepare(
             ));
         }
         let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let bundle = build::copy_to_sign(&path, &folder.path().join("bundle"))?;
+        let bundle = folder::copy_to_sign(&path, &folder.path().join("bundle"))?;
         let key = folder.path().join("key");
         let public = polyskill_plugin::new_key(&key).map_err(fail)?;
         polyskill_plugin::sign(&bundle, &key, limits).map_err(fail)?;

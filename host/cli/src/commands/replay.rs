@@ -6,7 +6,7 @@ use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use polyskill_engine::{Event, Request, Selection, TraceLevel};
+use polyskill_engine::{Event, Request, TraceLevel};
 use polyskill_server::service::Service;
 use polyskill_server::traces::{Repeat, Trace, TracedToken};
 
@@ -148,7 +148,7 @@ fn say(out: &mut dyn Write, line: &str) -> Result<(), String> {
 /// that.
 fn again(service: &Service, trace: Trace) -> Result<Outcome, String> {
     let Some(repeat) = trace.repeat else { return Ok(Outcome::NotRepeatable) };
-    let selection = Selection::from(repeat.selection);
+    let selection = repeat.selection();
     let composition = match service.composer.compose(&selection) {
         Ok(composition) => composition,
         Err(error) => return Ok(Outcome::Changed(error.to_string())),
@@ -197,7 +197,7 @@ fn compared(before: &[TracedToken], now: &[TracedToken]) -> Outcome {
 #[cfg(test)]
 mod tests {
     use polyskill_engine::SamplingParams;
-    use polyskill_server::traces::Selected;
+    use polyskill_route::RouteSpec;
     use serde_json::json;
 
     use super::*;
@@ -209,7 +209,9 @@ mod tests {
         let repeat = Repeat {
             prompt: vec![1, 2],
             sampling: SamplingParams::default(),
-            selection: Selected::Base,
+            route: RouteSpec::default(),
+            text: None,
+            bucket: 0,
         };
         let line = |id: &str, repeat: Option<Repeat>| {
             let trace = Trace { id: id.to_owned(), repeat, ..Trace::default() };

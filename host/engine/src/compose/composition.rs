@@ -8,7 +8,7 @@ use polyskill_adapters::edits::{Point, Positions};
 use polyskill_adapters::parts::Part;
 use polyskill_adapters::{Generation, Lease, Module, Weights};
 
-use crate::hooks::expert_choice::ExpertPlan;
+use crate::hooks::expert_programs::ExpertPlan;
 use crate::hooks::gates::Gates;
 use crate::routers::health::OnFault;
 use crate::routers::version::RouterVersion;

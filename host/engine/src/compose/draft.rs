@@ -10,7 +10,7 @@ use super::Composer;
 use super::expert_plans::RoutedExperts;
 use super::selection::ComposeError;
 use crate::compose::composition::{Beyond, Composition, NamedModule, Plan, RouterIdentity};
-use crate::hooks::expert_choice::ExpertPlan;
+use crate::hooks::expert_programs::ExpertPlan;
 use crate::identity::Fields;
 use crate::routers::version::RouterVersion;
 

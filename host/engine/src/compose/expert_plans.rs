@@ -13,7 +13,7 @@ use super::chain::{as_given, count, offered, refused, request_for};
 use super::selection::ComposeError;
 use super::versions::Link;
 use crate::compose::composition::NamedModule;
-use crate::hooks::expert_choice::ExpertPlan;
+use crate::hooks::expert_programs::ExpertPlan;
 use crate::identity::Fields;
 use crate::routers::health::Standing;
 use crate::routers::version::RouterVersion;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use polyskill_adapters::Snapshot;
+use polyskill_route::{RouteSpec, RouterSpec};
 use polyskill_sdk::{ParameterError, Parameters};
 
 use super::versions::MAX_CHAIN;
@@ -42,6 +43,46 @@ pub struct RouterRequest {
     pub text: Option<String>,
     /// Hash of the unit by which experiments are assigned, such as a user.
     pub bucket: u64,
+}
+
+impl Selection {
+    /// Tells a router, if there is one, of the prompt: its tokens, the text that it may read, and
+    /// the hash of the unit that asks.
+    #[must_use]
+    pub fn told(mut self, prompt_tokens: usize, text: Option<String>, bucket: u64) -> Self {
+        if let Self::Routed(request) = &mut self {
+            (request.prompt_tokens, request.text, request.bucket) = (prompt_tokens, text, bucket);
+        }
+        self
+    }
+}
+
+impl From<&RouteSpec> for Selection {
+    /// The selection that a route stands for. A router is not told of a prompt yet.
+    fn from(route: &RouteSpec) -> Self {
+        let adapters = route.adapters().iter();
+        let adapters = adapters.map(|adapter| (adapter.name.clone(), adapter.weight)).collect();
+        match route.deciding_router() {
+            Some(RouterSpec { name, params, modules }) => Self::Routed(RouterRequest {
+                router: name.clone(),
+                parameters: params.clone(),
+                modules: modules.clone(),
+                always_on: adapters,
+                ..RouterRequest::default()
+            }),
+            None if adapters.is_empty() => Self::Base,
+            None => Self::Weighted(adapters),
+        }
+    }
+}
+
+impl From<RouterRequest> for RouteSpec {
+    /// The route of a request to a router, without the prompt.
+    fn from(RouterRequest { router, parameters, modules, always_on, .. }: RouterRequest) -> Self {
+        let router = Some(RouterSpec { name: router, params: parameters, modules });
+        let adapters = (!always_on.is_empty()).then(|| always_on.into_iter().collect());
+        Self { router, adapters }
+    }
 }
 
 /// A reason for which a request cannot be composed; the caller's fault, where it does not say

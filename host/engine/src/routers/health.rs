@@ -5,35 +5,58 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The answer to a request whose router fails.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use serde::{Deserialize, Serialize};
+
+/// The answer to a request whose router fails: `base-only`, `previous` or `fail-request` in
+/// configurations.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnFault {
-    /// The base model, without modules.
+    /// The base model, without modules. The reply says so in `served` and `fallback_reason`.
     #[default]
     BaseOnly,
     /// The version of the router that served before, where there is one; else the base model. Rows
     /// that `route` leaves undecided run on the base.
     Previous,
-    /// An error for the request.
+    /// An error for the request. A router that fails at a row ends it, after the tokens so far.
     FailRequest,
 }
 
 /// The policy on faults of a router: the number that takes it out, and the time for which it is
-/// out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// out. It is `[faults]` of the configuration, with times in whole seconds.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(default, deny_unknown_fields)]
 pub struct FaultPolicy {
     /// The answer to requests whose router fails or is out.
     pub on_fault: OnFault,
-    /// Faults within the window that quarantine a router.
+    /// Faults within the window that quarantine a router, 1 to [`MAX_FAULTS`].
     pub max_faults: usize,
     /// The time within which these faults happen.
+    #[serde(rename = "window_seconds", with = "seconds")]
     pub window: Duration,
     /// The first quarantine; each next one is twice as long, up to 2^20 times the first.
+    #[serde(rename = "backoff_seconds", with = "seconds")]
     pub backoff: Duration,
     /// Returns from quarantine; after these it stays out until a person or a new version acts.
     pub max_returns: u32,
     /// Time without a fault after which earlier quarantines are forgotten.
+    #[serde(rename = "forgiven_after_seconds", with = "seconds")]
     pub forgiven_after: Duration,
+}
+
+/// Durations as whole seconds, for serde.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_secs)
+    }
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(time.as_secs())
+    }
 }
 
 impl Default for FaultPolicy {
@@ -60,8 +83,9 @@ pub enum Standing {
     Out,
 }
 
-/// The most faults that one counts as: more than a policy waits for.
-const MAX_WEIGHT: usize = 1 << 10;
+/// Most faults within a window that a policy may ask for, and most that one call may count for: each of
+/// them is a time in memory.
+pub const MAX_FAULTS: usize = 1 << 16;
 /// The value of `Health::until` for a router that serves.
 const SERVING: u64 = 0;
 /// The value of `Health::until` for a router that does not return by itself.
@@ -160,7 +184,7 @@ impl Health {
         }
         recent.last_fault = Some(reason.chars().take(500).collect());
         let most = self.policy.max_faults;
-        recent.faults.extend(std::iter::repeat_n(now, weight.min(most).min(MAX_WEIGHT)));
+        recent.faults.extend(std::iter::repeat_n(now, weight.min(most).min(MAX_FAULTS)));
         let window = self.policy.window;
         while recent.faults.front().is_some_and(|first| now.duration_since(*first) > window) {
             recent.faults.pop_front();

@@ -14,17 +14,18 @@ use crate::stats::Stats;
 /// Bounds of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Requests that may wait; one more is refused with [`SubmitError::QueueFull`].
+    /// Requests that may wait, 1 to 65,536; one more is refused with [`SubmitError::QueueFull`].
     pub max_waiting: usize,
-    /// Requests in execution at once.
+    /// Requests in execution at once, 1 to 65,536.
     pub max_running: usize,
-    /// Rows per step, of prompts and generated tokens; it bounds the running requests too.
+    /// Rows per step, of prompts and generated tokens, 1 to 65,536; it bounds the running requests
+    /// too.
     pub max_rows: usize,
-    /// Rows of prompts per step while other requests decode: smaller steps bring their next tokens
-    /// sooner, and prompts take longer.
+    /// Rows of prompts per step while other requests decode, 1 to 65,536: smaller steps bring their
+    /// next tokens sooner, and prompts take longer.
     pub max_prompt_rows_while_decoding: usize,
-    /// Tokens whose keys and values the cache holds, over all requests. One request cannot be
-    /// longer than this.
+    /// Tokens whose keys and values the cache holds, over all requests, from 16 on. One request
+    /// cannot be longer than this.
     pub max_cached_tokens: usize,
     /// True where requests with the same beginning and composition share its keys and values.
     pub prefix_cache: bool,

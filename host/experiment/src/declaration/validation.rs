@@ -144,13 +144,15 @@ fn arm(problems: &mut Problems, at: usize, arm: &Arm) {
     let weight = arm.weight;
     let holds = weight.is_finite() && weight >= 0.0;
     problems.expect(holds, field("weight"), weight, "a finite number of at least 0");
-    if let Some(router) = &arm.router {
-        problems.expect(!router.is_empty(), field("router"), router, "the name of a router");
+    if let Some(router) = &arm.route.router {
+        let name = &router.name;
+        let wanted = "the name of a router, which `params` and `modules` are for";
+        problems.expect(!name.is_empty(), field("router"), name, wanted);
+        for pattern in &router.modules {
+            problems.expect(!pattern.is_empty(), field("modules"), pattern, "patterns of names");
+        }
     }
-    for pattern in arm.modules.iter().flatten() {
-        problems.expect(!pattern.is_empty(), field("modules"), pattern, "patterns of names");
-    }
-    for adapter in &arm.adapters {
+    for adapter in arm.route.adapters() {
         let holds = !adapter.name.is_empty() && adapter.weight.is_finite();
         let found = (&adapter.name, adapter.weight);
         problems.expect(holds, field("adapters"), found, "names with finite weights");

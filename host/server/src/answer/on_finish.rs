@@ -42,7 +42,9 @@ impl OnFinish {
             repeat: service.traces.keeps_prompts().then(|| Repeat {
                 prompt: prompt.tokens.clone(),
                 sampling: sampling.clone(),
-                selection: (&*answer.selection).into(),
+                route: (*answer.route).clone(),
+                text: prompt.text.clone(),
+                bucket: request.bucket,
             }),
             ..request.trace()
         });

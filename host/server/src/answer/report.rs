@@ -48,7 +48,7 @@ pub(crate) fn routing_report(
         .map(|(named, weight)| json!({"name": named.name, "weight": weight}))
         .collect();
     if !always_on.is_empty() {
-        report["beside_router"] = json!(always_on);
+        report["adapters"] = json!(always_on);
     }
     if let Some(reason) = composition.fallback() {
         report["fallback_reason"] = json!(reason);

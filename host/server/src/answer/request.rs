@@ -1,6 +1,7 @@
 //! A request as meant: every field is checked before anything starts.
 
-use polyskill_engine::{SamplingParams, TraceLevel};
+use polyskill_engine::{SamplingParams, Selection, TraceLevel};
+use polyskill_route::RouteSpec;
 use polyskill_tokenizer::{Special, Stops};
 
 use super::route::Route;
@@ -15,10 +16,12 @@ pub(crate) struct AnswerRequest {
     pub(crate) id: String,
     /// The model name, which the reply repeats.
     pub(crate) model: String,
-    /// The selection by the request's names.
+    /// The route by the request's names.
     pub(crate) route: Route,
     /// The request's say in which experiment takes it.
     pub(crate) experiment: Choice,
+    /// A hash of the request's unit, for routers that split traffic.
+    pub(crate) bucket: u64,
     /// The names by which experiments know the sender.
     pub(crate) units: UnitIds,
     /// A text whose log-probability as an answer experiments may measure.
@@ -62,6 +65,11 @@ pub(crate) struct PromptInput {
 }
 
 impl AnswerRequest {
+    /// A route as the engine takes it, with the prompt and the bucket that its router is told of.
+    pub(crate) fn selection(&self, route: &RouteSpec, prompt: &PromptInput) -> Selection {
+        Selection::from(route).told(prompt.tokens.len(), prompt.text.clone(), self.bucket)
+    }
+
     /// A trace of the request, before anything has come of it: all other fields are empty.
     pub(crate) fn trace(&self) -> Trace {
         Trace {

@@ -24,7 +24,7 @@ fn cards(service: &Service) -> Vec<Json> {
     let mut cards = vec![card(base, None, "base", None)];
     cards.extend(service.skill_sets.iter().map(|set| {
         let mut card = card(&set.id, Some(base), "skill_set", None);
-        if !serves(&set.router) {
+        if !serves(set.router()) {
             card["status"] = json!("its router is not loaded");
         }
         card

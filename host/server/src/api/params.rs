@@ -1,21 +1,20 @@
 //! Request fields that chat and completions share, and polyskill's own extras.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::BTreeMap;
 
 use axum::http::HeaderMap;
-use polyskill_engine::{RouterRequest, TraceLevel};
-use polyskill_sdk::{Parameters, Value};
+use polyskill_engine::TraceLevel;
+use polyskill_route::{Adapters, RouteError, RouteSpec, RouterSpec};
 use polyskill_tokenizer::{Special, Stops};
-use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
 
 use super::body::{one_of, texts};
 use super::error::ApiError;
 use super::reply::since_epoch;
 use crate::answer::request::{AnswerRequest, OutputParams};
-use crate::answer::route::{Route, RouteFields, RouterField};
+use crate::answer::route::Route;
 use crate::experiments::{CONVERSATION_HEADER, Choice, TENANT_HEADER, UnitIds};
 use crate::service::Service;
 
@@ -69,9 +68,9 @@ pub(crate) struct CommonParams {
     /// Keeps the text of a stop string or token in the answer.
     pub(crate) include_stop_str_in_output: Option<bool>,
     /// The router in place of the model name's; `"none"` for none.
-    pub(crate) router: Option<RouterChoice>,
+    pub(crate) router: Option<RouterSpec>,
     /// Modules by name and weight. With a router they are always on.
-    pub(crate) adapters: Option<Vec<AdapterWeight>>,
+    pub(crate) adapters: Option<Adapters>,
     /// The unit by which experiments assign arms, before `user` and headers.
     pub(crate) unit: Option<String>,
     /// `"none"`, or an arm by name for testing; open where it is missing.
@@ -127,38 +126,6 @@ pub(crate) struct StreamOptions {
     pub(crate) include_obfuscation: Option<bool>,
 }
 
-/// The field `router`.
-#[derive(Clone, Debug)]
-pub(crate) enum RouterChoice {
-    /// A router or a chain by name, with its default candidates and parameters.
-    Name(String),
-    /// A router with parameters and candidates.
-    Full(RouterSpec),
-}
-
-impl<'de> Deserialize<'de> for RouterChoice {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let expected = "a router's name or an object with `name`, `params` and `modules`";
-        let value = one_of(deserializer, expected, |value| {
-            (value.is_string() || value.is_object()).then(|| value.clone())
-        })?;
-        match value {
-            Json::String(name) => Ok(Self::Name(name)),
-            spec => RouterSpec::deserialize(spec).map(Self::Full).map_err(D::Error::custom),
-        }
-    }
-}
-
-impl RouterChoice {
-    /// The name of the router or chain, or `none`.
-    fn name(&self) -> &str {
-        match self {
-            Self::Name(name) => name,
-            Self::Full(spec) => &spec.name,
-        }
-    }
-}
-
 /// The field `experiment`: `"none"`, or an arm by name.
 #[derive(Clone, Debug)]
 pub(crate) struct ExperimentChoice(Choice);
@@ -174,37 +141,6 @@ impl<'de> Deserialize<'de> for ExperimentChoice {
             Some(Self(Choice::Arm(text("name")?, text("arm")?)))
         })
     }
-}
-
-/// The field `router` as an object. Unknown keys are refused, as a misspelt one would change the
-/// answer.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RouterSpec {
-    /// The router or chain.
-    name: String,
-    /// Parameters, scalars only.
-    #[serde(default)]
-    params: BTreeMap<String, Json>,
-    /// Names, globs or `tag:...` of the candidates; empty takes the skill set's, else all.
-    #[serde(default)]
-    modules: Vec<String>,
-}
-
-/// One entry of `adapters`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct AdapterWeight {
-    /// The module's name or alias.
-    name: String,
-    /// The weight of its contribution; its range is checked when it is composed.
-    #[serde(default = "one")]
-    weight: f32,
-}
-
-/// The weight of a module without one.
-fn one() -> f32 {
-    1.0
 }
 
 impl CommonParams {
@@ -346,21 +282,12 @@ impl CommonParams {
         }
     }
 
-    /// The fields that say what answers, before they are put over the model name's selection.
-    fn route_fields(&self) -> Result<RouteFields, ApiError> {
-        let adapters = self.adapters.as_deref().map(weights).transpose()?;
-        let router = match &self.router {
-            None => RouterField::Unset,
-            Some(RouterChoice::Full(spec))
-                if spec.name == "none" && !(spec.params.is_empty() && spec.modules.is_empty()) =>
-            {
-                let message = "`router` is `none`, which has no `params` and no `modules`";
-                return Err(ApiError::bad_request(message, Some("router")));
-            }
-            Some(choice) if choice.name() == "none" => RouterField::None,
-            Some(choice) => RouterField::Router(routed(choice)?),
-        };
-        Ok(RouteFields { adapters, router })
+    /// The route that the request asks for, before it is put over the model name's.
+    fn asked_route(&self) -> Result<RouteSpec, ApiError> {
+        let route = RouteSpec { router: self.router.clone(), adapters: self.adapters.clone() };
+        let refused =
+            |error: RouteError| ApiError::bad_request(error.to_string(), Some(error.field));
+        route.check().map(|()| route).map_err(refused)
     }
 
     /// The request as meant, with all fields of this struct checked but those of the reply's form.
@@ -375,14 +302,15 @@ impl CommonParams {
         max_tokens: usize,
     ) -> Result<AnswerRequest, ApiError> {
         let model = self.model_name(service);
-        let named = service.selection(model).ok_or_else(|| ApiError::unknown_model(model))?;
-        let route = Route::new(service, named, self.route_fields()?, self.bucket());
+        let named = service.route(model).ok_or_else(|| ApiError::unknown_model(model))?;
+        let route = Route::new(service, named, self.asked_route()?);
         let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
         Ok(AnswerRequest {
             id,
             model: model.to_owned(),
             route,
             experiment: self.experiment(),
+            bucket: self.bucket(),
             units: UnitIds {
                 unit: self.unit.clone(),
                 user: self.user.clone(),
@@ -405,12 +333,12 @@ impl CommonParams {
         })
     }
 
-    /// A number that is the same for the same unit (`unit`, else `user`) within one build of the
-    /// server. Requests without a unit all have one bucket.
+    /// A number that is the same for the same unit (`unit`, else `user`) on every server: the first
+    /// bytes of its SHA-256. Requests without a unit all have bucket 0.
     fn bucket(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.unit.as_ref().or(self.user.as_ref()).hash(&mut hasher);
-        hasher.finish()
+        let Some(unit) = self.unit.as_ref().or(self.user.as_ref()) else { return 0 };
+        let digest = Sha256::digest(unit.as_bytes());
+        digest.iter().take(8).fold(0, |bucket, byte| bucket << 8 | u64::from(*byte))
     }
 
     /// Number of choices per prompt, 1 to 16.
@@ -434,37 +362,4 @@ pub(crate) enum StreamUsage {
     AtEnd,
     /// In every chunk.
     Continuous,
-}
-
-/// The modules of `adapters` in order; a name that comes twice is refused.
-fn weights(adapters: &[AdapterWeight]) -> Result<Vec<(String, f32)>, ApiError> {
-    let mut seen = BTreeSet::new();
-    if let Some(twice) = adapters.iter().find(|adapter| !seen.insert(&adapter.name)) {
-        let message = format!("`adapters` names `{}` twice, expected each name once", twice.name);
-        return Err(ApiError::bad_request(message, Some("adapters")));
-    }
-    Ok(adapters.iter().map(|adapter| (adapter.name.clone(), adapter.weight)).collect())
-}
-
-/// The request to a router. Prompt, text and bucket are filled in when the prompt is known.
-fn routed(choice: &RouterChoice) -> Result<RouterRequest, ApiError> {
-    let (router, params, modules) = match choice {
-        RouterChoice::Name(name) => (name, None, Vec::new()),
-        RouterChoice::Full(spec) => (&spec.name, Some(&spec.params), spec.modules.clone()),
-    };
-    let scalar = |(name, value): (&String, &Json)| {
-        let value = match value {
-            Json::Bool(value) => Value::Flag(*value),
-            Json::Number(value) => Value::Number(value.as_f64().unwrap_or(f64::NAN)),
-            Json::String(value) => Value::Text(value.clone()),
-            other => {
-                let message = format!("router parameter `{name}` is {other}, expected a scalar");
-                return Err(ApiError::bad_request(message, Some("router.params")));
-            }
-        };
-        Ok((name.clone(), value))
-    };
-    let parameters = params.into_iter().flatten().map(scalar).collect::<Result<_, _>>()?;
-    let (router, parameters) = (router.clone(), Parameters(parameters));
-    Ok(RouterRequest { router, parameters, modules, ..RouterRequest::default() })
 }

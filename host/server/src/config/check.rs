@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use polyskill_engine::MAX_WEIGHT;
+use polyskill_engine::{MAX_FAULTS, MAX_WEIGHT};
 use polyskill_plugin::Limits;
+use polyskill_route::AdapterWeight;
 
-use super::{Config, parameters};
+use super::{Config, SkillSet};
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +63,8 @@ const MOST_THREADS: u64 = 1 << 10;
 const MOST_PLUGIN_MIB: u64 = 1 << 12;
 /// Most MiB of rows that a plugin defines; they lie in the host's memory.
 const MOST_DEFINITION_MIB: u64 = 1 << 20;
+/// Bytes of a MiB.
+const MIB: usize = 1 << 20;
 /// Most MiB of modules' weights.
 const MOST_MODULE_MIB: u64 = 1 << 24;
 /// Most picks of one `route`, and most entries of a plugin's table.
@@ -142,7 +145,7 @@ impl Config {
 
     /// Checks the ranges of all numbers, and the limits of plugins as they hold for each router.
     fn check_numbers(&self) -> Result<(), ConfigError> {
-        let engine = &self.engine;
+        let (engine, residency, faults) = (&self.engine, &self.residency, &self.faults);
         let body = self.max_body_bytes.map_or(1, |bytes| bytes as u64);
         let prompt_rows = engine.max_prompt_rows_while_decoding as u64;
         for (name, value, least, most) in [
@@ -153,11 +156,16 @@ impl Config {
             ("engine.max_prompt_rows_while_decoding", prompt_rows, 1, MOST_ROWS),
             // One block of the cache.
             ("engine.max_cached_tokens", engine.max_cached_tokens as u64, 16, MOST_CACHED_TOKENS),
-            ("engine.threads", engine.threads as u64, 0, MOST_THREADS),
+            ("engine.threads", self.engine.threads as u64, 0, MOST_THREADS),
             ("keep_plans", self.keep_plans as u64, 0, MOST_REQUESTS),
-            ("residency.max_mib", self.residency.max_mib.unwrap_or(1) as u64, 1, MOST_MODULE_MIB),
-            ("residency.max_wait_seconds", self.residency.max_wait_seconds, 0, MOST_SECONDS),
-            ("residency.max_waiting", self.residency.max_waiting as u64, 0, MOST_REQUESTS),
+            (
+                "residency.max_mib",
+                (residency.max_bytes.unwrap_or(MIB) / MIB) as u64,
+                1,
+                MOST_MODULE_MIB,
+            ),
+            ("residency.max_wait_seconds", residency.max_wait.as_secs(), 0, MOST_SECONDS),
+            ("residency.max_waiting", residency.max_waiting as u64, 0, MOST_REQUESTS),
             ("keep_rows", self.keep_rows as u64, 0, MOST_REQUESTS),
             ("experiments.max_units", self.experiments.max_units as u64, 0, MOST_UNITS),
             ("experiments.max_requests", self.experiments.max_requests, 0, MOST_UNITS),
@@ -165,10 +173,10 @@ impl Config {
             ("experiments.max_shadows", self.experiments.max_shadows as u64, 0, MOST_REQUESTS),
             ("traces.keep", self.traces.keep as u64, 0, MOST_UNITS),
             ("traces.file_mib", self.traces.file_mib, 0, MOST_MODULE_MIB),
-            ("faults.max_faults", self.faults.max_faults as u64, 1, MOST_REQUESTS),
-            ("faults.window_seconds", self.faults.window_seconds, 1, MOST_SECONDS),
-            ("faults.backoff_seconds", self.faults.backoff_seconds, 1, MOST_SECONDS),
-            ("faults.forgiven_after_seconds", self.faults.forgiven_after_seconds, 1, MOST_SECONDS),
+            ("faults.max_faults", faults.max_faults as u64, 1, MAX_FAULTS as u64),
+            ("faults.window_seconds", faults.window.as_secs(), 1, MOST_SECONDS),
+            ("faults.backoff_seconds", faults.backoff.as_secs(), 1, MOST_SECONDS),
+            ("faults.forgiven_after_seconds", faults.forgiven_after.as_secs(), 1, MOST_SECONDS),
         ] {
             in_range(name, value, least, most)?;
         }
@@ -183,15 +191,14 @@ impl Config {
         Ok(())
     }
 
-    /// Checks that each router and skill set has a name of its own, that parameters are scalars,
+    /// Checks that each router and skill set has a name of its own, that each set's route holds,
     /// and that no skill set takes the configured name of the base. A base that is named by its
     /// path is compared at the start, not here.
     fn check_names(&self) -> Result<(), ConfigError> {
-        let sets = self.skill_set.iter().map(|set| ("skill_set", "id", &set.id, &set.params));
-        let routers =
-            self.router.iter().map(|router| ("router", "name", &router.name, &router.params));
+        let sets = self.skill_set.iter().map(|set| ("skill_set", "id", &set.id));
+        let routers = self.router.iter().map(|router| ("router", "name", &router.name));
         let mut seen = BTreeSet::new();
-        for (table, key, name, params) in sets.chain(routers) {
+        for (table, key, name) in sets.chain(routers) {
             let found = format!("`{name}`");
             if name.is_empty() {
                 return Err(bad_value(format!("{table}.{key}"), "empty", "a name"));
@@ -200,15 +207,8 @@ impl Config {
                 let found = format!("{found} twice");
                 return Err(bad_value(format!("{table}.{key}"), found, "each name once"));
             }
-            parameters(params).map_err(|reason| {
-                bad_value(
-                    format!("{table}.params"),
-                    format!("that of {found}: {reason}"),
-                    "scalars",
-                )
-            })?;
         }
-        self.check_beside()?;
+        self.skill_set.iter().try_for_each(check_route)?;
         let base = self.served_model_name.as_ref();
         match self.skill_set.iter().find(|set| Some(&set.id) == base) {
             Some(set) => {
@@ -218,18 +218,26 @@ impl Config {
             None => Ok(()),
         }
     }
+}
 
-    /// Checks the weights of modules that are always on in a skill set: the range is that of
-    /// weights in requests.
-    fn check_beside(&self) -> Result<(), ConfigError> {
-        let mut all = self.skill_set.iter().flat_map(|set| &set.adapters);
-        match all.find(|(_, weight)| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(*weight)) {
-            Some((name, weight)) => {
-                let found = format!("{weight} for `{name}`");
-                Err(bad_value("skill_set.adapters", found, "weights from -1000 to 1000"))
-            }
-            None => Ok(()),
+/// Checks that a skill set has a router, and that the weights of its adapters are in the range of
+/// weights in requests.
+fn check_route(set: &SkillSet) -> Result<(), ConfigError> {
+    let of_set = |problem: &str| format!("`{}`: {problem}", set.id);
+    set.route
+        .check()
+        .map_err(|problem| bad_value("skill_set", of_set(&problem.to_string()), "a route"))?;
+    if set.route.deciding_router().is_none() {
+        let found = format!("missing for `{}`", set.id);
+        return Err(bad_value("skill_set.router", found, "a router"));
+    }
+    let is_beyond = |weight: f32| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(&weight);
+    match set.route.adapters().iter().find(|adapter| is_beyond(adapter.weight)) {
+        Some(AdapterWeight { name, weight }) => {
+            let found = format!("{weight} for `{name}`");
+            Err(bad_value("skill_set.adapters", found, "weights from -1000 to 1000"))
         }
+        None => Ok(()),
     }
 }
 

@@ -12,7 +12,7 @@ use polyskill_experiment::totals::{Outcome, Total};
 use polyskill_experiment::{Declaration, Totals};
 use serde::{Deserialize, Serialize};
 
-use super::store::Kept;
+use super::records::Kept;
 
 /// The course of an experiment so far. It is kept with the declaration and written whenever it
 /// changes.

@@ -1,15 +1,16 @@
 //! Requests in experiments: the arm that answers, and its outcomes.
 
-use polyskill_engine::Selection;
 use polyskill_experiment::Declaration;
 use polyskill_experiment::assignment::position;
 use polyskill_experiment::declaration::{Arm, MAX_VALUE, Mode};
+use polyskill_route::RouteSpec;
 
 use super::live::{Assigned, Dealt, Live};
 use super::measure::{Measured, is_measured};
-use super::store::{self, Durable, Noted, Served, UnitTotals};
+use super::records::{Durable, Feedback, Noted, Served, UnitTotals};
+use super::store;
 use super::unit::UnitIds;
-use super::{ExperimentError, Experiments, arm, hear, json_text, lock, wait};
+use super::{ExperimentError, Experiments, hear, json_text, lock, wait};
 
 /// A request that an experiment answers. It is a copy: what happens to the experiment later does
 /// not change it.
@@ -24,11 +25,11 @@ pub struct Enrolment {
     /// True where it counts; requests for an arm by name do not, and units whose arm was stopped do
     /// not.
     counted: bool,
-    /// The selection of the arm; `None` before the start, when the model name's own answers.
-    pub selection: Option<Selection>,
+    /// The route of the arm; `None` before the start, when the model name's own answers.
+    pub route: Option<RouteSpec>,
     /// Arms that are compared with the control, which serves; empty in other modes than the
     /// shadows.
-    pub shadows: Vec<(String, Selection)>,
+    pub shadows: Vec<(String, RouteSpec)>,
     /// The way in which arms meet requests.
     pub mode: Mode,
     /// The share of requests that a full shadow runs again, 0 to 1.
@@ -38,9 +39,9 @@ pub struct Enrolment {
 impl Enrolment {
     /// The challenger that a request's decisions are compared with, or that runs it again: of
     /// several, one by the id.
-    pub fn challenger(&self, id: &str) -> Option<(&str, &Selection)> {
+    pub fn challenger(&self, id: &str) -> Option<(&str, &RouteSpec)> {
         let at = (position("challenger", id) * self.shadows.len() as f64) as usize;
-        self.shadows.get(at).map(|(name, selection)| (name.as_str(), selection))
+        self.shadows.get(at).map(|(name, route)| (name.as_str(), route))
     }
 
     /// True for a request in the share that a full shadow runs again.
@@ -242,7 +243,7 @@ impl Experiments {
         let served = served.ok_or_else(|| ExperimentError::UnknownRequest(id.to_owned()))?;
         let live = self.one(&served.experiment)?;
         check_value(&lock(&live).declaration, name, value)?;
-        let feedback = store::Feedback { request: id.to_owned(), name: name.to_owned(), value };
+        let feedback = Feedback { request: id.to_owned(), name: name.to_owned(), value };
         match wait(self.store.change(store::put_feedback(feedback, served.clone())))? {
             Noted::Known => Ok(false),
             Noted::Other(known) => {
@@ -273,7 +274,7 @@ fn before(live: &Live, unit: String) -> Enrolment {
         arm: String::new(),
         unit,
         counted: true,
-        selection: None,
+        route: None,
         shadows: Vec::new(),
         mode: live.declaration.mode,
         sample: 0.0,
@@ -285,19 +286,19 @@ fn before(live: &Live, unit: String) -> Enrolment {
 fn enrolment(live: &Live, arm: &str, unit: &str, counted: bool) -> Enrolment {
     let declaration = &live.declaration;
     let declared = declaration.arms.iter();
-    let selection = declared.clone().find(|known| known.name == arm).map(arm::selection);
+    let route = declared.clone().find(|known| known.name == arm).map(|arm| arm.route.clone());
     let is_shadow = |known: &&Arm| {
         declaration.mode.is_shadow()
             && known.name != arm
             && !live.course.stopped_arms.contains_key(&known.name)
     };
-    let shadows = declared.filter(is_shadow).map(|arm| (arm.name.clone(), arm::selection(arm)));
+    let shadows = declared.filter(is_shadow).map(|arm| (arm.name.clone(), arm.route.clone()));
     Enrolment {
         experiment: declaration.name.clone(),
         arm: arm.to_owned(),
         unit: unit.to_owned(),
         counted,
-        selection,
+        route,
         shadows: shadows.collect(),
         mode: declaration.mode,
         sample: declaration.sample(),

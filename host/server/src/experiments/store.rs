@@ -10,14 +10,14 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
-use polyskill_experiment::bandit::Rewards;
 use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::oneshot;
 
 pub(super) use self::changes::{
-    Feedback, Noted, UnitTotals, add_totals, count_request, put_experiment, put_feedback,
-    put_request, put_rewards, put_unit, remove_experiment,
+    add_totals, count_request, put_experiment, put_feedback, put_request, put_rewards, put_unit,
+    remove_experiment,
 };
+use super::records::{Durable, Kept, Served, StoreError, failed};
 
 /// Most changes in one commit, so that no change waits long for others.
 const MAX_CHANGES: usize = 1_024;
@@ -46,16 +46,6 @@ CREATE TABLE IF NOT EXISTS feedback (
     request TEXT, name TEXT, value REAL NOT NULL, PRIMARY KEY (request, name)) WITHOUT ROWID;
 ";
 
-/// A failure of the store, in SQLite's words.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the store of experiments: {0}")]
-pub struct StoreError(String);
-
-/// A store error with the text of another one.
-fn failed(error: impl std::fmt::Display) -> StoreError {
-    StoreError(error.to_string())
-}
-
 /// A change: it tells with `true` that it was made, and gives the call for when that is on the disk
 /// or has failed.
 type Change = Box<dyn FnOnce(&Connection) -> (bool, Acknowledge) + Send>;
@@ -71,39 +61,6 @@ pub(super) struct Store {
     reader: Mutex<Connection>,
     /// The folder of a file that is deleted with the server, where none is configured.
     _passing: Option<tempfile::TempDir>,
-}
-
-/// The outcome of a change, once it is on the disk. Dropping it does not take the change back.
-pub type Durable<T> = oneshot::Receiver<Result<T, StoreError>>;
-
-/// An experiment as it is kept, with texts unread.
-#[derive(Debug, Default)]
-pub(super) struct Kept {
-    /// JSON of the declaration.
-    pub(super) declaration: String,
-    /// JSON of the course.
-    pub(super) course: String,
-    /// Unit, arm, epoch of the weights, JSON of a bandit's propensities.
-    pub(super) units: Vec<(String, String, u32, Option<String>)>,
-    /// Arm, requests, fallbacks, faults.
-    pub(super) arms: Vec<(String, u64, u64, u64)>,
-    /// Arm (empty before the start), unit, metric (empty for an exposure), count, sum.
-    pub(super) totals: Vec<(String, String, String, u64, f64)>,
-    /// Arm, and its rewards as a bandit's.
-    pub(super) rewards: Vec<(String, Rewards)>,
-}
-
-/// A request that feedback may come for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Served {
-    /// The experiment's name.
-    pub(super) experiment: String,
-    /// Empty before the experiment's start.
-    pub(super) arm: String,
-    /// The unit's hash.
-    pub(super) unit: String,
-    /// True where it counts in the analysis.
-    pub(super) counted: bool,
 }
 
 impl Store {
@@ -243,7 +200,7 @@ fn load_one(connection: &Connection, name: &str) -> Result<Kept, StoreError> {
     let totals = "SELECT arm, unit, metric, count, sum FROM total WHERE experiment = ?1";
     let rewards = "SELECT arm, rewards FROM rewards WHERE experiment = ?1";
     let parsed = |(arm, rewards): (String, String)| {
-        Ok((arm, serde_json::from_str::<Rewards>(&rewards).map_err(failed)?))
+        Ok((arm, serde_json::from_str(&rewards).map_err(failed)?))
     };
     Ok(Kept {
         declaration,
@@ -268,6 +225,7 @@ fn load_one(connection: &Connection, name: &str) -> Result<Kept, StoreError> {
 mod tests {
     use polyskill_experiment::totals::Outcome;
 
+    use super::super::records::{Feedback, Noted};
     use super::*;
 
     fn served() -> Served {

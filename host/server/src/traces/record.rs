@@ -3,14 +3,12 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use polyskill_engine::{
-    LayerExperts, RouterRequest, SamplingParams, Selection, SitePicks, TokenEvent,
-};
+use polyskill_engine::{LayerExperts, SamplingParams, Selection, SitePicks, TokenEvent};
 use polyskill_model::Site;
-use polyskill_sdk::{Parameters, Value};
+use polyskill_route::{Adapters, RouteSpec, RouterSpec};
+use polyskill_sdk::Parameters;
 use polyskill_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
 
 /// A request from its arrival to its end. The JSON of this is a line of the file of traces.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -141,179 +139,119 @@ impl TracedToken {
 
 /// The parts of a request that are needed to run it again.
 #[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(from = "ReadRepeat")]
 pub struct Repeat {
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
     /// Its sampling parameters, the seed included.
-    #[serde(with = "Sampling")]
     pub sampling: SamplingParams,
-    /// The selection that answered.
-    pub selection: Selected,
+    /// The route that answered.
+    pub route: RouteSpec,
+    /// The text that the router was told.
+    pub text: Option<String>,
+    /// A hash of the request's unit, as the router was told.
+    pub bucket: u64,
 }
 
-/// The fields of [`SamplingParams`], for serde: the engine's type has no form on the disk. A field
-/// that is added there is to be added here.
-#[derive(Deserialize, Serialize)]
-#[serde(remote = "SamplingParams")]
-struct Sampling {
-    max_tokens: usize,
-    temperature: f32,
-    top_p: f32,
-    top_k: usize,
-    min_p: f32,
-    repetition_penalty: f32,
-    presence_penalty: f32,
-    frequency_penalty: f32,
-    logit_bias: Vec<(u32, f32)>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    allowed_tokens: Vec<u32>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    bad_words: Vec<Vec<u32>>,
-    stop_tokens: Vec<u32>,
-    min_tokens: usize,
-    seed: u64,
-    logprobs: Option<usize>,
-    prompt_logprobs: Option<usize>,
-    answer_from: Option<usize>,
+impl Repeat {
+    /// The selection that answered, with the prompt that its router was told of.
+    pub fn selection(&self) -> Selection {
+        Selection::from(&self.route).told(self.prompt.len(), self.text.clone(), self.bucket)
+    }
 }
 
-/// The form of a [`Selection`] on the disk.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// The fields as they are read.
+#[derive(Deserialize)]
+struct ReadRepeat {
+    prompt: Vec<u32>,
+    sampling: SamplingParams,
+    #[serde(default)]
+    route: RouteSpec,
+    #[serde(default)]
+    text: Option<String>,
+    #[serde(default)]
+    bucket: u64,
+    /// The older form of `route`, `text` and `bucket`.
+    #[serde(default)]
+    selection: Option<ReadSelection>,
+}
+
+/// The older form of a route, with what its router was told.
+#[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Selected {
+enum ReadSelection {
     /// The base alone.
     Base,
     /// Modules by name, with weights.
-    Weighted(Vec<(String, f32)>),
+    Weighted(Adapters),
     /// A router, or a chain of them.
     Routed {
-        /// The router's name, or the chain.
         router: String,
-        /// The request's own parameters, scalars.
-        parameters: Vec<(String, Json)>,
-        /// Patterns of the candidates' names.
+        #[serde(with = "polyskill_route::params")]
+        parameters: Parameters,
         modules: Vec<String>,
-        /// Modules that are always on, with weights.
         #[serde(alias = "beside")]
-        always_on: Vec<(String, f32)>,
-        /// Tokens of the prompt, as the router was told.
-        prompt_tokens: usize,
-        /// The text that the router read.
+        always_on: Adapters,
         text: Option<String>,
-        /// A hash of the request's unit.
         bucket: u64,
     },
 }
 
-/// The form on the disk of a selection.
-impl From<&Selection> for Selected {
-    fn from(selection: &Selection) -> Self {
+impl From<ReadRepeat> for Repeat {
+    fn from(read: ReadRepeat) -> Self {
+        let ReadRepeat { prompt, sampling, route, text, bucket, selection } = read;
+        let now = Self { prompt, sampling, route, text, bucket };
         match selection {
-            Selection::Base => Self::Base,
-            Selection::Weighted(weights) => Self::Weighted(weights.clone()),
-            Selection::Routed(asked) => Self::Routed {
-                router: asked.router.clone(),
-                parameters: asked.parameters.0.iter().map(to_json).collect(),
-                modules: asked.modules.clone(),
-                always_on: asked.always_on.clone(),
-                prompt_tokens: asked.prompt_tokens,
-                text: asked.text.clone(),
-                bucket: asked.bucket,
-            },
-        }
-    }
-}
-
-/// A parameter as JSON. A number that is not finite becomes null.
-fn to_json((name, value): &(String, Value)) -> (String, Json) {
-    let value = match value {
-        Value::Flag(flag) => (*flag).into(),
-        Value::Number(number) => (*number).into(),
-        Value::Text(text) => text.clone().into(),
-    };
-    (name.clone(), value)
-}
-
-/// A selection as it was; a parameter that is no flag, text or number becomes NaN.
-impl From<Selected> for Selection {
-    fn from(selected: Selected) -> Self {
-        let value = |(name, value): (String, Json)| {
-            let value = match value {
-                Json::Bool(flag) => Value::Flag(flag),
-                Json::String(text) => Value::Text(text),
-                other => Value::Number(other.as_f64().unwrap_or(f64::NAN)),
-            };
-            (name, value)
-        };
-        match selected {
-            Selected::Base => Self::Base,
-            Selected::Weighted(weights) => Self::Weighted(weights),
-            Selected::Routed {
+            None | Some(ReadSelection::Base) => now,
+            Some(ReadSelection::Weighted(adapters)) => {
+                Self { route: RouteSpec { router: None, adapters: Some(adapters) }, ..now }
+            }
+            Some(ReadSelection::Routed {
                 router,
                 parameters,
                 modules,
                 always_on,
-                prompt_tokens,
                 text,
                 bucket,
-            } => Self::Routed(RouterRequest {
-                router,
-                parameters: Parameters(parameters.into_iter().map(value).collect()),
-                modules,
-                always_on,
-                prompt_tokens,
-                text,
-                bucket,
-            }),
+            }) => {
+                let router = RouterSpec { name: router, params: parameters, modules };
+                let adapters = Some(always_on).filter(|adapters| !adapters.0.is_empty());
+                Self { route: RouteSpec { router: Some(router), adapters }, text, bucket, ..now }
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn a_request_is_the_same_after_it_was_written() {
-        let text = str::to_owned;
-        let asked = RouterRequest {
-            router: text("retrieval+arrow"),
-            parameters: Parameters(vec![
-                (text("top_k"), Value::Number(2.0)),
-                (text("retrieval.k"), Value::Number(4.0)),
-                (text("share"), Value::Text(text("layer"))),
-                (text("base"), Value::Flag(false)),
-            ]),
-            modules: vec![text("tag:x")],
-            always_on: vec![(text("a"), -0.3)],
-            prompt_tokens: 7,
-            text: Some(text("hello")),
-            bucket: u64::MAX,
-        };
         let sampling =
             SamplingParams { seed: u64::MAX, temperature: 0.1, ..SamplingParams::default() };
-        for selection in
-            [Selection::Base, Selection::Weighted(vec![(text("a"), 0.1)]), Selection::Routed(asked)]
-        {
+        for route in [
+            json!({}),
+            json!({"adapters": [{"name": "a", "weight": 0.1}]}),
+            json!({
+                "router": {"name": "retrieval+arrow", "modules": ["tag:x"], "params":
+                    {"top_k": 2, "retrieval.k": 4, "share": "layer", "base": false}},
+                "adapters": [{"name": "a", "weight": -0.3}]
+            }),
+        ] {
             let repeat = Repeat {
                 prompt: vec![1, 2],
                 sampling: sampling.clone(),
-                selection: Selected::from(&selection),
+                route: serde_json::from_value(route).unwrap(),
+                text: Some("hello".to_owned()),
+                bucket: u64::MAX,
             };
             let line = serde_json::to_string(&repeat).unwrap();
             let again: Repeat = serde_json::from_str(&line).unwrap();
-            assert_eq!((again.prompt, &again.sampling), (vec![1, 2], &sampling));
-            assert_eq!(Selection::from(again.selection), selection);
+            assert_eq!((&again.prompt, &again.sampling), (&repeat.prompt, &sampling));
+            assert_eq!((again.selection(), &again.route), (repeat.selection(), &repeat.route));
         }
-    }
-
-    /// Traces that were written before `always_on` had its name.
-    #[test]
-    fn old_names_are_read() {
-        let old = r#"{"routed": {"router": "arrow", "parameters": [["top_k", 2.0]], "modules": [],
-            "beside": [["a", 0.5]], "prompt_tokens": 3, "text": null, "bucket": 7}}"#;
-        let read: Selected = serde_json::from_str(old).unwrap();
-        let Selection::Routed(request) = Selection::from(read) else { panic!("not routed") };
-        assert_eq!(request.always_on, [("a".to_owned(), 0.5)]);
     }
 }

@@ -1,13 +1,12 @@
 //! Columns of a comparison: the base, modules, routers, and what they are told.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use polyskill_engine::{RouterRequest, Selection};
+use polyskill_engine::Selection;
+use polyskill_route::RouteSpec;
 use serde::{Deserialize, Serialize};
 
 use super::tasks::Item;
-use polyskill_server::config::parameters;
 use polyskill_server::service::Service;
 
 /// One thing that answers all items.
@@ -16,18 +15,9 @@ use polyskill_server::service::Service;
 pub struct Column {
     /// Its name in the tables.
     pub name: String,
-    /// A router, or a chain of several. Names of a chain are joined by `+`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub router: Option<String>,
-    /// The router's parameters.
-    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
-    pub params: toml::Table,
-    /// The router's candidates, as in a skill set.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub modules: Vec<String>,
-    /// Modules by weight: beside the router, or alone.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub adapters: BTreeMap<String, f32>,
+    /// The router and the modules by weight that answer, as in a skill set.
+    #[serde(flatten)]
+    pub route: RouteSpec,
     /// Lets the item's own module answer, at weight 1; the base where it has none.
     #[serde(default, skip_serializing_if = "is_false")]
     pub own: bool,
@@ -57,37 +47,20 @@ impl Column {
     ///
     /// Routers are told the parameters, the candidates, the last message of the item and the tokens
     /// of its prompt.
-    ///
-    /// # Errors
-    /// A parameter that is no scalar.
     pub(super) fn selection(
         &self,
         item: &Item,
         prompt_tokens: usize,
         most_picked: Option<&str>,
-    ) -> Result<Selection, String> {
+    ) -> Selection {
         let alone = |name: &str| Selection::Weighted(vec![(name.to_owned(), 1.0)]);
         if self.own {
-            return Ok(item.module.as_deref().map_or(Selection::Base, alone));
+            return item.module.as_deref().map_or(Selection::Base, alone);
         }
         if self.most_picked_of.is_some() {
-            return Ok(most_picked.map_or(Selection::Base, alone));
+            return most_picked.map_or(Selection::Base, alone);
         }
-        let weights: Vec<(String, f32)> =
-            self.adapters.iter().map(|(name, weight)| (name.clone(), *weight)).collect();
-        Ok(match &self.router {
-            Some(router) => Selection::Routed(RouterRequest {
-                router: router.clone(),
-                parameters: parameters(&self.params)?,
-                modules: self.modules.clone(),
-                always_on: weights,
-                prompt_tokens,
-                text: Some(item.last_said()),
-                ..RouterRequest::default()
-            }),
-            None if weights.is_empty() => Selection::Base,
-            None => Selection::Weighted(weights),
-        })
+        Selection::from(&self.route).told(prompt_tokens, Some(item.last_said()), 0)
     }
 
     /// Refuses a column that says two things at once, or that stands for nothing; `before` are the
@@ -96,16 +69,14 @@ impl Column {
         if self.name.trim().is_empty() {
             return Err("the name is empty".to_owned());
         }
-        let ways = [self.router.is_some(), self.own, self.most_picked_of.is_some()];
+        let ways = [self.route.router.is_some(), self.own, self.most_picked_of.is_some()];
         if ways.into_iter().filter(|way| *way).count() > 1 {
             return Err("expected one of `router`, `own` and `most_picked_of`".to_owned());
         }
-        if (self.own || self.most_picked_of.is_some()) && !self.adapters.is_empty() {
+        if (self.own || self.most_picked_of.is_some()) && !self.route.adapters().is_empty() {
             return Err("`adapters` is for routers, or stands alone".to_owned());
         }
-        if self.router.is_none() && !(self.params.is_empty() && self.modules.is_empty()) {
-            return Err("`params` and `modules` need a `router`".to_owned());
-        }
+        self.route.check().map_err(|error| error.to_string())?;
         if before.iter().any(|other| other.name == self.name) {
             return Err("the name is taken by a column before".to_owned());
         }
@@ -113,7 +84,7 @@ impl Column {
             Some(other) if !before.iter().any(|column| column.name == *other) => {
                 Err(format!("`most_picked_of` is `{other}`, which is no column before"))
             }
-            _ => parameters(&self.params).map(drop),
+            _ => Ok(()),
         }
     }
 }
@@ -140,10 +111,7 @@ pub(super) fn default_columns(service: &Service) -> Vec<Column> {
     let named = |name: &str| Column { name: name.to_owned(), ..Column::default() };
     let sets = service.skill_sets.iter().map(|set| Column {
         name: set.id.clone(),
-        router: Some(set.router.clone()),
-        params: set.params.clone(),
-        modules: set.modules.clone(),
-        adapters: set.adapters.clone(),
+        route: set.route.clone(),
         ..Column::default()
     });
     [named("base"), Column { own: true, ..named("own module") }].into_iter().chain(sets).collect()
@@ -157,8 +125,11 @@ mod tests {
     fn routers_are_told_of_the_prompt() {
         let item = serde_json::json!({"prompt": "How many?", "references": ["4"]});
         let item: Item = serde_json::from_value(item).unwrap();
-        let column = Column { router: Some("arrow".to_owned()), ..Column::default() };
-        let Selection::Routed(asked) = column.selection(&item, 7, None).unwrap() else {
+        let column = Column {
+            route: serde_json::from_value(serde_json::json!({"router": "arrow"})).unwrap(),
+            ..Column::default()
+        };
+        let Selection::Routed(asked) = column.selection(&item, 7, None) else {
             panic!("not routed");
         };
         assert_eq!((asked.prompt_tokens, asked.text.as_deref()), (7, Some("How many?")));
@@ -180,7 +151,10 @@ mod tests {
             ("[[column]]\nname = \"b\"\nmost_picked_of = \"c\"", "`c`, which is no column before"),
             ("[[column]]\nname = \"b\"\nparams = { k = 1 }", "need a `router`"),
             ("[[column]]\nname = \"b\"\nown = true\nadapters = { x = 1.0 }", "`adapters` is for"),
-            ("[[column]]\nname = \"b\"\nrouter = \"r\"\nparams = { k = [] }", "type array"),
+            (
+                "[[column]]\nname = \"b\"\nrouter = \"r\"\nparams = { k = [] }",
+                "expected a flag, a number or a text",
+            ),
             ("[[column]]\nname = \"b\"\nweight = 1", "unknown field `weight`"),
             ("[[column]]\nname = \" \"", "the name is empty"),
         ] {

@@ -214,8 +214,9 @@ fn is_summary(name: &str) -> bool {
 /// The index of the first column without router and modules.
 fn base_column(columns: &[Column]) -> Option<usize> {
     columns.iter().position(|column| {
-        let Column { router, adapters, own, most_picked_of, .. } = column;
-        router.is_none() && adapters.is_empty() && !own && most_picked_of.is_none()
+        let Column { route, own, most_picked_of, .. } = column;
+        let is_base = route.deciding_router().is_none() && route.adapters().is_empty();
+        is_base && !own && most_picked_of.is_none()
     })
 }
 

@@ -154,7 +154,6 @@ impl<'a> Asked<'a> {
         let prompt = service.tokenizer.encode_chat(&Chat::to_answer(&messages));
         let prompt = prompt.map_err(|error| fail(&error))?;
         let selection = column.selection(item, prompt.len(), most_picked);
-        let selection = selection.map_err(|error| fail(&error))?;
         let composition = service.composer.compose(&selection).map_err(|error| fail(&error))?;
         let reference = item.references.first().map_or("", String::as_str);
         let ids = service.tokenizer.encode_more(reference).map_err(|error| fail(&error))?;

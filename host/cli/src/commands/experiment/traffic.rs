@@ -23,6 +23,7 @@ use crate::commands::lines::next_line;
 use crate::commands::replay::{MAX_LINE, read_repeats};
 use polyskill_server::experiments::{Choice, Enrolment, Experiments, Measured, UnitIds, written};
 use polyskill_server::service::Service;
+use polyskill_server::traces::Repeat;
 
 /// Pause before a full queue is asked again.
 const RETRY: std::time::Duration = std::time::Duration::from_millis(5);
@@ -129,11 +130,7 @@ fn conversations(service: &Service, args: &TrafficArgs) -> Result<Vec<Conversati
     for path in &traces {
         let recorded = read_repeats(path, args.limit)?;
         all.extend(recorded.into_iter().map(|(unit, repeat)| {
-            let text = match Selection::from(repeat.selection) {
-                Selection::Routed(asked) => asked.text,
-                Selection::Base | Selection::Weighted(_) => None,
-            };
-            let (prompt, sampling) = (repeat.prompt, repeat.sampling);
+            let Repeat { prompt, sampling, text, .. } = repeat;
             Conversation { unit, prompt, sampling, text, item: None }
         }));
     }
@@ -185,15 +182,13 @@ fn ask<'a>(
     mut enrolment: Enrolment,
     every_arm: bool,
 ) -> Vec<Asked<'a>> {
-    let own = (enrolment.arm.clone(), enrolment.selection.clone().unwrap_or(Selection::Base));
+    let own = (enrolment.arm.clone(), enrolment.route.clone().unwrap_or_default());
     let shadows = std::mem::take(&mut enrolment.shadows);
     let shadows = if every_arm { shadows } else { Vec::new() };
     let mut asked = Vec::new();
-    for (arm, mut selection) in std::iter::once(own).chain(shadows) {
-        if let Selection::Routed(asked) = &mut selection {
-            asked.prompt_tokens = conversation.prompt.len();
-            asked.text.clone_from(&conversation.text);
-        }
+    for (arm, route) in std::iter::once(own).chain(shadows) {
+        let Conversation { prompt, text, .. } = conversation;
+        let selection = Selection::from(&route).told(prompt.len(), text.clone(), 0);
         let id = format!("{}/{arm}", conversation.unit);
         match service.composer.compose(&selection) {
             Ok(composition) => {

@@ -69,7 +69,7 @@ fn measure(
         cached.push(timed(|| prepared.loader.load(&prepared.path).map_err(fail))?);
     }
     let plugin = prepared.loader.load(&prepared.path).map_err(fail)?;
-    let parameters = settings.parameters(plugin.name())?;
+    let parameters = settings.parameters(plugin.name());
     let view = view(&StubHost::with_modules(MODULES[0]));
     let mut starts = Vec::new();
     for _ in 0..LOADS {

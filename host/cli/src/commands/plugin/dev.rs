@@ -9,7 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 
-use super::build::{BuildArgs, Flavour, build, copy_folder};
+use super::build::{BuildArgs, Flavour, build};
+use super::folder::copy_folder;
 use super::{SandboxArgs, read_manifest, say, short_name, test};
 
 /// Time between two looks at the sources.
@@ -143,7 +144,9 @@ fn round(args: &DevArgs, target: &Target, load: bool, out: &mut dyn Write) -> Re
     let since = |start: Instant| format!("{:.2} s", start.elapsed().as_secs_f64());
     let start = Instant::now();
     let dir = args.dir.clone();
-    let built = build(&BuildArgs { dir, flavour: args.flavour, offline: args.offline }, out)?;
+    let project =
+        BuildArgs { dir, flavour: args.flavour, offline: args.offline, ..BuildArgs::default() };
+    let built = build(&project, out)?;
     say(
         out,
         format_args!("build   {}  {} ({})", since(start), built.folder.display(), built.kind),

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use polyskill_plugin::check_name;
+
 use super::{say, short_name, toolchain};
 
 /// The language of a router.
@@ -134,17 +136,14 @@ pub(super) fn run(args: &NewArgs, out: &mut dyn Write) -> Result<(), String> {
 
 /// Refuses names that cannot be a crate's, or that servers do not take.
 fn check(name: &str, crate_name: &str) -> Result<(), String> {
-    let plain =
-        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte);
-    let usable = name.bytes().all(plain)
-        && name.len() <= 64
-        && crate_name.starts_with(|first: char| first.is_ascii_lowercase());
-    usable.then_some(()).ok_or_else(|| {
-        format!(
-            "the name `{name}`, expected at most 64 of a-z, 0-9, `-`, `_`, `.` and `/`, with a letter \
-             first and after a `/`"
-        )
-    })
+    check_name(name).map_err(|error| format!("the {error}"))?;
+    if crate_name.starts_with(|first: char| first.is_ascii_lowercase()) {
+        return Ok(());
+    }
+    Err(format!(
+        "the name `{name}`, expected at most 64 of a-z, 0-9, `-`, `_`, `.` and `/`, with a letter first \
+         in its last part, which names a crate"
+    ))
 }
 
 /// Writes a file, and makes its folder if need be.

@@ -25,6 +25,8 @@ pub(super) const GET_RUST: &str = "rustup target add wasm32-unknown-unknown\n\
     or, without rustup on Debian, in a checkout of polyskill: cargo xtask toolchain";
 /// The way to get a C compiler for WebAssembly.
 pub(super) const GET_C: &str = "apt-get install clang lld\nor: pip install ziglang";
+/// The program that makes components of Python.
+pub(super) const COMPONENTIZE_PY: &str = "componentize-py";
 /// The way to get componentize-py.
 pub(super) const GET_PYTHON: &str = "pip install componentize-py";
 
@@ -49,7 +51,20 @@ impl RustCompiler {
         }
     }
 
-    /// The compiler's place, which also tells two compilers apart.
+    /// A text that differs between any two compilers, and between two builds of the standard library
+    /// by one: its file, whose name has a hash, and its time.
+    pub(super) fn identity(&self) -> String {
+        let library = match self {
+            Self::Installed { sysroot } => std_file(sysroot),
+            Self::Private { rustc, .. } => {
+                rustc.parent().and_then(|folder| std_file(&folder.join("usr")))
+            }
+        };
+        let built = library.as_ref().and_then(|file| file.metadata().ok()?.modified().ok());
+        format!("{}\n{library:?}\n{built:?}\n", self.describe())
+    }
+
+    /// The compiler's place.
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Installed { sysroot } => format!("{} with {WASM}", sysroot.display()),
@@ -71,21 +86,44 @@ pub(super) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
+/// A program among the private compilers of `cargo xtask compilers`, or on the path; private ones
+/// come first.
+pub(super) fn tool(program: &str) -> Command {
+    let mut command = Command::new(program);
+    let old = std::env::var_os("PATH").unwrap_or_default();
+    let private = cache_directory().join("plugin-compilers/bin");
+    let folders = std::iter::once(private).chain(std::env::split_paths(&old));
+    if let Ok(path) = std::env::join_paths(folders) {
+        command.env("PATH", path);
+    }
+    command
+}
+
+/// True if a program says its version.
+pub(super) fn has(program: &str) -> bool {
+    output(tool(program).arg("--version")).is_some()
+}
+
 /// A command's output, if it ran and succeeded. Its standard error is dropped.
 pub(super) fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// True if a sysroot has the standard library for WebAssembly.
-fn has_std(sysroot: &Path) -> bool {
+/// The file of a sysroot's standard library for WebAssembly; `None` where it has none.
+fn std_file(sysroot: &Path) -> Option<PathBuf> {
     let library = sysroot.join("lib/rustlib").join(WASM).join("lib");
-    let is_std = |name: &std::ffi::OsStr| {
-        let name = name.to_string_lossy();
+    let is_std = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
         name.starts_with("libstd-") && name.ends_with(".rlib")
     };
     let entries = std::fs::read_dir(library).into_iter().flatten().flatten();
-    entries.into_iter().any(|entry| is_std(&entry.file_name()))
+    entries.map(|entry| entry.path()).find(is_std)
+}
+
+/// True if a sysroot has the standard library for WebAssembly.
+fn has_std(sysroot: &Path) -> bool {
+    std_file(sysroot).is_some()
 }
 
 /// The compiler for a project: the one on the path if it has the target, else a private one from
@@ -135,7 +173,7 @@ fn private(cache: &Path) -> Option<PathBuf> {
 /// a linker, else zig, else zig as a package of Python.
 pub(super) fn c() -> Option<Vec<String>> {
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<String>>();
-    let answers = |program: &str, arguments: &[&str]| output(Command::new(program).args(arguments));
+    let answers = |program: &str, arguments: &[&str]| output(tool(program).args(arguments));
     let targets = answers("clang", &["--print-targets"]).unwrap_or_default();
     if targets.contains("wasm32") && answers("wasm-ld", &["--version"]).is_some() {
         return Some(words("clang --target=wasm32"));
@@ -149,7 +187,7 @@ pub(super) fn c() -> Option<Vec<String>> {
 
 /// The version of componentize-py, if it is on the path.
 pub(super) fn componentize_py() -> Option<String> {
-    output(Command::new("componentize-py").arg("--version")).map(|text| text.trim().to_owned())
+    output(tool(COMPONENTIZE_PY).arg("--version")).map(|text| text.trim().to_owned())
 }
 
 /// The SDK's folder, absolute: the given one, or that of a checkout around the working directory or

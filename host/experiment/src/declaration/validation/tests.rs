@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::{Declaration, Kind, Mode, Policy, Scalar, Unit};
+use super::super::{Declaration, Kind, Mode, Policy, Unit};
 use super::validate_together;
 
 fn plain() -> Value {
@@ -11,7 +11,7 @@ fn plain() -> Value {
         "control": "arrow",
         "arms": [
             {"name": "arrow", "weight": 1, "router": "arrow", "parameters": {"top_k": 2, "soft": true, "t": 0.5}},
-            {"name": "phatgoose", "weight": 1, "modules": ["code/*"], "adapters": [{"name": "tone", "weight": 0.5}]},
+            {"name": "phatgoose", "weight": 1, "router": "phatgoose", "modules": ["code/*"], "adapters": [{"name": "tone", "weight": 0.5}]},
         ],
         "metrics": [{"name": "correct", "kind": "ratio", "wanted": "increase"}],
     })
@@ -45,9 +45,8 @@ fn what_is_left_out_has_defaults() {
     assert_eq!((declaration.level, declaration.minimum_units), (0.05, 100));
     assert_eq!(declaration.seed(), "arrow-or-phatgoose");
     assert_eq!(declaration.metrics[0].kind, Kind::Ratio);
-    let parameters = &declaration.arms[0].parameters;
-    assert_eq!(parameters["top_k"], Scalar::Integer(2));
-    assert_eq!(parameters["soft"], Scalar::Switch(true));
+    let params = &declaration.arms[0].route.router.as_ref().unwrap().params;
+    assert_eq!((params.integer("top_k", 1, 1), params.flag("soft", false)), (Ok(2), Ok(true)));
     let text = serde_json::to_string(&declaration).unwrap();
     assert_eq!(serde_json::from_str::<Declaration>(&text).unwrap(), declaration);
 }

@@ -3,7 +3,7 @@
 use polyskill_experiment::totals::Outcome;
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use super::Served;
+use super::super::records::{Feedback, Noted, Served, UnitTotals};
 
 /// Writes an experiment's declaration and course, as JSON, over those before.
 pub(in super::super) fn put_experiment(
@@ -88,25 +88,6 @@ pub(in super::super) fn count_request(
     }
 }
 
-/// The key of the totals of a unit under an arm of an experiment.
-#[derive(Clone, Debug)]
-pub(in super::super) struct UnitTotals {
-    /// The experiment's name.
-    pub(in super::super) experiment: String,
-    /// The arm's name; empty before the start.
-    pub(in super::super) arm: String,
-    /// The unit's hash.
-    pub(in super::super) unit: String,
-}
-
-impl UnitTotals {
-    /// The key with these names.
-    pub(in super::super) fn of(experiment: &str, arm: &str, unit: &str) -> Self {
-        let (experiment, arm) = (experiment.to_owned(), arm.to_owned());
-        Self { experiment, arm, unit: unit.to_owned() }
-    }
-}
-
 /// Adds to a unit's totals: 1 to the count and the value to the sum of each metric. An empty metric
 /// stands for the exposure.
 pub(in super::super) fn add_totals(
@@ -122,28 +103,6 @@ pub(in super::super) fn add_totals(
         statement.execute(params![experiment, arm, unit, metric, value])?;
     }
     Ok(())
-}
-
-/// The outcome of feedback.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(in super::super) enum Noted {
-    /// It is new, and was counted.
-    New,
-    /// The same value was there.
-    Known,
-    /// Another value was there, and stays.
-    Other(f64),
-}
-
-/// A value of a metric for a request that was served.
-#[derive(Clone, Debug)]
-pub(in super::super) struct Feedback {
-    /// The reply's id.
-    pub(in super::super) request: String,
-    /// The metric.
-    pub(in super::super) name: String,
-    /// The metric's value, which was checked to be finite.
-    pub(in super::super) value: f64,
 }
 
 /// Notes feedback once, with its place in the totals where the request counts.

@@ -15,7 +15,7 @@ use crate::common::{
 use crate::openai_api::Server;
 
 fn field() -> PathBuf {
-    fixtures().join("field")
+    fixtures().join("reported")
 }
 
 /// The same module with the name that PEFT gives an adapter in memory in its keys, as a state dict saved by hand has.
@@ -34,7 +34,7 @@ fn with_default_in_keys(source: &Path, target: &Path) {
 
 #[test]
 fn modules_of_other_tools_give_pefts_numbers() {
-    let golden = golden("field");
+    let golden = golden("reported");
     let benches = ["models/llama-tied", "gguf/tiny-f32.gguf"]
         .map(|base| Bench::over(model(base), &[], EngineConfig::default()));
     let mut checked = 0;
@@ -108,7 +108,7 @@ fn text_parts_of_larger_models_are_served() {
         std::fs::write(scratch.path().join("adapter_model.safetensors"), bytes).unwrap();
         load_module("m", scratch.path(), scratch.path(), bench.model.as_ref())
     };
-    let golden = golden("field");
+    let golden = golden("reported");
     let case = list(&golden["cases"]).iter().find(|case| case["module"] == "lookahead").unwrap();
     for (prefix, target) in [
         ("base_model.model.model.language_model.", r"^model\.language_model\.layers\..*q_proj$"),

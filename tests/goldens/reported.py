@@ -1,9 +1,9 @@
 """Reference log-probabilities of modules that other tools wrote and that were once refused, or served wrongly.
 
-On its own, not part of `make.py`. The modules lie in `fixtures/field` and are only read: the directories are PEFT's own,
+On its own, not part of `make.py`. The modules lie in `fixtures/reported` and are only read: the directories are PEFT's own,
 the GGUF files are laid out as llama.cpp's converter does and become PEFT modules here.
 
-`goldens/field.json`, `cases`: `module`, `prompt_ids`, and `logprobs` of the last position over the whole vocabulary.
+`goldens/reported.json`, `cases`: `module`, `prompt_ids`, and `logprobs` of the last position over the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from common import FIXTURES, GOLDENS, MODELS, Json, rounded, write_goldens
 from gguf_files import heads_of, names, unpermute
 
-FIELD = FIXTURES / "field"
+FIELD = FIXTURES / "reported"
 PROMPT = [293, 263, 296]
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     for file in sorted(FIELD.glob("*.gguf")):
         with tempfile.TemporaryDirectory() as scratch:
             add(file.name, logprobs(from_gguf(file, Path(scratch))))
-    write_goldens(GOLDENS / "field.json", {"script": "field.py"}, cases=cases)
+    write_goldens(GOLDENS / "reported.json", {"script": "reported.py"}, cases=cases)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 use serde_json::{Value as Json, json};
 
 use crate::common::{fixtures, text};
-use crate::field::{Automaton, complete, post, serve, streamed};
 use crate::openai_api::Server;
+use crate::reported::{Automaton, complete, post, serve, streamed};
 
 /// A base that says `▁b` or the byte of `b` after `▁a`, the word a little more likely.
 fn two_tokens_of_one_text() -> (Server, tempfile::TempDir, u32) {
