@@ -34,7 +34,7 @@ fn builds(router: &str) -> [(PathBuf, Kind); 3] {
     ]
 }
 
-fn transcript(path: &PathBuf, kind: Kind, parameters: &Parameters) -> Transcript {
+fn transcript(path: &Path, kind: Kind, parameters: &Parameters) -> Transcript {
     let trust = Trust { dylibs: vec![path.clone()], ..Trust::unsigned() };
     let (directory, trust) = signed(path, kind, trust);
     let path = directory.as_ref().map_or(path.as_path(), |directory| directory.path());
