@@ -238,6 +238,18 @@ pub(crate) fn submit_until(
     sampling: SamplingParams,
     listens: usize,
 ) -> Pending {
+    submit_as(engine, composition, prompt, sampling, listens, "")
+}
+
+/// The same for a tenant.
+pub(crate) fn submit_as(
+    engine: &Engine,
+    composition: &Arc<Composition>,
+    prompt: &[u32],
+    sampling: SamplingParams,
+    listens: usize,
+    tenant: &str,
+) -> Pending {
     let (sender, events) = channel();
     let mut left = listens;
     let sink = move |event: Event| {
@@ -253,6 +265,8 @@ pub(crate) fn submit_until(
         trace: TraceLevel::Full,
         shadow: None,
         cache_salt: String::new(),
+        tenant: tenant.into(),
+        weight: 1.0,
         sink: Box::new(sink),
     };
     engine.handle().submit(request).unwrap();
@@ -297,7 +311,8 @@ impl Bench {
             library.publish(name, module, Expected::Absent).unwrap();
         }
         let composer = Composer::new(&model, Arc::clone(&library));
-        let config = EngineConfig { max_cached_tokens: 4_096, ..config };
+        let max_cached_tokens = config.max_cached_tokens.min(4_096);
+        let config = EngineConfig { max_cached_tokens, ..config };
         let engine = Engine::start(Arc::clone(&model), config).unwrap();
         Self { model, library, composer, engine }
     }

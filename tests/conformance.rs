@@ -35,9 +35,9 @@ fn builds(router: &str) -> [(PathBuf, Kind); 3] {
 }
 
 fn transcript(path: &Path, kind: Kind, parameters: &Parameters) -> Transcript {
-    let trust = Trust { dylibs: vec![path.clone()], ..Trust::unsigned() };
+    let trust = Trust { dylibs: vec![path.to_owned()], ..Trust::unsigned() };
     let (directory, trust) = signed(path, kind, trust);
-    let path = directory.as_ref().map_or(path.as_path(), |directory| directory.path());
+    let path = directory.as_ref().map_or(path, |directory| directory.path());
     let loader = Loader::new(Limits::default(), trust, None).unwrap();
     let plugin = loader.load(path).unwrap();
     assert_eq!(plugin.kind(), kind);

@@ -502,7 +502,7 @@ fn try_post(address: SocketAddr, path: &str, body: &Json) -> Option<Json> {
     let mut stream = std::net::TcpStream::connect(address).ok()?;
     let body = body.to_string();
     let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nAuthorization: Bearer {ADMIN_KEY}\r\n\
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {ADMIN_KEY}\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );

@@ -24,6 +24,7 @@ mod merging;
 mod older_files;
 mod openai_api;
 mod openai_client;
+mod overload;
 mod parity;
 mod peft_configs;
 mod plugin;

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use crate::common::{
-    Bench, Pending, TASKS, VOCAB, beside, cases, fixtures, greedy, peft_arrow, submit,
+    Bench, Pending, TASKS, VOCAB, beside, cases, fixtures, greedy, peft_arrow, submit, submit_as,
     submit_until, weighted,
 };
 
@@ -133,6 +133,80 @@ fn routers_follow_the_library() {
     assert_eq!(names, ["first", "task-a", "task-b", "task-c", "task-d"]);
 }
 
+/// Requests that grow beyond the cache together give way to each other, and come out as they do alone.
+#[test]
+fn preempted_requests_have_the_bits_of_a_run_alone() {
+    let modules = [&TASKS[..], &["prefix-7", "prompt-5", "lora-all", "steering"]].concat();
+    let few = EngineConfig { max_cached_tokens: 192, ..EngineConfig::default() };
+    for prefix_cache in [true, false] {
+        let bench = Bench::with_config(LLAMA, &modules, EngineConfig { prefix_cache, ..few });
+        bench.add_arrow();
+        let roomy = Bench::new(LLAMA, &modules);
+        roomy.add_arrow();
+        let prompt = long_prompt();
+        let selections = [
+            Selection::Base,
+            weighted(&[("lora-all", 1.0)]),
+            weighted(&[("prefix-7", 1.0)]),
+            weighted(&[("prompt-5", 1.0), ("task-a", 0.5)]),
+            weighted(&[("steering", 1.0)]),
+            peft_arrow(2.0, 1.0, 3.0),
+        ];
+        let cases: Vec<(&Selection, Vec<u32>, SamplingParams)> = (0..18)
+            .map(|at| {
+                let length = 5 + 3 * (at % 7);
+                let sampling = SamplingParams {
+                    temperature: if at % 3 == 0 { 0.0 } else { 0.9 },
+                    seed: at as u64,
+                    prompt_logprobs: (at % 4 == 1).then_some(VOCAB),
+                    repetition_penalty: 1.1,
+                    ..greedy(60 + at)
+                };
+                (&selections[at % selections.len()], prompt[..length].to_vec(), sampling)
+            })
+            .collect();
+        let pending: Vec<Pending> = cases
+            .iter()
+            .map(|(selection, prompt, sampling)| {
+                submit(&bench.engine, &bench.compose(selection), prompt, sampling.clone())
+            })
+            .collect();
+        for (at, ((selection, prompt, sampling), pending)) in cases.iter().zip(pending).enumerate()
+        {
+            let alone = roomy.run(selection, prompt, sampling.clone());
+            assert!(pending.wait().bits() == alone.bits(), "request {at}");
+        }
+        let stats = bench.engine.handle().stats().snapshot();
+        assert!(stats.preemptions > 10, "{stats:?}");
+        assert_eq!((stats.running, stats.waiting, stats.kv_blocks_used), (0, 0, 0));
+    }
+}
+
+/// A tenant that has all places filled with long answers does not keep another one waiting.
+#[test]
+fn a_tenant_makes_room_for_another() {
+    let config = EngineConfig { max_running: 2, max_waiting: 8, ..EngineConfig::default() };
+    let bench = Bench::with_config(LLAMA, &[], config);
+    let base = bench.compose(&Selection::Base);
+    let long = greedy(200);
+    let submit = |sampling: SamplingParams, tenant: &str| {
+        submit_as(&bench.engine, &base, &[5, 6, 7], sampling, usize::MAX, tenant)
+    };
+    let flood: Vec<Pending> = (0..8).map(|_| submit(long.clone(), "flood")).collect();
+    while bench.engine.handle().stats().snapshot().running < 2 {
+        std::thread::yield_now();
+    }
+    let light = submit(greedy(4), "light").wait();
+    assert_eq!(light.ids().len(), 4);
+    let stats = bench.engine.handle().stats().snapshot();
+    assert!(stats.waiting > 0, "the flood waits still: {stats:?}");
+    assert!(stats.preemptions > 0, "{stats:?}");
+    let alone = bench.run(&Selection::Base, &[5, 6, 7], long).bits();
+    for pending in flood {
+        assert!(pending.wait().bits() == alone);
+    }
+}
+
 #[test]
 fn requests_that_cannot_be_served_are_refused() {
     let bench = Bench::new(LLAMA, &[]);
@@ -145,6 +219,8 @@ fn requests_that_cannot_be_served_are_refused() {
             trace: TraceLevel::None,
             shadow: None,
             cache_salt: String::new(),
+            tenant: "".into(),
+            weight: 1.0,
             sink: Box::new(|event| panic!("a refused request was heard of: {event:?}")),
         };
         bench.engine.handle().submit(request).unwrap_err()
@@ -169,6 +245,8 @@ fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
         trace: TraceLevel::None,
         shadow: None,
         cache_salt: String::new(),
+        tenant: "".into(),
+        weight: 1.0,
         sink,
     };
     // The first request holds the engine until the test has seen the queue.

@@ -130,6 +130,8 @@ impl Ask {
             trace: TraceLevel::None,
             shadow: None,
             cache_salt: ["", "a", "b"][self.salt].to_owned(),
+            tenant: "".into(),
+            weight: 1.0,
             sink: Box::new(move |event| sender.send(event).is_ok().into()),
         };
         bench.engine.handle().submit(request).unwrap();

@@ -100,6 +100,47 @@ fn traces_are_read_and_run_again() {
     assert!(said.contains("0 differ, 0 were written without their prompts"), "{said}");
 }
 
+/// Requests write a route as everything else does, in older spellings too.
+#[test]
+fn requests_read_all_spellings() {
+    let server = Server::shared();
+    let digest = |route: Json| {
+        let mut body = json!({"prompt": "hello", "max_tokens": 1, "temperature": 0});
+        body.as_object_mut().unwrap().extend(route.as_object().unwrap().clone());
+        let reply = server.send("POST", "/v1/completions", None, body.to_string()).ok();
+        reply["polyskill"]["composition"].as_str().unwrap().to_owned()
+    };
+    let modules = json!(["task-a", "task-b"]);
+    let now =
+        digest(json!({"router": {"name": "arrow", "params": {"top_k": 1}, "modules": modules},
+                            "adapters": [{"name": "task-e", "weight": 0.5}]}));
+    for older in [
+        json!({"router": "arrow", "params": {"top_k": 1}, "modules": modules, "adapters": {"task-e": 0.5}}),
+        json!({"router": "arrow", "parameters": [["top_k", 1]], "modules": modules,
+               "adapters": [["task-e", 0.5]]}),
+        json!({"router": {"name": "arrow", "params": {"top_k": 3}}, "params": {"top_k": 1},
+               "modules": modules, "adapters": {"task-e": 0.5}}),
+    ] {
+        assert_eq!(digest(older.clone()), now, "{older}");
+    }
+    assert_ne!(digest(json!({"router": "arrow"})), now);
+    for (alone, field) in [
+        (json!({"params": {"top_k": 1}}), "router"),
+        (json!({"modules": modules}), "router"),
+        (json!({"router": "none", "modules": modules}), "router"),
+        (json!({"router": ""}), "router"),
+    ] {
+        let mut body = json!({"prompt": "hello", "max_tokens": 1});
+        body.as_object_mut().unwrap().extend(alone.as_object().unwrap().clone());
+        let reply = server.send("POST", "/v1/completions", None, body.to_string());
+        assert_eq!(
+            (reply.status, &reply.json()["error"]["param"]),
+            (400, &json!(field)),
+            "{alone}"
+        );
+    }
+}
+
 #[test]
 fn a_state_of_modules_is_taken_up() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,6 +19,7 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) reports: Vec<String>,
     pub(crate) service: Arc<Service>,
+    _stop: tokio::sync::watch::Sender<bool>,
     _runtime: Runtime,
 }
 
@@ -93,8 +94,12 @@ impl Server {
         let runtime = Runtime::new().unwrap();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        runtime.spawn(async move { axum::serve(listener, app).await });
-        Self { address, reports, service, _runtime: runtime }
+        let (settings, stop) = (config.connections.clone(), tokio::sync::watch::Sender::new(false));
+        let told = stop.subscribe();
+        runtime.spawn(async move {
+            polyskill_server::connections::serve(listener, app, &settings, told).await;
+        });
+        Self { address, reports, service, _stop: stop, _runtime: runtime }
     }
 
     /// The server that tests share which change nothing.
@@ -160,7 +165,7 @@ pub(crate) fn exchange(
     let key = key.map_or(String::new(), |key| format!("Authorization: Bearer {key}\r\n"));
     let length = body.len();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{key}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n{key}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     );
     stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
     let mut reply = String::new();

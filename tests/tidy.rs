@@ -206,8 +206,9 @@ fn product(file: &Path) -> String {
 fn signatures_take_no_tuple_patterns() {
     let signature =
         Regex::new(r"(?s)\bfn\s+(\w+)(?:<[^{;]*?>)?\s*\(([^{;]*?)\)\s*(?:->|\{|where)").unwrap();
-    let pattern = Regex::new(r"(?:^|,)\s*\([^()]*,[^()]*\)\s*:\s*\(").unwrap();
+    let pattern = Regex::new(r"(?:^|,)\s*\([^:]*,[^:]*\)\s*:\s*\(").unwrap();
     assert!(pattern.is_match("&self, (a, b): (u32, u32)") && !pattern.is_match("a: (u32, u32)"));
+    assert!(pattern.is_match("(a, (b, c)): (u32, (u32, u32))"));
     let generated = root().join("sdk/src/bindings.rs");
     for folder in ["host", "sdk", "adapters", "plugins", "xtask"] {
         for file in sources(folder).into_iter().filter(|file| *file != generated) {

@@ -189,6 +189,8 @@ pub struct Program {
 
 /// Most ops that a program may have.
 pub const MAX_OPS: usize = 64;
+/// Most layer norms that a program may have: each is a pass over the features for every row and site.
+pub const MAX_LAYER_NORMS: usize = 4;
 /// Most numbers that [`Op::Route`] hands back.
 pub const MAX_ARGUMENTS: usize = 64;
 
@@ -231,6 +233,10 @@ pub fn check(program: &Program, is_defined: impl Fn(&str) -> bool) -> Result<(),
     let fail = |op: usize, message: String| Err(ProgramError { op, message });
     if program.ops.len() > MAX_OPS {
         return fail(MAX_OPS, format!("{} ops, at most {MAX_OPS} are allowed", program.ops.len()));
+    }
+    let norms = program.ops.iter().enumerate().filter(|(_, op)| matches!(op, Op::LayerNorm { .. }));
+    if let Some((index, _)) = norms.skip(MAX_LAYER_NORMS).next() {
+        return fail(index, format!("one layer norm more than the {MAX_LAYER_NORMS} that are allowed"));
     }
     let mut shape = Shape::Nothing;
     for (index, op) in program.ops.iter().enumerate() {

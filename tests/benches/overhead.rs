@@ -99,7 +99,7 @@ impl Server {
         let body = body.to_string();
         let mut stream = TcpStream::connect(self.address).unwrap();
         let head = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );

@@ -148,7 +148,7 @@ fn calibrate(workspace: &Workspace, policies: &Path) -> Outcome<Vec<Row>> {
     let all = format!("{BASE}/calibration");
     let named = |name: &str, policy: &str| Row {
         name: name.to_owned(),
-        column: format!("[column.adapters]\n{policy} = 1.0\n"),
+        column: format!("adapters = [{{ name = \"{policy}\", weight = 1.0 }}]\n"),
     };
     let mut rows = vec![Row { name: "all experts".to_owned(), column: String::new() }];
     make("skip-8", &all, &["--skip"])?;
@@ -178,7 +178,7 @@ fn calibrate(workspace: &Workspace, policies: &Path) -> Outcome<Vec<Row>> {
         name: "naee, 4 of 8, for the task".to_owned(),
         column: "own = true\n".to_owned(),
     });
-    let column = "router = \"expert-pruning\"\nmodules = [\"for-*\"]\n".to_owned();
+    let column = "router = { name = \"expert-pruning\", modules = [\"for-*\"] }\n".to_owned();
     rows.push(Row { name: "the same, found by expert-pruning".to_owned(), column });
     Ok(rows)
 }

@@ -29,6 +29,10 @@ pub struct Request {
     pub shadow: Option<Arc<Shadow>>,
     /// Keeps cached beginnings of one tenant apart from those of others; empty shares them.
     pub cache_salt: String,
+    /// The sender, among whom the engine's time is shared; empty is a tenant too.
+    pub tenant: Arc<str>,
+    /// The tenant's share against others that wait, above 0.
+    pub weight: f64,
     /// Receives the events, and says after each whether the request goes on.
     pub sink: EventSink,
 }
@@ -44,6 +48,8 @@ impl Request {
             trace: TraceLevel::None,
             shadow: None,
             cache_salt: String::new(),
+            tenant: Arc::from(""),
+            weight: 1.0,
             sink: Box::new(|_| Reaction::Continue),
         }
     }

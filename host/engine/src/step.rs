@@ -3,27 +3,32 @@
 //! One turn of its loop: take commands, admit, plan a step, run it, sample and emit.
 
 mod blocks;
+mod fair_queue;
 mod handle;
 mod layout;
+mod pace;
 mod sampling;
 mod scheduler;
 mod sequence;
 pub(crate) mod trace;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use polyskill_model::{BLOCK_POSITIONS, Decoder, KvCache, Scratch, Step};
 
 use self::blocks::{BlockKeys, Blocks};
-use self::handle::{Command, Waiting};
+use self::fair_queue::FairQueue;
+use self::handle::{Command, TENANTS_WAITING, Waiting};
 pub use self::handle::{Completed, EngineConfig, Events, Handle, SubmitError};
 use self::layout::Layout;
+use self::pace::{Pace, RowCost};
 use self::scheduler::{Budget, Progress, plan};
 use self::sequence::{Sequence, Start};
 use self::trace::RowTrace;
@@ -48,7 +53,7 @@ impl Engine {
     /// # Errors
     /// If the system has no thread left.
     pub fn start(model: Arc<Decoder>, config: EngineConfig) -> std::io::Result<Self> {
-        let (commands, receiver) = sync_channel(2 * config.max_waiting + 64);
+        let (commands, receiver) = sync_channel((TENANTS_WAITING + 1) * config.max_waiting + 64);
         let num_blocks = KvCache::blocks_for(config.max_cached_tokens);
         let stats = Arc::new(Stats::default());
         stats.kv_blocks.store(num_blocks, Relaxed);
@@ -60,7 +65,11 @@ impl Engine {
             max_tokens: model.config().max_positions.min(config.max_cached_tokens),
             vocab_size: model.config().vocab_size,
         };
+        let row_cost = RowCost::of(model.config());
+        let target = Duration::from_millis(config.decode_step_milliseconds);
         let run = move || {
+            // Told however the thread ends.
+            let _ended = Ended(Arc::clone(&stats));
             let kv = KvCache::new(model.config(), num_blocks);
             let blocks = Blocks::new(num_blocks);
             let state = State {
@@ -69,8 +78,11 @@ impl Engine {
                 stats,
                 kv,
                 blocks,
-                waiting: VecDeque::new(),
+                waiting: FairQueue::default(),
+                pace: Pace::new(target, config.max_prompt_rows_while_decoding),
+                row_cost,
                 running: Vec::new(),
+                preempted: VecDeque::new(),
                 scratch: Scratch::default(),
                 draining: false,
             };
@@ -103,6 +115,15 @@ impl Drop for Engine {
     }
 }
 
+/// Tells of the end of the engine's thread when it is dropped.
+struct Ended(Arc<Stats>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ends();
+    }
+}
+
 /// The engine thread's own state. Nothing else touches it, so it needs no locks.
 struct State {
     model: Arc<Decoder>,
@@ -113,10 +134,17 @@ struct State {
     kv: KvCache,
     /// The use and the content of these blocks.
     blocks: Blocks,
-    /// Requests in the order of submission, none admitted.
-    waiting: VecDeque<Waiting>,
+    /// Requests that were not admitted yet.
+    waiting: FairQueue<Waiting>,
+    /// The bound on prompts beside streams.
+    pace: Pace,
+    /// The cost of rows by their positions.
+    row_cost: RowCost,
     /// Requests in execution, in the order of admission; each holds its blocks.
     running: Vec<Sequence>,
+    /// Requests that had to give their blocks up, in the order of admission. They go on before any
+    /// request is admitted.
+    preempted: VecDeque<Sequence>,
     /// The model's buffers, reused from step to step.
     scratch: Scratch,
     /// True once the thread is to end when nothing runs or waits.
@@ -131,12 +159,14 @@ impl State {
             self.take_commands(commands);
             self.admit();
             if self.running.is_empty() {
-                if self.draining && self.waiting.is_empty() {
+                if self.draining && self.waiting.is_empty() && self.preempted.is_empty() {
                     return Self::refuse_late(commands);
                 }
                 continue;
             }
+            self.stats.step_begins();
             let step = std::panic::catch_unwind(AssertUnwindSafe(|| self.step()));
+            self.stats.step_ends();
             if step.is_err() {
                 tracing::error!("a step panicked; its requests fail and the engine goes on");
                 let failed = FinishReason::Error("the engine failed in a step".to_owned());
@@ -158,7 +188,10 @@ impl State {
     /// Takes the commands that have come. Waits for one where there is nothing else to do, so that
     /// an idle engine takes no time.
     fn take_commands(&mut self, commands: &Receiver<Command>) {
-        let idle = self.running.is_empty() && self.waiting.is_empty() && !self.draining;
+        let idle = self.running.is_empty()
+            && self.waiting.is_empty()
+            && self.preempted.is_empty()
+            && !self.draining;
         let first = if idle {
             commands.recv().map_err(|_| TryRecvError::Disconnected)
         } else {
@@ -167,7 +200,7 @@ impl State {
         let mut next = first;
         loop {
             match next {
-                Ok(Command::Submit(waiting)) => self.waiting.push_back(*waiting),
+                Ok(Command::Submit(waiting)) => self.waiting.push(*waiting),
                 Ok(Command::Cancel(id)) => self.cancel(id),
                 Ok(Command::Drain) | Err(TryRecvError::Disconnected) => {
                     self.draining = true;
@@ -184,35 +217,140 @@ impl State {
         if let Some(running) = self.running.iter_mut().find(|running| running.id == id) {
             running.ended = Some(FinishReason::Cancelled);
         }
-        let position = self.waiting.iter().position(|waiting| waiting.id == id);
-        if let Some(waiting) = position.and_then(|position| self.waiting.remove(position)) {
-            self.stats.waiting.fetch_sub(1, Relaxed);
+        let position = self.preempted.iter().position(|preempted| preempted.id == id);
+        if let Some(mut preempted) = position.and_then(|position| self.preempted.remove(position)) {
+            preempted.ended = Some(FinishReason::Cancelled);
+            self.running.push(preempted);
+        }
+        if let Some(waiting) = self.waiting.remove(id) {
+            self.left_queue(&waiting);
             waiting.end(FinishReason::Cancelled);
         }
         self.retire();
     }
 
-    /// Starts waiting requests in order, while there is room. A request that does not fit holds up
-    /// those behind it, so that a long one is not overtaken for ever. At most `max_rows` run, as
-    /// each may need a row in every step.
+    /// Resumes preempted requests and starts waiting ones, while there is room. A request that does not
+    /// fit holds up those behind it, so that a long one is not overtaken for ever. At most `max_rows`
+    /// run, as each may need a row in every step.
+    ///
+    /// A tenant that has nothing in execution comes first, and takes the place of the newest request of
+    /// whoever has most: nobody waits for another tenant's long answers to end.
     fn admit(&mut self) {
-        while self.running.len() < self.config.max_running.min(self.config.max_rows) {
-            let Some(mut waiting) = self.waiting.pop_front() else { break };
-            let Some(start) = self.start_of(&mut waiting) else {
-                self.waiting.push_front(waiting);
+        let most = self.config.max_running.min(self.config.max_rows);
+        loop {
+            if let Some(waiting) = self.waiting.pop_starving() {
+                let has_place =
+                    self.running.len() < most || self.make_room(&waiting.request.tenant);
+                if !has_place || !self.start(waiting, true) {
+                    break;
+                }
+                continue;
+            }
+            if self.running.len() >= most {
                 break;
-            };
-            self.stats.waiting.fetch_sub(1, Relaxed);
-            self.running.push(Sequence::new(waiting, start));
+            }
+            if let Some(mut preempted) = self.preempted.pop_front() {
+                if self.resume(&mut preempted).is_none() {
+                    self.preempted.push_front(preempted);
+                    break;
+                }
+                self.running.push(preempted);
+                continue;
+            }
+            let Some(waiting) = self.waiting.pop() else { break };
+            if !self.start(waiting, false) {
+                break;
+            }
         }
         self.stats.running.store(self.running.len(), Relaxed);
         self.stats.kv_blocks_used.store(self.blocks.used(), Relaxed);
         self.stats.kv_blocks.store(self.blocks.total(), Relaxed);
     }
 
-    /// Reserves a request's blocks for the whole length that it may reach, shares the cached blocks
-    /// of its beginning, and stores the keys and values that modules put before it. `None`, and
-    /// nothing reserved, where there is no room.
+    /// Starts a waiting request; false, and it waits on, where there is no room for its prompt.
+    /// `takes_room` lets it take that of others.
+    fn start(&mut self, mut waiting: Waiting, takes_room: bool) -> bool {
+        loop {
+            if let Some(start) = self.start_of(&mut waiting) {
+                self.left_queue(&waiting);
+                self.waiting.starts(&waiting.request.tenant);
+                self.running.push(Sequence::new(waiting, start));
+                return true;
+            }
+            if !takes_room || !self.make_room(&waiting.request.tenant) {
+                self.waiting.push_front(waiting);
+                return false;
+            }
+        }
+    }
+
+    /// Preempts the newest request of the tenant that has most in execution for its weight; false
+    /// where no other tenant than `of` has two.
+    fn make_room(&mut self, of: &str) -> bool {
+        let mut shares: BTreeMap<&str, (usize, f64)> = BTreeMap::new();
+        for sequence in self.running.iter().filter(|sequence| *sequence.tenant != *of) {
+            let share = shares.entry(&sequence.tenant).or_default();
+            *share = (share.0 + 1, share.1 + 1.0 / sequence.weight);
+        }
+        let crowd = shares.into_iter().filter(|(_, (count, _))| *count > 1);
+        let Some((tenant, _)) = crowd.max_by(|a, b| a.1.1.total_cmp(&b.1.1)) else { return false };
+        let Some(at) = self.running.iter().rposition(|sequence| *sequence.tenant == *tenant) else {
+            return false;
+        };
+        let newest = self.running.remove(at);
+        self.preempt(newest);
+        true
+    }
+
+    /// Takes a sequence's blocks; it goes on before any other that is preempted.
+    fn preempt(&mut self, mut sequence: Sequence) {
+        self.blocks.release(sequence.preempt());
+        self.stats.preemptions.fetch_add(1, Relaxed);
+        self.preempted.push_front(sequence);
+    }
+
+    /// Counts a request that waits no longer.
+    fn left_queue(&self, waiting: &Waiting) {
+        self.stats.waiting.fetch_sub(1, Relaxed);
+        self.stats.left_queue(&waiting.request.tenant);
+    }
+
+    /// Gives a preempted sequence blocks for its tokens, those that are still cached first. `None`,
+    /// and nothing reserved, where there is no room.
+    fn resume(&mut self, sequence: &mut Sequence) -> Option<()> {
+        let reusable = sequence.reusable();
+        let found = match &mut sequence.keys {
+            Some(keys) => self.blocks.find(keys.upto(reusable, &sequence.tokens)),
+            None => Vec::new(),
+        };
+        let spare = self.running.len();
+        let blocks = self.blocks.reserve(sequence.tokens.len(), &found, spare)?;
+        let cached = found.len() * BLOCK_POSITIONS;
+        store_prefix(&sequence.composition, cached, &blocks, &mut self.kv);
+        let computed = cached.max(sequence.composition.beyond.num_prefix);
+        sequence.resume(blocks, found.len(), computed);
+        Some(())
+    }
+
+    /// Gives every running sequence the blocks for its known tokens. Where none is left, the sequence
+    /// that was admitted last gives its own up, so the first always goes on.
+    fn grow(&mut self) {
+        let mut at = 0;
+        while at < self.running.len() {
+            let sequence = &mut self.running[at];
+            if sequence.blocks.len() >= KvCache::blocks_for(sequence.tokens.len()) {
+                at += 1;
+            } else if let Some(block) = self.blocks.take() {
+                sequence.blocks.push(block);
+            } else if let Some(last) = self.running.pop() {
+                self.preempt(last);
+            }
+        }
+    }
+
+    /// Reserves blocks for a request's prompt, shares the cached blocks of its beginning, and stores
+    /// the keys and values that modules put before it. `None`, and nothing reserved, where there is no
+    /// room; a block for each running sequence is left, so that it can grow.
     ///
     /// At least the last token is always computed, since its row gives the first logits. Scored
     /// prompts share nothing.
@@ -233,7 +371,7 @@ impl State {
             Some(keys) => self.blocks.find(keys.upto(reusable, &tokens)),
             None => Vec::new(),
         };
-        let blocks = self.blocks.reserve(tokens.len() + request.sampling.max_tokens, &found)?;
+        let blocks = self.blocks.reserve(tokens.len(), &found, self.running.len())?;
         let cached = found.len() * BLOCK_POSITIONS;
         store_prefix(composition, cached, &blocks, &mut self.kv);
         let cached_tokens = cached.saturating_sub(composition.num_virtual_tokens());
@@ -273,6 +411,7 @@ impl State {
             self.blocks.release(std::mem::take(&mut ended.blocks));
             self.stats.running.store(self.running.len(), Relaxed);
             self.stats.kv_blocks_used.store(self.blocks.used(), Relaxed);
+            self.waiting.ends(&ended.tenant);
             let finished = ended.finished();
             // The modules are free before anyone can hear of the end.
             let Sequence { composition, mut sink, .. } = ended;
@@ -286,10 +425,13 @@ impl State {
     /// request before its token is given out.
     fn step(&mut self) {
         let started = Instant::now();
+        self.grow();
         let progress: Vec<Progress> = self.running.iter().map(Sequence::progress).collect();
         let budget = Budget {
             rows: self.config.max_rows,
             prompt_rows_while_decoding: self.config.max_prompt_rows_while_decoding,
+            prompt_cost_while_decoding: self.pace.limit(),
+            row_cost: self.row_cost,
         };
         let ranges = plan(&progress, budget);
         let layout = Layout::new(&self.running, &ranges);
@@ -322,16 +464,38 @@ impl State {
             self.running[layout.sequences[row] as usize].fall_back();
         }
         let vocab_size = self.model.config().vocab_size;
+        let forward = started.elapsed();
         let mut rows = logits.chunks_exact_mut(vocab_size);
+        let computed: Vec<Range<usize>> = ranges.clone();
         let planned = ranges.into_iter().zip(layout.logit_positions).zip(routed);
         for (sequence, ((range, logits), mut trace)) in self.running.iter_mut().zip(planned) {
             trace.picks.sort_by_key(|picks| picks.site);
             sequence.advance(range, logits, &mut rows, trace);
         }
+        self.observe(&progress, &computed, forward);
         self.make_blocks_known();
         self.stats.fallback_rows.fetch_add(fallback_rows.len() as u64, Relaxed);
         self.stats.steps.fetch_add(1, Relaxed);
         self.stats.rows.fetch_add(layout.tokens.len() as u64, Relaxed);
         self.stats.step_microseconds.fetch_add(started.elapsed().as_micros() as u64, Relaxed);
+    }
+
+    /// Charges tenants for what was computed, and tells the pace how long it took. A generated token
+    /// counts twice: its row has the step's weights to itself, or nearly so.
+    fn observe(&mut self, progress: &[Progress], computed: &[Range<usize>], time: Duration) {
+        let (mut decoding, mut prompt_cost) = (false, 0.0);
+        for ((sequence, progress), range) in self.running.iter().zip(progress).zip(computed) {
+            match progress.decoding {
+                true => self.waiting.charge(&sequence.tenant, 2),
+                false => self.waiting.charge(&sequence.tenant, range.len()),
+            }
+            decoding |= progress.decoding;
+            if !progress.decoding {
+                prompt_cost += self.row_cost.of_rows(range.start, range.len());
+            }
+        }
+        if decoding {
+            self.pace.observe(prompt_cost, time);
+        }
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! Called by the decoder; implemented by the engine. Every default is the identity, so the base
 //! model is "no hooks", bit for bit. Rows are the step's flat rows in order; hidden states are
-//! row-major f32 in host memory (a device backend would hand out its own tensors behind the same
-//! calls).
+//! row-major f32 in host memory.
 
 use crate::linear::Linear;
 use crate::moe::{ExpertChoice, Experts};

@@ -23,6 +23,10 @@ pub const ABI: &str = "0.1";
 const MAX_FILES: usize = 256;
 /// Folders below a bundle's own: room for `fixtures/` and one more.
 const MAX_DEPTH: usize = 2;
+/// Bytes of a signature beside a bare file, at most.
+const MAX_SIGNATURE_BYTES: u64 = 4 << 10;
+/// Characters of a reason for a refusal, at most.
+const MAX_REASON: usize = 1_000;
 /// Longest name of a plugin, as it stands in logs and messages.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -143,6 +147,8 @@ impl Bundle {
             part.unwrap_or_default().to_string_lossy().into_owned()
         };
         let (name, file) = (text(path.file_stem()), text(path.file_name()));
+        // Names of files have capital letters, too.
+        check_name(&name.to_ascii_lowercase()).map_err(|reason| manifest_error(path, &reason))?;
         let files = BTreeMap::from([(file.clone(), read_limited(path, budget)?)]);
         let sidecar = path.with_file_name(format!("{file}.sig"));
         let manifest = Manifest {
@@ -154,7 +160,8 @@ impl Bundle {
             capabilities: Vec::new(),
             kinds: ModuleKinds::default(),
         };
-        let signature = fs::read_to_string(sidecar).ok();
+        let signature = read_limited(&sidecar, MAX_SIGNATURE_BYTES).ok();
+        let signature = signature.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Ok(Self { digest: bundle_digest(&files), manifest, files, signature })
     }
 
@@ -230,7 +237,8 @@ pub fn check_name(name: &str) -> Result<(), String> {
     let is_plain = |byte: u8| is_letter(byte) || b"-_.".contains(&byte);
     let is_part =
         |part: &str| part.bytes().next().is_some_and(is_letter) && part.bytes().all(is_plain);
-    if name.len() <= MAX_NAME_BYTES && name.split('/').all(is_part) {
+    // Requests say `none` for no router.
+    if name.len() <= MAX_NAME_BYTES && name != "none" && name.split('/').all(is_part) {
         return Ok(());
     }
     let shown: String = name.chars().take(MAX_NAME_BYTES).collect();
@@ -242,7 +250,9 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 /// A refusal of a manifest or of a bundle's layout.
 fn manifest_error(path: &Path, reason: &str) -> Error {
-    Error::Manifest { path: path.to_owned(), reason: reason.to_owned() }
+    // A reason may quote the file.
+    let reason = reason.chars().take(MAX_REASON).collect();
+    Error::Manifest { path: path.to_owned(), reason }
 }
 
 /// A refusal of a file that is larger than its limit.
@@ -254,6 +264,11 @@ fn too_large(path: &Path, what: &str) -> Error {
 /// Reads a file of at most `budget` bytes, whatever its size was a moment ago.
 fn read_limited(path: &Path, budget: u64) -> Result<Vec<u8>, Error> {
     let io = |source| Error::Io { path: path.to_owned(), source };
+    // Opening a pipe would wait for whoever writes to it.
+    if !fs::metadata(path).map_err(io)?.is_file() {
+        let kind = std::io::ErrorKind::InvalidInput;
+        return Err(io(std::io::Error::new(kind, "found a special file, expected a plain one")));
+    }
     let file = fs::File::open(path).map_err(io)?;
     let mut bytes = Vec::new();
     file.take(budget + 1).read_to_end(&mut bytes).map_err(io)?;
@@ -399,9 +414,21 @@ mod tests {
         for name in ["a", "arrow-2", "acme/best.one", "0_x", &"a".repeat(64)] {
             assert_eq!(check_name(name), Ok(()), "{name}");
         }
-        for name in
-            ["", "a/", "/a", "a//b", "..", "a/..", ".a", "-a", "A", "a b", "ä", &"a".repeat(65)]
-        {
+        for name in [
+            "",
+            "a/",
+            "/a",
+            "a//b",
+            "..",
+            "a/..",
+            ".a",
+            "-a",
+            "A",
+            "none",
+            "a b",
+            "ä",
+            &"a".repeat(65),
+        ] {
             let refused = check_name(name).unwrap_err();
             assert!(refused.contains("expected at most 64"), "{refused}");
         }

@@ -26,6 +26,14 @@ use polyskill_sdk::{
 };
 use serde::Deserialize;
 
+/// Definitions of a file at most: each makes a row for every module and site of a request, without a
+/// deadline.
+const MAX_DEFINITIONS: usize = 8;
+/// Programs of a file at most.
+const MAX_PROGRAMS: usize = 1_024;
+/// Iterations of the power method at most.
+const MAX_ITERATIONS: u32 = 100;
+
 /// A gate file, read. Unknown keys are refused.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -168,6 +176,17 @@ pub(crate) fn programs(text: &str) -> Result<Vec<Program>, String> {
 /// If it is no TOML of this form, or its programs cannot be made with the parameters' defaults.
 pub(crate) fn parse(text: &str) -> Result<GateFile, String> {
     let file: GateFile = toml::from_str(text).map_err(|error| error.to_string())?;
+    if file.define.len() > MAX_DEFINITIONS || file.program.len() > MAX_PROGRAMS {
+        return Err(format!(
+            "{} definitions and {} programs, expected at most {MAX_DEFINITIONS} and {MAX_PROGRAMS}",
+            file.define.len(),
+            file.program.len()
+        ));
+    }
+    let iterations = file.define.iter().map(Define::iterations).max().unwrap_or(0);
+    if iterations > MAX_ITERATIONS {
+        return Err(format!("{iterations} iterations, expected at most {MAX_ITERATIONS}"));
+    }
     // Every program must be sound with the defaults.
     file.programs(&Parameters::default()).map_err(|error| error.to_string())?;
     Ok(file)
@@ -258,6 +277,14 @@ fn whole(value: f64) -> Result<u32, ParameterError> {
 }
 
 impl Define {
+    /// Iterations of the power method; 0 for other sources.
+    fn iterations(&self) -> u32 {
+        match self {
+            Self::SingularVector { iterations, .. } => *iterations,
+            Self::Artefact { .. } => 0,
+        }
+    }
+
     /// Name of the rows.
     fn name(&self) -> &str {
         match self {

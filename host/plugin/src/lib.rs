@@ -7,6 +7,7 @@
 //! use like any other. A sandboxed guest has fuel, a deadline and a memory cap, sees no clock,
 //! randomness or I/O, and whatever it returns is checked before use.
 
+mod bounds;
 mod bundle;
 mod clock;
 mod component;

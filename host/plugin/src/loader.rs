@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use polyskill_sdk::Parameters;
 use polyskill_sdk::runtime::{Fault, LibraryView, LoadedRouter};
 
+use crate::bounds;
 use crate::bundle::{Bundle, Capability, Manifest};
 use crate::clock::Clock;
 use crate::component::{ComponentCode, NO_EXPORTS};
@@ -139,6 +140,9 @@ impl Loader {
     /// made, which is wrapped into a component first.
     fn wasm(&self, name: &str, bytes: &[u8]) -> Result<(Kind, Arc<dyn Code>), Error> {
         let not_a_plugin = |reason: String| Error::NotAPlugin { name: name.to_owned(), reason };
+        if bytes.starts_with(b"\0asm") {
+            bounds::check(bytes).map_err(not_a_plugin)?;
+        }
         match bytes.get(..8) {
             Some(magic) if magic == COMPONENT_MAGIC => {
                 let component = self.sandbox.component(name, bytes, || Ok(None))?;

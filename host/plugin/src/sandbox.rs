@@ -58,10 +58,10 @@ impl Sandbox {
         bytes: &[u8],
         make: impl FnOnce() -> Result<Option<Vec<u8>>, Error>,
     ) -> Result<Component, Error> {
-        if let Some(path) = self.cached(bytes, Precompiled::Component) {
+        if let Some(compiled) = self.cached(bytes, Precompiled::Component) {
             // SAFETY: see `cached`.
             #[expect(unsafe_code, reason = "the cache is written by this program alone")]
-            let component = unsafe { Component::deserialize_file(&self.engine, path) };
+            let component = unsafe { Component::deserialize(&self.engine, compiled) };
             if let Ok(component) = component {
                 return Ok(component);
             }
@@ -77,10 +77,10 @@ impl Sandbox {
 
     /// Compiles a core module, or takes it from the cache.
     pub(crate) fn module(&self, name: &str, bytes: &[u8]) -> Result<Module, Error> {
-        if let Some(path) = self.cached(bytes, Precompiled::Module) {
+        if let Some(compiled) = self.cached(bytes, Precompiled::Module) {
             // SAFETY: see `cached`.
             #[expect(unsafe_code, reason = "the cache is written by this program alone")]
-            let module = unsafe { Module::deserialize_file(&self.engine, path) };
+            let module = unsafe { Module::deserialize(&self.engine, compiled) };
             if let Ok(module) = module {
                 return Ok(module);
             }
@@ -101,17 +101,25 @@ impl Sandbox {
         Some(self.cache.as_ref()?.join(name))
     }
 
-    /// The path of a compiled form that is as it was written.
+    /// A compiled form that is as it was written, read once.
     ///
-    /// Loading a damaged one would be unsound, so its digest stands beside it, in a directory that
-    /// only this user may enter.
-    fn cached(&self, bytes: &[u8], kind: Precompiled) -> Option<PathBuf> {
+    /// Loading a damaged or foreign one would be unsound, so its digest stands beside it, in a
+    /// directory of this user that nobody else may enter: it is not read where that does not hold.
+    fn cached(&self, bytes: &[u8], kind: Precompiled) -> Option<Vec<u8>> {
         let path = self.path(bytes)?;
+        let directory = path.parent()?;
+        if !is_private(directory) {
+            if directory.exists() {
+                let directory = directory.display();
+                tracing::warn!(%directory, "compiled plugins are not read: others may write there");
+            }
+            return None;
+        }
         let content = fs::read(&path).ok()?;
         let expected = fs::read_to_string(path.with_extension("sha256")).ok()?;
         let intact = hex(&Sha256::digest(&content)) == expected
             && Engine::detect_precompiled(&content) == Some(kind);
-        intact.then_some(path)
+        intact.then_some(content)
     }
 
     /// Writes a compiled form; the cache is a convenience, so a failure is logged and no more.
@@ -139,6 +147,23 @@ impl Sandbox {
             tracing::warn!(path = %path.display(), reason, "a compiled plugin is not cached");
         }
     }
+}
+
+/// True for a directory that belongs to this user and that nobody else may enter.
+#[cfg(unix)]
+fn is_private(directory: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    // A file of this process belongs to its user.
+    let user = fs::metadata("/proc/self").map(|process| process.uid());
+    let is_own = |owner: u32| user.as_ref().map_or(true, |user| *user == owner);
+    fs::symlink_metadata(directory)
+        .is_ok_and(|found| found.is_dir() && is_own(found.uid()) && found.mode() & 0o077 == 0)
+}
+
+/// True for a directory: the system's rights are not looked at here.
+#[cfg(not(unix))]
+fn is_private(directory: &Path) -> bool {
+    directory.is_dir()
 }
 
 /// Makes a directory that only this user may enter; one that exists is made so.

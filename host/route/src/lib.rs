@@ -111,7 +111,7 @@ impl From<Fields> for RouteSpec {
             return Self { router, adapters };
         }
         let mut router = router.unwrap_or_default();
-        router.params.0.extend(params.unwrap_or_default().0);
+        router.params = params::over(&router.params, &params.unwrap_or_default());
         router.modules.extend(modules.unwrap_or_default());
         let is_empty = router == RouterSpec::default();
         Self { router: (!is_empty).then_some(router), adapters }

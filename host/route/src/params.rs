@@ -99,15 +99,20 @@ impl<'de> Deserialize<'de> for Read {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Read, A::Error> {
                 let mut read = Vec::new();
-                while let Some((name, ReadScalar(value))) = map.next_entry()? {
+                while let Some(name) = map.next_key::<String>()? {
+                    let ReadScalar(value) = map
+                        .next_value()
+                        .map_err(|error| Error::custom(format!("parameter `{name}`: {error}")))?;
                     read.push((name, value));
                 }
                 Ok(Read(Parameters(read)))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut pairs: A) -> Result<Read, A::Error> {
-                let mut read = Vec::new();
+                let mut read: Vec<(String, Value)> = Vec::new();
                 while let Some((name, ReadScalar(value))) = pairs.next_element()? {
+                    // Of one name the last counts, as in a map.
+                    read.retain(|(known, _)| *known != name);
                     read.push((name, value));
                 }
                 Ok(Read(Parameters(read)))

@@ -41,6 +41,7 @@ impl RouterSpec {
     pub(crate) fn check(&self) -> Result<(), RouteError> {
         let is_bare = self.params.0.is_empty() && self.modules.is_empty();
         let message = match self.name.as_str() {
+            "" if is_bare => "`router` is empty, expected the name of a router",
             "" => "`params` and `modules` need a `router`",
             NO_ROUTER if !is_bare => "`router` is `none`, which has no `params` and no `modules`",
             _ => return Ok(()),

@@ -8,6 +8,7 @@
 pub(crate) mod background;
 pub(crate) mod completion;
 pub(crate) mod on_finish;
+pub(crate) mod planning;
 pub(crate) mod report;
 pub(crate) mod request;
 pub(crate) mod route;
@@ -35,6 +36,9 @@ pub(crate) enum AnswerError {
     /// The engine does not take it: the queue is full, or prompt and answer do not fit.
     #[error(transparent)]
     Submit(#[from] SubmitError),
+    /// As many requests wait for the router as may.
+    #[error("the router `{0}` has as many requests waiting as it may")]
+    RouterBusy(String),
     /// A failure of this server, which is none of the request's.
     #[error("{0}")]
     Internal(String),
@@ -163,14 +167,21 @@ async fn shadow(
     }
 }
 
-/// Composes on a thread that may block: routers plan here, and weights are waited for, which may
-/// take long.
+/// Composes on a thread that may block: routers plan here, each on a few requests at a time, and
+/// weights are waited for, which may take long.
 ///
 /// The outer error is a panic of that thread; the inner one is the selection's.
 pub(crate) async fn compose(
     service: &Arc<Service>,
     selection: Selection,
 ) -> Result<Result<Arc<Composition>, ComposeError>, AnswerError> {
+    let _turn = match &selection {
+        Selection::Routed(request) => {
+            let turn = service.front.planning.enter(&request.router).await;
+            Some(turn.ok_or_else(|| AnswerError::RouterBusy(request.router.clone()))?)
+        }
+        Selection::Base | Selection::Weighted(_) => None,
+    };
     let composing = Arc::clone(service);
     tokio::task::spawn_blocking(move || composing.composer.compose(&selection))
         .await

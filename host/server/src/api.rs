@@ -1,19 +1,24 @@
 //! The HTTP surface: OpenAI's routes, vLLM's module routes, health and metrics.
 
 mod admin;
+mod admission;
 mod body;
 mod chat;
 mod completions;
 mod error;
 mod experiments;
 pub mod fields;
+mod health;
 mod logprobs;
 mod messages;
 mod models;
 mod modules;
+mod origins;
 mod params;
 mod reply;
 mod sampling;
+mod tenant;
+mod text_work;
 mod tokenize;
 mod ui;
 mod usage;
@@ -27,13 +32,20 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use futures::FutureExt as _;
+use subtle::ConstantTimeEq as _;
 
 use crate::metrics::ModuleReport;
 use crate::service::Service;
+pub use admission::BodyRoom;
 pub use error::ApiError;
+pub(crate) use health::engine_failure;
+pub use origins::Origins;
+pub(crate) use tenant::{Tenant, hash_of};
+pub use tenant::{TenantConfig, Tenants};
+pub use text_work::TextLanes;
 
 /// Largest request body in bytes, unless configured: 4 MiB.
-const MAX_BODY_BYTES: usize = 4 << 20;
+pub(crate) const MAX_BODY_BYTES: usize = 4 << 20;
 
 /// All routes, over one server.
 ///
@@ -47,7 +59,8 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
     let open = Router::new()
         .merge(ui::routes())
-        .route("/health", get(|| async { axum::Json(serde_json::json!({"status": "ok"})) }))
+        .route("/health", get(health::live))
+        .route("/ready", get(health::ready))
         .route(
             "/version",
             get(|| async { axum::Json(serde_json::json!({"version": env!("CARGO_PKG_VERSION")})) }),
@@ -77,6 +90,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .route("/admin/traces", get(admin::traces))
         .route("/admin/plans", get(admin::plans))
         .route("/admin/status", get(admin::status))
+        .route("/admin/drain", post(admin::drain))
         .route_layer(from_fn_with_state(Arc::clone(&service), require_admin_key));
     open.merge(keyed)
         .merge(runtime)
@@ -85,26 +99,42 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(from_fn(answer_panics))
         .layer(from_fn(echo_request_id))
+        .layer(from_fn_with_state(Arc::clone(&service), origins::guard))
         .layer(DefaultBodyLimit::max(max_body_bytes.unwrap_or(MAX_BODY_BYTES)))
         .with_state(service)
 }
 
-/// The key of an `Authorization: Bearer KEY` header; `None` for any other scheme.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+/// True where a request carries this key. The time that the comparison takes says nothing about the key
+/// but its length.
+fn carries(headers: &HeaderMap, key: &str) -> bool {
+    bearer(headers).is_some_and(|found| found.as_bytes().ct_eq(key.as_bytes()).into())
 }
 
-/// Refuses a request without the API key with 401. Without a configured key everybody passes.
+/// The key of an `Authorization: Bearer KEY` header, the scheme in any case; `None` for any other.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
+/// Refuses a request without the API key or a tenant's with 401. Without any configured key everybody
+/// passes.
 async fn require_api_key(
     State(service): State<Arc<Service>>,
     request: Request,
     next: Next,
 ) -> Response {
-    match &service.api_key {
-        Some(key) if bearer(request.headers()) != Some(key.as_str()) => {
-            ApiError::unauthorized().into_response()
-        }
-        _ => next.run(request).await,
+    let is_allowed = {
+        let tenants = &service.front.tenants;
+        let key = service.api_key.as_deref();
+        let is_open = key.is_none() && !tenants.have_keys();
+        is_open
+            || key.is_some_and(|key| carries(request.headers(), key))
+            || tenants.by_key(request.headers()).is_some()
+    };
+    match is_allowed {
+        true => next.run(request).await,
+        false => ApiError::unauthorized().into_response(),
     }
 }
 
@@ -115,10 +145,13 @@ async fn require_runtime_key(
     request: Request,
     next: Next,
 ) -> Response {
-    let found = bearer(request.headers());
-    let is = |key: &Option<String>| key.is_some() && found == key.as_deref();
-    let open = service.allow_runtime_lora_updating;
-    if is(&service.admin_key) || open && (service.api_key.is_none() || is(&service.api_key)) {
+    let is_allowed = {
+        let headers = request.headers();
+        let is = |key: &Option<String>| key.as_deref().is_some_and(|key| carries(headers, key));
+        let open = service.allow_runtime_lora_updating;
+        is(&service.admin_key) || open && (service.api_key.is_none() || is(&service.api_key))
+    };
+    if is_allowed {
         return next.run(request).await;
     }
     require_admin_key(State(service), request, next).await
@@ -136,9 +169,7 @@ async fn require_admin_key(
             ApiError::not_found("the admin routes are off; set `admin_key` to turn them on", None)
                 .into_response()
         }
-        Some(key) if bearer(request.headers()) != Some(key.as_str()) => {
-            ApiError::unauthorized().into_response()
-        }
+        Some(key) if !carries(request.headers(), key) => ApiError::unauthorized().into_response(),
         Some(_) => next.run(request).await,
     }
 }
@@ -179,6 +210,21 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    #[test]
+    fn keys_are_compared_whole_and_the_scheme_in_any_case() {
+        let carries_key = |value: &str| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            carries(&headers, "secret")
+        };
+        for value in ["Bearer secret", "bearer secret", "BEARER  secret"] {
+            assert!(carries_key(value), "{value}");
+        }
+        for value in ["secret", "Bearer secre", "Bearer secrets", "Basic secret", "Bearer", ""] {
+            assert!(!carries_key(value), "{value}");
+        }
+        assert!(!carries(&HeaderMap::new(), "secret"));
+    }
 
     async fn broken() -> &'static str {
         panic!("a mistake of ours")

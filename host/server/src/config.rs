@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
 
+use crate::api::TenantConfig;
+use crate::connections::ConnectionSettings;
 use crate::experiments::ExperimentSettings;
 use crate::traces::TraceSettings;
 
@@ -61,6 +63,12 @@ pub struct Config {
     pub experiments: ExperimentSettings,
     /// `[traces]`: the share of requests that are traced, and the places that traces go to.
     pub traces: TraceSettings,
+    /// `[[tenant]]`: senders with keys of their own, and their shares. Where there are any, every
+    /// request needs the API key or one of theirs.
+    pub tenant: Vec<TenantConfig>,
+    /// `[connections]`: bounds of connections and request bodies, and who may send requests from a
+    /// browser.
+    pub connections: ConnectionSettings,
     /// `[engine]`: bounds of the queue, the steps and the KV cache.
     pub engine: EngineSettings,
     /// `[limits]`: memory, time and instructions of plugins, each for all routers that set none of
@@ -197,12 +205,17 @@ pub struct EngineSettings {
     pub max_rows: usize,
     /// See [`EngineConfig::max_prompt_rows_while_decoding`], 1 to 65,536.
     pub max_prompt_rows_while_decoding: usize,
+    /// See [`EngineConfig::decode_step_milliseconds`].
+    pub decode_step_milliseconds: u64,
     /// See [`EngineConfig::max_cached_tokens`], from 16 on.
     pub max_cached_tokens: usize,
     /// See [`EngineConfig::prefix_cache`].
     pub prefix_cache: bool,
     /// Compute threads, up to 1,024; 0 for as many as the machine suggests.
     pub threads: usize,
+    /// Time after which a step counts as stuck, in seconds, 300 by default; the process then ends with
+    /// a reason in the log, so that whoever watches it starts another. 0 waits for ever.
+    pub stuck_seconds: u64,
     /// Bits of activations in products with quantised weights, 8 or 16. 16 doubles the time of these
     /// products; log-probabilities are then those of the dequantised weights, which evaluations may want.
     pub activation_bits: u32,
@@ -216,9 +229,11 @@ impl Default for EngineSettings {
             max_running: engine.max_running,
             max_rows: engine.max_rows,
             max_prompt_rows_while_decoding: engine.max_prompt_rows_while_decoding,
+            decode_step_milliseconds: engine.decode_step_milliseconds,
             max_cached_tokens: engine.max_cached_tokens,
             prefix_cache: engine.prefix_cache,
             threads: 0,
+            stuck_seconds: 300,
             activation_bits: 8,
         }
     }
@@ -232,6 +247,7 @@ impl EngineSettings {
             max_running: self.max_running,
             max_rows: self.max_rows,
             max_prompt_rows_while_decoding: self.max_prompt_rows_while_decoding,
+            decode_step_milliseconds: self.decode_step_milliseconds,
             max_cached_tokens: self.max_cached_tokens,
             prefix_cache: self.prefix_cache,
         }

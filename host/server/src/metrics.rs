@@ -144,6 +144,8 @@ pub struct Metrics {
     routers: RouterMetrics,
     /// Series of modules.
     modules: ModuleMetrics,
+    /// Requests that gave their KV blocks up for earlier ones.
+    preemptions: Counter,
     /// Prompt tokens that were looked up in the prefix cache.
     prefix_queries: Counter,
     /// Of these, those that were found.
@@ -180,6 +182,7 @@ impl Metrics {
             fallback_rows: Counter::default(),
             routers: RouterMetrics::default(),
             modules: ModuleMetrics::default(),
+            preemptions: Counter::default(),
             prefix_queries: Counter::default(),
             prefix_hits: Counter::default(),
             steps: Counter::default(),
@@ -250,6 +253,11 @@ impl Metrics {
             self.whole_request.clone(),
         );
         registry.register(
+            "vllm:num_preemptions",
+            "Requests that gave their KV blocks up",
+            self.preemptions.clone(),
+        );
+        registry.register(
             "vllm:request_queue_time_seconds",
             "Time in the queue",
             self.queue_time.clone(),
@@ -318,6 +326,7 @@ impl Metrics {
         self.modules.set(modules);
         // Counters that the engine keeps: each scrape adds what is new.
         for (counter, total) in [
+            (&self.preemptions, engine.preemptions),
             (&self.prefix_queries, engine.prefix_queries),
             (&self.prefix_hits, engine.prefix_hits),
             (&self.steps, engine.steps),

@@ -301,6 +301,13 @@ impl Modules {
         lock(&self.failures).clone()
     }
 
+    /// Declared modules that are not served, by name.
+    pub fn missing(&self) -> impl Iterator<Item = &str> {
+        let snapshot = self.library.snapshot();
+        let names = self.declared.iter().map(|module| module.name.as_str());
+        names.filter(move |name| snapshot.get(name).is_none())
+    }
+
     /// True where a restart serves what is loaded at run time.
     pub fn is_durable(&self) -> bool {
         self.state.is_some()

@@ -23,6 +23,8 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(300);
 /// The author, in the audit log, of loads when the server starts. The command line reports these
 /// itself, so that they are not logged again.
 const AT_START: &str = "start";
+/// The author of loads that a watch makes.
+const BY_WATCH: &str = "watch";
 /// Files and folders that are looked at per bundle; changes of others are not seen.
 const MAX_WATCHED_FILES: usize = 1_000;
 
@@ -51,6 +53,15 @@ pub struct Attempt {
     pub outcome: Result<Published, String>,
 }
 
+/// A bundle that serves.
+#[derive(Debug)]
+struct Serving {
+    /// Its place.
+    path: PathBuf,
+    /// Its version, as its manifest has it.
+    version: String,
+}
+
 /// Loads routers into a composer. The composer is an argument of each call, so that this holds no
 /// reference to it.
 #[derive(Debug)]
@@ -67,6 +78,8 @@ pub struct Routers {
     limits: Limits,
     /// The configured directories of plugins, as they were written.
     roots: Vec<PathBuf>,
+    /// The bundles that serve, by the routers' names.
+    serving: Mutex<BTreeMap<String, Serving>>,
     /// The last attempt by path. Entries stay when a bundle is gone.
     attempts: Mutex<BTreeMap<PathBuf, Attempt>>,
     /// The audit log, which all loads are written to.
@@ -97,6 +110,7 @@ impl Routers {
             faults: config.faults,
             limits: config.limits.clone(),
             roots: config.plugins.clone(),
+            serving: Mutex::default(),
             attempts: Mutex::default(),
             audit: Arc::clone(audit),
         })
@@ -132,7 +146,7 @@ impl Routers {
     /// # Errors
     /// The reason for which it does not serve; the version that served before goes on.
     pub fn load(&self, composer: &Composer, path: &Path, by: &str) -> Result<Published, LoadError> {
-        let outcome = self.publish(composer, path);
+        let outcome = self.publish(composer, path, by);
         if let Ok(Published { name, digest, unchanged: false }) = &outcome
             && by != AT_START
         {
@@ -159,7 +173,10 @@ impl Routers {
 
     /// Loads a bundle, starts its instances and swaps it in. A bundle with the digest that serves
     /// already is not started again.
-    fn publish(&self, composer: &Composer, path: &Path) -> Result<Published, String> {
+    ///
+    /// What is found by itself, at the start or by a watch, takes no other bundle's name and goes
+    /// back to no earlier version of a signed one: that is for a person to say.
+    fn publish(&self, composer: &Composer, path: &Path, by: &str) -> Result<Published, String> {
         let plugin = self.loader.load(path).map_err(|error| error.to_string())?;
         let (name, digest) = (plugin.name().to_owned(), plugin.digest().to_owned());
         let serving = composer.routers().into_iter().find(|router| router.name == name);
@@ -167,11 +184,45 @@ impl Routers {
             return Ok(Published { name, digest, unchanged: true });
         }
         let settings = self.settings(&plugin)?;
+        let version = plugin.manifest().version.clone();
+        let is_signed = plugin.signer().is_some();
+        if matches!(by, AT_START | BY_WATCH) {
+            self.check_name(&name, path, &version, is_signed)?;
+        }
         plugin
             .start(&composer.view(), settings.parameters.clone())
             .and_then(|router| composer.add_router(&name, digest.clone(), router, settings))
             .map_err(|fault| format!("plugin `{name}`: {fault}"))?;
+        let serving = Serving { path: path.to_owned(), version };
+        lock(&self.serving).insert(name.clone(), serving);
         Ok(Published { name, digest, unchanged: false })
+    }
+
+    /// Refuses the name of another bundle that is still there, and a signed version before the one
+    /// that serves.
+    fn check_name(
+        &self,
+        name: &str,
+        path: &Path,
+        version: &str,
+        is_signed: bool,
+    ) -> Result<(), String> {
+        let serving = lock(&self.serving);
+        let Some(before) = serving.get(name) else { return Ok(()) };
+        if before.path != path && before.path.exists() {
+            let other = before.path.display();
+            return Err(format!(
+                "plugin `{name}`: {other} has this name and serves; expected each name once"
+            ));
+        }
+        if is_signed && is_before(version, &before.version) {
+            return Err(format!(
+                "plugin `{name}`: version {version} is older than {}, which serves; load it over \
+                 /admin/routers if that is meant",
+                before.version
+            ));
+        }
+        Ok(())
     }
 
     /// The operator's settings of a plugin: parameters, grants, limits, and the treatment of
@@ -238,7 +289,7 @@ impl Routers {
                 // Written to a moment ago: the next look tells whether it is complete.
                 Some((before, _)) if before != now => _ = seen.insert(path, (now, true)),
                 None => _ = seen.insert(path, (now, true)),
-                Some((_, true)) => match self.load(composer, &path, "watch") {
+                Some((_, true)) => match self.load(composer, &path, BY_WATCH) {
                     Ok(_) => {}
                     Err(error) => tracing::error!(path = %path.display(), %error, "not loaded"),
                 },
@@ -306,6 +357,25 @@ fn fingerprint(path: &Path) -> Fingerprint {
     files.sort();
     files
 }
+
+/// True for a version before another, both of numbers with dots between; false for others, which have
+/// no order.
+fn is_before(version: &str, other: &str) -> bool {
+    let numbers = |text: &str| -> Option<Vec<u64>> {
+        let core = text.split(['-', '+']).next().unwrap_or_default();
+        core.split('.').map(|part| part.parse().ok()).collect()
+    };
+    match (numbers(version), numbers(other)) {
+        (Some(version), Some(other)) => version < other,
+        _ => false,
+    }
+}
+
+/// What a mutex holds, also after a panic.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The kinds of modules that a manifest asks for, as the engine names them.
 fn offered(kinds: ModuleKinds) -> Offered {
     match kinds {

@@ -1,10 +1,12 @@
 //! The life of the HTTP server: listening, watching, and stopping without breaking an answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::api::engine_failure;
 use crate::config::Config;
 use crate::service::Service;
-use crate::{api, modules, routers};
+use crate::{api, connections, modules, routers};
 
 /// Serves until the process is told to stop, then finishes the running requests. `say` hears the
 /// address that it serves on, and the reason for which it ends.
@@ -22,8 +24,10 @@ pub fn run(service: &Arc<Service>, config: &Config, say: fn(&str)) -> Result<(),
         routers::watch(service, |service| (&service.routers, &service.composer))
             .map_err(|error| error.to_string())?;
     }
+    watch_engine(service)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(MAX_BLOCKING)
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
@@ -45,46 +49,59 @@ pub fn run(service: &Arc<Service>, config: &Config, say: fn(&str)) -> Result<(),
             names.join(", "),
         ));
         let app = api::router(Arc::clone(service), config.max_body_bytes);
-        let (told, signalled) = tokio::sync::oneshot::channel();
-        let until = async move {
+        let stopping = Arc::clone(service);
+        tokio::spawn(async move {
             shutdown_signal().await;
-            say("finishing running requests");
-            let _ = told.send(());
-        };
-        let server = axum::serve(listener, app).with_graceful_shutdown(until);
-        tokio::select! {
-            served = async { server.await } => served.map_err(|error| error.to_string()),
-            () = nothing_runs(signalled, service) => Ok(()),
-        }
+            stopping.front.drain();
+            shutdown_signal().await;
+            tracing::warn!("stopped by a second signal");
+            std::process::exit(1);
+        });
+        let stop = service.front.stop();
+        let mut told = service.front.stop();
+        tokio::spawn(async move {
+            if told.wait_for(|stop| *stop).await.is_ok() {
+                say("finishing running requests");
+            }
+        });
+        connections::serve(listener, app, &config.connections, stop).await;
+        Ok::<_, String>(())
     })?;
-    service.engine.drain();
+    // Planners and loads that block are left behind: the process ends with them.
+    runtime.shutdown_timeout(LAST_WAIT);
     Ok(())
 }
 
-/// Waits, after the signal to stop, until no request has run for two seconds: a client that stalls
-/// in the middle of a request must not keep the server. A second signal ends the process at once.
-///
-/// `signalled` is told of the first signal. Where it never comes, this waits for ever.
-async fn nothing_runs(signalled: tokio::sync::oneshot::Receiver<()>, service: &Service) {
-    /// The time between two looks at the engine.
-    const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
-    /// Looks in a row that find nothing running or waiting.
-    const IDLE_LOOKS: u32 = 20;
-    if signalled.await.is_err() {
-        std::future::pending::<()>().await;
-    }
-    tokio::spawn(async {
-        shutdown_signal().await;
-        tracing::warn!("stopped by a second signal");
-        std::process::exit(1);
-    });
-    let mut idle_looks = 0;
-    while idle_looks < IDLE_LOOKS {
-        tokio::time::sleep(LOOK).await;
-        let stats = service.engine.handle().stats().snapshot();
-        idle_looks = if stats.running + stats.waiting == 0 { idle_looks + 1 } else { 0 };
-    }
+/// Threads for work that blocks: more than requests that may wait for weights and planners.
+const MAX_BLOCKING: usize = 1_024;
+/// Time for what still runs when all connections have ended.
+const LAST_WAIT: Duration = Duration::from_secs(2);
+/// The time between two looks at the engine.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Ends the process where the engine gives no answers any more, with the reason in the log: whoever
+/// watches the process starts another. It is looked at from a thread of its own, since the others may
+/// be stuck too.
+fn watch_engine(service: &Arc<Service>) -> Result<(), String> {
+    let watched = Arc::downgrade(service);
+    let look = move || {
+        while let Some(service) = watched.upgrade() {
+            if let Some(reason) = engine_failure(&service)
+                && !service.front.is_draining()
+            {
+                tracing::error!(reason, "the watchdog ends this process");
+                std::process::exit(EXIT_STUCK);
+            }
+            drop(service);
+            std::thread::sleep(WATCH_INTERVAL);
+        }
+    };
+    let thread = std::thread::Builder::new().name("watchdog".to_owned()).spawn(look);
+    thread.map(drop).map_err(|error| format!("cannot watch the engine: {error}"))
 }
+
+/// The exit code of a process that the watchdog ended: an internal software error, as in sysexits.
+const EXIT_STUCK: i32 = 70;
 
 /// Waits for an interrupt, or on Unix for SIGTERM. Where a signal cannot be listened to, it never
 /// comes.

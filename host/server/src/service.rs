@@ -13,6 +13,7 @@ use polyskill_tokenizer::Tokenizer;
 use crate::audit::Audit;
 use crate::config::{Config, SkillSet};
 use crate::experiments::Experiments;
+use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::modules::Modules;
 use crate::routers::Routers;
@@ -62,6 +63,8 @@ pub struct Service {
     pub api_key: Option<String>,
     /// Bearer key of the admin routes; `None` turns them off.
     pub admin_key: Option<String>,
+    /// The part that stands before the answers.
+    pub front: Front,
     /// Plans that are kept to be recorded; 0 where none are.
     pub keep_plans: usize,
     /// Rows that are kept per router; 0 where none are.
@@ -147,6 +150,7 @@ impl Service {
             allow_runtime_lora_updating: config.allow_runtime_lora_updating,
             api_key: config.api_key.clone(),
             admin_key: config.admin_key.clone(),
+            front: Front::new(config),
             keep_plans: config.keep_plans,
             keep_rows: config.keep_rows,
             started: since_epoch.map_or(0, |since| since.as_secs()),

@@ -29,6 +29,9 @@ pub struct TraceSettings {
     pub sample: f64,
     /// Traces that are kept in memory, 256 by default; the oldest make room. 0 counts as 1.
     pub keep: usize,
+    /// Tokens whose routing one request may have recorded in full, over all its choices, 512 by default:
+    /// those behind them have no picks, in a reply with `trace: "full"` and in traces.
+    pub full_tokens: usize,
     /// A file that traces are appended to, one JSON object per line.
     pub file: Option<PathBuf>,
     /// Most MiB of that file, 64 by default; then it is moved to `FILE.1`, over the one before.
@@ -42,7 +45,15 @@ pub struct TraceSettings {
 
 impl Default for TraceSettings {
     fn default() -> Self {
-        Self { sample: 0.0, keep: 256, file: None, file_mib: 64, otlp: None, prompts: false }
+        Self {
+            sample: 0.0,
+            keep: 256,
+            full_tokens: 512,
+            file: None,
+            file_mib: 64,
+            otlp: None,
+            prompts: false,
+        }
     }
 }
 
@@ -99,6 +110,11 @@ impl Traces {
     /// True for a request that is traced: always the same for the same id.
     pub(crate) fn takes(&self, id: &str) -> bool {
         self.settings.sample > 0.0 && position("trace", id) < self.settings.sample
+    }
+
+    /// Tokens of one request that may be traced in full.
+    pub(crate) fn full_tokens(&self) -> usize {
+        self.settings.full_tokens
     }
 
     /// True where a trace keeps prompt and sampling parameters.

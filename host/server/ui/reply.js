@@ -106,7 +106,7 @@ function details(reply) {
   const report = reply.report;
   if (!report) return null;
   const router = report.router ? `${report.router.name} ${digest(report.router.digest)}` : "none";
-  const beside = report.beside_router?.map((one) => `${one.name} ${decimal(one.weight, 2)}`).join(", ");
+  const alwaysOn = report.adapters?.map((one) => `${one.name} ${decimal(one.weight, 2)}`).join(", ");
   return element(
     "details",
     null,
@@ -114,7 +114,7 @@ function details(reply) {
     facts([
       ["Router", router],
       ["Composition", digest(report.composition)],
-      ["Beside the router", beside],
+      ["Always on", alwaysOn],
       ["Experiment", report.experiment],
       ["Arm", report.arm],
       ["Cached tokens", reply.usage?.prompt_tokens_details?.cached_tokens],

@@ -162,6 +162,17 @@ impl Tokenizer {
         }
     }
 
+    /// Bytes of text that so many tokens stand for at most, special tokens around it aside. Where the
+    /// tokenizer rewrites a text first, which may shorten it, four times as many.
+    pub fn most_bytes(&self, tokens: usize) -> usize {
+        let rewrites = match &self.encoder {
+            Encoder::HuggingFace(inner) => inner.get_normalizer().is_some(),
+            Encoder::Gguf { .. } => false,
+        };
+        let factor = if rewrites { 4 } else { 1 };
+        tokens.saturating_mul(self.vocabulary.longest()).saturating_mul(factor)
+    }
+
     /// True where the model says how a chat is written.
     pub fn has_template(&self) -> bool {
         !self.chat.is_empty()

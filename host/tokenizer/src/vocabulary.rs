@@ -19,6 +19,8 @@ pub(crate) struct Vocabulary {
     tokens: HashMap<u32, Entry>,
     /// The tokens' bytes in a row.
     bytes: Vec<u8>,
+    /// Bytes of the longest token.
+    longest: usize,
     /// One more than the largest id.
     num_ids: u32,
     /// See [`Vocabulary::strips_first_blank`].
@@ -95,6 +97,7 @@ impl Vocabulary {
         Self {
             tokens: HashMap::new(),
             bytes: Vec::new(),
+            longest: 1,
             num_ids: 0,
             strips_first_blank,
             special_texts: Vec::new(),
@@ -110,6 +113,7 @@ impl Vocabulary {
             self.special_texts.push(String::from_utf8_lossy(bytes).into_owned());
         }
         self.bytes.extend_from_slice(bytes);
+        self.longest = self.longest.max(bytes.len());
         self.num_ids = self.num_ids.max(id.saturating_add(1));
         self.tokens.insert(id, Entry { start, len, is_special });
         Ok(())
@@ -122,6 +126,11 @@ impl Vocabulary {
             let start = entry.start as usize;
             &self.bytes[start..start + entry.len as usize]
         })
+    }
+
+    /// Bytes of the longest token, 1 at least.
+    pub(crate) fn longest(&self) -> usize {
+        self.longest
     }
 
     /// One more than the largest id; ids below may have gaps.

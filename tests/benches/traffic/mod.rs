@@ -150,6 +150,8 @@ fn ask(
         trace: TraceLevel::None,
         shadow: None,
         cache_salt: String::new(),
+        tenant: "".into(),
+        weight: 1.0,
         sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into()),
     };
     let submitted = engine.handle().submit(request);

@@ -208,12 +208,16 @@ impl Composition {
         policy == Some(OnFault::FailRequest)
     }
 
-    /// The last reason for which the router left rows undecided: that of an answer that was not
-    /// usable, else that of a fault. It may come from another request. `None` without a router that
-    /// planned.
-    pub fn row_failure(&self) -> Option<String> {
+    /// The class of the reason for which the router left rows undecided; `None` without a router that
+    /// planned. The router's own words are for the operator alone, at `/admin/routers`: they may quote
+    /// another request.
+    pub fn row_failure(&self) -> Option<&'static str> {
         let health = &self.slot.as_ref()?.health;
-        health.last_invalid().or_else(|| health.last_fault())
+        Some(match (health.last_invalid(), health.last_fault()) {
+            (Some(_), _) => "the router's answers for these rows were not usable",
+            (None, Some(_)) => "the router failed at these rows",
+            (None, None) => "the scores of these rows were not usable",
+        })
     }
 
     /// The reason for which the base answers in place of the router; `None` where it does not.

@@ -11,6 +11,7 @@ use polyskill_adapters::apply::Combine;
 use polyskill_model::compute::{Compute, SharedMut};
 use polyskill_sdk::{Batch, Decision};
 
+use crate::compose::MAX_WEIGHT;
 use crate::compose::composition::Plan;
 use crate::hooks::gates::{Gate, GateBuffers};
 use crate::hooks::{Cell, RowSpan, Rows};
@@ -300,6 +301,12 @@ fn checked(
         let mut picks = Vec::new();
         if let Err(reason) = decision.row(row, candidates.len(), &mut picks) {
             slot.health.invalid(1, &format!("row {row}: {reason}"));
+            return None;
+        }
+        if let Some((_, weight)) = picks.iter().find(|(_, weight)| weight.abs() > MAX_WEIGHT) {
+            let reason =
+                format!("row {row}: weight {weight}, expected -{MAX_WEIGHT} to {MAX_WEIGHT}");
+            slot.health.invalid(1, &reason);
             return None;
         }
         // In ascending order, as a program's picks are: the sum's order is part of the result.

@@ -12,6 +12,7 @@ use polyskill_model::kernels::{WeightSlice, dots};
 use polyskill_model::{ModelConfig, Projection, Site};
 use polyskill_sdk::gate::{self, Op, Program, Share, SiteSelector};
 
+use crate::compose::MAX_WEIGHT;
 use crate::compose::composition::NamedModule;
 use crate::routers::library_view::Definitions;
 
@@ -292,7 +293,7 @@ impl Gate {
         }
     }
 
-    /// Picks for one row as `(module, weight)`; `false` if a weight is not finite, so that the row
+    /// Picks for one row as `(module, weight)`; `false` if a weight is beyond bounds, so that the row
     /// must fall back. `input` is what the deciding site reads.
     pub fn run(
         &self,
@@ -326,13 +327,13 @@ impl Gate {
         (self.in_composition(picks), best)
     }
 
-    /// Turns columns into modules; `false` if a weight is not finite.
+    /// Turns columns into modules; `false` if a weight is beyond ±[`MAX_WEIGHT`] or not a number.
     fn in_composition(&self, picks: &mut [(u32, f32)]) -> bool {
-        let finite = picks.iter().all(|(_, weight)| weight.is_finite());
+        let usable = picks.iter().all(|(_, weight)| weight.abs() <= MAX_WEIGHT);
         picks
             .iter_mut()
             .for_each(|(candidate, _)| *candidate = self.candidates[*candidate as usize]);
-        finite
+        usable
     }
 
     /// Runs all ops; leaves `(column, score)` in `picks`, by ascending column.

@@ -218,7 +218,11 @@ impl Views {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.0 != Some(snapshot.version()) {
             let listing = Listing {
-                modules: snapshot.iter().enumerate().map(info).collect(),
+                modules: snapshot
+                    .iter()
+                    .enumerate()
+                    .map(|(index, (name, module))| info(index, name, module))
+                    .collect(),
                 sites: snapshot.iter().map(|(_, module)| sites(module)).collect(),
             };
             *last = (Some(snapshot.version()), listing);
@@ -238,7 +242,7 @@ impl Views {
 }
 
 /// A module as routers are told of it.
-fn info((index, (name, module)): (usize, (&str, &Arc<Module>))) -> ModuleInfo {
+fn info(index: usize, name: &str, module: &Module) -> ModuleInfo {
     ModuleInfo {
         index: index as u32,
         name: name.to_owned(),

@@ -65,16 +65,21 @@ impl Blocks {
         keys.iter().map_while(|key| self.known.get(key).copied()).collect()
     }
 
-    /// Blocks for `positions` positions, of which the first are `found`, each with one user more.
-    /// Where the room is not there, `None`, and nothing changes.
+    /// Blocks for `positions` positions, of which the first are `found`, each with one user more, so
+    /// that `spare` blocks are left. Where the room is not there, `None`, and nothing changes.
     ///
     /// `found` comes from [`Blocks::find`] in the same turn: an idle block may lose its content
     /// later.
-    pub(crate) fn reserve(&mut self, positions: usize, found: &[u32]) -> Option<Vec<u32>> {
+    pub(crate) fn reserve(
+        &mut self,
+        positions: usize,
+        found: &[u32],
+        spare: usize,
+    ) -> Option<Vec<u32>> {
         let new = KvCache::blocks_for(positions).checked_sub(found.len())?;
         let idle_found =
             found.iter().filter(|block| self.states[**block as usize].num_users == 0).count();
-        if self.free.len() + self.idle.len() - idle_found < new {
+        if self.free.len() + self.idle.len() - idle_found < new + spare {
             return None;
         }
         for &block in found {
@@ -86,21 +91,21 @@ impl Blocks {
         }
         let mut blocks = found.to_vec();
         for _ in 0..new {
-            let block = self.take_one()?;
-            self.states[block as usize].num_users = 1;
-            blocks.push(block);
+            blocks.push(self.take()?);
         }
         Some(blocks)
     }
 
-    /// A block without content; where there is none, the longest idle one loses its content and its
-    /// key.
-    fn take_one(&mut self) -> Option<u32> {
-        if let Some(block) = self.free.pop() {
-            return Some(block);
-        }
-        let (_, block) = self.idle.pop_first()?;
-        if let Some(key) = self.states[block as usize].key.take() {
+    /// One block more for a sequence; `None` where all are used. Where none is free, the longest
+    /// idle one loses its content and its key.
+    pub(crate) fn take(&mut self) -> Option<u32> {
+        let block = match self.free.pop() {
+            Some(block) => block,
+            None => self.idle.pop_first()?.1,
+        };
+        let state = &mut self.states[block as usize];
+        state.num_users = 1;
+        if let Some(key) = state.key.take() {
             self.known.remove(&key);
         }
         Some(block)
@@ -184,9 +189,13 @@ mod tests {
     #[test]
     fn blocks_balance() {
         let mut blocks = Blocks::new(4);
-        let held = blocks.reserve(33, &[]).unwrap();
+        let held = blocks.reserve(33, &[], 0).unwrap();
         assert_eq!((held.len(), blocks.used()), (3, 3));
-        assert!(blocks.reserve(17, &[]).is_none());
+        assert!(blocks.reserve(17, &[], 0).is_none());
+        assert!(blocks.reserve(16, &[], 1).is_none(), "one is to be left");
+        let last = blocks.take().unwrap();
+        assert_eq!((blocks.take(), blocks.used()), (None, 4));
+        blocks.release(vec![last]);
         blocks.release(held);
         assert_eq!(blocks.used(), 0);
     }
@@ -196,18 +205,18 @@ mod tests {
         let mut blocks = Blocks::new(4);
         let tokens: Vec<u32> = (0..40).collect();
         let names = keys(b"base", "", &tokens);
-        let first = blocks.reserve(40, &[]).unwrap();
+        let first = blocks.reserve(40, &[], 0).unwrap();
         for (block, key) in first.iter().zip(&names) {
             blocks.make_known(*block, *key);
         }
         let found = blocks.find(&names);
         assert_eq!(found, first[..2]);
-        let second = blocks.reserve(40, &found).unwrap();
+        let second = blocks.reserve(40, &found, 0).unwrap();
         assert_eq!((&second[..2], blocks.used()), (&first[..2], 4));
         blocks.release(first);
         blocks.release(second);
         assert_eq!((blocks.used(), blocks.find(&names).len()), (0, 2));
-        let other = blocks.reserve(48, &[]).unwrap();
+        let other = blocks.reserve(48, &[], 0).unwrap();
         assert_eq!(blocks.find(&names).len(), 1, "the end is forgotten first");
         blocks.release(other);
     }
@@ -246,7 +255,7 @@ mod tests {
                 }
                 let names = keys(&[kind], "", &tokens[..positions]);
                 let found = blocks.find(&names);
-                if let Some(taken) = blocks.reserve(positions, &found) {
+                if let Some(taken) = blocks.reserve(positions, &found, 0) {
                     prop_assert_eq!(taken.len(), KvCache::blocks_for(positions));
                     prop_assert_eq!(&taken[..found.len()], &found[..]);
                     for (block, key) in taken.iter().zip(&names) {
@@ -261,7 +270,7 @@ mod tests {
             }
             held.into_iter().for_each(|taken| blocks.release(taken));
             prop_assert_eq!(blocks.used(), 0);
-            prop_assert!(blocks.reserve(128, &[]).is_some());
+            prop_assert!(blocks.reserve(128, &[], 0).is_some());
         }
     }
 }

@@ -6,15 +6,21 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, channel};
 use std::time::Instant;
 
+use super::fair_queue::Queued;
 use crate::request::{
     Event, FinishReason, Finished, PromptLogprob, Request, RequestId, TokenEvent,
 };
 use crate::stats::Stats;
 
+/// Tenants that may fill their queues at the same time: so many times `max_waiting` requests wait at
+/// most, over all tenants.
+pub(super) const TENANTS_WAITING: usize = 4;
+
 /// Bounds of the engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Requests that may wait, 1 to 65,536; one more is refused with [`SubmitError::QueueFull`].
+    /// Requests of one tenant that may wait, 1 to 65,536; one more is refused with
+    /// [`SubmitError::QueueFull`]. Over all tenants four times as many may.
     pub max_waiting: usize,
     /// Requests in execution at once, 1 to 65,536.
     pub max_running: usize,
@@ -24,6 +30,9 @@ pub struct EngineConfig {
     /// Rows of prompts per step while other requests decode, 1 to 65,536: smaller steps bring their
     /// next tokens sooner, and prompts take longer.
     pub max_prompt_rows_while_decoding: usize,
+    /// Time that a step should take while requests decode and prompts are read, in milliseconds:
+    /// prompts get what the decoding rows leave of it, and a few rows in any case. 0 sets no bound.
+    pub decode_step_milliseconds: u64,
     /// Tokens whose keys and values the cache holds, over all requests, from 16 on. One request
     /// cannot be longer than this.
     pub max_cached_tokens: usize,
@@ -38,6 +47,7 @@ impl Default for EngineConfig {
             max_running: 32,
             max_rows: 256,
             max_prompt_rows_while_decoding: 64,
+            decode_step_milliseconds: 25,
             max_cached_tokens: 32_768,
             prefix_cache: true,
         }
@@ -100,6 +110,20 @@ pub(super) struct Waiting {
     pub(super) submitted: Instant,
 }
 
+impl Queued for Waiting {
+    fn id(&self) -> RequestId {
+        self.id
+    }
+
+    fn tenant(&self) -> &Arc<str> {
+        &self.request.tenant
+    }
+
+    fn weight(&self) -> f64 {
+        self.request.weight
+    }
+}
+
 impl Waiting {
     /// Ends a request that never ran.
     pub(super) fn end(mut self, reason: FinishReason) {
@@ -156,18 +180,39 @@ impl Handle {
             return Err(SubmitError::TooLong { prompt, max_tokens, limit: self.max_tokens });
         }
         let full = SubmitError::QueueFull { waiting: self.config.max_waiting };
-        let admit = |waiting| (waiting < self.config.max_waiting).then_some(waiting + 1);
+        let most = self.config.max_waiting.saturating_mul(TENANTS_WAITING);
+        let admit = |waiting| (waiting < most).then_some(waiting + 1);
         self.stats.waiting.fetch_update(Relaxed, Relaxed, admit).map_err(|_| full.clone())?;
+        if !self.stats.enters_queue(&request.tenant, self.config.max_waiting) {
+            self.stats.waiting.fetch_sub(1, Relaxed);
+            return Err(full);
+        }
+        let tenant = Arc::clone(&request.tenant);
         let id = RequestId(self.next_id.fetch_add(1, Relaxed));
         let waiting = Waiting { id, request, submitted: Instant::now() };
         self.commands.try_send(Command::Submit(Box::new(waiting))).map_err(|error| {
             self.stats.waiting.fetch_sub(1, Relaxed);
+            self.stats.left_queue(&tenant);
             match error {
                 std::sync::mpsc::TrySendError::Full(_) => full,
                 std::sync::mpsc::TrySendError::Disconnected(_) => SubmitError::ShuttingDown,
             }
         })?;
         Ok(id)
+    }
+
+    /// Refuses a request of a tenant before anything is done for it, where the queue is full. A
+    /// request that passes may still be refused by [`Handle::submit`].
+    ///
+    /// # Errors
+    /// [`SubmitError::QueueFull`].
+    pub fn check_room(&self, tenant: &str) -> Result<(), SubmitError> {
+        let waiting = self.stats.waiting_of(tenant);
+        let all = self.stats.waiting.load(Relaxed);
+        let is_full = waiting >= self.config.max_waiting
+            || all >= self.config.max_waiting.saturating_mul(TENANTS_WAITING);
+        let full = SubmitError::QueueFull { waiting: self.config.max_waiting };
+        if is_full { Err(full) } else { Ok(()) }
     }
 
     /// Runs a request whose events are read by the caller; its sink is replaced.

@@ -38,16 +38,22 @@ impl Sampler {
     }
 
     /// Chooses a token from the logits, `[vocab_size]`, which it changes, and counts it as output.
-    /// The log-probability is that before any change.
-    pub(crate) fn sample(&mut self, logits: &mut [f32]) -> (u32, Option<Logprob>) {
+    /// The log-probability is that before any change. `None` where no token may be chosen: the
+    /// request leaves none, or the logits are no numbers.
+    pub(crate) fn sample(&mut self, logits: &mut [f32]) -> Option<(u32, Option<Logprob>)> {
         let logprobs = self.params.logprobs.map(|top| Logprobs::new(logits, top));
         self.adjust(logits);
+        // A maximum passes over what is no number, so that one alone would go unseen.
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if max == f32::NEG_INFINITY || logits.iter().any(|logit| logit.is_nan()) {
+            return None;
+        }
         let token = if self.params.temperature <= 0.0 { argmax(logits) } else { self.draw(logits) };
         *self.output.entry(token).or_default() += 1;
         if !self.params.bad_words.is_empty() {
             self.history.push(token);
         }
-        (token, logprobs.map(|logprobs| logprobs.of(token)))
+        Some((token, logprobs.map(|logprobs| logprobs.of(token))))
     }
 
     /// Changes the logits: allowed tokens, bias, penalties, bad words, and stop tokens that come
@@ -226,7 +232,7 @@ mod tests {
     fn draw(params: SamplingParams, logits: &[f32]) -> Vec<u32> {
         let mut sampler = Sampler::new(SamplingParams { seed: 7, ..params }, &[]);
         let mut tokens: Vec<u32> =
-            (0..400).map(|_| sampler.sample(&mut logits.to_vec()).0).collect();
+            (0..400).map(|_| sampler.sample(&mut logits.to_vec()).unwrap().0).collect();
         tokens.sort_unstable();
         tokens.dedup();
         tokens
@@ -253,10 +259,10 @@ mod tests {
         let logits = [3.0, 2.0, 1.0, 0.0];
         let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
         let allowed = SamplingParams { allowed_tokens: vec![2, 3, 900], ..greedy.clone() };
-        assert_eq!(Sampler::new(allowed, &[]).sample(&mut logits.clone()).0, 2);
+        assert_eq!(Sampler::new(allowed, &[]).sample(&mut logits.clone()).unwrap().0, 2);
         let bad = SamplingParams { bad_words: vec![vec![0, 0], vec![1]], ..greedy };
         let mut sampler = Sampler::new(bad, &[]);
-        let tokens = [0, 0, 0].map(|_| sampler.sample(&mut logits.clone()).0);
+        let tokens = [0, 0, 0].map(|_| sampler.sample(&mut logits.clone()).unwrap().0);
         // Never 1; 0 not after 0.
         assert_eq!(tokens, [0, 2, 0]);
     }
@@ -267,7 +273,7 @@ mod tests {
         let mut sampler = Sampler::new(SamplingParams::default(), &[]);
         let mut counts = [0_u32; 3];
         for _ in 0..20_000 {
-            counts[sampler.sample(&mut logits.clone()).0 as usize] += 1;
+            counts[sampler.sample(&mut logits.clone()).unwrap().0 as usize] += 1;
         }
         for (count, expected) in counts.iter().zip([0.5, 0.3, 0.2]) {
             assert!((f64::from(*count) / 20_000.0 - expected).abs() < 0.02);
@@ -283,8 +289,8 @@ mod tests {
             ..SamplingParams::default()
         };
         let mut sampler = Sampler::new(params, &[0]);
-        assert_eq!(sampler.sample(&mut [3.0, 2.0, 0.0]).0, 1);
-        assert_eq!(sampler.sample(&mut [3.0, 2.0, 0.0]).0, 0);
+        assert_eq!(sampler.sample(&mut [3.0, 2.0, 0.0]).unwrap().0, 1);
+        assert_eq!(sampler.sample(&mut [3.0, 2.0, 0.0]).unwrap().0, 0);
     }
 
     #[test]

@@ -20,6 +20,10 @@ use crate::request::{
 /// A request in execution.
 pub(super) struct Sequence {
     pub(super) id: RequestId,
+    /// The sender.
+    pub(super) tenant: Arc<str>,
+    /// The sender's share against others.
+    pub(super) weight: f64,
     /// A composition whose decisions are compared with those that are executed.
     shadow: Option<Arc<Shadow>>,
     /// Decisions that the shadow made alike, so far.
@@ -51,7 +55,7 @@ pub(super) struct Sequence {
     computed: usize,
     /// Tokens of the prompt that were stored already at admission.
     cached_tokens: usize,
-    /// Blocks for the whole length that the sequence may reach, in order.
+    /// Blocks for the tokens so far, in order; none while the sequence is preempted.
     pub(super) blocks: Vec<u32>,
     /// Keys of the full blocks; `None` where they must not be shared.
     pub(super) keys: Option<BlockKeys>,
@@ -85,14 +89,40 @@ pub(super) struct Start {
 }
 
 impl Sequence {
+    /// Takes the sequence off the machine: its blocks go, and its tokens are computed again when it is
+    /// resumed. Scores of a prompt that were not sent yet are made again.
+    pub(super) fn preempt(&mut self) -> Vec<u32> {
+        (self.computed, self.num_known) = (0, 0);
+        self.scored.clear();
+        std::mem::take(&mut self.blocks)
+    }
+
+    /// Goes on with new blocks, of which the first `num_known` hold their content, as far as
+    /// `computed`.
+    pub(super) fn resume(&mut self, blocks: Vec<u32>, num_known: usize, computed: usize) {
+        (self.blocks, self.num_known, self.computed) = (blocks, num_known, computed);
+    }
+
+    /// Positions whose keys and values may come from cached blocks: not those of a prompt that is
+    /// scored, and never the last token, whose row makes the next logits.
+    pub(super) fn reusable(&self) -> usize {
+        match self.prompt_logprobs {
+            Some(_) => 0,
+            None => self.tokens.len() - 1,
+        }
+    }
+
     /// A sequence that begins now, with its blocks reserved.
     pub(super) fn new(waiting: Waiting, start: Start) -> Self {
         let Waiting { id, request, submitted } = waiting;
-        let Request { prompt, sampling, composition, trace, shadow, sink, .. } = request;
+        let Request { prompt, sampling, composition, trace, shadow, sink, tenant, weight, .. } =
+            request;
         let Start { tokens, blocks, keys, num_known, computed, cached_tokens } = start;
         let asked_from = sampling.answer_from;
         Self {
             id,
+            tenant,
+            weight: weight.max(f64::MIN_POSITIVE),
             trace,
             shadow,
             agreement: Agreement::default(),
@@ -127,7 +157,8 @@ impl Sequence {
     /// Its progress, for the scheduler.
     pub(super) fn progress(&self) -> Progress {
         let known = self.tokens.len();
-        Progress { computed: self.computed, known, decoding: self.computed >= self.prompt_len }
+        let decoding = self.computed >= self.prompt_len && self.computed + 1 == known;
+        Progress { computed: self.computed, known, decoding }
     }
 
     /// Positions, from the first, whose keys and values follow from tokens and composition alone,
@@ -226,6 +257,8 @@ impl Sequence {
         if self.prompt_logprobs.is_some() && self.tokens.len() == self.prompt_len {
             let first = PromptLogprob { token: self.tokens[self.start_len], logprob: None };
             let scored = std::iter::once(first).chain(std::mem::take(&mut self.scored)).collect();
+            // It is not scored again, should it be computed again.
+            self.prompt_logprobs = None;
             self.send(Event::Prompt(scored));
         }
     }
@@ -233,7 +266,12 @@ impl Sequence {
     /// Draws a token from the logits and sends it. A stop token counts only after `min_tokens`
     /// others.
     fn emit(&mut self, logits: &mut [f32], trace: RowTrace) {
-        let (token, logprob) = self.sampler.sample(logits);
+        let Some((token, logprob)) = self.sampler.sample(logits) else {
+            let reason = "no token can be chosen: the request's allowed tokens, bias and bad words leave \
+                          none, or the weights of its modules make the logits overflow";
+            self.ended = Some(FinishReason::Error(reason.to_owned()));
+            return;
+        };
         self.first_token.get_or_insert_with(Instant::now);
         self.tally.add(&trace.picks);
         self.tokens.push(token);

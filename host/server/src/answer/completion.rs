@@ -155,6 +155,10 @@ pub(crate) struct Completion {
     events: UnboundedReceiver<Heard>,
     /// The routing of each token so far; empty where none is recorded.
     trace: Vec<TracedToken>,
+    /// Tokens whose routing was kept, taken ones included.
+    num_traced: usize,
+    /// Tokens whose routing is kept, at most.
+    most_traced: usize,
     /// True where the reply has the trace too, so that a trace on the disk must be a copy.
     replies_trace: bool,
     /// The time right after submission.
@@ -175,6 +179,8 @@ impl Answer {
         request: &AnswerRequest,
         prompt: &PromptInput,
     ) -> Result<Vec<Completion>, AnswerError> {
+        // Before a router is asked for a request that would be refused.
+        service.engine.handle().check_room(&request.tenant.name)?;
         let answer = Self::compose(service, request, prompt).await?;
         let output = &request.output;
         let start = |choice| {
@@ -221,6 +227,8 @@ impl Completion {
             trace: recorded_level(service, request, answer),
             shadow: answer.shadow.clone(),
             cache_salt: output.cache_salt.clone(),
+            tenant: Arc::clone(&request.tenant.name),
+            weight: request.tenant.weight,
             sink: Box::new(move |event| listener.hear(event)),
             ..Request::new(prompt.tokens.clone(), sampling, composition)
         };
@@ -233,6 +241,8 @@ impl Completion {
             id,
             events,
             trace: Vec::new(),
+            num_traced: 0,
+            most_traced: service.traces.full_tokens() / output.choices,
             replies_trace: output.trace == TraceLevel::Full,
             started: Instant::now(),
             done: false,
@@ -279,7 +289,11 @@ impl Completion {
             Some(Heard::Token { mut event, text, offset }) => {
                 self.acted = true;
                 let (token, logprob) = (event.token, event.logprob.take());
-                self.trace.extend(TracedToken::of(event, &self.service.tokenizer));
+                if self.num_traced < self.most_traced {
+                    let traced = TracedToken::of(event, &self.service.tokenizer);
+                    self.num_traced += usize::from(traced.is_some());
+                    self.trace.extend(traced);
+                }
                 let tokens = vec![TextToken { token, logprob, offset }];
                 Delta { text, tokens, ..Delta::default() }
             }

@@ -45,7 +45,7 @@ pub(crate) fn routing_report(
     });
     let always_on: Vec<Json> = composition
         .always_on()
-        .map(|(named, weight)| json!({"name": named.name, "weight": weight}))
+        .map(|(named, weight)| json!({"name": named.name, "weight": short(weight)}))
         .collect();
     if !always_on.is_empty() {
         report["adapters"] = json!(always_on);
@@ -101,7 +101,7 @@ pub(crate) fn traced(
     let share = finished.module_share.iter();
     let fell_back = composition.fallback().map(str::to_owned).or(text("fallback_reason"));
     let unrouted = is_unrouted(finished).then(|| composition.row_failure()).flatten();
-    let fell_back = fell_back.or(unrouted);
+    let fell_back = fell_back.or(unrouted.map(str::to_owned));
     Trace {
         composition: composition.digest().to_string(),
         router: composition.router().map(|router| router.name.clone()),
@@ -122,6 +122,12 @@ pub(crate) fn traced(
         tokens,
         ..record
     }
+}
+
+/// A weight as it was written: the double of its shortest digits, as a single one has others when it is
+/// widened.
+fn short(weight: f32) -> f64 {
+    weight.to_string().parse().unwrap_or(f64::from(weight))
 }
 
 /// True where the base answered every row, since the router left all of them undecided.

@@ -5,6 +5,7 @@ use polyskill_route::RouteSpec;
 use polyskill_tokenizer::{Special, Stops};
 
 use super::route::Route;
+use crate::api::Tenant;
 use crate::experiments::{Choice, UnitIds};
 use crate::traces::Trace;
 
@@ -22,6 +23,8 @@ pub(crate) struct AnswerRequest {
     pub(crate) experiment: Choice,
     /// A hash of the request's unit, for routers that split traffic.
     pub(crate) bucket: u64,
+    /// The sender, whose share of the engine this takes.
+    pub(crate) tenant: Tenant,
     /// The names by which experiments know the sender.
     pub(crate) units: UnitIds,
     /// A text whose log-probability as an answer experiments may measure.
@@ -50,6 +53,8 @@ pub(crate) struct OutputParams {
     /// A salt that keeps this caller's cached beginnings apart from others'; empty shares them with
     /// all callers without one.
     pub(crate) cache_salt: String,
+    /// Alternatives per token of the prompt that the reply reports by themselves.
+    pub(crate) prompt_logprobs: Option<usize>,
     /// The part of the routing that the reply reports.
     pub(crate) trace: TraceLevel,
 }

@@ -212,3 +212,11 @@ pub(super) async fn status(State(service): State<Arc<Service>>) -> JsonReply<Jso
                      "steps": stats.steps, "rows": stats.rows}),
     )
 }
+
+/// `POST /admin/drain`: the server takes no new connections, `/ready` answers 503, and the process
+/// ends when the requests in execution have, as after SIGTERM.
+pub(super) async fn drain(State(service): State<Arc<Service>>) -> JsonReply<Json> {
+    service.front.drain();
+    let stats = service.engine.handle().stats().snapshot();
+    JsonReply(json!({"status": "draining", "running": stats.running, "waiting": stats.waiting}))
+}

@@ -1,25 +1,54 @@
 //! Request bodies: read, parsed, and refused with the field's name and what it should have been.
 
+use std::sync::Arc;
+
+use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
+use axum::http::StatusCode;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::error::ApiError;
+use crate::service::Service;
+
+/// Bytes of a body that is parsed where it is read; a larger one is parsed on a thread that may take
+/// its time.
+const PARSED_AT_ONCE: usize = 64 << 10;
 
 /// A body that is a JSON object. The content type is not looked at.
 #[derive(Debug)]
-pub(super) struct Body(Json);
+pub(super) struct Body {
+    json: Json,
+    /// Its bytes, as sent.
+    len: usize,
+    /// Its room, until it has been worked on.
+    _room: Option<OwnedSemaphorePermit>,
+}
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl FromRequest<Arc<Service>> for Body {
     type Rejection = ApiError;
 
-    /// Reads the whole body, up to the configured size.
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let bytes = axum::body::Bytes::from_request(request, state)
-            .await
-            .map_err(|error| ApiError::body_not_read(error.status(), error.body_text()))?;
-        Self::parse(&bytes)
+    /// Reads the whole body, up to the configured size and time, where there is room for it.
+    async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
+        let room = service.front.body_room.enter(request.headers())?;
+        let time = service.front.body_room.time();
+        let reading = tokio::time::timeout(time, Bytes::from_request(request, service));
+        let late = |_| {
+            let message = format!("the body took longer than {} seconds", time.as_secs());
+            ApiError::body_not_read(StatusCode::REQUEST_TIMEOUT, message)
+        };
+        let bytes = reading.await.map_err(late)?;
+        let bytes =
+            bytes.map_err(|error| ApiError::body_not_read(error.status(), error.body_text()))?;
+        let parsed = match bytes.len() {
+            ..=PARSED_AT_ONCE => Self::parse(&bytes),
+            _ => tokio::task::spawn_blocking(move || Self::parse(&bytes))
+                .await
+                .map_err(|error| ApiError::internal(error.to_string()))?,
+        };
+        Ok(Self { _room: Some(room), ..parsed? })
     }
 }
 
@@ -33,22 +62,27 @@ impl Body {
             return Err(refused(format!("holds {number}, an integer of more than 64 bits")));
         }
         match serde_json::from_slice(bytes) {
-            Ok(object @ Json::Object(_)) => Ok(Self(object)),
+            Ok(json @ Json::Object(_)) => Ok(Self { json, len: bytes.len(), _room: None }),
             Ok(other) => Err(refused(format!("is {}, expected an object", kind(&other)))),
             Err(error) => Err(refused(format!("is not valid JSON: {error}"))),
         }
     }
 
+    /// Its bytes, as sent.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Fields with their values, in the order in which they were sent.
     pub(super) fn entries(&self) -> impl Iterator<Item = (&str, &Json)> {
-        let fields = self.0.as_object().into_iter().flatten();
+        let fields = self.json.as_object().into_iter().flatten();
         fields.map(|(name, value)| (name.as_str(), value))
     }
 
     /// Reads a group of fields; those that it does not know belong to others. An error is 400 with
     /// the path of the value that does not fit, and its field in `param`.
     pub(super) fn fields<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_path_to_error::deserialize(&self.0).map_err(|error| {
+        serde_path_to_error::deserialize(&self.json).map_err(|error| {
             let (path, reason) = (error.path().to_string(), error.inner().to_string());
             if let Some(field) = missing_field(&reason).filter(|_| path == ".") {
                 return ApiError::bad_request(format!("`{field}` is required"), Some(field));

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use axum::Json as JsonReply;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, StreamExt};
+use polyskill_route::RouteSpec;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
@@ -16,9 +16,10 @@ use super::body::Body;
 use super::error::ApiError;
 use super::logprobs;
 use super::messages::{ChatFields, ChatInput, Rendered};
-use super::modules::blocking;
 use super::params::CommonParams;
 use super::reply::{ReplyHead, StreamedEnds, deltas, done, event, new_id};
+use super::tenant::Sender;
+use super::text_work::{check_length, text_work};
 use super::{fields, usage};
 use crate::answer::Answer;
 use crate::answer::completion::{Completion, TextToken};
@@ -72,16 +73,17 @@ impl ChatRequest {
         &self,
         service: &Service,
         common: &CommonParams,
-        headers: &HeaderMap,
+        sender: &Sender,
+        asked: RouteSpec,
     ) -> Result<AnswerRequest, ApiError> {
         if self.most_tokens() == Some(0) {
             let message = "`max_tokens` is 0, expected at least 1";
             return Err(ApiError::bad_request(message, Some("max_tokens")));
         }
         let most = self.most_tokens().unwrap_or_else(|| service.engine.handle().max_tokens());
-        let mut request = common.meant(service, headers, new_id("chatcmpl"), most)?;
+        let mut request = common.meant(service, sender, asked, new_id("chatcmpl"), most)?;
         request.output.sampling.logprobs = self.alternatives()?;
-        request.output.sampling.prompt_logprobs = common.prompt_logprobs()?;
+        request.output.sampling.prompt_logprobs = request.output.prompt_logprobs;
         Ok(request)
     }
 
@@ -110,19 +112,24 @@ impl ChatRequest {
 /// `POST /v1/chat/completions`: parsed, rendered, and answered at once or piece by piece.
 pub(super) async fn chat(
     State(service): State<Arc<Service>>,
-    headers: HeaderMap,
+    sender: Sender,
     body: Body,
 ) -> Result<Response, ApiError> {
     fields::check(&body, &[fields::COMMON, fields::CHAT, fields::OTHERS])?;
     let sent: ChatRequest = body.fields()?;
     let common: CommonParams = body.fields()?;
     let fields: ChatFields = body.fields()?;
-    let mut request = sent.meant(&service, &common, &headers)?;
+    let mut request = sent.meant(&service, &common, &sender, body.fields()?)?;
     let head = ReplyHead::new(&common, &request)?;
     // A template may take its time.
-    let (chat, rendered) = blocking(Arc::clone(&service), move |service| {
+    let (bytes, cuts) = (body.len(), common.truncates());
+    let (chat, rendered) = text_work(&service, bytes, true, move |service| {
         let chat = fields.read(&service.tokenizer)?;
-        let rendered = chat.render(&service.tokenizer)?;
+        let text = chat.text(&service.tokenizer)?;
+        if !cuts {
+            check_length(service, &text, "messages")?;
+        }
+        let rendered = chat.tokenize(text, &service.tokenizer)?;
         Ok((chat, rendered))
     })
     .await?;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use axum::Json as JsonReply;
 use axum::extract::State;
-use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
 use axum::response::{IntoResponse, Response};
 use futures::stream::{Stream, StreamExt};
+use polyskill_route::RouteSpec;
 use polyskill_tokenizer::Special;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value as Json, json};
@@ -18,6 +18,8 @@ use super::error::ApiError;
 use super::logprobs::{self, Listed};
 use super::params::CommonParams;
 use super::reply::{ReplyHead, StreamedEnds, deltas, done, event, new_id};
+use super::tenant::Sender;
+use super::text_work::{check_length, text_work};
 use super::{fields, usage};
 use crate::answer::Answer;
 use crate::answer::completion::{Collected, Completion, TextToken};
@@ -87,6 +89,9 @@ impl Prompt {
     ) -> Result<Vec<PromptInput>, ApiError> {
         let add_special = common.add_special_tokens.unwrap_or(true);
         let text = |text: String| {
+            if !common.truncates() {
+                check_length(service, &text, "prompt")?;
+            }
             let tokens = service.tokenizer.encode_with(&text, add_special);
             let tokens =
                 tokens.map_err(|error| ApiError::bad_request(error.to_string(), Some("prompt")))?;
@@ -127,7 +132,8 @@ impl CompletionRequest {
         &self,
         service: &Service,
         common: &CommonParams,
-        headers: &HeaderMap,
+        sender: &Sender,
+        asked: RouteSpec,
     ) -> Result<AnswerRequest, ApiError> {
         if self.most_tokens() == 0 && !self.echoes() {
             let message = "`max_tokens` is 0, which needs `echo`";
@@ -141,11 +147,12 @@ impl CompletionRequest {
             let message = format!("`logprobs` is {top}, at most 20");
             return Err(ApiError::bad_request(message, Some("logprobs")));
         }
-        let mut request = common.meant(service, headers, new_id("cmpl"), self.most_tokens())?;
+        let mut request =
+            common.meant(service, sender, asked, new_id("cmpl"), self.most_tokens())?;
         // Echoed log-probabilities and those that are wanted by themselves come of one pass.
         let echoed = self.logprobs.filter(|_| self.echoes());
         request.output.sampling.logprobs = self.logprobs;
-        request.output.sampling.prompt_logprobs = echoed.max(common.prompt_logprobs()?);
+        request.output.sampling.prompt_logprobs = echoed.max(request.output.prompt_logprobs);
         Ok(request)
     }
 }
@@ -153,16 +160,20 @@ impl CompletionRequest {
 /// `POST /v1/completions`: parsed, encoded, and answered at once or piece by piece.
 pub(super) async fn completions(
     State(service): State<Arc<Service>>,
-    headers: HeaderMap,
+    sender: Sender,
     body: Body,
 ) -> Result<Response, ApiError> {
     fields::check(&body, &[fields::COMMON, fields::COMPLETIONS, fields::OTHERS])?;
     let sent: CompletionRequest = body.fields()?;
     let common: CommonParams = body.fields()?;
-    let request = sent.meant(&service, &common, &headers)?;
+    let request = sent.meant(&service, &common, &sender, body.fields()?)?;
     let head = ReplyHead::new(&common, &request)?;
     let (logprobs, echoes, most) = (sent.logprobs, sent.echoes(), sent.most_tokens());
-    let prompts = sent.prompt.encode(&service, &common, most)?;
+    let prompt = sent.prompt;
+    let (prompts, common) = text_work(&service, body.len(), false, move |service| {
+        Ok((prompt.encode(service, &common, most)?, common))
+    })
+    .await?;
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         let message = format!("{} prompts, expected 1 to {MAX_PROMPTS}", prompts.len());
         return Err(ApiError::bad_request(message, Some("prompt")));

@@ -1,7 +1,8 @@
 //! Errors as clients see them: OpenAI's shape, vLLM's codes, and names where programs need them.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER as RETRY_AFTER_HEADER;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use polyskill_engine::{ComposeError, SubmitError};
 use serde_json::json;
@@ -48,6 +49,16 @@ impl ApiError {
     /// 429: a queue is full, or as many loads run as may.
     pub fn too_many(message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "RateLimitError", message, None)
+    }
+
+    /// 503: there is no room at the moment.
+    pub fn overloaded(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailableError", message, None)
+    }
+
+    /// 403: the sender may not do this.
+    pub fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "PermissionDeniedError", message, None)
     }
 
     /// 404: a route, or a thing that the request names.
@@ -145,9 +156,20 @@ impl ApiError {
     }
 }
 
+/// Seconds after which a request that found no room may come again. Rooms and queues change within a
+/// step or a request, so it is as short as the header can say.
+const RETRY_AFTER: &str = "1";
+
 impl IntoResponse for ApiError {
+    /// The reply; where there was no room, with `Retry-After`.
     fn into_response(self) -> Response {
-        (self.status, Json(self.body())).into_response()
+        let mut response = (self.status, Json(self.body())).into_response();
+        if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            response
+                .headers_mut()
+                .insert(RETRY_AFTER_HEADER, HeaderValue::from_static(RETRY_AFTER));
+        }
+        response
     }
 }
 
@@ -157,6 +179,7 @@ impl From<AnswerError> for ApiError {
             AnswerError::Compose(error) => error.into(),
             AnswerError::Experiment(error) => error.into(),
             AnswerError::Submit(error) => error.into(),
+            AnswerError::RouterBusy(_) => Self::overloaded(error.to_string()),
             AnswerError::Internal(message) => Self::internal(message),
         }
     }

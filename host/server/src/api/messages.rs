@@ -112,10 +112,10 @@ impl ChatFields {
 }
 
 impl ChatInput {
-    /// The chat's text and tokens, through the base's template. Where the template refuses a
-    /// message without content, it is rendered again with empty contents. It may take long for a
-    /// long chat: not for a thread of the async runtime.
-    pub(super) fn render(&self, tokenizer: &Tokenizer) -> Result<Rendered, ApiError> {
+    /// The chat's text, through the base's template. Where the template refuses a message without
+    /// content, it is rendered again with empty contents. It may take long for a long chat: not for
+    /// a thread of the async runtime.
+    pub(super) fn text(&self, tokenizer: &Tokenizer) -> Result<String, ApiError> {
         let chat = Chat {
             messages: &self.messages,
             tools: self.tools.as_deref(),
@@ -133,7 +133,15 @@ impl ChatInput {
             }
             rendered => rendered,
         };
-        let text = text.map_err(|error| refused(&error))?;
+        text.map_err(|error| refused(&error))
+    }
+
+    /// The chat with its tokens. It may take long for a long text.
+    pub(super) fn tokenize(
+        &self,
+        text: String,
+        tokenizer: &Tokenizer,
+    ) -> Result<Rendered, ApiError> {
         let tokens = tokenizer.encode_with(&text, self.add_special_tokens);
         let tokens = tokens.map_err(|error| of_tokenizer(&error))?;
         Ok(Rendered { text, tokens })

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use axum::http::HeaderMap;
 use polyskill_engine::TraceLevel;
-use polyskill_route::{Adapters, RouteError, RouteSpec, RouterSpec};
+use polyskill_route::{RouteError, RouteSpec};
 use polyskill_tokenizer::{Special, Stops};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value as Json;
@@ -13,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::body::{one_of, texts};
 use super::error::ApiError;
 use super::reply::since_epoch;
+use super::tenant::{Sender, Tenant};
 use crate::answer::request::{AnswerRequest, OutputParams};
 use crate::answer::route::Route;
 use crate::experiments::{CONVERSATION_HEADER, Choice, TENANT_HEADER, UnitIds};
@@ -67,10 +67,6 @@ pub(crate) struct CommonParams {
     pub(crate) ignore_eos: Option<bool>,
     /// Keeps the text of a stop string or token in the answer.
     pub(crate) include_stop_str_in_output: Option<bool>,
-    /// The router in place of the model name's; `"none"` for none.
-    pub(crate) router: Option<RouterSpec>,
-    /// Modules by name and weight. With a router they are always on.
-    pub(crate) adapters: Option<Adapters>,
     /// The unit by which experiments assign arms, before `user` and headers.
     pub(crate) unit: Option<String>,
     /// `"none"`, or an arm by name for testing; open where it is missing.
@@ -217,6 +213,11 @@ impl CommonParams {
         }
     }
 
+    /// True where a prompt that is too long is cut.
+    pub(crate) fn truncates(&self) -> bool {
+        self.truncate_prompt_tokens.is_some()
+    }
+
     /// Cuts a prompt as `truncate_prompt_tokens` asks; `room` tokens are left for it. Without the
     /// field nothing is cut, and the engine refuses a prompt that is too long.
     pub(crate) fn truncate(&self, tokens: &mut Vec<u32>, room: usize) -> Result<(), ApiError> {
@@ -273,44 +274,43 @@ impl CommonParams {
         }
     }
 
-    /// The experiment that the request asks for: none, where it says itself what answers.
-    fn experiment(&self) -> Choice {
+    /// The experiment that the request asks for: none, where its own `route` says what answers.
+    fn experiment(&self, route: &RouteSpec) -> Choice {
         match &self.experiment {
             Some(ExperimentChoice(choice)) => choice.clone(),
-            None if self.router.is_some() || self.adapters.is_some() => Choice::None,
+            None if route.router.is_some() || route.adapters.is_some() => Choice::None,
             None => Choice::Open,
         }
     }
 
-    /// The route that the request asks for, before it is put over the model name's.
-    fn asked_route(&self) -> Result<RouteSpec, ApiError> {
-        let route = RouteSpec { router: self.router.clone(), adapters: self.adapters.clone() };
-        let refused =
-            |error: RouteError| ApiError::bad_request(error.to_string(), Some(error.field));
-        route.check().map(|()| route).map_err(refused)
-    }
-
-    /// The request as meant, with all fields of this struct checked but those of the reply's form.
-    /// `id` is the reply's; at most `max_tokens` are to be generated for each choice.
+    /// The request as meant, with all fields of this struct checked but those of the reply's form, and
+    /// `asked`, the route that it asks for. `id` is the reply's; at most `max_tokens` are to be
+    /// generated for each choice.
     ///
-    /// The unit's `beginning`, and log-probabilities, are left to the route.
+    /// The unit's `beginning`, and log-probabilities of the answer, are left to the caller.
     pub(crate) fn meant(
         &self,
         service: &Service,
-        headers: &HeaderMap,
+        sender: &Sender,
+        asked: RouteSpec,
         id: String,
         max_tokens: usize,
     ) -> Result<AnswerRequest, ApiError> {
         let model = self.model_name(service);
         let named = service.route(model).ok_or_else(|| ApiError::unknown_model(model))?;
-        let route = Route::new(service, named, self.asked_route()?);
-        let header = |name: &str| Some(headers.get(name)?.to_str().ok()?.to_owned());
+        let refused =
+            |error: RouteError| ApiError::bad_request(error.to_string(), Some(error.field));
+        asked.check().map_err(refused)?;
+        let experiment = self.experiment(&asked);
+        let route = Route::new(service, named, asked);
+        let header = |name: &str| Some(sender.headers.get(name)?.to_str().ok()?.to_owned());
         Ok(AnswerRequest {
             id,
             model: model.to_owned(),
             route,
-            experiment: self.experiment(),
+            experiment,
             bucket: self.bucket(),
+            tenant: sender.tenant.clone(),
             units: UnitIds {
                 unit: self.unit.clone(),
                 user: self.user.clone(),
@@ -327,8 +327,9 @@ impl CommonParams {
                 num_own_stops: self.stop_token_ids.as_ref().map_or(0, Vec::len),
                 stops: self.stops()?,
                 special: self.special(),
-                cache_salt: self.cache_salt()?,
+                cache_salt: salted(&sender.tenant, self.cache_salt()?),
                 trace: self.trace_level()?,
+                prompt_logprobs: self.prompt_logprobs()?,
             },
         })
     }
@@ -362,4 +363,13 @@ pub(crate) enum StreamUsage {
     AtEnd,
     /// In every chunk.
     Continuous,
+}
+
+/// The salt of a tenant's cached beginnings: tenants with keys share none with others, whatever salt a
+/// request names.
+fn salted(tenant: &Tenant, salt: String) -> String {
+    match tenant.has_key {
+        true => format!("{}\0{salt}", tenant.name),
+        false => salt,
+    }
 }

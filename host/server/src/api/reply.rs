@@ -65,7 +65,7 @@ impl ReplyHead {
             trace: request.output.trace,
             usage: common.stream_usage()?,
             per_prompt: request.output.choices,
-            prompt_logprobs: common.prompt_logprobs()?,
+            prompt_logprobs: request.output.prompt_logprobs,
             names_as_ids: common.return_tokens_as_token_ids.unwrap_or(false),
             with_ids: common.return_token_ids.unwrap_or(false),
         })

@@ -11,7 +11,7 @@ use super::body::Body;
 use super::error::ApiError;
 use super::fields;
 use super::messages::ChatFields;
-use super::modules::blocking;
+use super::text_work::{check_length, text_work};
 use crate::service::Service;
 
 /// The body of `/tokenize`: exactly one of `prompt` and `messages`.
@@ -35,37 +35,50 @@ struct DetokenizeRequest {
 }
 
 /// `POST /tokenize`: the tokens of a text or a chat, with their number and the longest context. A
-/// chat is rendered on a thread that may block; a text is encoded at once.
+/// text longer than any prompt is refused.
 pub(super) async fn tokenize(
     State(service): State<Arc<Service>>,
     body: Body,
 ) -> Result<JsonReply<Json>, ApiError> {
     fields::check(&body, &[fields::TOKENIZE])?;
     let request: TokenizeRequest = body.fields()?;
-    let tokenizer = &service.tokenizer;
-    let tokens = match (&request.prompt, &request.messages) {
-        (Some(prompt), None) => tokenizer
-            .encode_with(prompt, request.add_special_tokens.unwrap_or(true))
-            .map_err(|error| ApiError::bad_request(error.to_string(), Some("prompt")))?,
-        (None, Some(_)) => {
-            let fields: ChatFields = body.fields()?;
-            let rendered = blocking(Arc::clone(&service), move |service| {
-                fields.read(&service.tokenizer)?.render(&service.tokenizer)
-            });
-            rendered.await?.tokens
-        }
+    let chat: Option<ChatFields> = match (&request.prompt, &request.messages) {
+        (Some(_), None) => None,
+        (None, Some(_)) => Some(body.fields()?),
         _ => {
             let message = "expected either `prompt` or `messages`";
             return Err(ApiError::bad_request(message, Some("prompt")));
         }
     };
-    let pieces = request
-        .return_token_strs
-        .unwrap_or(false)
-        .then(|| tokens.iter().map(|&token| tokenizer.token_piece(token)).collect::<Vec<String>>());
-    let max_model_len = service.engine.handle().max_tokens();
-    Ok(JsonReply(json!({"count": tokens.len(), "max_model_len": max_model_len, "tokens": tokens,
-                        "token_strs": pieces})))
+    let work = move |service: &Service| request.answer(service, chat).map(JsonReply);
+    text_work(&service, body.len(), true, work).await
+}
+
+impl TokenizeRequest {
+    /// The reply; `chat` has the fields of a chat, where it is one.
+    fn answer(self, service: &Service, chat: Option<ChatFields>) -> Result<Json, ApiError> {
+        let tokenizer = &service.tokenizer;
+        let tokens = match chat {
+            Some(chat) => {
+                let chat = chat.read(tokenizer)?;
+                let text = chat.text(tokenizer)?;
+                check_length(service, &text, "messages")?;
+                chat.tokenize(text, tokenizer)?.tokens
+            }
+            None => {
+                let prompt = self.prompt.unwrap_or_default();
+                check_length(service, &prompt, "prompt")?;
+                tokenizer
+                    .encode_with(&prompt, self.add_special_tokens.unwrap_or(true))
+                    .map_err(|error| ApiError::bad_request(error.to_string(), Some("prompt")))?
+            }
+        };
+        let pieces = || tokens.iter().map(|&token| tokenizer.token_piece(token));
+        let pieces = self.return_token_strs.unwrap_or(false).then(|| pieces().collect::<Vec<_>>());
+        let max_model_len = service.engine.handle().max_tokens();
+        Ok(json!({"count": tokens.len(), "max_model_len": max_model_len, "tokens": tokens,
+                  "token_strs": pieces}))
+    }
 }
 
 /// `POST /detokenize`: the text of tokens, special ones too, without stripping a blank.
@@ -81,5 +94,8 @@ pub(super) async fn detokenize(
         let message = format!("`tokens` holds {id}, expected ids below {count}");
         return Err(ApiError::bad_request(message, Some("tokens")));
     }
-    Ok(JsonReply(json!({"prompt": service.tokenizer.decode_part(&request.tokens)})))
+    let work = move |service: &Service| {
+        Ok(JsonReply(json!({"prompt": service.tokenizer.decode_part(&request.tokens)})))
+    };
+    text_work(&service, body.len(), false, work).await
 }

@@ -8,6 +8,7 @@ use polyskill_plugin::Limits;
 use polyskill_route::AdapterWeight;
 
 use super::{Config, SkillSet};
+use crate::api::hash_of;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,8 @@ const MOST_THREADS: u64 = 1 << 10;
 const MOST_PLUGIN_MIB: u64 = 1 << 12;
 /// Most MiB of rows that a plugin defines; they lie in the host's memory.
 const MOST_DEFINITION_MIB: u64 = 1 << 20;
+/// Most connections at once.
+const MOST_CONNECTIONS: u64 = 1 << 20;
 /// Bytes of a MiB.
 const MIB: usize = 1 << 20;
 /// Most MiB of modules' weights.
@@ -143,9 +146,40 @@ impl Config {
         Ok(())
     }
 
+    /// Checks that tenants have names of their own, shares, and keys that belong to one of them, and
+    /// that proxies are addresses.
+    fn check_tenants(&self) -> Result<(), ConfigError> {
+        let (mut names, mut keys) = (BTreeSet::new(), BTreeSet::new());
+        for tenant in &self.tenant {
+            let found = format!("`{}`", tenant.name);
+            if tenant.name.is_empty() || !names.insert(&tenant.name) {
+                return Err(bad_value("tenant.name", found, "a name, each once"));
+            }
+            if !(tenant.weight.is_finite() && tenant.weight > 0.0) {
+                let found = format!("{} for {found}", tenant.weight);
+                return Err(bad_value("tenant.weight", found, "a number above 0"));
+            }
+            for key in &tenant.keys_sha256 {
+                let Some(hash) = hash_of(key) else {
+                    let found = format!("one of {} characters for {found}", key.len());
+                    return Err(bad_value("tenant.keys_sha256", found, "64 hexadecimal digits"));
+                };
+                if !keys.insert(hash) {
+                    return Err(bad_value("tenant.keys_sha256", "a key twice", "each key once"));
+                }
+            }
+        }
+        let proxies = self.connections.proxies.iter();
+        match proxies.clone().find(|proxy| proxy.parse::<std::net::IpAddr>().is_err()) {
+            None => Ok(()),
+            Some(proxy) => Err(bad_value("connections.proxies", format!("`{proxy}`"), "addresses")),
+        }
+    }
+
     /// Checks the ranges of all numbers, and the limits of plugins as they hold for each router.
     fn check_numbers(&self) -> Result<(), ConfigError> {
         let (engine, residency, faults) = (&self.engine, &self.residency, &self.faults);
+        let connections = &self.connections;
         let body = self.max_body_bytes.map_or(1, |bytes| bytes as u64);
         let prompt_rows = engine.max_prompt_rows_while_decoding as u64;
         for (name, value, least, most) in [
@@ -154,9 +188,17 @@ impl Config {
             ("engine.max_running", engine.max_running as u64, 1, MOST_REQUESTS),
             ("engine.max_rows", engine.max_rows as u64, 1, MOST_ROWS),
             ("engine.max_prompt_rows_while_decoding", prompt_rows, 1, MOST_ROWS),
+            ("engine.decode_step_milliseconds", engine.decode_step_milliseconds, 0, 60_000),
             // One block of the cache.
             ("engine.max_cached_tokens", engine.max_cached_tokens as u64, 16, MOST_CACHED_TOKENS),
             ("engine.threads", self.engine.threads as u64, 0, MOST_THREADS),
+            ("engine.stuck_seconds", self.engine.stuck_seconds, 0, MOST_SECONDS),
+            ("connections.max", connections.max as u64, 1, MOST_CONNECTIONS),
+            ("connections.header_seconds", connections.header_seconds, 1, MOST_SECONDS),
+            ("connections.body_seconds", connections.body_seconds, 1, MOST_SECONDS),
+            ("connections.write_seconds", connections.write_seconds, 1, MOST_SECONDS),
+            ("connections.body_mib", connections.body_mib as u64, 1, MOST_MODULE_MIB),
+            ("connections.drain_seconds", connections.drain_seconds, 0, MOST_SECONDS),
             ("keep_plans", self.keep_plans as u64, 0, MOST_REQUESTS),
             (
                 "residency.max_mib",
@@ -209,6 +251,13 @@ impl Config {
             }
         }
         self.skill_set.iter().try_for_each(check_route)?;
+        for declaration in &self.experiment {
+            declaration.validate().map_err(|problems| {
+                let found = format!("`{}`: {}", declaration.name, problems.join("; "));
+                bad_value("experiment", found, "a declaration that holds")
+            })?;
+        }
+        self.check_tenants()?;
         let base = self.served_model_name.as_ref();
         match self.skill_set.iter().find(|set| Some(&set.id) == base) {
             Some(set) => {
@@ -223,10 +272,11 @@ impl Config {
 /// Checks that a skill set has a router, and that the weights of its adapters are in the range of
 /// weights in requests.
 fn check_route(set: &SkillSet) -> Result<(), ConfigError> {
-    let of_set = |problem: &str| format!("`{}`: {problem}", set.id);
-    set.route
-        .check()
-        .map_err(|problem| bad_value("skill_set", of_set(&problem.to_string()), "a route"))?;
+    set.route.check().map_err(|error| {
+        let problem = error.to_string();
+        let (found, expected) = problem.split_once(", expected ").unwrap_or((&problem, "a route"));
+        bad_value("skill_set", format!("`{}`: {found}", set.id), expected)
+    })?;
     if set.route.deciding_router().is_none() {
         let found = format!("missing for `{}`", set.id);
         return Err(bad_value("skill_set.router", found, "a router"));

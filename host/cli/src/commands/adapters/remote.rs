@@ -1,4 +1,4 @@
-//! `polyskill adapters list|load|unload|alias|pin`: modules of a running server, over its admin
+//! `polyskill adapters serving list|load|unload|alias|pin`: modules of a running server, over its admin
 //! routes.
 
 use std::io::Write;

@@ -24,7 +24,7 @@ use polyskill_server::service::Service;
 const VERSION: &[u8] = b"eval 1";
 /// Sites of a layer, seven projections whether or not the layer has them; site numbers go up layer
 /// by layer.
-const SITES_PER_LAYER: usize = 7;
+const SITES_PER_LAYER: usize = polyskill_model::Projection::ALL.len();
 /// Pause before a full queue of the engine is asked again.
 const RETRY: Duration = Duration::from_millis(20);
 

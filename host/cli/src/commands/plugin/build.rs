@@ -161,10 +161,26 @@ pub(super) fn build(args: &BuildArgs, out: &mut dyn Write) -> Result<Built, Stri
     files.insert(MANIFEST_FILE.to_owned(), manifest_text.into_bytes());
     files.insert(project.manifest.file.clone(), code);
     let folder = project.bundle_folder();
+    check_folder(&folder, &project.manifest.name)?;
     replace_folder(&folder, &files)?;
     let found = polyskill_plugin::inspect(&folder, &Limits::default());
     let kind = found.map_err(|error| error.to_string())?.kind;
     Ok(Built { folder, kind, code_bytes })
+}
+
+/// Refuses a folder that something else than an earlier bundle of this name is in: it would be removed.
+fn check_folder(folder: &Path, name: &str) -> Result<(), String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_empty = entries.into_iter().all(|e| e.file_name().to_string_lossy().starts_with('.'));
+    let before = read_manifest(folder).ok().map(|manifest| manifest.name);
+    if is_empty || before.as_deref() == Some(name) {
+        return Ok(());
+    }
+    let found = before.map_or("no bundle".to_owned(), |other| format!("the bundle `{other}`"));
+    Err(format!(
+        "{} holds {found}, expected an earlier bundle of `{name}`, or nothing",
+        folder.display()
+    ))
 }
 
 /// The language of a project, by its files: a Cargo.toml counts first, then a gate file in the
