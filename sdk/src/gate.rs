@@ -234,9 +234,13 @@ pub fn check(program: &Program, is_defined: impl Fn(&str) -> bool) -> Result<(),
     if program.ops.len() > MAX_OPS {
         return fail(MAX_OPS, format!("{} ops, at most {MAX_OPS} are allowed", program.ops.len()));
     }
-    let norms = program.ops.iter().enumerate().filter(|(_, op)| matches!(op, Op::LayerNorm { .. }));
-    if let Some((index, _)) = norms.skip(MAX_LAYER_NORMS).next() {
-        return fail(index, format!("one layer norm more than the {MAX_LAYER_NORMS} that are allowed"));
+    let mut norms =
+        program.ops.iter().enumerate().filter(|(_, op)| matches!(op, Op::LayerNorm { .. }));
+    if let Some((index, _)) = norms.nth(MAX_LAYER_NORMS) {
+        return fail(
+            index,
+            format!("one layer norm more than the {MAX_LAYER_NORMS} that are allowed"),
+        );
     }
     let mut shape = Shape::Nothing;
     for (index, op) in program.ops.iter().enumerate() {

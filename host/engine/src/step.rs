@@ -28,7 +28,7 @@ use self::fair_queue::FairQueue;
 use self::handle::{Command, TENANTS_WAITING, Waiting};
 pub use self::handle::{Completed, EngineConfig, Events, Handle, SubmitError};
 use self::layout::Layout;
-use self::pace::{Pace, RowCost};
+use self::pace::{Load, Pace, RowCost};
 use self::scheduler::{Budget, Progress, plan};
 use self::sequence::{Sequence, Start};
 use self::trace::RowTrace;
@@ -66,7 +66,7 @@ impl Engine {
             vocab_size: model.config().vocab_size,
         };
         let row_cost = RowCost::of(model.config());
-        let target = Duration::from_millis(config.decode_step_milliseconds);
+        let target = Duration::from_millis(config.prompt_step_milliseconds);
         let run = move || {
             // Told however the thread ends.
             let _ended = Ended(Arc::clone(&stats));
@@ -79,7 +79,7 @@ impl Engine {
                 kv,
                 blocks,
                 waiting: FairQueue::default(),
-                pace: Pace::new(target, config.max_prompt_rows_while_decoding),
+                pace: Pace::new(target, config.max_prompt_rows_while_decoding, config.max_rows),
                 row_cost,
                 running: Vec::new(),
                 preempted: VecDeque::new(),
@@ -430,7 +430,7 @@ impl State {
         let budget = Budget {
             rows: self.config.max_rows,
             prompt_rows_while_decoding: self.config.max_prompt_rows_while_decoding,
-            prompt_cost_while_decoding: self.pace.limit(),
+            prompt_cost: self.pace.limit(load(&progress)),
             row_cost: self.row_cost,
         };
         let ranges = plan(&progress, budget);
@@ -483,19 +483,22 @@ impl State {
     /// Charges tenants for what was computed, and tells the pace how long it took. A generated token
     /// counts twice: its row has the step's weights to itself, or nearly so.
     fn observe(&mut self, progress: &[Progress], computed: &[Range<usize>], time: Duration) {
-        let (mut decoding, mut prompt_cost) = (false, 0.0);
+        let mut prompt_cost = 0.0;
         for ((sequence, progress), range) in self.running.iter().zip(progress).zip(computed) {
             match progress.decoding {
                 true => self.waiting.charge(&sequence.tenant, 2),
                 false => self.waiting.charge(&sequence.tenant, range.len()),
             }
-            decoding |= progress.decoding;
             if !progress.decoding {
                 prompt_cost += self.row_cost.of_rows(range.start, range.len());
             }
         }
-        if decoding {
-            self.pace.observe(prompt_cost, time);
-        }
+        self.pace.observe(load(progress), prompt_cost, time);
     }
+}
+
+/// The sequences of a step.
+fn load(progress: &[Progress]) -> Load {
+    let streams = progress.iter().filter(|progress| progress.decoding).count();
+    Load { streams, prompts: progress.len() - streams }
 }

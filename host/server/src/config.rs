@@ -205,8 +205,8 @@ pub struct EngineSettings {
     pub max_rows: usize,
     /// See [`EngineConfig::max_prompt_rows_while_decoding`], 1 to 65,536.
     pub max_prompt_rows_while_decoding: usize,
-    /// See [`EngineConfig::decode_step_milliseconds`].
-    pub decode_step_milliseconds: u64,
+    /// See [`EngineConfig::prompt_step_milliseconds`].
+    pub prompt_step_milliseconds: u64,
     /// See [`EngineConfig::max_cached_tokens`], from 16 on.
     pub max_cached_tokens: usize,
     /// See [`EngineConfig::prefix_cache`].
@@ -229,7 +229,7 @@ impl Default for EngineSettings {
             max_running: engine.max_running,
             max_rows: engine.max_rows,
             max_prompt_rows_while_decoding: engine.max_prompt_rows_while_decoding,
-            decode_step_milliseconds: engine.decode_step_milliseconds,
+            prompt_step_milliseconds: engine.prompt_step_milliseconds,
             max_cached_tokens: engine.max_cached_tokens,
             prefix_cache: engine.prefix_cache,
             threads: 0,
@@ -247,7 +247,7 @@ impl EngineSettings {
             max_running: self.max_running,
             max_rows: self.max_rows,
             max_prompt_rows_while_decoding: self.max_prompt_rows_while_decoding,
-            decode_step_milliseconds: self.decode_step_milliseconds,
+            prompt_step_milliseconds: self.prompt_step_milliseconds,
             max_cached_tokens: self.max_cached_tokens,
             prefix_cache: self.prefix_cache,
         }

@@ -30,9 +30,10 @@ pub struct EngineConfig {
     /// Rows of prompts per step while other requests decode, 1 to 65,536: smaller steps bring their
     /// next tokens sooner, and prompts take longer.
     pub max_prompt_rows_while_decoding: usize,
-    /// Time that a step should take while requests decode and prompts are read, in milliseconds:
-    /// prompts get what the decoding rows leave of it, and a few rows in any case. 0 sets no bound.
-    pub decode_step_milliseconds: u64,
+    /// Time that a prompt should take in a step, in milliseconds, on top of that of the requests that
+    /// decode, whose next token waits for it; several prompts may take up to four times as long, and
+    /// one alone with nothing else six times. A few rows are read in any case. 0 sets no bound.
+    pub prompt_step_milliseconds: u64,
     /// Tokens whose keys and values the cache holds, over all requests, from 16 on. One request
     /// cannot be longer than this.
     pub max_cached_tokens: usize,
@@ -47,7 +48,7 @@ impl Default for EngineConfig {
             max_running: 32,
             max_rows: 256,
             max_prompt_rows_while_decoding: 64,
-            decode_step_milliseconds: 25,
+            prompt_step_milliseconds: 25,
             max_cached_tokens: 32_768,
             prefix_cache: true,
         }

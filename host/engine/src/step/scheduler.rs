@@ -27,8 +27,8 @@ pub(crate) struct Budget {
     pub(crate) rows: usize,
     /// Rows of prompts while others decode, so that their next token is not held up.
     pub(crate) prompt_rows_while_decoding: usize,
-    /// The cost of prompts while others decode; `None` sets no bound.
-    pub(crate) prompt_cost_while_decoding: Option<f64>,
+    /// The cost of prompts; `None` sets no bound.
+    pub(crate) prompt_cost: Option<f64>,
     /// The cost of rows by their positions.
     pub(crate) row_cost: RowCost,
 }
@@ -48,7 +48,7 @@ pub(crate) fn plan(running: &[Progress], budget: Budget) -> Vec<Range<usize>> {
     prompts.sort_by_key(|&index| running[index].known - running[index].computed);
     let mut rows = vec![0; running.len()];
     let mut waiting = prompts.len();
-    let mut cost = budget.prompt_cost_while_decoding.filter(|_| decoding > 0);
+    let mut cost = budget.prompt_cost;
     for index in prompts {
         let Progress { computed, known, .. } = running[index];
         let mut share = (known - computed).min(prompt_rows.div_ceil(waiting));
@@ -97,7 +97,7 @@ mod tests {
             let budget = Budget {
                 rows,
                 prompt_rows_while_decoding: rows / 2,
-                prompt_cost_while_decoding: cost,
+                prompt_cost: cost,
                 row_cost,
             };
             let plan = plan(&running, budget);
@@ -108,7 +108,7 @@ mod tests {
                 prop_assert!(!progress.decoding || range.len() == 1);
             }
             let decoders = running.iter().filter(|progress| progress.decoding).count();
-            if let (Some(cost), true) = (cost, decoders > 0) {
+            if let Some(cost) = cost {
                 // Beyond the bound, each prompt gets one row.
                 let spent = running.iter().zip(&plan).filter(|(progress, range)| {
                     !progress.decoding && range.len() > 1

@@ -11,6 +11,9 @@ const MAX_BAD_WORDS: usize = 64;
 /// Bytes of one of them, without blanks before it.
 const MAX_BAD_WORD_BYTES: usize = 256;
 
+/// Stop tokens of one request: each is looked at for every token.
+const MAX_STOP_TOKENS: usize = 4_096;
+
 impl CommonParams {
     /// Checks and translates the sampling fields. An error names the field, its value and the
     /// range.
@@ -38,6 +41,11 @@ impl CommonParams {
             })?,
         };
         let mut stop_tokens = self.stop_token_ids.clone().unwrap_or_default();
+        if stop_tokens.len() > MAX_STOP_TOKENS {
+            let found = stop_tokens.len();
+            let message = format!("`stop_token_ids` holds {found} ids, at most {MAX_STOP_TOKENS}");
+            return Err(ApiError::bad_request(message, Some("stop_token_ids")));
+        }
         if !self.ignore_eos.unwrap_or(false) {
             stop_tokens.extend(service.end_tokens());
         }

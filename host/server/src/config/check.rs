@@ -188,7 +188,7 @@ impl Config {
             ("engine.max_running", engine.max_running as u64, 1, MOST_REQUESTS),
             ("engine.max_rows", engine.max_rows as u64, 1, MOST_ROWS),
             ("engine.max_prompt_rows_while_decoding", prompt_rows, 1, MOST_ROWS),
-            ("engine.decode_step_milliseconds", engine.decode_step_milliseconds, 0, 60_000),
+            ("engine.prompt_step_milliseconds", engine.prompt_step_milliseconds, 0, 60_000),
             // One block of the cache.
             ("engine.max_cached_tokens", engine.max_cached_tokens as u64, 16, MOST_CACHED_TOKENS),
             ("engine.threads", self.engine.threads as u64, 0, MOST_THREADS),
