@@ -267,9 +267,8 @@ pub(crate) fn submit_as(
         cache_salt: String::new(),
         tenant: tenant.into(),
         weight: 1.0,
-        sink: Box::new(sink),
     };
-    engine.handle().submit(request).unwrap();
+    engine.handle().listen(request, sink).unwrap();
     Pending(events)
 }
 

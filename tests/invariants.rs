@@ -221,9 +221,9 @@ fn requests_that_cannot_be_served_are_refused() {
             cache_salt: String::new(),
             tenant: "".into(),
             weight: 1.0,
-            sink: Box::new(|event| panic!("a refused request was heard of: {event:?}")),
         };
-        bench.engine.handle().submit(request).unwrap_err()
+        let heard = |event| panic!("a refused request was heard of: {event:?}");
+        bench.engine.handle().listen(request, heard).unwrap_err()
     };
     assert_eq!(refused(vec![], 1), SubmitError::EmptyPrompt);
     let unknown = SubmitError::BadToken { token: VOCAB as u32, vocab_size: VOCAB };
@@ -238,7 +238,7 @@ fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
     let config = EngineConfig { max_running: 1, max_waiting: 1, ..EngineConfig::default() };
     let bench = Bench::with_config(LLAMA, &[], config);
     let base = bench.compose(&Selection::Base);
-    let request = |sink: polyskill_engine::EventSink| Request {
+    let request = || Request {
         prompt: vec![5, 6, 7],
         sampling: greedy(2),
         composition: Arc::clone(&base),
@@ -247,7 +247,6 @@ fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
         cache_salt: String::new(),
         tenant: "".into(),
         weight: 1.0,
-        sink,
     };
     // The first request holds the engine until the test has seen the queue.
     let (started, has_started) = channel();
@@ -257,12 +256,12 @@ fn a_waiting_request_can_be_cancelled_and_a_full_queue_says_so() {
         let _ = released.recv();
         heard.into()
     };
-    bench.engine.handle().submit(request(Box::new(hold))).unwrap();
+    bench.engine.handle().listen(request(), hold).unwrap();
     has_started.recv().unwrap();
     let (sender, events) = channel();
-    let waiting = request(Box::new(move |event| sender.send(event).is_ok().into()));
-    let id = bench.engine.handle().submit(waiting).unwrap();
-    let full = bench.engine.handle().submit(request(Box::new(|_| true.into()))).unwrap_err();
+    let tell = move |event| sender.send(event).is_ok().into();
+    let id = bench.engine.handle().listen(request(), tell).unwrap();
+    let full = bench.engine.handle().listen(request(), |_| true.into()).unwrap_err();
     assert_eq!(full, SubmitError::QueueFull { waiting: 1 });
     bench.engine.handle().cancel(id);
     drop(release);

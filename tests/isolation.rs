@@ -132,9 +132,9 @@ impl Ask {
             cache_salt: ["", "a", "b"][self.salt].to_owned(),
             tenant: "".into(),
             weight: 1.0,
-            sink: Box::new(move |event| sender.send(event).is_ok().into()),
         };
-        bench.engine.handle().submit(request).unwrap();
+        let tell = move |event| sender.send(event).is_ok().into();
+        bench.engine.handle().listen(request, tell).unwrap();
         Pending::new(events)
     }
 

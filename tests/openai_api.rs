@@ -97,7 +97,7 @@ impl Server {
         let (settings, stop) = (config.connections.clone(), tokio::sync::watch::Sender::new(false));
         let told = stop.subscribe();
         runtime.spawn(async move {
-            polyskill_server::connections::serve(listener, app, &settings, told).await;
+            polyskill_front::serve(listener, app, &settings, told).await;
         });
         Self { address, reports, service, _stop: stop, _runtime: runtime }
     }

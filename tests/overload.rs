@@ -169,7 +169,7 @@ fn tenants_have_keys_and_caches_of_their_own() {
     };
     let server = Server::start(|config| {
         config.tenant = [("acme", vec!["old", "new"]), ("other", vec!["third"])]
-            .map(|(name, keys)| polyskill_server::api::TenantConfig {
+            .map(|(name, keys)| polyskill_front::TenantConfig {
                 name: name.to_owned(),
                 weight: 1.0,
                 keys_sha256: keys.into_iter().map(hash).collect(),

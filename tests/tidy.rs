@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use crate::common::{list, root, text};
 
 /// Which crate may use which: normal dependencies inside the workspace, exactly.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("polyskill", &["polyskill-cli", "polyskill-sources"]),
     (
         "polyskill-cli",
@@ -34,6 +34,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
             "polyskill-adapters",
             "polyskill-engine",
             "polyskill-experiment",
+            "polyskill-front",
             "polyskill-model",
             "polyskill-plugin",
             "polyskill-route",
@@ -54,6 +55,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("polyskill-tokenizer", &["polyskill-model"]),
     ("polyskill-experiment", &["polyskill-route"]),
     ("polyskill-route", &["polyskill-sdk"]),
+    ("polyskill-front", &[]),
     ("polyskill-model", &[]),
 ];
 

@@ -21,7 +21,7 @@ pub use compose::{
 };
 pub use hooks::shadow::{Agreement, Shadow};
 pub use request::{
-    Event, EventSink, FinishReason, Finished, Logprob, PromptLogprob, Reaction, Request, RequestId,
+    Event, FinishReason, Finished, Logprob, PromptLogprob, Reaction, Request, RequestId,
     SamplingParams, TokenEvent,
 };
 pub use routers::health::{FaultPolicy, MAX_FAULTS, OnFault, Standing};

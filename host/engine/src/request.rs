@@ -33,13 +33,10 @@ pub struct Request {
     pub tenant: Arc<str>,
     /// The tenant's share against others that wait, above 0.
     pub weight: f64,
-    /// Receives the events, and says after each whether the request goes on.
-    pub sink: EventSink,
 }
 
 impl Request {
-    /// A request that is not traced, shares cached beginnings with everybody, and whose events
-    /// nobody hears.
+    /// A request that is not traced and shares cached beginnings with everybody.
     pub fn new(prompt: Vec<u32>, sampling: SamplingParams, composition: Arc<Composition>) -> Self {
         Self {
             prompt,
@@ -50,14 +47,13 @@ impl Request {
             cache_salt: String::new(),
             tenant: Arc::from(""),
             weight: 1.0,
-            sink: Box::new(|_| Reaction::Continue),
         }
     }
 }
 
 /// Receives a request's events on the engine thread, between two steps of all requests; must not
 /// block.
-pub type EventSink = Box<dyn FnMut(Event) -> Reaction + Send>;
+pub(crate) type EventSink = Box<dyn FnMut(Event) -> Reaction + Send>;
 
 /// The answer of a sink to an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,6 @@
 pub(crate) mod background;
 pub(crate) mod completion;
 pub(crate) mod on_finish;
-pub(crate) mod planning;
 pub(crate) mod report;
 pub(crate) mod request;
 pub(crate) mod route;

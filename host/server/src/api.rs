@@ -1,23 +1,21 @@
 //! The HTTP surface: OpenAI's routes, vLLM's module routes, health and metrics.
 
 mod admin;
-mod admission;
 mod body;
 mod chat;
 mod completions;
 mod error;
 mod experiments;
 pub mod fields;
+mod front;
 mod health;
 mod logprobs;
 mod messages;
 mod models;
 mod modules;
-mod origins;
 mod params;
 mod reply;
 mod sampling;
-mod tenant;
 mod text_work;
 mod tokenize;
 mod ui;
@@ -32,17 +30,13 @@ use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use futures::FutureExt as _;
+use polyskill_front::tenants::bearer;
 use subtle::ConstantTimeEq as _;
 
 use crate::metrics::ModuleReport;
 use crate::service::Service;
-pub use admission::BodyRoom;
 pub use error::ApiError;
 pub(crate) use health::engine_failure;
-pub use origins::Origins;
-pub(crate) use tenant::{Tenant, hash_of};
-pub use tenant::{TenantConfig, Tenants};
-pub use text_work::TextLanes;
 
 /// Largest request body in bytes, unless configured: 4 MiB.
 pub(crate) const MAX_BODY_BYTES: usize = 4 << 20;
@@ -99,7 +93,7 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::method_not_allowed() })
         .layer(from_fn(answer_panics))
         .layer(from_fn(echo_request_id))
-        .layer(from_fn_with_state(Arc::clone(&service), origins::guard))
+        .layer(from_fn_with_state(Arc::clone(&service), front::guard))
         .layer(DefaultBodyLimit::max(max_body_bytes.unwrap_or(MAX_BODY_BYTES)))
         .with_state(service)
 }
@@ -108,13 +102,6 @@ pub fn router(service: Arc<Service>, max_body_bytes: Option<usize>) -> Router {
 /// but its length.
 fn carries(headers: &HeaderMap, key: &str) -> bool {
     bearer(headers).is_some_and(|found| found.as_bytes().ct_eq(key.as_bytes()).into())
-}
-
-/// The key of an `Authorization: Bearer KEY` header, the scheme in any case; `None` for any other.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
-    let (scheme, key) = text.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
 }
 
 /// Refuses a request without the API key or a tenant's with 401. Without any configured key everybody

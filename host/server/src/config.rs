@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use polyskill_adapters::Budget;
 use polyskill_engine::{EngineConfig, FaultPolicy, OnFault};
+use polyskill_front::{ConnectionSettings, TenantConfig};
 use polyskill_model::ActivationBits;
 use polyskill_plugin::{Capability, Limits, Trust};
 use polyskill_route::RouteSpec;
@@ -15,8 +16,6 @@ use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
 
-use crate::api::TenantConfig;
-use crate::connections::ConnectionSettings;
 use crate::experiments::ExperimentSettings;
 use crate::traces::TraceSettings;
 

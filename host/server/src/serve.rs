@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::api::engine_failure;
 use crate::config::Config;
 use crate::service::Service;
-use crate::{api, connections, modules, routers};
+use crate::{api, modules, routers};
 
 /// Serves until the process is told to stop, then finishes the running requests. `say` hears the
 /// address that it serves on, and the reason for which it ends.
@@ -64,7 +64,7 @@ pub fn run(service: &Arc<Service>, config: &Config, say: fn(&str)) -> Result<(),
                 say("finishing running requests");
             }
         });
-        connections::serve(listener, app, &config.connections, stop).await;
+        polyskill_front::serve(listener, app, &config.connections, stop).await;
         Ok::<_, String>(())
     })?;
     // Planners and loads that block are left behind: the process ends with them.

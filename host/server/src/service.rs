@@ -2,18 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use polyskill_adapters::native::kept_experts;
 use polyskill_adapters::{Generation, Library};
 use polyskill_engine::{Composer, Engine};
+use polyskill_front::Front;
 use polyskill_model::{Compute, Decoder, load};
 use polyskill_route::{RouteSpec, RouterSpec};
 use polyskill_tokenizer::Tokenizer;
 
+use crate::api::MAX_BODY_BYTES;
 use crate::audit::Audit;
 use crate::config::{Config, SkillSet};
 use crate::experiments::Experiments;
-use crate::front::Front;
 use crate::metrics::Metrics;
 use crate::modules::Modules;
 use crate::routers::Routers;
@@ -150,7 +152,7 @@ impl Service {
             allow_runtime_lora_updating: config.allow_runtime_lora_updating,
             api_key: config.api_key.clone(),
             admin_key: config.admin_key.clone(),
-            front: Front::new(config),
+            front: front(config),
             keep_plans: config.keep_plans,
             keep_rows: config.keep_rows,
             started: since_epoch.map_or(0, |since| since.as_secs()),
@@ -168,6 +170,18 @@ impl Service {
         ends.dedup();
         ends
     }
+}
+
+/// The front of a server, as configured.
+fn front(config: &Config) -> Front {
+    let stuck = Some(config.engine.stuck_seconds).filter(|seconds| *seconds > 0);
+    Front::new(
+        &config.connections,
+        &config.tenant,
+        config.listen(),
+        config.max_body_bytes.unwrap_or(MAX_BODY_BYTES),
+        stuck.map(Duration::from_secs),
+    )
 }
 
 /// The model's name; of a path that exists the folder's name, or the file's without its ending.

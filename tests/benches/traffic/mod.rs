@@ -152,9 +152,9 @@ fn ask(
         cache_salt: String::new(),
         tenant: "".into(),
         weight: 1.0,
-        sink: Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into()),
     };
-    let submitted = engine.handle().submit(request);
+    let tell = move |event| sender.send((Instant::now(), event)).is_ok().into();
+    let submitted = engine.handle().listen(request, tell);
     let mut times = Vec::new();
     let mut ended = submitted.is_err().then_some(FinishReason::Cancelled);
     for (at, event) in events {

@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use super::fair_queue::Queued;
 use crate::request::{
-    Event, FinishReason, Finished, PromptLogprob, Request, RequestId, TokenEvent,
+    Event, EventSink, FinishReason, Finished, PromptLogprob, Reaction, Request, RequestId,
+    TokenEvent,
 };
 use crate::stats::Stats;
 
@@ -107,6 +108,8 @@ pub(super) enum Command {
 pub(super) struct Waiting {
     pub(super) id: RequestId,
     pub(super) request: Request,
+    /// Hears of tokens and the end.
+    pub(super) sink: EventSink,
     /// The moment of submission, from which times are reported.
     pub(super) submitted: Instant,
 }
@@ -139,7 +142,7 @@ impl Waiting {
             time_to_first_token: None,
             queue_time: self.submitted.elapsed(),
         };
-        (self.request.sink)(Event::Finished(finished));
+        (self.sink)(Event::Finished(finished));
     }
 }
 
@@ -162,11 +165,16 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Queues a request; never waits. Its events come on the engine thread.
+    /// Queues a request; never waits. `listen` hears of its events on the engine thread, between two
+    /// steps of all requests, and says after each whether the request goes on; it must not block.
     ///
     /// # Errors
-    /// If it cannot be served; its sink then hears nothing.
-    pub fn submit(&self, request: Request) -> Result<RequestId, SubmitError> {
+    /// If it cannot be served; nothing is heard of it then.
+    pub fn listen(
+        &self,
+        request: Request,
+        listen: impl FnMut(Event) -> Reaction + Send + 'static,
+    ) -> Result<RequestId, SubmitError> {
         let (prompt, max_tokens) = (request.prompt.len(), request.sampling.max_tokens);
         if prompt == 0 {
             return Err(SubmitError::EmptyPrompt);
@@ -190,7 +198,8 @@ impl Handle {
         }
         let tenant = Arc::clone(&request.tenant);
         let id = RequestId(self.next_id.fetch_add(1, Relaxed));
-        let waiting = Waiting { id, request, submitted: Instant::now() };
+        let (sink, submitted): (EventSink, _) = (Box::new(listen), Instant::now());
+        let waiting = Waiting { id, request, sink, submitted };
         self.commands.try_send(Command::Submit(Box::new(waiting))).map_err(|error| {
             self.stats.waiting.fetch_sub(1, Relaxed);
             self.stats.left_queue(&tenant);
@@ -203,7 +212,7 @@ impl Handle {
     }
 
     /// Refuses a request of a tenant before anything is done for it, where the queue is full. A
-    /// request that passes may still be refused by [`Handle::submit`].
+    /// request that passes may still be refused by [`Handle::listen`].
     ///
     /// # Errors
     /// [`SubmitError::QueueFull`].
@@ -216,14 +225,13 @@ impl Handle {
         if is_full { Err(full) } else { Ok(()) }
     }
 
-    /// Runs a request whose events are read by the caller; its sink is replaced.
+    /// Runs a request whose events the caller reads.
     ///
     /// # Errors
     /// If it cannot be served.
     pub fn run(&self, request: Request) -> Result<Events, SubmitError> {
         let (sender, events) = channel();
-        let sink = Box::new(move |event| sender.send((Instant::now(), event)).is_ok().into());
-        self.submit(Request { sink, ..request })?;
+        self.listen(request, move |event| sender.send((Instant::now(), event)).is_ok().into())?;
         Ok(Events { events })
     }
 

@@ -114,9 +114,8 @@ impl Sequence {
 
     /// A sequence that begins now, with its blocks reserved.
     pub(super) fn new(waiting: Waiting, start: Start) -> Self {
-        let Waiting { id, request, submitted } = waiting;
-        let Request { prompt, sampling, composition, trace, shadow, sink, tenant, weight, .. } =
-            request;
+        let Waiting { id, request, sink, submitted } = waiting;
+        let Request { prompt, sampling, composition, trace, shadow, tenant, weight, .. } = request;
         let Start { tokens, blocks, keys, num_known, computed, cached_tokens } = start;
         let asked_from = sampling.answer_from;
         Self {

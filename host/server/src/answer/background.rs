@@ -82,8 +82,8 @@ async fn repeat(
 /// receiver cancels the request at its next event.
 fn submit(service: &Service, request: Request) -> Option<UnboundedReceiver<Event>> {
     let (sender, events) = unbounded_channel();
-    let sink = Box::new(move |event| sender.send(event).is_ok().into());
-    service.engine.handle().submit(Request { sink, ..request }).ok()?;
+    let tell = move |event| sender.send(event).is_ok().into();
+    service.engine.handle().listen(request, tell).ok()?;
     Some(events)
 }
 

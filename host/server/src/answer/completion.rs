@@ -229,10 +229,9 @@ impl Completion {
             cache_salt: output.cache_salt.clone(),
             tenant: Arc::clone(&request.tenant.name),
             weight: request.tenant.weight,
-            sink: Box::new(move |event| listener.hear(event)),
             ..Request::new(prompt.tokens.clone(), sampling, composition)
         };
-        let id = service.engine.handle().submit(submitted)?;
+        let id = service.engine.handle().listen(submitted, move |event| listener.hear(event))?;
         Ok(Self {
             service: Arc::clone(service),
             answer: answer.clone(),

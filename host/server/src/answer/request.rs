@@ -1,11 +1,11 @@
 //! A request as meant: every field is checked before anything starts.
 
 use polyskill_engine::{SamplingParams, Selection, TraceLevel};
+use polyskill_front::Tenant;
 use polyskill_route::RouteSpec;
 use polyskill_tokenizer::{Special, Stops};
 
 use super::route::Route;
-use crate::api::Tenant;
 use crate::experiments::{Choice, UnitIds};
 use crate::traces::Trace;
 

@@ -32,7 +32,9 @@ impl FromRequest<Arc<Service>> for Body {
 
     /// Reads the whole body, up to the configured size and time, where there is room for it.
     async fn from_request(request: Request, service: &Arc<Service>) -> Result<Self, ApiError> {
-        let room = service.front.body_room.enter(request.headers())?;
+        let room = service.front.body_room.enter(request.headers()).ok_or_else(|| {
+            ApiError::overloaded("the server reads as many request bodies as it has room for")
+        })?;
         let time = service.front.body_room.time();
         let reading = tokio::time::timeout(time, Bytes::from_request(request, service));
         let late = |_| {

@@ -14,11 +14,11 @@ use serde_json::{Value as Json, json};
 
 use super::body::Body;
 use super::error::ApiError;
+use super::front::Sender;
 use super::logprobs;
 use super::messages::{ChatFields, ChatInput, Rendered};
 use super::params::CommonParams;
 use super::reply::{ReplyHead, StreamedEnds, deltas, done, event, new_id};
-use super::tenant::Sender;
 use super::text_work::{check_length, text_work};
 use super::{fields, usage};
 use crate::answer::Answer;

@@ -15,10 +15,10 @@ use serde_json::{Value as Json, json};
 
 use super::body::{Body, one_of, texts};
 use super::error::ApiError;
+use super::front::Sender;
 use super::logprobs::{self, Listed};
 use super::params::CommonParams;
 use super::reply::{ReplyHead, StreamedEnds, deltas, done, event, new_id};
-use super::tenant::Sender;
 use super::text_work::{check_length, text_work};
 use super::{fields, usage};
 use crate::answer::Answer;

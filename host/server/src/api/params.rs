@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use polyskill_engine::TraceLevel;
+use polyskill_front::Tenant;
 use polyskill_route::{RouteError, RouteSpec};
 use polyskill_tokenizer::{Special, Stops};
 use serde::{Deserialize, Deserializer};
@@ -11,8 +12,8 @@ use sha2::{Digest, Sha256};
 
 use super::body::{one_of, texts};
 use super::error::ApiError;
+use super::front::Sender;
 use super::reply::since_epoch;
-use super::tenant::{Sender, Tenant};
 use crate::answer::request::{AnswerRequest, OutputParams};
 use crate::answer::route::Route;
 use crate::experiments::{CONVERSATION_HEADER, Choice, TENANT_HEADER, UnitIds};

@@ -5,32 +5,12 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
 use super::error::ApiError;
 use super::modules::blocking;
 use crate::service::Service;
 
 /// Bytes of a text that is tokenized where it is read: it takes less than to hand it over.
 const AT_ONCE: usize = 1 << 10;
-/// Bytes of a short text, at most.
-const SHORT: usize = 64 << 10;
-/// Short texts that are worked on at once.
-const SHORT_LANES: usize = 4;
-
-/// The lanes of work on texts.
-#[derive(Debug)]
-pub struct TextLanes {
-    short: Semaphore,
-    long: Semaphore,
-}
-
-impl Default for TextLanes {
-    fn default() -> Self {
-        Self { short: Semaphore::new(SHORT_LANES), long: Semaphore::new(1) }
-    }
-}
-
 /// Runs work on texts of so many bytes, in its lane. `may_take_long` sends short texts there too, as
 /// templates may do more with them than tokenizers.
 pub(super) async fn text_work<T: Send + 'static>(
@@ -42,10 +22,7 @@ pub(super) async fn text_work<T: Send + 'static>(
     if bytes <= AT_ONCE && !may_take_long {
         return work(service);
     }
-    let lanes = &service.front.text_lanes;
-    let lane = if bytes <= SHORT { &lanes.short } else { &lanes.long };
-    // Nobody closes a lane.
-    let _turn = lane.acquire().await;
+    let _turn = service.front.text_lanes.enter(bytes).await;
     blocking(Arc::clone(service), work).await
 }
 

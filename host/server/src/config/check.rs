@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use polyskill_engine::{MAX_FAULTS, MAX_WEIGHT};
+use polyskill_front::tenants::hash_of;
 use polyskill_plugin::Limits;
 use polyskill_route::AdapterWeight;
 
 use super::{Config, SkillSet};
-use crate::api::hash_of;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]

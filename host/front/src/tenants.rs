@@ -7,16 +7,11 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
-use axum::http::HeaderMap;
-use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::bearer;
-use super::error::ApiError;
-use crate::connections::{ConnectionSettings, Peer};
-use crate::service::Service;
+use crate::connections::ConnectionSettings;
 
 /// `[[tenant]]` of the configuration.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -39,13 +34,13 @@ fn one() -> f64 {
 
 /// The sender of a request.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Tenant {
+pub struct Tenant {
     /// The name or the address.
-    pub(crate) name: Arc<str>,
+    pub name: Arc<str>,
     /// The share against others.
-    pub(crate) weight: f64,
+    pub weight: f64,
     /// True where a key says who it is; then it shares no cached beginnings with others.
-    pub(crate) has_key: bool,
+    pub has_key: bool,
 }
 
 /// The known tenants, by their keys.
@@ -77,18 +72,18 @@ impl Tenants {
     }
 
     /// True where keys say who tenants are.
-    pub(super) fn have_keys(&self) -> bool {
+    pub fn have_keys(&self) -> bool {
         !self.by_key.is_empty()
     }
 
     /// The tenant of a request's key.
-    pub(super) fn by_key(&self, headers: &HeaderMap) -> Option<&Tenant> {
+    pub fn by_key(&self, headers: &HeaderMap) -> Option<&Tenant> {
         self.by_key.get(&<[u8; 32]>::from(Sha256::digest(bearer(headers)?.as_bytes())))
     }
 
     /// The tenant of a request without a key of its own: by the header of a named proxy, else by the
     /// address.
-    fn by_address(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Tenant {
+    pub fn by_address(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Tenant {
         let named = || {
             let header = self.header.as_deref()?;
             peer.filter(|peer| self.proxies.contains(peer))?;
@@ -102,11 +97,18 @@ impl Tenants {
     }
 }
 
+/// The key of an `Authorization: Bearer KEY` header, the scheme in any case; `None` for any other.
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, key) = text.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+}
+
 /// Bytes of a sender's name in a header, at most.
 const MAX_NAME: usize = 128;
 
 /// A hash of 64 hexadecimal digits.
-pub(crate) fn hash_of(text: &str) -> Option<[u8; 32]> {
+pub fn hash_of(text: &str) -> Option<[u8; 32]> {
     let digits = text.as_bytes();
     if digits.len() != 64 || !text.is_ascii() {
         return None;
@@ -116,28 +118,6 @@ pub(crate) fn hash_of(text: &str) -> Option<[u8; 32]> {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
     Some(hash)
-}
-
-/// The headers of a request, and who sent it.
-#[derive(Clone, Debug)]
-pub(crate) struct Sender {
-    pub(crate) headers: HeaderMap,
-    pub(crate) tenant: Tenant,
-}
-
-impl FromRequestParts<Arc<Service>> for Sender {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(
-        parts: &mut Parts,
-        service: &Arc<Service>,
-    ) -> Result<Self, ApiError> {
-        let tenants = &service.front.tenants;
-        let peer = parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
-        let tenant = tenants.by_key(&parts.headers).cloned();
-        let tenant = tenant.unwrap_or_else(|| tenants.by_address(&parts.headers, peer));
-        Ok(Self { headers: parts.headers.clone(), tenant })
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::error::ApiError;
 use crate::connections::ConnectionSettings;
 
 /// Bytes of a small body, at most. Small ones have room of their own, so that large ones cannot keep
@@ -46,15 +45,13 @@ impl BodyRoom {
     }
 
     /// Time for a body to arrive.
-    pub(super) fn time(&self) -> Duration {
+    pub fn time(&self) -> Duration {
         self.time
     }
 
-    /// Room for a body, by the length that its headers say, until the permit is dropped.
-    ///
-    /// # Errors
-    /// 503, where there is none: nothing of the body has been read then.
-    pub(super) fn enter(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
+    /// Room for a body, by the length that its headers say, until the permit is dropped; `None` where
+    /// there is none.
+    pub fn enter(&self, headers: &HeaderMap) -> Option<OwnedSemaphorePermit> {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let length = length.and_then(|text| text.parse::<usize>().ok()).unwrap_or(self.max_body);
         let entered = match length {
@@ -64,8 +61,7 @@ impl BodyRoom {
                 Arc::clone(&self.large).try_acquire_many_owned(units as u32)
             }
         };
-        let full = "the server reads as many request bodies as it has room for";
-        entered.map_err(|_| ApiError::overloaded(full))
+        entered.ok()
     }
 }
 
@@ -86,13 +82,13 @@ mod tests {
         };
         let half = of_length(Some(512 << 10)).unwrap();
         let other = of_length(Some(500_000)).unwrap();
-        assert!(of_length(Some(100_000)).is_err());
-        assert!(of_length(None).is_err(), "of unknown length is as large as may be");
+        assert!(of_length(Some(100_000)).is_none());
+        assert!(of_length(None).is_none(), "of unknown length is as large as may be");
         let small: Vec<_> = (0..16).map(|_| of_length(Some(SMALL)).unwrap()).collect();
-        assert!(of_length(Some(1)).is_err());
+        assert!(of_length(Some(1)).is_none());
         drop((half, other, small));
         let whole = of_length(None).unwrap();
-        assert!(of_length(Some(100_000)).is_err() && of_length(Some(1)).is_ok());
+        assert!(of_length(Some(100_000)).is_none() && of_length(Some(1)).is_some());
         drop(whole);
     }
 }

@@ -1,11 +1,38 @@
-//! Lanes of routers that plan: each works on a few requests at a time, and keeps a bounded number
-//! waiting, so that a slow one is in the way of its own requests alone.
+//! Lanes of work: routers that plan, each on a few requests at a time with a bounded number waiting, so
+//! that a slow one is in the way of its own requests alone; and texts, short and long ones apart.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+
+/// Bytes of a short text, at most.
+const SHORT: usize = 64 << 10;
+/// Short texts that are worked on at once.
+const SHORT_LANES: usize = 4;
+
+/// The lanes of work on texts.
+#[derive(Debug)]
+pub struct TextLanes {
+    short: Semaphore,
+    long: Semaphore,
+}
+
+impl Default for TextLanes {
+    fn default() -> Self {
+        Self { short: Semaphore::new(SHORT_LANES), long: Semaphore::new(1) }
+    }
+}
+
+impl TextLanes {
+    /// Waits for the turn of a text of so many bytes, which lasts until the permit is dropped.
+    pub async fn enter(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        let lane = if bytes <= SHORT { &self.short } else { &self.long };
+        // Nobody closes a lane.
+        lane.acquire().await.ok()
+    }
+}
 
 /// Requests that one router, or chain, plans at a time.
 const PLANNED_AT_ONCE: usize = 8;
@@ -36,7 +63,7 @@ impl Default for Lane {
 impl PlanningLanes {
     /// Waits for a router's turn, which lasts until the permit is dropped; `None` where as many
     /// requests wait for it as may.
-    pub(super) async fn enter(&self, router: &str) -> Option<OwnedSemaphorePermit> {
+    pub async fn enter(&self, router: &str) -> Option<OwnedSemaphorePermit> {
         let lane = self.lane(router);
         if let Ok(permit) = Arc::clone(&lane.permits).try_acquire_owned() {
             return Some(permit);

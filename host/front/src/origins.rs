@@ -6,15 +6,9 @@
 
 use std::net::{IpAddr, ToSocketAddrs as _};
 
-use axum::extract::{Request, State};
+use crate::connections::ConnectionSettings;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use std::sync::Arc;
-
-use super::error::ApiError;
-use crate::connections::{ConnectionSettings, Peer};
-use crate::service::Service;
 
 /// The origins and hosts that requests may name.
 #[derive(Clone, Debug, Default)]
@@ -68,45 +62,70 @@ fn text<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Option<&'a str
     headers.get(name)?.to_str().ok()
 }
 
-/// Refuses requests under a foreign name or of a foreign page with 403, answers the questions that
-/// browsers ask before requests of allowed pages, and lets these pages read the answers.
-pub(super) async fn guard(
-    State(service): State<Arc<Service>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let headers = request.headers();
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
-    let host = text(headers, &header::HOST);
-    let known = &service.front.origins;
-    if host.is_some_and(|host| !known.knows_host(host)) {
-        let message = "the request names another host than this server; `hosts` in [connections] lists its names";
-        tracing::debug!(?peer, ?host, "refused: a foreign host");
-        return ApiError::forbidden(message).into_response();
+/// A reason for which a request is refused, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// The request names another host than this server.
+    Host,
+    /// The request comes from a page that may not send any.
+    Origin,
+}
+
+impl Foreign {
+    /// One sentence with the way to change it.
+    pub fn message(self) -> &'static str {
+        match self {
+            Self::Host => {
+                "the request names another host than this server; `hosts` in [connections] lists its names"
+            }
+            Self::Origin => {
+                "pages of this origin may not send requests; `origins` in [connections] lists those that may"
+            }
+        }
     }
-    let Some(origin) = headers.get(header::ORIGIN).cloned() else { return next.run(request).await };
-    if !origin.to_str().is_ok_and(|origin| known.allows(origin, host)) {
-        let message = "pages of this origin may not send requests; `origins` in [connections] lists those that may";
-        tracing::debug!(?peer, ?origin, "refused: a foreign origin");
-        return ApiError::forbidden(message).into_response();
+}
+
+impl Origins {
+    /// Decides about a request by its headers.
+    ///
+    /// # Errors
+    /// If it names a foreign host, or comes from a foreign page.
+    pub fn check(&self, headers: &HeaderMap) -> Result<(), Foreign> {
+        let host = text(headers, &header::HOST);
+        if host.is_some_and(|host| !self.knows_host(host)) {
+            return Err(Foreign::Host);
+        }
+        let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+        let allowed = origin.to_str().is_ok_and(|origin| self.allows(origin, host));
+        if allowed { Ok(()) } else { Err(Foreign::Origin) }
     }
-    let asks_first = request.method() == Method::OPTIONS
-        && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
-    let mut response = match asks_first {
-        true => StatusCode::NO_CONTENT.into_response(),
-        false => next.run(request).await,
-    };
-    let answer = response.headers_mut();
-    answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    answer.append(header::VARY, HeaderValue::from_static("origin"));
-    if asks_first {
-        let allow = |value| HeaderValue::from_static(value);
-        answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, allow("GET, POST, DELETE"));
-        let headers = "authorization, content-type, x-request-id, traceparent";
-        answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, allow(headers));
-        answer.insert(header::ACCESS_CONTROL_MAX_AGE, allow("600"));
-    }
-    response
+}
+
+/// The answer to the question that a browser asks before a request; `None` for any other request.
+pub fn preflight(method: &Method, headers: &HeaderMap) -> Option<Response> {
+    let asks =
+        method == Method::OPTIONS && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    asks.then(|| {
+        let mut response = StatusCode::NO_CONTENT.into_response();
+        for (name, value) in [
+            (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, DELETE"),
+            (
+                header::ACCESS_CONTROL_ALLOW_HEADERS,
+                "authorization, content-type, x-request-id, traceparent",
+            ),
+            (header::ACCESS_CONTROL_MAX_AGE, "600"),
+        ] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    })
+}
+
+/// Lets the page that a request comes from read the answer.
+pub fn let_read(response: &mut Response, origin: HeaderValue) {
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.append(header::VARY, HeaderValue::from_static("origin"));
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl Default for ConnectionSettings {
     fn default() -> Self {
         Self {
             max: 1_024,
-            header_seconds: 60,
+            header_seconds: 75,
             body_seconds: 60,
             write_seconds: 30,
             body_mib: 64,
@@ -93,7 +93,7 @@ impl Default for ConnectionSettings {
 
 /// The address of the client, in the extensions of a request.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Peer(pub(crate) SocketAddr);
+pub struct Peer(pub SocketAddr);
 
 /// Serves connections until `stop` is true, then lets requests in execution finish for at most
 /// [`ConnectionSettings::drain_seconds`].

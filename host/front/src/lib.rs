@@ -1,13 +1,21 @@
-//! The part of a service that stands before its answers: room for bodies, lanes of work on texts, hosts
-//! and origins, and the order to stop.
+//! What stands before the answers: connections, senders, room for bodies, and lanes of work. It knows no
+//! request and no model, and bounds what a client can make a server hold.
+
+pub mod bodies;
+pub mod connections;
+pub mod lanes;
+pub mod origins;
+pub mod tenants;
 
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::answer::planning::PlanningLanes;
-use crate::api::{BodyRoom, MAX_BODY_BYTES, Origins, Tenants, TextLanes};
-use crate::config::Config;
+pub use bodies::BodyRoom;
+pub use connections::{ConnectionSettings, Peer, serve};
+pub use lanes::{PlanningLanes, TextLanes};
+pub use origins::Origins;
+pub use tenants::{Tenant, TenantConfig, Tenants};
 
 /// The bounds on what comes in, and the order to stop.
 #[derive(Debug)]
@@ -16,10 +24,10 @@ pub struct Front {
     pub body_room: BodyRoom,
     /// The lanes of work on texts.
     pub text_lanes: TextLanes,
-    /// The hosts and origins that requests may name.
-    pub origins: Origins,
     /// The lanes of routers that plan.
     pub planning: PlanningLanes,
+    /// The hosts and origins that requests may name.
+    pub origins: Origins,
     /// The senders that share the engine.
     pub tenants: Tenants,
     /// Time after which a step of the engine counts as stuck; `None` for never.
@@ -29,17 +37,22 @@ pub struct Front {
 }
 
 impl Front {
-    /// As configured.
-    pub fn new(config: &Config) -> Self {
-        let stuck = Some(config.engine.stuck_seconds).filter(|seconds| *seconds > 0);
-        let max_body = config.max_body_bytes.unwrap_or(MAX_BODY_BYTES);
+    /// As configured, for a server that listens on `listen`, `host:port`. A body has at most `max_body`
+    /// bytes.
+    pub fn new(
+        settings: &ConnectionSettings,
+        tenants: &[TenantConfig],
+        listen: &str,
+        max_body: usize,
+        stuck_after: Option<Duration>,
+    ) -> Self {
         Self {
-            body_room: BodyRoom::new(&config.connections, max_body),
+            body_room: BodyRoom::new(settings, max_body),
             text_lanes: TextLanes::default(),
-            origins: Origins::new(&config.connections, config.listen()),
             planning: PlanningLanes::default(),
-            tenants: Tenants::new(&config.tenant, &config.connections),
-            stuck_after: stuck.map(Duration::from_secs),
+            origins: Origins::new(settings, listen),
+            tenants: Tenants::new(tenants, settings),
+            stuck_after,
             stop: watch::Sender::new(false),
         }
     }
