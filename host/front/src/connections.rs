@@ -48,7 +48,7 @@ pub struct ConnectionSettings {
     /// Connections at once, 1,024 by default; never more than three quarters of the files that the
     /// system lets this process open.
     pub max: usize,
-    /// Time for the headers of a request, the wait for it included, in seconds; 60 by default.
+    /// Time for the headers of a request, the wait for them included, in seconds; 75 by default.
     pub header_seconds: u64,
     /// Time for the body of a request, in seconds; 60 by default.
     pub body_seconds: u64,
