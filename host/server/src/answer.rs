@@ -18,7 +18,7 @@ use polyskill_engine::{ComposeError, Composition, Selection, Shadow, SubmitError
 use polyskill_experiment::declaration::Mode;
 use polyskill_route::RouteSpec;
 
-use crate::experiments::{Durable, Enrolment, ExperimentError, Measured, REFERENCE};
+use crate::experiments::{Assignment, Durable, ExperimentError, Measured, REFERENCE};
 use crate::service::Service;
 use request::{AnswerRequest, PromptInput};
 
@@ -62,7 +62,7 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Enrolled {
     /// The experiment, the unit and the arm.
-    enrolment: Enrolment,
+    assignment: Assignment,
     /// The reason for which the arm could not be composed. Then the model name's own selection
     /// answers, and nothing further is counted.
     failure: Option<String>,
@@ -95,12 +95,12 @@ impl Answer {
     ) -> Result<Self, AnswerError> {
         let own = request.route.own();
         let selected = |route: &RouteSpec| request.selection(route, prompt);
-        let Some(enrolment) = enrol(service, request).await? else {
+        let Some(assignment) = enrol(service, request).await? else {
             let composition = compose(service, selected(own)).await??;
             let route = Arc::new(own.clone());
             return Ok(Self { composition, route, enrolled: None, shadow: None });
         };
-        let arm = enrolment.route.as_ref().map(|arm| request.route.under(arm));
+        let arm = assignment.route.as_ref().map(|arm| request.route.under(arm));
         let (composition, route, failure) = match arm {
             None => (compose(service, selected(own)).await??, own.clone(), None),
             Some(arm) => match compose(service, selected(&arm)).await? {
@@ -108,22 +108,22 @@ impl Answer {
                 // The arm's fault is none of the client's.
                 Err(error) => {
                     let reason = error.to_string();
-                    service.experiments.failed(&enrolment, &enrolment.arm, &reason);
+                    service.experiments.failed(&assignment, &assignment.arm, &reason);
                     (compose(service, selected(own)).await??, own.clone(), Some(reason))
                 }
             },
         };
-        let challenger = enrolment.challenger(&request.id).map(|(arm, route)| Challenger {
+        let challenger = assignment.challenger(&request.id).map(|(arm, route)| Challenger {
             arm: arm.to_owned(),
             selection: selected(&request.route.under(route)),
         });
         let shadow = match &challenger {
-            Some(challenger) if enrolment.mode == Mode::DecisionShadow => {
-                shadow(service, &enrolment, challenger, &composition).await?
+            Some(challenger) if assignment.mode == Mode::DecisionShadow => {
+                shadow(service, &assignment, challenger, &composition).await?
             }
             _ => None,
         };
-        let enrolled = Some(Arc::new(Enrolled { enrolment, failure, challenger }));
+        let enrolled = Some(Arc::new(Enrolled { assignment, failure, challenger }));
         Ok(Self { composition, route: Arc::new(route), enrolled, shadow })
     }
 }
@@ -133,13 +133,13 @@ impl Answer {
 async fn enrol(
     service: &Service,
     request: &AnswerRequest,
-) -> Result<Option<Enrolment>, AnswerError> {
+) -> Result<Option<Assignment>, AnswerError> {
     let experiments = &service.experiments;
     if experiments.is_idle() {
         return Ok(None);
     }
     match experiments.enrol(&request.experiment, &request.model, &request.units).await {
-        Ok(enrolment) => Ok(enrolment),
+        Ok(assignment) => Ok(assignment),
         // A store that fails costs experiments, not answers.
         Err(error @ ExperimentError::Store(_)) => {
             tracing::error!(%error, "a request is served outside of experiments");
@@ -153,14 +153,14 @@ async fn enrol(
 /// that is counted as its fault and the request goes on without it.
 async fn shadow(
     service: &Arc<Service>,
-    enrolment: &Enrolment,
+    assignment: &Assignment,
     challenger: &Challenger,
     serving: &Composition,
 ) -> Result<Option<Arc<Shadow>>, AnswerError> {
     match compose(service, challenger.selection.clone()).await? {
         Ok(composition) => Ok(Some(Arc::new(Shadow::beside(serving, composition)))),
         Err(error) => {
-            service.experiments.failed(enrolment, &challenger.arm, &error.to_string());
+            service.experiments.failed(assignment, &challenger.arm, &error.to_string());
             Ok(None)
         }
     }
@@ -190,7 +190,7 @@ pub(crate) async fn compose(
 impl Enrolled {
     /// Makes the request's id known, for feedback. The result comes once it is on the disk.
     pub(crate) fn register(&self, service: &Service, id: &str) -> Durable<()> {
-        service.experiments.served(id, &self.enrolment)
+        service.experiments.served(id, &self.assignment)
     }
 
     /// Counts the outcome of the served run; where the arm failed, that was counted already.
@@ -203,34 +203,34 @@ impl Enrolled {
             return;
         }
         let Some(challenger) = self.challenger.as_ref().filter(|_| measured.is_compared()) else {
-            return experiments.ended(&self.enrolment, measured);
+            return experiments.ended(&self.assignment, measured);
         };
         // The control decides as itself, so that differences are those from full agreement.
-        experiments.ended(&self.enrolment, &measured.of_control());
-        experiments.ended_under(&self.enrolment, &challenger.arm, &measured.of_challenger());
+        experiments.ended(&self.assignment, &measured.of_control());
+        experiments.ended_under(&self.assignment, &challenger.arm, &measured.of_challenger());
     }
 
     /// True where the experiment measures the log-probability of references, and the arm did not
     /// fail.
     pub(crate) fn wants_reference(&self, service: &Service) -> bool {
-        self.failure.is_none() && service.experiments.measures(&self.enrolment, REFERENCE)
+        self.failure.is_none() && service.experiments.measures(&self.assignment, REFERENCE)
     }
 
     /// Counts a reference's mean log-probability per token, in nats.
     pub(crate) fn reference_scored(&self, service: &Service, logprob: f64) {
-        service.experiments.measured_later(&self.enrolment, REFERENCE, logprob);
+        service.experiments.measured_later(&self.assignment, REFERENCE, logprob);
     }
 
     /// The challenger that runs this request again, if the request is in the sampled share. The
     /// same id always gives the same result.
     pub(crate) fn full_shadow(&self, id: &str) -> Option<&Challenger> {
-        let enrolment = &self.enrolment;
-        let is_due = enrolment.mode == Mode::FullShadow && enrolment.is_sampled(id);
+        let assignment = &self.assignment;
+        let is_due = assignment.mode == Mode::FullShadow && assignment.is_sampled(id);
         self.challenger.as_ref().filter(|_| is_due && self.failure.is_none())
     }
 
     /// Counts the run under a challenger, which no client sees.
     pub(crate) fn shadow_ended(&self, service: &Service, arm: &str, measured: &Measured) {
-        service.experiments.ended_under(&self.enrolment, arm, measured);
+        service.experiments.ended_under(&self.assignment, arm, measured);
     }
 }

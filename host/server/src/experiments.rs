@@ -34,7 +34,7 @@ use self::live::Live;
 use self::measure::is_measured;
 pub use self::measure::{MEASURED, Measured, REFERENCE};
 pub use self::records::Durable;
-pub use self::requests::{Choice, Enrolment};
+pub use self::requests::{Assignment, Choice};
 use self::store::Store;
 pub use self::unit::{CONVERSATION_HEADER, TENANT_HEADER, UnitIds, beginning};
 use self::watch::stop;

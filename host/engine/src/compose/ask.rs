@@ -131,17 +131,17 @@ impl Composer {
         question: &Question<'_>,
         link: &Link,
     ) -> Result<Answered, ComposeError> {
-        let first = self.ask_version(question, &link.slot)?;
+        let first = self.ask_version(question, &link.version)?;
         let LinkAnswer::Failed(reason) = &first else {
-            return Ok(Answered::by(&link.slot, first));
+            return Ok(Answered::by(&link.version, first));
         };
-        refused(&link.slot, reason)?;
+        refused(&link.version, reason)?;
         let Some(previous) = link.previous_after_fault() else {
-            return Ok(Answered::by(&link.slot, first));
+            return Ok(Answered::by(&link.version, first));
         };
         let second = self.ask_version(question, previous)?;
         if let LinkAnswer::Failed(reason) = &second {
-            refused(&link.slot, reason)?;
+            refused(&link.version, reason)?;
         }
         Ok(Answered::by(previous, second))
     }
@@ -154,34 +154,34 @@ impl Composer {
     fn ask_version(
         &self,
         question: &Question<'_>,
-        slot: &Arc<RouterVersion>,
+        version: &Arc<RouterVersion>,
     ) -> Result<LinkAnswer, ComposeError> {
-        if let Some(reason) = out_of_service(slot) {
+        if let Some(reason) = out_of_service(version) {
             return Ok(LinkAnswer::Failed(reason));
         }
-        let candidates = offered(question, slot);
+        let candidates = offered(question, version);
         if candidates.is_empty() {
             let reason = "no candidate is of a kind that it picks from";
             return Ok(LinkAnswer::Passed(reason.to_owned()));
         }
-        let asked = question.request;
-        let request = request_for(slot, asked, question.is_last, &candidates);
-        let planned = slot.plan(question.snapshot, request.clone());
-        self.log_plan(question.snapshot, slot, &request, &planned);
+        let router_request = question.request;
+        let request = request_for(version, router_request, question.is_last, &candidates);
+        let planned = version.plan(question.snapshot, request.clone());
+        self.log_plan(question.snapshot, version, &request, &planned);
         let failed = |reason: String| {
-            slot.count_fault(&reason);
+            version.count_fault(&reason);
             Ok(LinkAnswer::Failed(reason))
         };
         let declined = |reason: String| {
-            count(slot, asked, &reason);
+            count(version, router_request, &reason);
             Ok(LinkAnswer::Failed(reason))
         };
         match planned {
             Err(Fault::InvalidParameter(error)) => {
-                Err(ComposeError::Parameter(as_given(asked, slot, error)))
+                Err(ComposeError::Parameter(as_given(router_request, version, error)))
             }
             Err(fault @ (Fault::Abstain | Fault::NotReady(_))) => {
-                slot.health.abstentions.fetch_add(1, Relaxed);
+                version.health.abstentions.fetch_add(1, Relaxed);
                 Ok(LinkAnswer::Passed(fault.to_string()))
             }
             Err(fault @ Fault::Failed(_)) => declined(fault.to_string()),
@@ -192,11 +192,11 @@ impl Composer {
                     Err(reason) => failed(reason),
                 }
             }
-            Ok(plan) => match self.draft(question, slot, plan, &candidates) {
+            Ok(plan) => match self.draft(question, version, plan, &candidates) {
                 Ok(draft) => Ok(LinkAnswer::Planned(Box::new(draft))),
                 Err(Unusable::Plan(reason)) => declined(reason),
                 Err(Unusable::Alone(reason)) => {
-                    slot.count_unusable(&reason);
+                    version.count_unusable(&reason);
                     Ok(LinkAnswer::Failed(reason))
                 }
             },
@@ -208,21 +208,23 @@ impl Composer {
     fn draft(
         &self,
         question: &Question<'_>,
-        slot: &Arc<RouterVersion>,
+        version: &Arc<RouterVersion>,
         plan: Plan,
         candidates: &[u32],
     ) -> Result<Draft, Unusable> {
-        let asked: Vec<_> = question.asked.iter().chain([slot]).cloned().collect();
+        let asked: Vec<_> = question.asked.iter().chain([version]).cloned().collect();
         let router = identity(&question.request.router, &asked);
         let draft = match plan {
             Plan::Fixed { picks, combine } => fixed(question, &picks, combine, candidates)?,
-            Plan::Gated(programs) => self.gated(question, slot, &router, &programs, candidates)?,
+            Plan::Gated(programs) => {
+                self.gated(question, version, &router, &programs, candidates)?
+            }
             Plan::Narrowed(_) => {
                 let reason = "it narrows the candidates, but no router follows it";
                 return Err(Unusable::Alone(reason.to_owned()));
             }
         };
-        let draft = Draft { router: Some(router), slot: Some(Arc::clone(slot)), ..draft };
+        let draft = Draft { router: Some(router), version: Some(Arc::clone(version)), ..draft };
         let draft = draft.with_always_on(question.always_on.clone());
         Ok(draft.with_experts(question.experts.as_ref()))
     }
@@ -233,7 +235,7 @@ impl Composer {
     fn gated(
         &self,
         question: &Question<'_>,
-        slot: &RouterVersion,
+        version: &RouterVersion,
         router: &RouterIdentity,
         programs: &[Program],
         candidates: &[u32],
@@ -243,9 +245,9 @@ impl Composer {
             .zip(candidates.iter().map(|&index| question.named(index)))
             .filter(acts_per_row)
             .unzip();
-        let gates = self.gates(programs, &modules, positions, slot, router)?;
+        let gates = self.gates(programs, &modules, positions, version, router)?;
         if gates.any_routed() {
-            slot.prepare_stepper().map_err(|fault| fault.to_string())?;
+            version.prepare_stepper().map_err(|fault| fault.to_string())?;
         }
         let mut plan_fields = Fields::of("gated");
         plan_fields.list(programs);
@@ -262,19 +264,19 @@ impl Composer {
         programs: &[Program],
         modules: &[NamedModule],
         positions: Vec<u32>,
-        slot: &RouterVersion,
+        version: &RouterVersion,
         router: &RouterIdentity,
     ) -> Result<Arc<Gates>, String> {
         let mut fields = Fields::of("gates");
-        fields.text(&slot.name).text(&router.digest).number(slot.definitions.version());
+        fields.text(&version.name).text(&router.digest).number(version.definitions.version());
         fields.list(programs).list(&positions);
         modules_into(&mut fields, modules);
         let key = fields.digest();
         if let Some(known) = self.gates.get(&key).and_then(|known| known.upgrade()) {
             return Ok(known);
         }
-        let definitions = &slot.definitions;
-        let hidden = slot.settings.hidden;
+        let definitions = &version.definitions;
+        let hidden = version.settings.hidden;
         let compiled = Gates::compile(programs, modules, definitions, &self.config, hidden)?;
         let compiled = Arc::new(compiled.with_positions(positions));
         if self.gates.len() > MAX_UNUSED {
@@ -286,8 +288,8 @@ impl Composer {
 }
 
 /// The reason for which a version is not asked: a quarantine. `None` for one that serves.
-fn out_of_service(slot: &RouterVersion) -> Option<String> {
-    match slot.health.standing(Instant::now()) {
+fn out_of_service(version: &RouterVersion) -> Option<String> {
+    match version.health.standing(Instant::now()) {
         Standing::Serving => None,
         Standing::Quarantined(left) => {
             let seconds = left.as_secs_f64().ceil();

@@ -14,10 +14,10 @@ use crate::routers::version::{Offered, RouterVersion};
 
 /// Those of a question's candidates that a router may be offered by its settings, in the same
 /// order.
-pub(super) fn offered(question: &Question<'_>, slot: &RouterVersion) -> Vec<u32> {
+pub(super) fn offered(question: &Question<'_>, version: &RouterVersion) -> Vec<u32> {
     let is_offered = |index: &u32| {
         let (_, module) = question.modules[*index as usize];
-        match slot.settings.offered {
+        match version.settings.offered {
             Offered::Any => true,
             Offered::LowRank => module.shape().is_low_rank(),
             Offered::Experts => module.kind() == Kind::Expert,
@@ -30,25 +30,28 @@ pub(super) fn offered(question: &Question<'_>, slot: &RouterVersion) -> Vec<u32>
 /// `retrieval` there. The part before the first dot is the router's name.
 ///
 /// Plain names are not checked here; the router that gets them does it.
-pub(super) fn check_prefixes(asked: &RouterRequest, chain: &[Link]) -> Result<(), ParameterError> {
-    let known = |name: &str| chain.iter().any(|link| link.slot.name == name);
+pub(super) fn check_prefixes(
+    router_request: &RouterRequest,
+    chain: &[Link],
+) -> Result<(), ParameterError> {
+    let known = |name: &str| chain.iter().any(|link| link.version.name == name);
     let stranger = |(name, _): &&(String, polyskill_sdk::Value)| {
         name.split_once('.').is_some_and(|(router, _)| !known(router))
     };
-    let Some((name, _)) = asked.parameters.0.iter().find(stranger) else { return Ok(()) };
-    let routers: Vec<&str> = chain.iter().map(|link| link.slot.name.as_str()).collect();
+    let Some((name, _)) = router_request.parameters.0.iter().find(stranger) else { return Ok(()) };
+    let routers: Vec<&str> = chain.iter().map(|link| link.version.name.as_str()).collect();
     let message = format!("found the prefix of another router, asked are: {}", routers.join(", "));
     Err(ParameterError { name: name.clone(), message })
 }
 
 /// A refused parameter as the request names it: with its router's prefix where it was given so.
 pub(super) fn as_given(
-    asked: &RouterRequest,
-    slot: &RouterVersion,
+    router_request: &RouterRequest,
+    version: &RouterVersion,
     mut error: ParameterError,
 ) -> ParameterError {
-    let prefixed = format!("{}.{}", slot.name, error.name);
-    if asked.parameters.get(&prefixed).is_some() {
+    let prefixed = format!("{}.{}", version.name, error.name);
+    if router_request.parameters.get(&prefixed).is_some() {
         error.name = prefixed;
     }
     error
@@ -57,21 +60,21 @@ pub(super) fn as_given(
 /// The request to one router of a chain: the parameters under its own name without the prefix, and
 /// if it is the last, the plain ones. Text, length of the prompt and bucket are the same for all.
 pub(super) fn request_for(
-    slot: &RouterVersion,
-    asked: &RouterRequest,
+    version: &RouterVersion,
+    router_request: &RouterRequest,
     is_last: bool,
     candidates: &[u32],
 ) -> Request {
     let mut request = Request::for_candidates(candidates);
     let own = |(name, value): &(String, polyskill_sdk::Value)| match name.split_once('.') {
-        Some((router, name)) if router == slot.name => Some((name.to_owned(), value.clone())),
+        Some((router, name)) if router == version.name => Some((name.to_owned(), value.clone())),
         None if is_last => Some((name.clone(), value.clone())),
         _ => None,
     };
-    request.parameters = Parameters(asked.parameters.0.iter().filter_map(own).collect());
-    request.prompt_tokens = u32::try_from(asked.prompt_tokens).unwrap_or(u32::MAX);
-    request.text.clone_from(&asked.text);
-    request.bucket = asked.bucket;
+    request.parameters = Parameters(router_request.parameters.0.iter().filter_map(own).collect());
+    request.prompt_tokens = u32::try_from(router_request.prompt_tokens).unwrap_or(u32::MAX);
+    request.text.clone_from(&router_request.text);
+    request.bucket = router_request.bucket;
     request
 }
 
@@ -81,7 +84,8 @@ pub(super) fn identity(name: &str, asked: &[Arc<RouterVersion>]) -> RouterIdenti
     let digest = match asked {
         [one] => one.digest.clone(),
         several => {
-            let parts: Vec<&[u8]> = several.iter().map(|slot| slot.digest.as_bytes()).collect();
+            let parts: Vec<&[u8]> =
+                several.iter().map(|version| version.digest.as_bytes()).collect();
             Generation::of(&parts).to_string()
         }
     };
@@ -140,21 +144,21 @@ pub(super) fn check_picks(picks: &[Pick], candidates: &[u32]) -> Result<Vec<(u32
 /// Counts an answer that is not usable. Where the request gave parameters or patterns of its own,
 /// these may be the reason, and no client may take a router from all others: then the answer is
 /// counted and logged, but brings no quarantine nearer.
-pub(super) fn count(slot: &RouterVersion, asked: &RouterRequest, reason: &str) {
-    let asks = !asked.parameters.0.is_empty() || !asked.modules.is_empty();
+pub(super) fn count(version: &RouterVersion, router_request: &RouterRequest, reason: &str) {
+    let asks = !router_request.parameters.0.is_empty() || !router_request.modules.is_empty();
     match asks {
-        true => slot.count_unusable(reason),
-        false => slot.count_fault(reason),
+        true => version.count_unusable(reason),
+        false => version.count_fault(reason),
     }
 }
 
 /// The error of a request whose router failed, where the policy is to fail the request; otherwise
 /// `Ok`, and the caller falls back.
-pub(super) fn refused(slot: &RouterVersion, reason: &str) -> Result<(), ComposeError> {
-    if slot.health.policy().on_fault != OnFault::FailRequest {
+pub(super) fn refused(version: &RouterVersion, reason: &str) -> Result<(), ComposeError> {
+    if version.health.policy().on_fault != OnFault::FailRequest {
         return Ok(());
     }
-    Err(ComposeError::RouterFailed { router: slot.name.clone(), reason: reason.to_owned() })
+    Err(ComposeError::RouterFailed { router: version.name.clone(), reason: reason.to_owned() })
 }
 
 #[cfg(test)]

@@ -35,14 +35,14 @@ pub struct Composition {
     pub(crate) router: Option<RouterIdentity>,
     /// The version of the router that made the plan: it decides rows, and is pinned by this. `None`
     /// where no router planned.
-    pub(crate) slot: Option<Arc<RouterVersion>>,
+    pub(crate) version: Option<Arc<RouterVersion>>,
     /// The reason for which the base answers in place of the router.
     pub(crate) fallback: Option<String>,
     /// Identity of everything but tokens that keys and values depend on; `None` where they must not
     /// be shared between requests.
     pub(crate) cache_identity: Option<Generation>,
     /// The parts of modules that belong to whole requests.
-    pub(crate) beyond: Beyond,
+    pub(crate) parts: RequestParts,
     /// The choice among the experts of a sparse base for all rows of the request.
     pub(crate) experts: ExpertPlan,
     /// True where a module has feed-forwards of its own.
@@ -52,7 +52,7 @@ pub struct Composition {
 /// The parts of a mixture that act elsewhere than at linears. They belong to whole requests, so
 /// they come from modules that act on every row, never from picks per row.
 #[derive(Debug, Default)]
-pub(crate) struct Beyond {
+pub(crate) struct RequestParts {
     /// Modules whose keys and values come before the sequence, in order.
     pub(crate) prefixes: Vec<u32>,
     /// Modules whose soft prompts follow these, in order.
@@ -75,38 +75,38 @@ pub(crate) struct Beyond {
 /// A module's index, its weight, and the index of one of its edits.
 pub(crate) type WeightedEdit = (u32, f32, usize);
 
-impl Beyond {
+impl RequestParts {
     /// Collects the parts from the weights of a mixture, in the order of `picks`. `leases` has the
     /// weights by module index.
     pub(crate) fn of<'a>(picks: impl Iterator<Item = &'a (u32, f32)>, leases: &[Lease]) -> Self {
-        let mut beyond = Self::default();
+        let mut parts = Self::default();
         for &(module, weight) in picks {
             let Some(weights) = leases.get(module as usize) else { continue };
             let mut edits = 0;
             for part in weights.parts() {
                 match part {
                     Part::Prefix(prefix) => {
-                        beyond.prefixes.push(module);
-                        beyond.num_prefix += prefix.num_tokens;
+                        parts.prefixes.push(module);
+                        parts.num_prefix += prefix.num_tokens;
                     }
                     Part::Prompt(prompt) => {
-                        beyond.prompts.push(module);
-                        beyond.num_prompt += prompt.num_tokens;
+                        parts.prompts.push(module);
+                        parts.num_prompt += prompt.num_tokens;
                     }
-                    Part::Tokens(_) | Part::Embedding(_) => beyond.embeds = true,
-                    Part::Head(_) | Part::OwnHead(_) | Part::HeadTokens(_) => beyond.scores = true,
+                    Part::Tokens(_) | Part::Embedding(_) => parts.embeds = true,
+                    Part::Head(_) | Part::OwnHead(_) | Part::HeadTokens(_) => parts.scores = true,
                     Part::Edit(edit) => {
-                        let place = beyond.edits.entry((edit.point, edit.layer)).or_default();
+                        let place = parts.edits.entry((edit.point, edit.layer)).or_default();
                         place.push((module, weight, edits));
                         edits += 1;
-                        beyond.at_prompt_end |= edit.positions != Positions::All;
+                        parts.at_prompt_end |= edit.positions != Positions::All;
                     }
                     // These act at experts and feed-forwards, which ask for them there.
                     Part::ExpertLoras(_) | Part::Policy(_) | Part::FeedForwards(_) => {}
                 }
             }
         }
-        beyond
+        parts
     }
 
     /// Positions that come before the prompt.
@@ -163,7 +163,7 @@ impl Composition {
     /// Positions that modules put before the prompt: keys and values first, then embeddings. They
     /// take room in the context and in the KV cache as tokens do.
     pub fn num_virtual_tokens(&self) -> usize {
-        self.beyond.start_len()
+        self.parts.start_len()
     }
 
     /// The weights of a module, by its index; `None` beyond the last.
@@ -204,7 +204,7 @@ impl Composition {
 
     /// True where a row that the router leaves undecided ends the request with an error.
     pub(crate) fn fails_on_fault(&self) -> bool {
-        let policy = self.slot.as_ref().map(|slot| slot.health.policy().on_fault);
+        let policy = self.version.as_ref().map(|version| version.health.policy().on_fault);
         policy == Some(OnFault::FailRequest)
     }
 
@@ -212,7 +212,7 @@ impl Composition {
     /// planned. The router's own words are for the operator alone, at `/admin/routers`: they may quote
     /// another request.
     pub fn row_failure(&self) -> Option<&'static str> {
-        let health = &self.slot.as_ref()?.health;
+        let health = &self.version.as_ref()?.health;
         Some(match (health.last_invalid(), health.last_fault()) {
             (Some(_), _) => "the router's answers for these rows were not usable",
             (None, Some(_)) => "the router failed at these rows",

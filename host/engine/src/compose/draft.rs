@@ -9,7 +9,7 @@ use polyskill_model::ModelConfig;
 use super::Composer;
 use super::expert_plans::RoutedExperts;
 use super::selection::ComposeError;
-use crate::compose::composition::{Beyond, Composition, NamedModule, Plan, RouterIdentity};
+use crate::compose::composition::{Composition, NamedModule, Plan, RequestParts, RouterIdentity};
 use crate::hooks::expert_programs::ExpertPlan;
 use crate::identity::Fields;
 use crate::routers::version::RouterVersion;
@@ -31,7 +31,7 @@ pub(super) struct Draft {
     /// The router that was asked, for the identity and for reports.
     pub(super) router: Option<RouterIdentity>,
     /// The version that made the plan, and decides rows where the plan leaves them to it.
-    pub(super) slot: Option<Arc<RouterVersion>>,
+    pub(super) version: Option<Arc<RouterVersion>>,
     /// The choice among the experts of a sparse base, by layer.
     pub(super) experts: ExpertPlan,
     /// The fields of a router's choice of experts; policies need none, as modules are in the
@@ -49,7 +49,7 @@ impl Default for Draft {
             plan_fields: Fields::of("base"),
             always_on: Vec::new(),
             router: None,
-            slot: None,
+            version: None,
             experts: ExpertPlan::default(),
             expert_fields: None,
             fallback: None,
@@ -129,7 +129,7 @@ impl Draft {
     /// `None` where a router decides rows in its own code and does not say that its choice depends
     /// on the tokens before alone.
     fn cache_identity(&self, base: &str, digest: Generation) -> Option<Generation> {
-        let causal = self.slot.as_ref().is_none_or(|slot| slot.is_causal());
+        let causal = self.version.as_ref().is_none_or(|version| version.is_causal());
         match &self.plan {
             // Programs are in the digest, not in the mixture's identity.
             Plan::Fixed { .. } | Plan::Base if !self.experts.is_empty() => Some(digest),
@@ -163,14 +163,14 @@ impl Draft {
         let acting = self.always_on.iter().chain(self.plan.fixed_picks());
         Composition {
             digest,
-            beyond: Beyond::of(acting, &leases),
+            parts: RequestParts::of(acting, &leases),
             has_feed_forwards: leases.iter().any(|lease| lease.has_feed_forwards()),
             modules: self.modules,
             leases,
             plan: self.plan,
             always_on: self.always_on,
             router: self.router,
-            slot: self.slot,
+            version: self.version,
             fallback: self.fallback,
             cache_identity,
             experts: self.experts,

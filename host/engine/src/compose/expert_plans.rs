@@ -33,13 +33,13 @@ impl RoutedExperts {
     /// the first that breaks a rule.
     fn new(
         programs: &[ExpertProgram],
-        slot: &RouterVersion,
+        version: &RouterVersion,
         snapshot: &Snapshot,
         config: &ModelConfig,
     ) -> Result<Self, String> {
         let (plan, policies) = ExpertPlan::compile(programs, snapshot, config)?;
         let mut fields = Fields::of("experts");
-        fields.text(&slot.digest).list(programs);
+        fields.text(&version.digest).list(programs);
         Ok(Self { plan, policies, fields })
     }
 
@@ -69,29 +69,31 @@ impl Composer {
         if self.expert_layers.is_empty() {
             return Ok(None);
         }
-        let (asked, snapshot) = (question.request, question.snapshot);
+        let (router_request, snapshot) = (question.request, question.snapshot);
         for (at, link) in chain.iter().enumerate() {
-            let slot = &link.slot;
-            if slot.health.standing(Instant::now()) != Standing::Serving {
+            let version = &link.version;
+            if version.health.standing(Instant::now()) != Standing::Serving {
                 continue;
             }
-            let offered = offered(question, slot);
-            let request = request_for(slot, asked, at + 1 == chain.len(), &offered);
-            match slot.plan_experts(snapshot, request, &self.expert_layers) {
-                Ok(programs) => match RoutedExperts::new(&programs, slot, snapshot, &self.config) {
-                    Ok(experts) => return Ok(Some(experts)),
-                    Err(reason) => {
-                        count(slot, asked, &reason);
-                        refused(slot, &reason)?;
+            let offered = offered(question, version);
+            let request = request_for(version, router_request, at + 1 == chain.len(), &offered);
+            match version.plan_experts(snapshot, request, &self.expert_layers) {
+                Ok(programs) => {
+                    match RoutedExperts::new(&programs, version, snapshot, &self.config) {
+                        Ok(experts) => return Ok(Some(experts)),
+                        Err(reason) => {
+                            count(version, router_request, &reason);
+                            refused(version, &reason)?;
+                        }
                     }
-                },
+                }
                 Err(Fault::Abstain) => {}
                 Err(Fault::InvalidParameter(error)) => {
-                    return Err(ComposeError::Parameter(as_given(asked, slot, error)));
+                    return Err(ComposeError::Parameter(as_given(router_request, version, error)));
                 }
                 Err(fault) => {
-                    count(slot, asked, &fault.to_string());
-                    refused(slot, &fault.to_string())?;
+                    count(version, router_request, &fault.to_string());
+                    refused(version, &fault.to_string())?;
                 }
             }
         }

@@ -52,7 +52,7 @@ impl Composer {
     pub(super) fn log_plan(
         &self,
         snapshot: &Snapshot,
-        slot: &RouterVersion,
+        version: &RouterVersion,
         request: &Request,
         plan: &Result<polyskill_sdk::Plan, Fault>,
     ) {
@@ -67,8 +67,8 @@ impl Composer {
             kept.plans.pop_front();
         }
         kept.plans.push_back(PlannedRequest {
-            router: slot.name.clone(),
-            digest: slot.digest.clone(),
+            router: version.name.clone(),
+            digest: version.digest.clone(),
             request: request.clone(),
             candidates,
             plan: plan.clone(),

@@ -48,10 +48,11 @@ pub(super) struct Versions {
 
 impl Versions {
     /// Lets a version serve; the one that served becomes the first of the previous ones.
-    fn publish(&mut self, slot: Arc<RouterVersion>) {
-        let before = std::mem::replace(&mut self.current, slot);
+    fn publish(&mut self, version: Arc<RouterVersion>) {
+        let before = std::mem::replace(&mut self.current, version);
         let serving = &self.current.digest;
-        self.previous.retain(|slot| slot.digest != before.digest && slot.digest != *serving);
+        self.previous
+            .retain(|version| version.digest != before.digest && version.digest != *serving);
         self.previous.insert(0, before);
         self.previous.truncate(MAX_PREVIOUS);
     }
@@ -60,7 +61,7 @@ impl Versions {
 /// One router of a chain, with its versions as they were when the chain was looked up.
 pub(super) struct Link {
     /// The version that serves.
-    pub(super) slot: Arc<RouterVersion>,
+    pub(super) version: Arc<RouterVersion>,
     /// The version that served before, if any.
     previous: Option<Arc<RouterVersion>>,
 }
@@ -68,13 +69,13 @@ pub(super) struct Link {
 impl Link {
     /// The router's name in the chain.
     pub(super) fn name(&self) -> &str {
-        &self.slot.name
+        &self.version.name
     }
 
     /// The version that is asked after a fault of the serving one; `None` where there is none, or
     /// the policy is another than [`OnFault::Previous`].
     pub(super) fn previous_after_fault(&self) -> Option<&Arc<RouterVersion>> {
-        let previous = self.slot.health.policy().on_fault == OnFault::Previous;
+        let previous = self.version.health.policy().on_fault == OnFault::Previous;
         self.previous.as_ref().filter(|_| previous)
     }
 }
@@ -93,12 +94,12 @@ impl Composer {
         settings: RouterSettings,
     ) -> Result<(), Fault> {
         let (library, views) = (Arc::clone(&self.library), Arc::clone(&self.views));
-        let slot = Arc::new(RouterVersion::new(name, digest, router, settings, library, views)?);
+        let version = Arc::new(RouterVersion::new(name, digest, router, settings, library, views)?);
         let mut routers = self.routers.write().unwrap_or_else(PoisonError::into_inner);
         match routers.get_mut(name) {
-            Some(versions) => versions.publish(slot),
+            Some(versions) => versions.publish(version),
             None => {
-                let versions = Versions { current: slot, previous: Vec::new() };
+                let versions = Versions { current: version, previous: Vec::new() };
                 routers.insert(name.to_owned(), versions);
             }
         }
@@ -126,17 +127,17 @@ impl Composer {
         let versions =
             routers.get_mut(name).ok_or_else(|| RouterError::Unknown { name: name.to_owned() })?;
         let fits =
-            |slot: &Arc<RouterVersion>| !digest.is_empty() && slot.digest.starts_with(digest);
+            |version: &Arc<RouterVersion>| !digest.is_empty() && version.digest.starts_with(digest);
         let Some(at) = versions.previous.iter().position(fits) else {
             return Err(RouterError::UnknownVersion {
                 name: name.to_owned(),
                 digest: digest.to_owned(),
-                kept: versions.previous.iter().map(|slot| slot.digest.clone()).collect(),
+                kept: versions.previous.iter().map(|version| version.digest.clone()).collect(),
             });
         };
-        let slot = versions.previous.remove(at);
-        slot.health.release();
-        versions.publish(slot);
+        let version = versions.previous.remove(at);
+        version.health.release();
+        versions.publish(version);
         Ok(())
     }
 
@@ -158,11 +159,12 @@ impl Composer {
             routers.values().map(|versions| Arc::clone(&versions.current)).collect();
         drop(routers);
         // A router that is out hears of the library when it is asked again.
-        let in_service =
-            |slot: &&Arc<RouterVersion>| slot.health.standing(Instant::now()) != Standing::Out;
-        for slot in slots.iter().filter(in_service) {
-            if let Err(fault) = slot.sync() {
-                slot.count_setup_fault(&format!("`library-changed`: {fault}"));
+        let in_service = |version: &&Arc<RouterVersion>| {
+            version.health.standing(Instant::now()) != Standing::Out
+        };
+        for version in slots.iter().filter(in_service) {
+            if let Err(fault) = version.sync() {
+                version.count_setup_fault(&format!("`library-changed`: {fault}"));
             }
         }
     }
@@ -171,7 +173,7 @@ impl Composer {
     pub fn routers(&self) -> Vec<RouterInfo> {
         let routers = self.routers.read().unwrap_or_else(PoisonError::into_inner);
         let info = |versions: &Versions| {
-            let previous = versions.previous.iter().map(|slot| slot.digest.clone()).collect();
+            let previous = versions.previous.iter().map(|version| version.digest.clone()).collect();
             versions.current.info(previous)
         };
         routers.values().map(info).collect()
@@ -206,7 +208,7 @@ impl Composer {
                 loaded: routers.keys().cloned().collect(),
             })?;
             let previous = versions.previous.first().cloned();
-            Ok(Link { slot: Arc::clone(&versions.current), previous })
+            Ok(Link { version: Arc::clone(&versions.current), previous })
         };
         names.iter().map(link).collect()
     }

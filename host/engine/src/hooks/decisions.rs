@@ -110,7 +110,7 @@ impl<'a> Decisions<'a> {
     /// fall back.
     fn ask_router(&mut self, first: usize, gate_index: usize, rows: Rows<'_>) {
         let composition = &self.spans[first].composition;
-        let (Plan::Gated(gates), Some(slot)) = (&composition.plan, &composition.slot) else {
+        let (Plan::Gated(gates), Some(version)) = (&composition.plan, &composition.version) else {
             return;
         };
         let gate = gates.gate(gate_index);
@@ -121,30 +121,30 @@ impl<'a> Decisions<'a> {
         let spans: Vec<usize> = (first..self.spans.len())
             .filter(|&span| Arc::ptr_eq(&self.spans[span].composition, composition))
             .collect();
-        let asked_rows: Vec<usize> =
+        let routed_rows: Vec<usize> =
             spans.iter().flat_map(|&span| self.spans[span].rows.clone()).collect();
         let columns = gate.candidates().len();
         let width = if hidden { rows.width } else { 0 };
-        let mut asked = RouteBatch::new(asked_rows.len(), columns, width);
-        asked.fill(self.compute, gate, &asked_rows, rows);
+        let mut inputs = RouteBatch::new(routed_rows.len(), columns, width);
+        inputs.fill(self.compute, gate, &routed_rows, rows);
         let candidates = gates.offered_positions(gate);
         let batch = Batch {
             site: gate.site as u32,
-            num_rows: asked_rows.len(),
+            num_rows: routed_rows.len(),
             candidates: &candidates,
-            scores: if gate.scores() { &asked.scores } else { &[] },
-            hidden: &asked.hidden,
+            scores: if gate.scores() { &inputs.scores } else { &[] },
+            hidden: &inputs.hidden,
             arguments,
         };
         let mut decision = std::mem::take(&mut self.decision);
-        let answered = self.has_time(slot) && {
+        let answered = self.has_time(version) && {
             let started = Instant::now();
-            let routed = slot.route(&batch, &mut decision);
-            self.spend(slot, started.elapsed());
+            let routed = version.route(&batch, &mut decision);
+            self.spend(version, started.elapsed());
             routed.is_ok()
         };
         let answer = answered.then_some(&decision);
-        let picks = checked(slot, answer, gate.candidates(), &asked.usable);
+        let picks = checked(version, answer, gate.candidates(), &inputs.usable);
         self.decision = decision;
         let mut picks = picks.into_iter();
         for span in spans {
@@ -155,20 +155,20 @@ impl<'a> Decisions<'a> {
 
     /// True while a router may be called once more in this step: its time so far is within its
     /// bound, or there is none.
-    fn has_time(&self, slot: &Arc<RouterVersion>) -> bool {
-        let spent = self.spent.iter().find(|(known, _)| Arc::ptr_eq(known, slot));
+    fn has_time(&self, version: &Arc<RouterVersion>) -> bool {
+        let spent = self.spent.iter().find(|(known, _)| Arc::ptr_eq(known, version));
         let num_rows = self.spans.last().map_or(0, |span| span.rows.end);
-        spent.zip(slot.step_time(num_rows)).is_none_or(|((_, spent), most)| *spent <= most)
+        spent.zip(version.step_time(num_rows)).is_none_or(|((_, spent), most)| *spent <= most)
     }
 
     /// Adds to a router's time; time beyond its share of the step is a fault, once per step.
-    fn spend(&mut self, slot: &Arc<RouterVersion>, time: Duration) {
-        match self.spent.iter_mut().find(|(known, _)| Arc::ptr_eq(known, slot)) {
+    fn spend(&mut self, version: &Arc<RouterVersion>, time: Duration) {
+        match self.spent.iter_mut().find(|(known, _)| Arc::ptr_eq(known, version)) {
             Some((_, spent)) => *spent += time,
-            None => self.spent.push((Arc::clone(slot), time)),
+            None => self.spent.push((Arc::clone(version), time)),
         }
-        if !self.has_time(slot) {
-            slot.count_fault("`route` took longer in one step than `step_milliseconds` allows");
+        if !self.has_time(version) {
+            version.count_fault("`route` took longer in one step than `step_milliseconds` allows");
         }
     }
 
@@ -287,26 +287,26 @@ impl RouteBatch {
 /// Checks a router's answer row by row and turns columns into modules; `None` for rows that fall
 /// back. An answer with a wrong number of rows is void as a whole.
 fn checked(
-    slot: &RouterVersion,
+    version: &RouterVersion,
     answer: Option<&Decision>,
     candidates: &[u32],
     usable: &[bool],
 ) -> Vec<Option<Vec<(u32, f32)>>> {
     let Some(decision) = answer else { return vec![None; usable.len()] };
     if let Err(reason) = decision.check_rows(usable.len()) {
-        slot.health.invalid(usable.len() as u64, &reason);
+        version.health.invalid(usable.len() as u64, &reason);
         return vec![None; usable.len()];
     }
     let row = |(row, &usable): (usize, &bool)| {
         let mut picks = Vec::new();
         if let Err(reason) = decision.row(row, candidates.len(), &mut picks) {
-            slot.health.invalid(1, &format!("row {row}: {reason}"));
+            version.health.invalid(1, &format!("row {row}: {reason}"));
             return None;
         }
         if let Some((_, weight)) = picks.iter().find(|(_, weight)| weight.abs() > MAX_WEIGHT) {
             let reason =
                 format!("row {row}: weight {weight}, expected -{MAX_WEIGHT} to {MAX_WEIGHT}");
-            slot.health.invalid(1, &reason);
+            version.health.invalid(1, &reason);
             return None;
         }
         // In ascending order, as a program's picks are: the sum's order is part of the result.

@@ -10,9 +10,9 @@ pub(crate) fn edit(spans: &[RowSpan], point: Point, layer: usize, hidden: &mut [
     let Some(last) = spans.last() else { return };
     let width = hidden.len() / last.rows.end;
     for span in spans {
-        let beyond = &span.composition.beyond;
-        let Some(edits) = beyond.edits.get(&(point, layer)) else { continue };
-        let start_len = beyond.start_len();
+        let parts = &span.composition.parts;
+        let Some(edits) = parts.edits.get(&(point, layer)) else { continue };
+        let start_len = parts.start_len();
         for row in span.rows.clone() {
             let position = span.position + row - span.rows.start;
             let Some(index) = position.checked_sub(start_len) else { continue };

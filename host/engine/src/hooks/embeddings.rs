@@ -19,16 +19,16 @@ pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32], scale
     let Some(last) = spans.last() else { return };
     let width = hidden.len() / last.rows.end;
     for span in spans {
-        let beyond = &span.composition.beyond;
-        if beyond.num_prompt == 0 && !beyond.embeds {
+        let parts = &span.composition.parts;
+        if parts.num_prompt == 0 && !parts.embeds {
             continue;
         }
         for row in span.rows.clone() {
             let position = span.position + row - span.rows.start;
             let hidden = &mut hidden[row * width..(row + 1) * width];
-            match position.checked_sub(beyond.start_len()) {
-                None => virtual_token(&span.composition, position - beyond.num_prefix, hidden),
-                Some(_) if beyond.embeds => token(&span.composition, tokens[row], hidden, scale),
+            match position.checked_sub(parts.start_len()) {
+                None => virtual_token(&span.composition, position - parts.num_prefix, hidden),
+                Some(_) if parts.embeds => token(&span.composition, tokens[row], hidden, scale),
                 Some(_) => {}
             }
         }
@@ -37,7 +37,7 @@ pub(crate) fn embed(spans: &[RowSpan], tokens: &[u32], hidden: &mut [f32], scale
 
 /// Writes the embedding at an index over all soft prompts of a composition.
 fn virtual_token(composition: &Composition, mut index: usize, hidden: &mut [f32]) {
-    for module in &composition.beyond.prompts {
+    for module in &composition.parts.prompts {
         let prompt = composition.weights(*module).and_then(|weights| weights.prompt());
         let Some(prompt) = prompt else { continue };
         if index < prompt.num_tokens {

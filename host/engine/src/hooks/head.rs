@@ -18,14 +18,14 @@ pub(crate) fn score(
     normed: &[f32],
     logits: &mut [f32],
 ) {
-    if rows.is_empty() || !spans.iter().any(|span| span.composition.beyond.scores) {
+    if rows.is_empty() || !spans.iter().any(|span| span.composition.parts.scores) {
         return;
     }
     let (hidden_size, vocab_size) = (normed.len() / rows.len(), logits.len() / rows.len());
     let mut scratch = Scratch::default();
     for (at, row) in rows.iter().enumerate() {
         let span = spans.iter().find(|span| span.rows.contains(&(*row as usize)));
-        let Some(span) = span.filter(|span| span.composition.beyond.scores) else { continue };
+        let Some(span) = span.filter(|span| span.composition.parts.scores) else { continue };
         let x = &normed[at * hidden_size..(at + 1) * hidden_size];
         let y = &mut logits[at * vocab_size..(at + 1) * vocab_size];
         let base = y.to_vec();

@@ -14,7 +14,7 @@ pub(crate) fn store_prefix(
     kv: &mut KvCache,
 ) {
     let mut first = 0;
-    for module in &composition.beyond.prefixes {
+    for module in &composition.parts.prefixes {
         let Some(prefix) = composition.weights(*module).and_then(|weights| weights.prefix()) else {
             continue;
         };

@@ -160,7 +160,7 @@ impl RouterVersion {
         views: Arc<Views>,
     ) -> Result<Self, Fault> {
         let descriptor = router.descriptor();
-        let slot = Self {
+        let version = Self {
             name: name.to_owned(),
             digest,
             descriptor: format!("{} {}", descriptor.name, descriptor.version),
@@ -178,8 +178,8 @@ impl RouterVersion {
             has_stepper: AtomicBool::new(false),
             remaking: AtomicBool::new(false),
         };
-        slot.sync()?;
-        Ok(slot)
+        version.sync()?;
+        Ok(version)
     }
 
     /// True where it says that a token's choice depends on the tokens before it alone: then keys
@@ -417,12 +417,12 @@ impl RouterVersion {
         if self.remaking.swap(true, Relaxed) {
             return;
         }
-        let slot = Arc::clone(self);
+        let version = Arc::clone(self);
         let remake = move || {
-            if let Err(fault) = slot.prepare_stepper() {
-                slot.count_fault(&format!("making an instance: {fault}"));
+            if let Err(fault) = version.prepare_stepper() {
+                version.count_fault(&format!("making an instance: {fault}"));
             }
-            slot.remaking.store(false, Relaxed);
+            version.remaking.store(false, Relaxed);
         };
         if std::thread::Builder::new().name("router-instance".to_owned()).spawn(remake).is_err() {
             self.remaking.store(false, Relaxed);

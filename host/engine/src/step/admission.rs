@@ -110,7 +110,7 @@ impl State {
         let blocks = self.blocks.reserve(sequence.tokens.len(), &found, spare)?;
         let cached = found.len() * BLOCK_POSITIONS;
         store_prefix(&sequence.composition, cached, &blocks, &mut self.kv);
-        let computed = cached.max(sequence.composition.beyond.num_prefix);
+        let computed = cached.max(sequence.composition.parts.num_prefix);
         sequence.resume(blocks, found.len(), computed);
         Some(())
     }
@@ -162,7 +162,7 @@ impl State {
             self.stats.prefix_queries.fetch_add(request.prompt.len() as u64, Relaxed);
             self.stats.prefix_hits.fetch_add(cached_tokens as u64, Relaxed);
         }
-        let computed = cached.max(composition.beyond.num_prefix);
+        let computed = cached.max(composition.parts.num_prefix);
         let num_known = found.len();
         Some(Start { tokens, blocks, keys, num_known, computed, cached_tokens })
     }

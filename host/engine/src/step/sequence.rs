@@ -167,7 +167,7 @@ impl Sequence {
         if self.fallback_rows > 0 {
             return 0;
         }
-        match self.composition.beyond.at_prompt_end {
+        match self.composition.parts.at_prompt_end {
             // The last token of the prompt is treated as no other token at its place would be.
             true => self.computed.min(self.prompt_len - 1),
             false => self.computed,

@@ -138,9 +138,9 @@ fn is_unrouted(finished: &Finished) -> bool {
 /// Adds the experiment and the arm to a report; the arm is null before the experiment's start. An
 /// arm that could not be composed makes the request a fallback.
 fn add_experiment(answer: &Answer, report: &mut Json) {
-    let Some(Enrolled { enrolment, failure, .. }) = answer.enrolled.as_deref() else { return };
-    report["experiment"] = json!(enrolment.experiment);
-    report["arm"] = if enrolment.arm.is_empty() { Json::Null } else { json!(enrolment.arm) };
+    let Some(Enrolled { assignment, failure, .. }) = answer.enrolled.as_deref() else { return };
+    report["experiment"] = json!(assignment.experiment);
+    report["arm"] = if assignment.arm.is_empty() { Json::Null } else { json!(assignment.arm) };
     if let Some(failure) = failure {
         report["served"] = json!("fallback");
         report["fallback_reason"] = json!(failure);

@@ -15,7 +15,7 @@ use super::{ExperimentError, Experiments, hear, json_text, lock, wait};
 /// A request that an experiment answers. It is a copy: what happens to the experiment later does
 /// not change it.
 #[derive(Clone, Debug)]
-pub struct Enrolment {
+pub struct Assignment {
     /// The experiment's name.
     pub experiment: String,
     /// The arm's name; empty before the experiment's start.
@@ -36,7 +36,7 @@ pub struct Enrolment {
     pub sample: f64,
 }
 
-impl Enrolment {
+impl Assignment {
     /// The challenger that a request's decisions are compared with, or that runs it again: of
     /// several, one by the id.
     pub fn challenger(&self, id: &str) -> Option<(&str, &RouteSpec)> {
@@ -74,7 +74,7 @@ impl Experiments {
         choice: &Choice,
         model: &str,
         names: &UnitIds,
-    ) -> Result<Option<Enrolment>, ExperimentError> {
+    ) -> Result<Option<Assignment>, ExperimentError> {
         match choice {
             Choice::None => return Ok(None),
             Choice::Arm(experiment, arm) => return self.overridden(experiment, arm).map(Some),
@@ -94,22 +94,22 @@ impl Experiments {
                     }
                     Dealt::Before => continue,
                     Dealt::Arm { assigned, is_new, counted } => {
-                        let enrolment = enrolment(&live, &assigned.arm, &unit, counted);
+                        let assignment = assignment(&live, &assigned.arm, &unit, counted);
                         let written = is_new.then(|| {
                             live.assign(&unit, assigned.clone());
                             self.write_unit(&live.declaration.name, &unit, assigned)
                         });
-                        (enrolment, written)
+                        (assignment, written)
                     }
                 }
             };
-            let (enrolment, written) = dealt;
+            let (assignment, written) = dealt;
             if let Some(written) = written {
                 let heard = hear(written.await);
-                lock(&live).written(&enrolment.unit, heard.is_ok());
+                lock(&live).written(&assignment.unit, heard.is_ok());
                 heard?;
             }
-            return Ok(Some(enrolment));
+            return Ok(Some(assignment));
         }
         Ok(None)
     }
@@ -122,72 +122,73 @@ impl Experiments {
         self.store.change(store::put_unit(experiment, unit, arm, epoch, propensities))
     }
 
-    /// The enrolment under an arm by its name, for testing: it serves, and counts nowhere.
-    fn overridden(&self, experiment: &str, arm: &str) -> Result<Enrolment, ExperimentError> {
+    /// The assignment under an arm by its name, for testing: it serves, and counts nowhere.
+    fn overridden(&self, experiment: &str, arm: &str) -> Result<Assignment, ExperimentError> {
         let live = self.one(experiment)?;
         let live = lock(&live);
         if !live.declaration.arms.iter().any(|known| known.name == arm) {
             let (experiment, arm) = (experiment.to_owned(), arm.to_owned());
             return Err(ExperimentError::NoArm { experiment, arm });
         }
-        let mut enrolment = enrolment(&live, arm, "", false);
-        enrolment.shadows.clear();
-        Ok(enrolment)
+        let mut assignment = assignment(&live, arm, "", false);
+        assignment.shadows.clear();
+        Ok(assignment)
     }
 
     /// Makes a request's id known, so that feedback finds it. The oldest beyond `max_requests` are
     /// forgotten.
-    pub fn served(&self, id: &str, enrolment: &Enrolment) -> Durable<()> {
+    pub fn served(&self, id: &str, assignment: &Assignment) -> Durable<()> {
         let served = Served {
-            experiment: enrolment.experiment.clone(),
-            arm: enrolment.arm.clone(),
-            unit: enrolment.unit.clone(),
-            counted: enrolment.counted,
+            experiment: assignment.experiment.clone(),
+            arm: assignment.arm.clone(),
+            unit: assignment.unit.clone(),
+            counted: assignment.counted,
         };
         self.store.change(store::put_request(id.to_owned(), served, self.settings.max_requests))
     }
 
     /// Counts a request that has ended: the arm acted, so its unit is exposed.
-    pub fn ended(&self, enrolment: &Enrolment, measured: &Measured) {
-        self.ended_under(enrolment, &enrolment.arm, measured);
+    pub fn ended(&self, assignment: &Assignment, measured: &Measured) {
+        self.ended_under(assignment, &assignment.arm, measured);
     }
 
     /// Counts a request whose arm could not be composed, and keeps the reason. The log gets a
     /// reason when it changes.
-    pub fn failed(&self, enrolment: &Enrolment, arm: &str, reason: &str) {
-        if let Ok(live) = self.one(&enrolment.experiment) {
+    pub fn failed(&self, assignment: &Assignment, arm: &str, reason: &str) {
+        if let Ok(live) = self.one(&assignment.experiment) {
             let mut live = lock(&live);
-            let experiment = &enrolment.experiment;
+            let experiment = &assignment.experiment;
             if live.failures.get(arm).is_none_or(|known| known != reason) {
                 tracing::warn!(experiment, arm, reason, "an arm cannot be composed");
             }
             live.failures.insert(arm.to_owned(), reason.to_owned());
         }
-        self.ended_under(enrolment, arm, &Measured::fault());
+        self.ended_under(assignment, arm, &Measured::fault());
     }
 
     /// True where an experiment has a metric of this name, and the request counts.
-    pub fn measures(&self, enrolment: &Enrolment, metric: &str) -> bool {
-        let live = self.one(&enrolment.experiment);
-        enrolment.counted && live.is_ok_and(|live| lock(&live).declaration.metric(metric).is_some())
+    pub fn measures(&self, assignment: &Assignment, metric: &str) -> bool {
+        let live = self.one(&assignment.experiment);
+        assignment.counted
+            && live.is_ok_and(|live| lock(&live).declaration.metric(metric).is_some())
     }
 
     /// Adds a measurement of a request after it was counted. A value that the metric cannot have is
     /// dropped.
-    pub fn measured_later(&self, enrolment: &Enrolment, metric: &str, value: f64) {
-        let Ok(live) = self.one(&enrolment.experiment) else { return };
+    pub fn measured_later(&self, assignment: &Assignment, metric: &str, value: f64) {
+        let Ok(live) = self.one(&assignment.experiment) else { return };
         let mut live = lock(&live);
         if !live.declaration.metric(metric).is_some_and(|metric| metric.accepts(value)) {
             return;
         }
-        let (arm, unit) = (enrolment.arm.as_str(), enrolment.unit.as_str());
+        let (arm, unit) = (assignment.arm.as_str(), assignment.unit.as_str());
         let observations = [(metric.to_owned(), value)];
         if arm.is_empty() {
             live.count_before(unit, &observations);
         } else if live.totals.observe(arm, unit, metric, value).is_ok() {
             self.earn(&mut live, arm, unit, metric, value);
         }
-        let place = UnitTotals::of(&enrolment.experiment, arm, unit);
+        let place = UnitTotals::of(&assignment.experiment, arm, unit);
         drop(
             self.store
                 .change(move |connection| store::add_totals(connection, &place, &observations)),
@@ -196,14 +197,14 @@ impl Experiments {
 
     /// Counts a request that ended under an arm, be it in a shadow. Memory has it at once, and the
     /// disk a moment later: nobody waits for it.
-    pub fn ended_under(&self, enrolment: &Enrolment, arm: &str, measured: &Measured) {
-        let Ok(live) = self.one(&enrolment.experiment) else { return };
+    pub fn ended_under(&self, assignment: &Assignment, arm: &str, measured: &Measured) {
+        let Ok(live) = self.one(&assignment.experiment) else { return };
         let mut live = lock(&live);
-        if !enrolment.counted {
+        if !assignment.counted {
             return;
         }
         let observations = measured.observations(&live.declaration);
-        let (experiment, unit) = (enrolment.experiment.clone(), enrolment.unit.clone());
+        let (experiment, unit) = (assignment.experiment.clone(), assignment.unit.clone());
         let place = UnitTotals::of(&experiment, arm, &unit);
         if arm.is_empty() {
             live.count_before(&unit, &observations);
@@ -266,10 +267,10 @@ impl Experiments {
     }
 }
 
-/// The enrolment of a unit before the experiment's start: nothing of the experiment answers, and
+/// The assignment of a unit before the experiment's start: nothing of the experiment answers, and
 /// values are kept.
-fn before(live: &Live, unit: String) -> Enrolment {
-    Enrolment {
+fn before(live: &Live, unit: String) -> Assignment {
+    Assignment {
         experiment: live.declaration.name.clone(),
         arm: String::new(),
         unit,
@@ -281,9 +282,9 @@ fn before(live: &Live, unit: String) -> Enrolment {
     }
 }
 
-/// The enrolment of a unit under an arm, with the other arms as challengers in the shadow modes.
+/// The assignment of a unit under an arm, with the other arms as challengers in the shadow modes.
 /// Stopped arms challenge no more.
-fn enrolment(live: &Live, arm: &str, unit: &str, counted: bool) -> Enrolment {
+fn assignment(live: &Live, arm: &str, unit: &str, counted: bool) -> Assignment {
     let declaration = &live.declaration;
     let declared = declaration.arms.iter();
     let route = declared.clone().find(|known| known.name == arm).map(|arm| arm.route.clone());
@@ -293,7 +294,7 @@ fn enrolment(live: &Live, arm: &str, unit: &str, counted: bool) -> Enrolment {
             && !live.course.stopped_arms.contains_key(&known.name)
     };
     let shadows = declared.filter(is_shadow).map(|arm| (arm.name.clone(), arm.route.clone()));
-    Enrolment {
+    Assignment {
         experiment: declaration.name.clone(),
         arm: arm.to_owned(),
         unit: unit.to_owned(),

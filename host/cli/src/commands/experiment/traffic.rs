@@ -21,7 +21,7 @@ use super::TrafficArgs;
 use crate::commands::eval::{Item, Metric, read_tasks, score};
 use crate::commands::lines::next_line;
 use crate::commands::replay::{MAX_LINE, read_repeats};
-use polyskill_server::experiments::{Choice, Enrolment, Experiments, Measured, UnitIds, written};
+use polyskill_server::experiments::{Assignment, Choice, Experiments, Measured, UnitIds, written};
 use polyskill_server::service::Service;
 use polyskill_server::traces::Repeat;
 
@@ -52,8 +52,8 @@ struct Asked<'a> {
     /// The id under which feedback comes: the unit and the arm.
     id: String,
     /// The experiment's answer for the unit, without its shadows.
-    enrolment: Enrolment,
-    /// The arm that runs, which is the enrolment's unless every arm does.
+    assignment: Assignment,
+    /// The arm that runs, which is the assignment's unless every arm does.
     arm: String,
     /// The arm's modules and router.
     composition: Arc<Composition>,
@@ -95,11 +95,11 @@ pub(super) fn run(
             let enrol = experiments.enrol(&Choice::Open, &service.base_name, &names);
             let enrolled = runtime.block_on(enrol).map_err(|error| error.to_string())?;
             // Some are held out, or in other parts of the layer.
-            let Some(enrolment) = enrolled else { continue };
-            asked.extend(ask(service, conversation, enrolment, every_arm));
+            let Some(assignment) = enrolled else { continue };
+            asked.extend(ask(service, conversation, assignment, every_arm));
         }
         for asked in &asked {
-            let registered = experiments.served(&asked.id, &asked.enrolment);
+            let registered = experiments.served(&asked.id, &asked.assignment);
             runtime.block_on(written(registered)).map_err(|error| error.to_string())?;
         }
         answer(service, &asked)?;
@@ -179,11 +179,11 @@ fn of_item(service: &Service, unit: String, item: Item) -> Result<Conversation, 
 fn ask<'a>(
     service: &Service,
     conversation: &'a Conversation,
-    mut enrolment: Enrolment,
+    mut assignment: Assignment,
     every_arm: bool,
 ) -> Vec<Asked<'a>> {
-    let own = (enrolment.arm.clone(), enrolment.route.clone().unwrap_or_default());
-    let shadows = std::mem::take(&mut enrolment.shadows);
+    let own = (assignment.arm.clone(), assignment.route.clone().unwrap_or_default());
+    let shadows = std::mem::take(&mut assignment.shadows);
     let shadows = if every_arm { shadows } else { Vec::new() };
     let mut asked = Vec::new();
     for (arm, route) in std::iter::once(own).chain(shadows) {
@@ -192,10 +192,10 @@ fn ask<'a>(
         let id = format!("{}/{arm}", conversation.unit);
         match service.composer.compose(&selection) {
             Ok(composition) => {
-                let enrolment = enrolment.clone();
-                asked.push(Asked { conversation, id, enrolment, arm, composition });
+                let assignment = assignment.clone();
+                asked.push(Asked { conversation, id, assignment, arm, composition });
             }
-            Err(error) => service.experiments.failed(&enrolment, &arm, &error.to_string()),
+            Err(error) => service.experiments.failed(&assignment, &arm, &error.to_string()),
         }
     }
     asked
@@ -259,14 +259,14 @@ fn count(
     measured: &mut Measured,
     grade: Option<f64>,
 ) -> Result<(), String> {
-    if asked.arm != asked.enrolment.arm {
+    if asked.arm != asked.assignment.arm {
         if let Some(grade) = grade {
             measured.put(GRADE, grade);
         }
-        experiments.ended_under(&asked.enrolment, &asked.arm, measured);
+        experiments.ended_under(&asked.assignment, &asked.arm, measured);
         return Ok(());
     }
-    experiments.ended(&asked.enrolment, measured);
+    experiments.ended(&asked.assignment, measured);
     let Some(grade) = grade else { return Ok(()) };
     match experiments.feedback(&asked.id, GRADE, grade) {
         // The experiment may measure other things alone.
