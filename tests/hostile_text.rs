@@ -191,4 +191,11 @@ fn check_config_refuses_what_no_server_can_run_with() {
     let (code, stdout, stderr) = check("listen = \"localhost:1\"\nadmin_key = \"secret\"");
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stdout.contains("localhost:1") && !stdout.contains("secret"), "{stdout}");
+    let (code, stdout, stderr) = check(
+        "adapters = [\"https://me:secret@example.org/a.zip\"]\n[[module]]\nname = \"a\"\n\
+         source = \"https://example.org/b.zip?signature=secret\"\n\
+         [traces]\notlp = \"http://me:secret@localhost:4318/v1/traces\"",
+    );
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stdout.contains("example.org/b.zip") && !stdout.contains("secret"), "{stdout}");
 }

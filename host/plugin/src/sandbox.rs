@@ -216,6 +216,8 @@ fn config(limits: &Limits) -> Config {
         .consume_fuel(true)
         .epoch_interruption(true)
         .wasm_component_model(true)
+        // Its results may differ between machines.
+        .wasm_relaxed_simd(false)
         .memory_reservation((limits.memory_mib as u64) << 20)
         .max_wasm_stack(limits.stack_kib << 10)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));

@@ -5,6 +5,7 @@
 //! unit's arm is on the disk before the unit is served by it, and a request's id before its reply
 //! ends.
 
+mod clock;
 mod error;
 mod live;
 mod measure;
@@ -20,7 +21,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use polyskill_engine::{Composer, Selection};
 use polyskill_experiment::declaration::validate_together;
@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 use tokio::sync::Semaphore;
 
+use self::clock::Clock;
 pub use self::error::ExperimentError;
 use self::live::Live;
 use self::measure::is_measured;
@@ -77,6 +78,8 @@ pub struct Experiments {
     settings: ExperimentSettings,
     /// The disk.
     store: Store,
+    /// The time by which they start and stop.
+    clock: Clock,
     /// The experiments that are known, by name; those that have stopped too, until they are
     /// removed.
     live: RwLock<BTreeMap<String, Arc<Mutex<Live>>>>,
@@ -92,11 +95,6 @@ pub struct Experiments {
     unreadable: Mutex<BTreeMap<String, String>>,
 }
 
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
 /// Locks, also where another thread panicked while it held the lock.
 fn lock(live: &Mutex<Live>) -> MutexGuard<'_, Live> {
     live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -110,10 +108,11 @@ fn json_text(value: &impl Serialize) -> String {
 
 impl Experiments {
     /// Opens the store and brings back its experiments. One whose records cannot be read is logged
-    /// and left out; the others go on.
+    /// and left out; the others go on. A file that is damaged is moved aside and logged, and the
+    /// server begins without experiments.
     ///
     /// # Errors
-    /// If the store cannot be read.
+    /// If the store cannot be read or made.
     pub fn open(settings: ExperimentSettings, audit: Arc<Audit>) -> Result<Self, ExperimentError> {
         let fail = |error: &dyn std::fmt::Display| {
             let path = settings.store.as_ref().map(|path| path.display().to_string());
@@ -137,6 +136,7 @@ impl Experiments {
         Ok(Self {
             settings,
             store,
+            clock: Clock::new(),
             live: RwLock::new(live),
             audit,
             shadows,
@@ -144,6 +144,16 @@ impl Experiments {
             declaring,
             unreadable,
         })
+    }
+
+    /// The place to which a damaged store was moved at the start, if it was.
+    pub(crate) fn set_aside(&self) -> Option<&std::path::Path> {
+        self.store.set_aside()
+    }
+
+    /// Experiments whose records cannot be read, with the reasons.
+    pub(crate) fn unreadable(&self) -> BTreeMap<String, String> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All experiments, ordered by name. The list does not change with later declarations.
@@ -221,8 +231,8 @@ impl Experiments {
         self.check(&declaration, composer)?;
         match (known, changed) {
             (None, Some(mut live)) => {
-                if live.declaration.start.is_none_or(|start| start <= now()) {
-                    live.course.started = Some(now());
+                if live.declaration.start.is_none_or(|start| start <= self.clock.now()) {
+                    live.course.started = Some(self.clock.now());
                 }
                 self.keep(&live)?;
                 let mut all = self.live.write().unwrap_or_else(PoisonError::into_inner);
@@ -258,7 +268,7 @@ impl Experiments {
                 problems.push(format!("arm `{}`: {error}", arm.name));
             }
         }
-        if declaration.stop.is_some_and(|stop| stop <= now()) {
+        if declaration.stop.is_some_and(|stop| stop <= self.clock.now()) {
             problems.push("`stop` is in the past".to_owned());
         }
         let mut others: Vec<Declaration> = Vec::new();
@@ -313,7 +323,7 @@ impl Experiments {
     ) -> Result<(), ExperimentError> {
         let live = self.one(name)?;
         let mut live = lock(&live);
-        stop(&mut live, arm, reason)?;
+        stop(&mut live, arm, reason, self.clock.now())?;
         self.keep(&live)?;
         let event = json!({"action": "stop experiment", "by": by, "experiment": name, "arm": arm,
                            "reason": reason});
@@ -346,14 +356,14 @@ impl Experiments {
     pub fn report(&self, name: &str) -> Result<Json, ExperimentError> {
         let live = self.one(name)?;
         let live = lock(&live);
-        Ok(report_json(&live, &live.report(now())))
+        Ok(report_json(&live, &live.report(self.clock.now())))
     }
 
     /// The reports of all experiments, ordered by name.
     pub fn reports(&self) -> Vec<Json> {
         let one = |live: &Arc<Mutex<Live>>| {
             let live = lock(live);
-            report_json(&live, &live.report(now()))
+            report_json(&live, &live.report(self.clock.now()))
         };
         self.all().iter().map(one).collect()
     }

@@ -1,10 +1,12 @@
 //! `polyskill check-config`.
 
+use polyskill_sources::redact;
+
 use crate::arguments::ServeArgs;
 
 /// Prints the effective configuration as TOML, after the checks that a server does at its start.
 ///
-/// Keys show as `(set)`. Nothing is loaded, so a path that does not exist may still be printed.
+/// Keys show as `(set)`, and URLs without their passwords and queries. Nothing is loaded, so a path that does not exist may still be printed.
 pub(crate) fn run(args: &ServeArgs) -> Result<(), String> {
     let mut config = args.config()?;
     config.check().map_err(|error| error.to_string())?;
@@ -12,6 +14,7 @@ pub(crate) fn run(args: &ServeArgs) -> Result<(), String> {
     for key in [&mut config.api_key, &mut config.admin_key].into_iter().flatten() {
         *key = "(set)".to_owned();
     }
-    print!("{}", toml::to_string_pretty(&config).map_err(|error| error.to_string())?);
+    let text = toml::to_string_pretty(&config).map_err(|error| error.to_string())?;
+    print!("{}", redact(&text));
     Ok(())
 }

@@ -130,6 +130,11 @@ impl ApiError {
         Self::new(StatusCode::BAD_GATEWAY, "BadGatewayError", message, param)
     }
 
+    /// 507: the disk of this server is full.
+    pub fn disk_full(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorageError", message, None)
+    }
+
     /// 504: another server took too long.
     pub fn gateway_timeout(message: impl Into<String>, param: Option<&str>) -> Self {
         Self::new(StatusCode::GATEWAY_TIMEOUT, "GatewayTimeoutError", message, param)

@@ -69,10 +69,17 @@ pub(super) async fn feedback(
 }
 
 /// `GET /admin/experiments`: reports of all experiments, those that have stopped too. The cost
-/// grows with the number of their units.
+/// grows with the number of their units. `unreadable` has those whose records cannot be read, and
+/// `set_aside` the name of a damaged store that was moved at the start.
 pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<JsonReply<Json>, ApiError> {
-    let reports = blocking(move || Ok(service.experiments.reports())).await?;
-    Ok(JsonReply(json!({"experiments": reports})))
+    let experiments = Arc::clone(&service);
+    let reports = blocking(move || Ok(experiments.experiments.reports())).await?;
+    let moved = service.experiments.set_aside().and_then(std::path::Path::file_name);
+    Ok(JsonReply(json!({
+        "experiments": reports,
+        "unreadable": service.experiments.unreadable(),
+        "set_aside": moved.map(|name| name.to_string_lossy()),
+    })))
 }
 
 /// `GET /admin/experiments/{name}`: the report of one experiment.

@@ -392,8 +392,17 @@ fn of_source(reason: &Reason, message: String, words: Words) -> (ApiError, &'sta
         Reason::TimedOut { .. } => {
             (ApiError::gateway_timeout(message, Some(words.source)), "lora_source_timed_out")
         }
+        Reason::Io { source, .. } if is_full(source) => {
+            (ApiError::disk_full(message), "lora_storage_full")
+        }
         _ => (bad(message), "invalid_lora_source"),
     }
+}
+
+/// True for a failure for want of room on a disk, which is not the module's fault.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
 }
 
 /// A trusted signer's key; a key that is not listed is marked as such, and no signature is null.

@@ -5,10 +5,12 @@
 //! commit, so a busy server waits for the disk no more often than an idle one.
 
 mod changes;
+mod damage;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::oneshot;
@@ -46,57 +48,68 @@ CREATE TABLE IF NOT EXISTS feedback (
     request TEXT, name TEXT, value REAL NOT NULL, PRIMARY KEY (request, name)) WITHOUT ROWID;
 ";
 
-/// A change: it tells with `true` that it was made, and gives the call for when that is on the disk
-/// or has failed.
-type Change = Box<dyn FnOnce(&Connection) -> (bool, Acknowledge) + Send>;
+/// A change: given the connection, it tells with `true` that it was made, and gives the call for
+/// when that is on the disk or has failed. Given the reason for which there is no transaction, it
+/// does nothing.
+type Change = Box<dyn FnOnce(Result<&Connection, StoreError>) -> (bool, Acknowledge) + Send>;
 /// Tells of a commit or its failure.
 type Acknowledge = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
-/// The store. The writing thread ends when this is dropped, after all queued changes.
+/// The store. Dropping it waits for all queued changes.
 #[derive(Debug)]
 pub(super) struct Store {
-    /// The queue of the writing thread.
-    changes: Mutex<Sender<Change>>,
+    /// The queue of the writing thread; `None` while this is dropped.
+    changes: Mutex<Option<Sender<Change>>>,
+    /// The writing thread, which ends with its queue.
+    writer: Option<JoinHandle<()>>,
     /// A connection of its own, so that reading does not wait for writing.
     reader: Mutex<Connection>,
+    /// The place to which a damaged file was moved at the start.
+    set_aside: Option<PathBuf>,
     /// The folder of a file that is deleted with the server, where none is configured.
     _passing: Option<tempfile::TempDir>,
 }
 
 impl Store {
     /// Opens the file in SQLite's WAL mode, or a passing one where `path` is `None`, and starts the
-    /// thread that writes. Commits to a passing file do not wait for the disk.
+    /// thread that writes. Commits to a passing file do not wait for the disk. A damaged file is
+    /// moved aside, whole, and an empty one takes its place.
+    ///
+    /// # Errors
+    /// If the file cannot be read, written or moved.
     pub(super) fn open(path: Option<&Path>) -> Result<Self, StoreError> {
-        let passing = match path {
-            Some(_) => None,
-            None => Some(tempfile::tempdir().map_err(failed)?),
-        };
-        let place = match (path, &passing) {
-            (Some(path), _) => path.to_owned(),
-            (None, passing) => {
-                let folder = passing.as_ref().map(tempfile::TempDir::path);
-                folder.unwrap_or(Path::new("")).join("experiments.sqlite")
+        let (passing, place) = match path {
+            Some(path) => (None, path.to_owned()),
+            None => {
+                let folder = tempfile::tempdir().map_err(failed)?;
+                let place = folder.path().join("experiments.sqlite");
+                (Some(folder), place)
             }
         };
-        let open = || {
-            let connection = Connection::open(&place)?;
-            connection.busy_timeout(std::time::Duration::from_secs(10))?;
-            Ok::<_, rusqlite::Error>(connection)
-        };
-        let writer = open().map_err(failed)?;
-        writer.pragma_update(None, "journal_mode", "wal").map_err(failed)?;
         // What goes with the server needs no disk to wait for.
         let synchronous = if path.is_some() { "full" } else { "off" };
-        writer.pragma_update(None, "synchronous", synchronous).map_err(failed)?;
-        writer.execute_batch(SCHEMA).map_err(failed)?;
-        let reader = open().map_err(failed)?;
+        let (opened, set_aside) = match connect(&place, synchronous) {
+            Err(error) if damage::is_damage(&error) => {
+                let moved = damage::set_aside(&place).map_err(failed)?;
+                tracing::error!(
+                    %error, file = %place.display(), moved_to = %moved.display(),
+                    "the store of experiments is damaged; it was moved, and an empty one serves"
+                );
+                (connect(&place, synchronous), Some(moved))
+            }
+            opened => (opened, None),
+        };
+        let (writer, reader) = opened.map_err(failed)?;
         let (changes, queue) = channel();
-        std::thread::Builder::new()
-            .name("experiments".to_owned())
-            .spawn(move || write_all(&writer, &queue))
-            .map_err(failed)?;
-        let (changes, reader) = (Mutex::new(changes), Mutex::new(reader));
-        Ok(Self { changes, reader, _passing: passing })
+        let thread = std::thread::Builder::new().name("experiments".to_owned());
+        let writer = thread.spawn(move || write_all(&writer, &queue)).map_err(failed)?;
+        let (changes, reader) = (Mutex::new(Some(changes)), Mutex::new(reader));
+        Ok(Self { changes, writer: Some(writer), reader, set_aside, _passing: passing })
+    }
+
+    /// The place to which a damaged file was moved at the start, if it was.
+    pub(super) fn set_aside(&self) -> Option<&Path> {
+        self.set_aside.as_deref()
     }
 
     /// Queues a change; the receiver hears when it is on the disk. Changes are made in the order of
@@ -107,14 +120,14 @@ impl Store {
     ) -> Durable<T> {
         let (sender, receiver) = oneshot::channel();
         let change: Change = Box::new(move |connection| {
-            let done = change(connection).map_err(failed);
+            let done = connection.and_then(|connection| change(connection).map_err(failed));
             // Who does not wait needs no answer.
             let made = done.is_ok();
             (made, Box::new(move |committed| drop(sender.send(committed.and(done)))))
         });
         let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         // A thread that is gone drops the sender, which the receiver hears.
-        let _ = changes.send(change);
+        let _ = changes.as_ref().map(|changes| changes.send(change));
         receiver
     }
 
@@ -148,28 +161,61 @@ impl Store {
     }
 }
 
-/// Commits the queued changes, as many as there are at a time, until nobody can queue any more. A
-/// change that fails is undone alone.
+impl Drop for Store {
+    fn drop(&mut self) {
+        *self.changes.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        // A panic of the thread was reported when it happened.
+        let _ = self.writer.take().map(JoinHandle::join);
+    }
+}
+
+/// Connections to the file for writing and for reading. The file is checked, which reads all of it.
+fn connect(place: &Path, synchronous: &str) -> rusqlite::Result<(Connection, Connection)> {
+    let open = || {
+        let connection = Connection::open(place)?;
+        connection.busy_timeout(std::time::Duration::from_secs(10))?;
+        Ok::<_, rusqlite::Error>(connection)
+    };
+    let writer = open()?;
+    writer.pragma_update(None, "journal_mode", "wal")?;
+    writer.pragma_update(None, "synchronous", synchronous)?;
+    damage::check(&writer)?;
+    writer.execute_batch(SCHEMA)?;
+    Ok((writer, open()?))
+}
+
+/// Commits the queued changes, as many as there are at a time, until nobody can queue any more.
 fn write_all(connection: &Connection, queue: &Receiver<Change>) {
     while let Ok(first) = queue.recv() {
         let changes = std::iter::once(first).chain(queue.try_iter().take(MAX_CHANGES - 1));
-        let began = connection.execute_batch("BEGIN IMMEDIATE").map_err(failed);
-        let mut waiting: Vec<Acknowledge> = Vec::new();
-        for change in changes {
-            // A change that fails takes nothing of its own and no other along.
-            let _ = connection.execute_batch("SAVEPOINT one");
-            let (made, acknowledge) = change(connection);
-            let end = if made { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" };
-            let _ = connection.execute_batch(end);
-            waiting.push(acknowledge);
+        commit(connection, changes);
+    }
+}
+
+/// Makes changes in one transaction and tells each how it went. A change that fails is undone
+/// alone; where the transaction cannot begin, none is made.
+fn commit(connection: &Connection, changes: impl Iterator<Item = Change>) {
+    let began = connection.execute_batch("BEGIN IMMEDIATE").map_err(failed);
+    let make = |change: Change| {
+        if let Err(error) = &began {
+            return change(Err(error.clone())).1;
         }
-        let committed = began.and_then(|()| connection.execute_batch("COMMIT").map_err(failed));
-        if let Err(error) = &committed {
-            tracing::error!(%error, "experiments were not written");
+        // A change that fails takes nothing of its own and no other along.
+        let _ = connection.execute_batch("SAVEPOINT one");
+        let (made, acknowledge) = change(Ok(connection));
+        let end = if made { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" };
+        let _ = connection.execute_batch(end);
+        acknowledge
+    };
+    let waiting: Vec<Acknowledge> = changes.map(make).collect();
+    let committed = began.clone().and_then(|()| connection.execute_batch("COMMIT").map_err(failed));
+    if let Err(error) = &committed {
+        tracing::error!(%error, "experiments were not written");
+        if began.is_ok() {
             let _ = connection.execute_batch("ROLLBACK");
         }
-        waiting.into_iter().for_each(|acknowledge| acknowledge(committed.clone()));
     }
+    waiting.into_iter().for_each(|acknowledge| acknowledge(committed.clone()));
 }
 
 /// The rows of a query.
@@ -287,5 +333,54 @@ mod tests {
         assert!(wait(twice).is_ok() && wait(again).is_err());
         let kept = (0..20).filter(|number| store.served(&format!("r{number}")).unwrap().is_some());
         assert_eq!(kept.count(), 5);
+    }
+
+    /// A transaction that cannot begin makes no change: what is told as failed is not there.
+    #[test]
+    fn changes_without_a_transaction_are_not_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("experiments.sqlite");
+        let (writer, reader) = connect(&path, "full").unwrap();
+        // A statement that goes on holds SQLite's transaction, and none begins within it.
+        writer.execute_batch("BEGIN").unwrap();
+        let (sender, heard) = channel();
+        let change: Change = Box::new(move |connection| {
+            let is_asked = connection.is_ok();
+            (is_asked, Box::new(move |committed| sender.send((is_asked, committed)).unwrap()))
+        });
+        commit(&writer, std::iter::once(change));
+        let (is_asked, committed) = heard.recv().unwrap();
+        assert!(!is_asked && committed.is_err(), "{committed:?}");
+        let experiments: Vec<String> =
+            rows(&reader, "SELECT name FROM experiment", [], |row| row.get(0)).unwrap();
+        assert!(experiments.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("experiments.sqlite");
+        let text = str::to_owned;
+        // Bytes that are no database, and a database with pages overwritten.
+        std::fs::write(&path, b"no database at all, but long enough to be looked at").unwrap();
+        let store = Store::open(Some(&path)).unwrap();
+        let moved = store.set_aside().unwrap();
+        assert!(std::fs::read(moved).unwrap().starts_with(b"no database"));
+        for number in 0..300 {
+            let name = format!("{number:0>200}");
+            wait(store.change(put_experiment(name, text("{}"), text("{}")))).unwrap();
+        }
+        drop(store);
+        let store = Store::open(Some(&path)).unwrap();
+        assert_eq!((store.set_aside(), store.load().unwrap().len()), (None, 300));
+        drop(store);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 8192].fill(0xa5);
+        std::fs::write(&path, &bytes).unwrap();
+        let store = Store::open(Some(&path)).unwrap();
+        assert_eq!(std::fs::read(store.set_aside().unwrap()).unwrap(), bytes);
+        assert!(store.load().unwrap().is_empty());
+        wait(store.change(put_experiment(text("e"), text("{}"), text("{}")))).unwrap();
     }
 }

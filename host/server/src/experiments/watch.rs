@@ -7,7 +7,7 @@ use polyskill_experiment::guard_breaches;
 use serde_json::json;
 
 use super::live::Live;
-use super::{ExperimentError, Experiments, lock, now};
+use super::{ExperimentError, Experiments, lock};
 
 impl Experiments {
     /// Looks once at all experiments: starts those that are due, stops those that are due or do
@@ -25,7 +25,7 @@ impl Experiments {
     /// Looks at one experiment; true where it is to be written. A running one always is, as its
     /// intervals are noted.
     fn look_at(&self, live: &mut Live) -> bool {
-        let (now, name) = (now(), live.declaration.name.clone());
+        let (now, name) = (self.clock.now(), live.declaration.name.clone());
         if live.course.stopped.is_some() {
             return false;
         }
@@ -50,10 +50,10 @@ impl Experiments {
                                "arm": breach.arm, "reason": breach.reason});
             self.audit.record(event);
             // The arm is one of the report.
-            let _ = stop(live, Some(&breach.arm), &breach.reason);
+            let _ = stop(live, Some(&breach.arm), &breach.reason, now);
         }
         if live.declaration.stop.is_some_and(|stop| stop <= now) {
-            let _ = stop(live, None, "its time was over");
+            let _ = stop(live, None, "its time was over", now);
         }
         true
     }
@@ -75,16 +75,17 @@ impl Experiments {
     }
 }
 
-/// Stops an experiment, or one arm of it, in memory. The reason of an earlier stop stays. Where the
+/// Stops an experiment, or one arm of it, in memory at the time `now`. The reason of an earlier stop stays. Where the
 /// control alone is left, the experiment stops too.
 pub(super) fn stop(
     live: &mut Live,
     arm: Option<&str>,
     reason: &str,
+    now: u64,
 ) -> Result<(), ExperimentError> {
     let declaration = &live.declaration;
     let Some(arm) = arm else {
-        live.course.stopped.get_or_insert_with(now);
+        live.course.stopped.get_or_insert(now);
         live.course.stop_reason.get_or_insert_with(|| reason.to_owned());
         return Ok(());
     };
@@ -95,7 +96,7 @@ pub(super) fn stop(
     live.course.stopped_arms.entry(arm.to_owned()).or_insert_with(|| reason.to_owned());
     if live.course.stopped_arms.len() + 1 == live.declaration.arms.len() {
         let reason = format!("the control alone is left: {reason}");
-        return stop(live, None, &reason);
+        return stop(live, None, &reason, now);
     }
     // The shares change with it.
     let weights = live.weights();
