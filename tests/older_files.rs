@@ -1,6 +1,6 @@
-//! What earlier programs wrote is still read: stores of experiments, traces and the state of modules. The
-//! fixtures in `older` were written by a program before routes had one spelling; the second trace has the
-//! names of a still older one.
+//! What earlier programs wrote is still read: stores of experiments, traces and the state of
+//! modules. The fixtures in `older` were written by a program before routes had one spelling; the
+//! second trace has the names of a still older one.
 
 use polyskill_cli::commands::replay::{ReplayArgs, run as replay};
 use polyskill_engine::{RouterRequest, Selection};

@@ -1,4 +1,5 @@
-//! Clients that send too much, too slowly, or from where they may not: the others go on, and they hear why.
+//! Clients that send too much, too slowly, or from where they may not: the others go on, and they
+//! hear why.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

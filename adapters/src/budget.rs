@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Budget {
-    /// Bytes of weights in memory, written in MiB; `None` keeps all. Weights that cannot be read again count too,
-    /// and are never evicted.
+    /// Bytes of weights in memory, written in MiB; `None` keeps all. Weights that cannot be read
+    /// again count too, and are never evicted.
     #[serde(rename = "max_mib", with = "mib")]
     pub max_bytes: Option<usize>,
     /// The time for which requests whose modules are in memory may overtake one that waits.

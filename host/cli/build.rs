@@ -1,4 +1,5 @@
-//! With the feature `embed-routers`, puts the bundles of the folder POLYSKILL_ROUTERS into the program.
+//! With the feature `embed-routers`, puts the bundles of the folder POLYSKILL_ROUTERS into the
+//! program.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -12,8 +12,8 @@ type Embedded = (&'static str, &'static [(&'static str, &'static [u8])]);
 /// The bundles; none without the feature.
 const ROUTERS: &[Embedded] = include!(concat!(env!("OUT_DIR"), "/routers.rs"));
 
-/// The embedded bundles as a folder, and the digests that a server may load without a signature: those
-/// of what is in this program, so that a file that somebody changed is refused.
+/// The embedded bundles as a folder, and the digests that a server may load without a signature:
+/// those of what is in this program, so that a file that somebody changed is refused.
 ///
 /// The folder lies in the cache and is named by the digests. `None` where nothing is embedded.
 ///

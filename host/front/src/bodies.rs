@@ -9,8 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::connections::ConnectionSettings;
 
-/// Bytes of a small body, at most. Small ones have room of their own, so that large ones cannot keep
-/// ordinary requests out.
+/// Bytes of a small body, at most. Small ones have room of their own, so that large ones cannot
+/// keep ordinary requests out.
 const SMALL: usize = 64 << 10;
 /// Bytes that one permit stands for.
 const UNIT: usize = 1 << 10;
@@ -49,8 +49,8 @@ impl BodyRoom {
         self.time
     }
 
-    /// Room for a body, by the length that its headers say, until the permit is dropped; `None` where
-    /// there is none.
+    /// Room for a body, by the length that its headers say, until the permit is dropped; `None`
+    /// where there is none.
     pub fn enter(&self, headers: &HeaderMap) -> Option<OwnedSemaphorePermit> {
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         let length = length.and_then(|text| text.parse::<usize>().ok()).unwrap_or(self.max_body);

@@ -1,7 +1,7 @@
 //! Connections: accepted within bounds, guarded against clients that stall, and closed in order.
 //!
-//! A bound on connections alone would let idle ones keep everybody out, so a new connection takes the
-//! place of the one that has been idle the longest. Idle is a connection without a request in
+//! A bound on connections alone would let idle ones keep everybody out, so a new connection takes
+//! the place of the one that has been idle the longest. Idle is a connection without a request in
 //! execution: one that sends its headers slowly is, too.
 
 mod stall;
@@ -234,7 +234,8 @@ impl Open {
         Self { max, next: AtomicU64::new(0), slots: Mutex::default() }
     }
 
-    /// A place for a connection, that of the longest idle one if need be; `None` where none is idle.
+    /// A place for a connection, that of the longest idle one if need be; `None` where none is
+    /// idle.
     fn enter(&self) -> Option<Arc<Slot>> {
         let mut slots = self.lock();
         if slots.len() >= self.max && !evict(&mut slots) {

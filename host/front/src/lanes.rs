@@ -1,5 +1,6 @@
-//! Lanes of work: routers that plan, each on a few requests at a time with a bounded number waiting, so
-//! that a slow one is in the way of its own requests alone; and texts, short and long ones apart.
+//! Lanes of work: routers that plan, each on a few requests at a time with a bounded number
+//! waiting, so that a slow one is in the way of its own requests alone; and texts, short and long
+//! ones apart.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

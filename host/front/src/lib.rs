@@ -1,5 +1,5 @@
-//! What stands before the answers: connections, senders, room for bodies, and lanes of work. It knows no
-//! request and no model, and bounds what a client can make a server hold.
+//! What stands before the answers: connections, senders, room for bodies, and lanes of work. It
+//! knows no request and no model, and bounds what a client can make a server hold.
 
 pub mod bodies;
 pub mod connections;
@@ -37,8 +37,8 @@ pub struct Front {
 }
 
 impl Front {
-    /// As configured, for a server that listens on `listen`, `host:port`. A body has at most `max_body`
-    /// bytes.
+    /// As configured, for a server that listens on `listen`, `host:port`. A body has at most
+    /// `max_body` bytes.
     pub fn new(
         settings: &ConnectionSettings,
         tenants: &[TenantConfig],

@@ -1,8 +1,9 @@
 //! Pages in browsers: which may send requests.
 //!
-//! A page from anywhere can make a browser on this machine, or in its network, send requests here. It
-//! cannot hide where it comes from: the browser sends `Origin`, and `Host` names what the page asked
-//! for, which a name server of the page's owner may lead to a loopback address (DNS rebinding).
+//! A page from anywhere can make a browser on this machine, or in its network, send requests here.
+//! It cannot hide where it comes from: the browser sends `Origin`, and `Host` names what the page
+//! asked for, which a name server of the page's owner may lead to a loopback address (DNS
+//! rebinding).
 
 use std::net::{IpAddr, ToSocketAddrs as _};
 

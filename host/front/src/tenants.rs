@@ -1,7 +1,7 @@
 //! Senders of requests: whose share of the server a request takes.
 //!
-//! A tenant is whoever a key belongs to. Without keys it is the peer's address, or the header that a
-//! named proxy sets.
+//! A tenant is whoever a key belongs to. Without keys it is the peer's address, or the header that
+//! a named proxy sets.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -22,8 +22,8 @@ pub struct TenantConfig {
     /// The share of the engine's time against other tenants that wait, above 0; 1 by default.
     #[serde(default = "one")]
     pub weight: f64,
-    /// SHA-256 of its bearer keys, 64 hexadecimal digits each. Several may be valid at a time, so that
-    /// one can follow the other.
+    /// SHA-256 of its bearer keys, 64 hexadecimal digits each. Several may be valid at a time, so
+    /// that one can follow the other.
     pub keys_sha256: Vec<String>,
 }
 
@@ -46,7 +46,8 @@ pub struct Tenant {
 /// The known tenants, by their keys.
 #[derive(Debug, Default)]
 pub struct Tenants {
-    /// Tenants by the SHA-256 of their keys. A look-up by hash tells nobody how much of a key is right.
+    /// Tenants by the SHA-256 of their keys. A look-up by hash tells nobody how much of a key is
+    /// right.
     by_key: HashMap<[u8; 32], Tenant>,
     /// The header that proxies name a sender in.
     header: Option<String>,
@@ -81,8 +82,8 @@ impl Tenants {
         self.by_key.get(&<[u8; 32]>::from(Sha256::digest(bearer(headers)?.as_bytes())))
     }
 
-    /// The tenant of a request without a key of its own: by the header of a named proxy, else by the
-    /// address.
+    /// The tenant of a request without a key of its own: by the header of a named proxy, else by
+    /// the address.
     pub fn by_address(&self, headers: &HeaderMap, peer: Option<IpAddr>) -> Tenant {
         let named = || {
             let header = self.header.as_deref()?;

@@ -1,5 +1,5 @@
-//! Bounds on WebAssembly before it is compiled: a compiler's time and stack grow faster than the code with
-//! nesting, and it cannot be stopped.
+//! Bounds on WebAssembly before it is compiled: a compiler's time and stack grow faster than the
+//! code with nesting, and it cannot be stopped.
 
 use wasmparser::{Operator, Parser, Payload};
 

@@ -1,7 +1,8 @@
 //! Routes: what answers a request, as configurations, requests, experiments, evaluations and traces
 //! write it.
 //!
-//! All of them have the same two fields. `router` is a router's name or an object, `adapters` a list:
+//! All of them have the same two fields. `router` is a router's name or an object, `adapters` a
+//! list:
 //!
 //! ```
 //! # use polyskill_route::RouteSpec;
@@ -104,8 +105,8 @@ struct Fields {
 }
 
 impl From<Fields> for RouteSpec {
-    /// Parameters and candidates beside a router belong to it, behind its own. Without one they make
-    /// a router without a name, which [`RouteSpec::check`] refuses.
+    /// Parameters and candidates beside a router belong to it, behind its own. Without one they
+    /// make a router without a name, which [`RouteSpec::check`] refuses.
     fn from(Fields { router, params, modules, adapters }: Fields) -> Self {
         if params.is_none() && modules.is_none() {
             return Self { router, adapters };

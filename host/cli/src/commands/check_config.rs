@@ -6,7 +6,8 @@ use crate::arguments::ServeArgs;
 
 /// Prints the effective configuration as TOML, after the checks that a server does at its start.
 ///
-/// Keys show as `(set)`, and URLs without their passwords and queries. Nothing is loaded, so a path that does not exist may still be printed.
+/// Keys show as `(set)`, and URLs without their passwords and queries. Nothing is loaded, so a path
+/// that does not exist may still be printed.
 pub(crate) fn run(args: &ServeArgs) -> Result<(), String> {
     let mut config = args.config()?;
     config.check().map_err(|error| error.to_string())?;

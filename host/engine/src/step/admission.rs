@@ -12,12 +12,12 @@ use super::sequence::{Sequence, Start};
 use crate::hooks::prefix::store_prefix;
 
 impl State {
-    /// Resumes preempted requests and starts waiting ones, while there is room. A request that does not
-    /// fit holds up those behind it, so that a long one is not overtaken for ever. At most `max_rows`
-    /// run, as each may need a row in every step.
+    /// Resumes preempted requests and starts waiting ones, while there is room. A request that does
+    /// not fit holds up those behind it, so that a long one is not overtaken for ever. At most
+    /// `max_rows` run, as each may need a row in every step.
     ///
-    /// A tenant that has nothing in execution comes first, and takes the place of the newest request of
-    /// whoever has most: nobody waits for another tenant's long answers to end.
+    /// A tenant that has nothing in execution comes first, and takes the place of the newest
+    /// request of whoever has most: nobody waits for another tenant's long answers to end.
     pub(super) fn admit(&mut self) {
         let most = self.config.max_running.min(self.config.max_rows);
         loop {
@@ -115,8 +115,8 @@ impl State {
         Some(())
     }
 
-    /// Gives every running sequence the blocks for its known tokens. Where none is left, the sequence
-    /// that was admitted last gives its own up, so the first always goes on.
+    /// Gives every running sequence the blocks for its known tokens. Where none is left, the
+    /// sequence that was admitted last gives its own up, so the first always goes on.
     pub(super) fn grow(&mut self) {
         let mut at = 0;
         while at < self.running.len() {
@@ -131,9 +131,9 @@ impl State {
         }
     }
 
-    /// Reserves blocks for a request's prompt, shares the cached blocks of its beginning, and stores
-    /// the keys and values that modules put before it. `None`, and nothing reserved, where there is no
-    /// room; a block for each running sequence is left, so that it can grow.
+    /// Reserves blocks for a request's prompt, shares the cached blocks of its beginning, and
+    /// stores the keys and values that modules put before it. `None`, and nothing reserved, where
+    /// there is no room; a block for each running sequence is left, so that it can grow.
     ///
     /// At least the last token is always computed, since its row gives the first logits. Scored
     /// prompts share nothing.

@@ -1,9 +1,9 @@
 //! Requests that wait, by tenant: the next is that of the tenant that has been served least.
 //!
-//! Served is counted in tokens over the tenant's weight, as in the virtual token counter of Sheng et al.
-//! (Fairness in Serving Large Language Models, OSDI 2024): a tenant that had nothing to do starts again
-//! where the least served of the others is, so that nobody saves up time, and whoever floods the server
-//! waits behind its own requests alone.
+//! Served is counted in tokens over the tenant's weight, as in the virtual token counter of Sheng
+//! et al. (Fairness in Serving Large Language Models, OSDI 2024): a tenant that had nothing to do
+//! starts again where the least served of the others is, so that nobody saves up time, and whoever
+//! floods the server waits behind its own requests alone.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,14 +1,15 @@
-//! The pace of prompts: how much of them a step may compute, while others wait for their next token,
-//! or may come.
+//! The pace of prompts: how much of them a step may compute, while others wait for their next
+//! token, or may come.
 //!
-//! The time is that of the prompts alone, on top of what the rows of the others take, which steps without
-//! prompts show: however many streams there are, prompts go on, and a stream's next token is held up by no
-//! more than that.
+//! The time is that of the prompts alone, on top of what the rows of the others take, which steps
+//! without prompts show: however many streams there are, prompts go on, and a stream's next token
+//! is held up by no more than that.
 //!
-//! A step's time follows from its rows and their positions, as attention reads all positions before a
-//! row. The pace is a bound in units of a row at position 0, and follows the measured times: a step that
-//! took longer than it should makes the next one smaller in proportion, one that was full and quick makes
-//! it a little larger. The size of a step changes no result, as a row's bits do not depend on it.
+//! A step's time follows from its rows and their positions, as attention reads all positions before
+//! a row. The pace is a bound in units of a row at position 0, and follows the measured times: a
+//! step that took longer than it should makes the next one smaller in proportion, one that was full
+//! and quick makes it a little larger. The size of a step changes no result, as a row's bits do not
+//! depend on it.
 
 use std::time::Duration;
 
@@ -16,8 +17,8 @@ use polyskill_model::ModelConfig;
 
 /// The least that a step computes of prompts, in units: prompts always go on.
 const LEAST: f64 = 8.0;
-/// Steps with one prompt and nothing else may take so many times the target: nobody waits yet, and who
-/// comes waits for one of them at most.
+/// Steps with one prompt and nothing else may take so many times the target: nobody waits yet, and
+/// who comes waits for one of them at most.
 const ALONE: u32 = 6;
 /// Prompts for each of which a step may take the target.
 const MOST_AT_ONCE: usize = 4;
@@ -39,9 +40,9 @@ impl RowCost {
         let hidden = config.hidden_size as f64;
         let products =
             hidden * (2.0 * width + 2.0 * kv_width + 3.0 * config.intermediate_size as f64);
-        // Scores and their sum are two products per position and feature. Attention reads its keys and
-        // values for them, and gets a ninth of the arithmetic out of a core that projections do:
-        // measured on SmolLM2-135M and Qwen2.5-0.5B.
+        // Scores and their sum are two products per position and feature. Attention reads its keys
+        // and values for them, and gets a ninth of the arithmetic out of a core that projections
+        // do: measured on SmolLM2-135M and Qwen2.5-0.5B.
         Self { scale: (products / (18.0 * width)).max(64.0) }
     }
 
@@ -75,8 +76,8 @@ pub(crate) struct Pace {
 const MAX_LOG: usize = 16;
 
 impl Pace {
-    /// A pace that starts at its most: the first step that takes too long sets it right. A target of
-    /// zero sets no bound.
+    /// A pace that starts at its most: the first step that takes too long sets it right. A target
+    /// of zero sets no bound.
     pub(crate) fn new(target: Duration, most_beside: usize, most_alone: usize) -> Self {
         let bound = |target, most: usize| {
             let most = (most as f64).max(LEAST);

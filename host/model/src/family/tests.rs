@@ -1,4 +1,5 @@
-//! Configurations of families: values that are refused, and the variation points of those that are not.
+//! Configurations of families: values that are refused, and the variation points of those that are
+//! not.
 
 use super::*;
 use serde_json::json;

@@ -72,8 +72,8 @@ pub(super) async fn feedback(
 /// grows with the number of their units. `unreadable` has those whose records cannot be read, and
 /// `set_aside` the name of a damaged store that was moved at the start.
 pub(super) async fn list(State(service): State<Arc<Service>>) -> Result<JsonReply<Json>, ApiError> {
-    let experiments = Arc::clone(&service);
-    let reports = blocking(move || Ok(experiments.experiments.reports())).await?;
+    let reader = Arc::clone(&service);
+    let reports = blocking(move || Ok(reader.experiments.reports())).await?;
     let moved = service.experiments.set_aside().and_then(std::path::Path::file_name);
     Ok(JsonReply(json!({
         "experiments": reports,

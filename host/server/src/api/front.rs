@@ -1,4 +1,5 @@
-//! The front of the server at its routes: foreign hosts and pages are refused, and senders are told apart.
+//! The front of the server at its routes: foreign hosts and pages are refused, and senders are told
+//! apart.
 
 use std::sync::Arc;
 

@@ -11,8 +11,8 @@ use crate::service::Service;
 
 /// Bytes of a text that is tokenized where it is read: it takes less than to hand it over.
 const AT_ONCE: usize = 1 << 10;
-/// Runs work on texts of so many bytes, in its lane. `may_take_long` sends short texts there too, as
-/// templates may do more with them than tokenizers.
+/// Runs work on texts of so many bytes, in its lane. `may_take_long` sends short texts there too,
+/// as templates may do more with them than tokenizers.
 pub(super) async fn text_work<T: Send + 'static>(
     service: &Arc<Service>,
     bytes: usize,

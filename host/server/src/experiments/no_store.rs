@@ -1,5 +1,5 @@
-//! The store of a program that was built without the feature `sql`: it is empty, and takes nothing, so
-//! that no experiment can be declared.
+//! The store of a program that was built without the feature `sql`: it is empty, and takes nothing,
+//! so that no experiment can be declared.
 
 use std::path::Path;
 

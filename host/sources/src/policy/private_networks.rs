@@ -23,7 +23,8 @@ impl Resolve for Resolver {
         Box::pin(async move {
             let name = name.as_str();
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name, 0)).await?.collect();
-            // Every URL was compared with the policy before: another name is that of the system's proxy.
+            // Every URL was compared with the policy before: another name is that of the system's
+            // proxy.
             if policy.private_networks || !policy.names_host(name) {
                 return Ok(Box::new(found.into_iter()) as Addrs);
             }
@@ -53,7 +54,8 @@ fn is_public(address: IpAddr) -> bool {
 /// or for documentation.
 fn is_public_v4(v4: Ipv4Addr) -> bool {
     let [a, b, ..] = v4.octets();
-    // 100.64.0.0/10 is shared by providers and clouds, 192.0.0.0/24 and 198.18.0.0/15 are for networks.
+    // 100.64.0.0/10 is shared by providers and clouds, 192.0.0.0/24 and 198.18.0.0/15 are for
+    // networks.
     let shared = a == 100 && (64..128).contains(&b);
     let special = (a == 198 && (18..20).contains(&b)) || v4.octets()[..3] == [192, 0, 0];
     !(a == 0

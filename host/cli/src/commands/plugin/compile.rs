@@ -16,11 +16,11 @@ const WORLD: &str = include_str!("../../../../../sdk/wit/router-0.1/router.wit")
 /// Cargo's feature for the flat ABI. Without it, the SDK exports a component's functions.
 const FLAT: &str = "polyskill-sdk/flat";
 
-/// C compilers take these flags in any form. Multiplications and additions are not contracted, so that a
-/// sum has the same bits wherever it is compiled.
+/// C compilers take these flags in any form. Multiplications and additions are not contracted, so
+/// that a sum has the same bits wherever it is compiled.
 const C_FLAGS: [&str; 4] = ["-O3", "-Wall", "-Wextra", "-ffp-contract=off"];
-/// Flags of a core module: SIMD and bulk memory, without a standard library, an entry point and names
-/// for debuggers.
+/// Flags of a core module: SIMD and bulk memory, without a standard library, an entry point and
+/// names for debuggers.
 const C_WASM_FLAGS: [&str; 5] =
     ["-nostdlib", "-mbulk-memory", "-msimd128", "-Wl,--no-entry", "-Wl,--strip-all"];
 
@@ -166,8 +166,8 @@ fn library_name(dir: &Path) -> Result<String, String> {
     Ok(name.replace('-', "_"))
 }
 
-/// Compiles all .c files of a project into one library. They find `polyskill.h` in the project, else
-/// the one that this program brings.
+/// Compiles all .c files of a project into one library. They find `polyskill.h` in the project,
+/// else the one that this program brings.
 fn c(
     project: &Project<'_>,
     compiler: &[String],

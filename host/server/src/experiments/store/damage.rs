@@ -28,8 +28,8 @@ pub(super) fn set_aside(place: &Path) -> std::io::Result<PathBuf> {
         name.push(end);
         PathBuf::from(name)
     };
-    let free = (1..=1_000).map(|number| with(place, &format!(".damaged-{number}")));
-    let Some(moved) = free.into_iter().find(|path| !path.exists()) else {
+    let mut names = (1..=1_000).map(|number| with(place, &format!(".damaged-{number}")));
+    let Some(moved) = names.find(|path| !path.exists()) else {
         return Err(std::io::Error::other("1,000 damaged files lie beside it already"));
     };
     std::fs::rename(place, &moved)?;
